@@ -1,0 +1,39 @@
+"""The errors that cross a module's border."""
+
+from __future__ import annotations
+
+
+class RaftdError(Exception):
+    """The base of raftd's own errors: its text tells the user what is wrong and what to do."""
+
+
+class ConfigError(RaftdError):
+    """The configuration cannot be used; the text names the path inside the file."""
+
+
+class NotLeader(RaftdError):
+    """A proposal reached a node that does not lead. `leader` is the node to ask, 0 if unknown."""
+
+    def __init__(self, leader: int) -> None:
+        super().__init__(f"node {leader} leads" if leader else "no leader is known")
+        self.leader = leader
+
+
+class Overloaded(RaftdError):
+    """Too much waits to be committed; nothing was proposed."""
+
+
+class FrameError(RaftdError):
+    """Bytes on a connection that are no frame of this protocol, or a frame over the limit."""
+
+
+class StorageError(RaftdError):
+    """The data directory cannot be used."""
+
+
+class DirectoryLocked(StorageError):
+    """Another process holds the data directory."""
+
+
+class CorruptionError(StorageError):
+    """Data that was durable is damaged. Nothing was changed; the text names file and offset."""

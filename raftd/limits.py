@@ -1,0 +1,111 @@
+"""Every limit of raftd: its name, its unit, and why it has this value.
+
+Nothing here is configuration. What an operator may change stands in `config.py`, with its bounds.
+"""
+
+# -- time ---------------------------------------------------------------------------------------
+
+#: One logical tick of the consensus core, in milliseconds. Fine enough that election timeouts drawn
+#: from [T, 2T) of a 250 ms T rarely collide, coarse enough that thirteen nodes on one machine idle.
+TICK_MS = 10
+
+#: Defaults of the two consensus timings, in milliseconds. An election timeout is drawn from [T, 2T).
+ELECTION_TIMEOUT_MS = 250
+HEARTBEAT_MS = 50
+
+#: How long the cluster keeps the sessions of a silent node, in milliseconds.
+SESSION_GRACE_MS = 5_000
+
+#: Bounds of the configurable timings, in milliseconds. Below the lower ones a busy Python process
+#: misses its own heartbeats; above the upper ones no operator would wait.
+ELECTION_TIMEOUT_MIN_MS = 50
+ELECTION_TIMEOUT_MAX_MS = 60_000
+HEARTBEAT_MIN_MS = 10
+SESSION_GRACE_MIN_MS = 100
+SESSION_GRACE_MAX_MS = 3_600_000
+
+#: With timers due and no traffic the leader appends an empty batch, but never within this many
+#: milliseconds of the entry before: a thousand timers a second then cost a hundred entries.
+TIMER_ENTRY_GAP_MS = 10
+
+#: An idle log is sealed after this long (milliseconds), so that damage to its last batch is told
+#: apart from a torn write.
+SEAL_IDLE_MS = 50
+
+#: A connection that has not said hello by then (seconds) is closed.
+HELLO_TIMEOUT_S = 5.0
+
+#: How long an orderly stop waits for the write in flight (seconds). SIGTERM must end a node in 2 s.
+STOP_TIMEOUT_S = 1.0
+
+#: How long sent bytes may stay unacknowledged on a peer connection (milliseconds) before the kernel
+#: gives it up. After a partition a fresh connection is there sooner than TCP's own retransmission.
+PEER_TCP_TIMEOUT_MS = 5_000
+
+# -- sizes --------------------------------------------------------------------------------------
+
+#: A line of the line door with its CRLF, in bytes (beanstalkd's LINE_BUF_SIZE).
+LINE_BYTES = 224
+
+#: A tube's name, in bytes (beanstalkd's MAX_TUBE_NAME_LEN less its NUL).
+TUBE_NAME_BYTES = 200
+
+#: The default of `max_job_size` and the most it can be set to, in bytes. A job must fit one frame.
+MAX_JOB_BYTES = 65_535
+MAX_JOB_BYTES_CEILING = 16 << 20
+
+#: What a frame may carry before the hello, in bytes: a stranger cannot make us buffer more.
+HELLO_FRAME_BYTES = 8 << 10
+
+#: The largest frame, in bytes: the largest job with everything that can stand around it.
+FRAME_BYTES = MAX_JOB_BYTES_CEILING + (1 << 20)
+
+#: Entries of one AppendEntries, in bytes: this many, or one entry if that is larger. A longer
+#: message would hold up the heartbeat behind it.
+APPEND_BYTES = 1 << 20
+
+#: Commands of one gateway batch, in bytes and in number: this many, or one command.
+BATCH_BYTES = 512 << 10
+BATCH_COMMANDS = 4_096
+
+#: Proposals of a leader that are not yet committed, in bytes. Beyond it batches are refused and come again.
+UNCOMMITTED_BYTES = 64 << 20
+
+#: Commands a gateway holds for its clients and has not applied, in bytes. Beyond it a put is answered
+#: with an error that says it did not happen.
+GATEWAY_BYTES = 64 << 20
+
+#: A log segment is closed when it has grown past this many bytes.
+SEGMENT_BYTES = 64 << 20
+
+#: The unit in which a disk loses or tears a write, in bytes. Disks with 4 KiB sectors lose eight.
+SECTOR_BYTES = 512
+
+# -- counts -------------------------------------------------------------------------------------
+
+#: AppendEntries in flight to one follower, in messages and in bytes, before the leader waits for an
+#: acknowledgement.
+WINDOW_MESSAGES = 256
+WINDOW_BYTES = 16 << 20
+
+#: Batches of one gateway in flight. Measured: one loses a third of the throughput, more than four
+#: only makes the batches smaller.
+GATEWAY_IN_FLIGHT = 4
+
+#: Timers fired, or reservations and sessions given back, while one entry is applied. The rest stays
+#: due, so that no entry holds up the reactor.
+TIMERS_PER_ENTRY = 4_096
+
+#: Committed entries applied in one turn, in number and in bytes. A node that replays a long log keeps
+#: answering heartbeats.
+APPLY_ENTRIES = 512
+APPLY_BYTES = 4 << 20
+
+#: Commands of one line or client connection that are not answered yet, in number and in bytes, before
+#: reading pauses.
+CONNECTION_IN_FLIGHT = 128
+CONNECTION_BYTES = 1 << 20
+
+#: Unsent replies of one connection, in bytes, at which it is dropped (one job more than this may wait).
+#: Reading already pauses when the transport's own buffer (64 KiB) is full.
+REPLY_BYTES = 4 << 20

@@ -1,0 +1,555 @@
+"""Raft (Ongaro and Ousterhout, extended version; Ongaro's thesis for PreVote and ReadIndex), sans I/O.
+
+                  election timeout            a majority would vote        a majority voted
+    FOLLOWER ───────────────────▶ PRE_CANDIDATE ─────────────▶ CANDIDATE ─────────────▶ LEADER
+        ▲                               │                          │                      │
+        └── a leader is heard, a higher term is seen, too few would vote, a leader without a quorum ──┘
+
+Every method that takes input may queue effects; `ready()` collects them (its contract: `ready.py`). No
+method reads a clock: `tick()` brings the driver's monotonic and wall clock, all of one turn happens at
+that time. Election timeouts count ticks, not milliseconds: a process that was stopped for a while hears
+what has arrived before it believes that the leader is gone.
+
+PreVote and CheckQuorum are always on. Rules that carry an R number are explained, with the bug they come
+from, by the test of that name in `tests/raft/`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable, Sequence
+from random import Random
+
+from raftd.errors import NotLeader, Overloaded
+from raftd.limits import APPEND_BYTES, APPLY_BYTES, APPLY_ENTRIES, UNCOMMITTED_BYTES
+from raftd.raft.log import Log
+from raftd.raft.logtime import LogClock
+from raftd.raft.messages import (
+    AppendEntries,
+    AppendEntriesReply,
+    Entry,
+    EntryKind,
+    Message,
+    PreVote,
+    PreVoteReply,
+    ReadIndex,
+    ReadIndexReply,
+    RequestVote,
+    RequestVoteReply,
+)
+from raftd.raft.progress import Progress
+from raftd.raft.quorum import Tally, has_majority, majority_value
+from raftd.raft.reads import PendingReads
+from raftd.raft.ready import HardState, Persist, ReadState, Ready, Role, RoleChange
+
+
+class Raft:
+    """One node's part in the consensus.
+
+    `election_ticks` is T; an election timeout is drawn from [T, 2T). `incarnation` numbers this process
+    among all that ever ran on the data directory, from 1. `doubtful` in `hard_state` is never set for
+    the only voter: nobody could outvote it.
+    """
+
+    def __init__(
+        self,
+        node: int,
+        voters: Collection[int],
+        log: Log,
+        hard_state: HardState,
+        incarnation: int,
+        random: Random,
+        election_ticks: int,
+        heartbeat_ticks: int,
+    ) -> None:
+        self.node = node
+        self.voters = frozenset(voters)
+        if node not in self.voters:
+            raise ValueError(f"node {node} is not among the voters {sorted(self.voters)}")
+        self.peers = tuple(sorted(self.voters - {node}))
+        self.log = log
+        self.term = hard_state.term
+        self.voted_for = hard_state.voted_for
+        self.doubtful = hard_state.doubtful
+        self.incarnation = incarnation
+        self.role = Role.FOLLOWER
+        self.leader = 0
+        self.clock = LogClock()
+        self.progress: dict[int, Progress] = {}
+        self.now_ms = 0
+        self.wall_ms = 0
+        self._random = random
+        self._election_ticks = election_ticks
+        self._heartbeat_ticks = heartbeat_ticks
+        self._timeout_ticks = 0
+        self._elapsed_ticks = 0
+        self._heartbeat_elapsed_ticks = 0
+        self._tick = 0
+        self._draw_timeout()
+        if len(self.voters) == 1:
+            self._timeout_ticks = 1  # there is nobody to wait for
+        # an election
+        self._tally = Tally(self.voters)
+        self._estimates: list[int | None] = []
+        self._walls: list[int] = []
+        self._own_vote_number = 0  # the persist that makes it durable, 0 until handed over
+        # leading
+        self._reads = PendingReads()
+        self._first_own_index = 0  # of this term, as leader
+        self._uncommitted_bytes = 0
+        # a doubtful node is sound again once this index is committed and durable here; 0: not known
+        self._sound_at_index = 0
+        # effects not collected yet
+        self._hard_state_changed = False
+        self._hard_state_number = 0  # the last persist that carried it
+        self._persist_number = 0
+        self._unfinished: deque[tuple[int, int]] = deque()  # (persist number, tick when handed over)
+        self._send_now: list[tuple[int, Message]] = []
+        self._send_after: list[tuple[int, Message]] = []
+        self._finished_reads: list[ReadState] = []
+        self._changes: list[RoleChange] = []
+
+    # -- what the driver may look at ----------------------------------------------------------
+
+    @property
+    def is_leader(self) -> bool:
+        return self.role is Role.LEADER
+
+    @property
+    def has_committed_own_entry(self) -> bool:
+        """Whether this leader has committed an entry of its term; before that it serves no read (R20)."""
+        return self.is_leader and self.log.commit_index >= self._first_own_index
+
+    @property
+    def first_own_index(self) -> int:
+        """The index of this leader's first entry."""
+        return self._first_own_index
+
+    def clock_ms(self) -> int | None:
+        """Log time now: exact on the leader, an estimate elsewhere, None if none was ever heard."""
+        return self.clock.estimate_ms(self.now_ms)
+
+    # -- input --------------------------------------------------------------------------------
+
+    def at(self, now_ms: int, wall_ms: int) -> None:
+        """All that follows happens at this time: the driver's monotonic clock and its wall clock."""
+        self.now_ms = max(self.now_ms, now_ms)
+        self.wall_ms = wall_ms
+
+    def tick(self) -> None:
+        """One logical tick has passed."""
+        self._tick += 1
+        self._elapsed_ticks += 1
+        if self.is_leader:
+            self._tick_leader()
+        elif self._elapsed_ticks >= self._timeout_ticks and self._hard_state_durable and not self._disk_stalled:
+            # (A vote of our own needs the disk; one that is on its way to it is not overtaken by another.)
+            self.campaign("no leader heard within the election timeout")
+
+    def campaign(self, reason: str) -> None:
+        """Ask whether an election could be won (PreVote, thesis §9.6); the only voter need not ask."""
+        if self.is_leader:
+            return
+        self._draw_timeout()
+        if len(self.voters) == 1:
+            self._start_election(reason)
+            return
+        # R6: the known leader is forgotten, or two pre-candidates would refuse each other for its sake
+        self._become(Role.PRE_CANDIDATE, 0, reason)
+        self._tally = Tally(self.voters)
+        self._tally.count(self.node, True)
+        for peer in self.peers:
+            self._send_now.append((peer, PreVote(self.term + 1, self.log.last_index, self.log.last_term)))
+
+    def step(self, sender: int, message: Message) -> None:
+        """A message of `sender` has arrived. Nodes that are no voters are not heard."""
+        if sender not in self.voters or sender == self.node:
+            return
+        match message:
+            case AppendEntries():
+                self._on_append_entries(sender, message)
+            case AppendEntriesReply():
+                self._on_append_entries_reply(sender, message)
+            case PreVote():
+                if not self._is_disturbed_by(sender):
+                    self._on_pre_vote(sender, message)
+            case RequestVote():
+                if not self._is_disturbed_by(sender):
+                    self._on_request_vote(sender, message)
+            case PreVoteReply():
+                self._on_pre_vote_reply(sender, message)
+            case RequestVoteReply():
+                self._on_request_vote_reply(sender, message)
+            case ReadIndex():
+                if self.is_leader and message.term == self.term:
+                    self._reads.ask(sender, message.context)
+            case ReadIndexReply():
+                if message.term == self.term:
+                    self._finished_reads.append(ReadState(message.context, message.index, message.clock_ms))
+
+    def propose(self, proposals: Sequence[tuple[EntryKind, bytes]]) -> int:
+        """Append entries as the leader; the index of the last one.
+
+        Raises NotLeader, or Overloaded when too much waits to be committed (R19): then nothing was
+        appended, and nothing vanishes in silence.
+        """
+        if not self.is_leader:
+            raise NotLeader(self.leader)
+        size = sum(len(data) + 32 for _, data in proposals)
+        if self._uncommitted_bytes and self._uncommitted_bytes + size > UNCOMMITTED_BYTES:
+            raise Overloaded(f"{self._uncommitted_bytes} bytes of proposals wait to be committed")
+        self._append(proposals)
+        return self.log.last_index
+
+    def read_index(self, context: int) -> None:
+        """Start a linearizable read; a ReadState with `context` follows, or never, if leadership changes.
+
+        The asker asks again when the leader or the term has changed. Raises NotLeader if none is known.
+        """
+        if self.is_leader:
+            self._reads.ask(self.node, context)
+        elif self.leader:
+            self._send_now.append((self.leader, ReadIndex(self.term, context)))
+        else:
+            raise NotLeader(0)
+
+    def notify_commit(self, nodes: Iterable[int]) -> None:
+        """Tell these followers the commit index at once, not with the next heartbeat."""
+        for node in nodes:
+            if node in self.progress:
+                self.progress[node].message_due = True
+
+    def hearing_from(self, sender: int) -> None:
+        """Bytes of an unfinished message of `sender` have arrived: a long one is no silence."""
+        if sender == self.leader:
+            self._elapsed_ticks = 0
+
+    def link_changed(self, peer: int) -> None:
+        """The connection to `peer` came up or went down: whatever was in flight may be lost."""
+        progress = self.progress.get(peer)
+        if progress is not None:
+            progress.probe(progress.match_index + 1 if progress.match_index else progress.next_index)
+            progress.message_due = True
+
+    def persisted(self, number: int) -> None:
+        """All persists up to `number` are durable."""
+        while self._unfinished and self._unfinished[0][0] <= number:
+            self._unfinished.popleft()
+        self.log.written(number)
+        if self.role is Role.CANDIDATE and 0 < self._own_vote_number <= number:
+            self._tally.count(self.node, True, self.doubtful)
+            self._settle_election()
+        if self.is_leader:
+            self._advance_commit()
+        self._recover_from_doubt()
+
+    # -- output -------------------------------------------------------------------------------
+
+    def ready(self) -> Ready:
+        """Everything that must happen now."""
+        if self.is_leader:
+            self._finish_reads()
+            if self.has_committed_own_entry and self._reads.start_round(self.log.commit_index):
+                self._finish_reads()  # the only voter confirms itself
+                self.notify_commit(self.peers)
+            for peer, progress in self.progress.items():
+                self._replicate(peer, progress)
+        persist = self._collect_persist()
+        apply = self.log.next_to_apply(APPLY_ENTRIES, APPLY_BYTES)
+        ready = Ready(
+            send_now=self._send_now,
+            persist=persist,
+            send_after_persist=self._send_after,
+            after=self._unfinished[-1][0] if self._unfinished else 0,
+            apply=apply,
+            reads=self._finished_reads,
+            changes=self._changes,
+            more=self.log.applied_index < self.log.commit_index,
+        )
+        self._send_now, self._send_after, self._finished_reads, self._changes = [], [], [], []
+        return ready
+
+    def _collect_persist(self) -> Persist | None:
+        entries_wait = self.log.handed_index < self.log.last_index
+        if not entries_wait and not self._hard_state_changed:
+            return None
+        self._persist_number += 1
+        hard_state = None
+        if self._hard_state_changed:
+            hard_state = HardState(self.term, self.voted_for, self.doubtful)
+            self._hard_state_changed = False
+            self._hard_state_number = self._persist_number
+            if self.role is Role.CANDIDATE and not self._own_vote_number:
+                self._own_vote_number = self._persist_number
+        entries = self.log.hand_over(self._persist_number) if entries_wait else []
+        self._unfinished.append((self._persist_number, self._tick))
+        return Persist(self._persist_number, hard_state, entries)
+
+    # -- roles --------------------------------------------------------------------------------
+
+    def _draw_timeout(self) -> None:
+        self._timeout_ticks = self._random.randrange(self._election_ticks, 2 * self._election_ticks)
+
+    def _become(self, role: Role, leader: int, reason: str) -> None:
+        """Every change of role or leader passes here."""
+        if (role, leader) != (self.role, self.leader) or role is not Role.FOLLOWER:
+            self._changes.append(RoleChange(role, self.term, leader, reason))
+        if role is not Role.FOLLOWER or self.role is not Role.FOLLOWER:
+            self._elapsed_ticks = 0
+        self.role, self.leader = role, leader
+        if role is not Role.LEADER:
+            self.progress = {}
+            self._reads = PendingReads()
+            self._uncommitted_bytes = 0
+
+    def _adopt_term(self, term: int, reason: str) -> None:
+        """A higher term was seen. That is not a vote (R2): the vote is cleared, and only here."""
+        self.term = term
+        self.voted_for = 0
+        self._hard_state_changed = True
+        self._sound_at_index = 0
+        self._become(Role.FOLLOWER, 0, reason)
+
+    def _start_election(self, reason: str) -> None:
+        self.term += 1
+        self.voted_for = self.node
+        self._hard_state_changed = True
+        self._own_vote_number = 0
+        self._draw_timeout()
+        self._become(Role.CANDIDATE, 0, reason)
+        self._tally = Tally(self.voters)
+        self._estimates, self._walls = [], []
+        for peer in self.peers:
+            self._send_after.append((peer, RequestVote(self.term, self.log.last_index, self.log.last_term)))
+
+    def _become_leader(self) -> None:
+        self._become(Role.LEADER, self.node, "a majority voted for it")
+        self.clock.lead(self.term, self.log.last_time_ms, [*self._estimates, self.clock_ms()], [*self._walls, self.wall_ms], self.now_ms)
+        self.progress = {peer: Progress(self.log.last_index + 1) for peer in self.peers}
+        self._heartbeat_elapsed_ticks = 0
+        self._uncommitted_bytes = 0
+        self._first_own_index = self._sound_at_index = self.log.last_index + 1
+        if self.log.last_index == 0:
+            # the first entry of a cluster is its random id
+            self._append([(EntryKind.CONFIG, self._random.randbytes(16))])
+        else:
+            self._append([(EntryKind.NOOP, b"")])
+
+    def _append(self, proposals: Sequence[tuple[EntryKind, bytes]]) -> None:
+        stamp = max(self.log.last_time_ms, self.clock_ms() or 0)
+        first = self.log.last_index + 1
+        entries = [Entry(self.term, first + place, stamp, kind, data) for place, (kind, data) in enumerate(proposals)]
+        self._uncommitted_bytes += sum(entry.size_bytes for entry in entries)
+        self.log.append(entries)
+
+    # -- elections ----------------------------------------------------------------------------
+
+    def _is_disturbed_by(self, candidate: int) -> bool:
+        """R5: with a live leader nobody needs an election. Checked before the message's term is looked
+        at, so that it raises none. The leader itself may ask: it knows best that it leads no more."""
+        return self.leader not in (0, candidate) and self._elapsed_ticks < self._election_ticks
+
+    def _on_pre_vote(self, sender: int, message: PreVote) -> None:
+        granted = message.term > self.term and self.log.is_up_to_date(message.last_log_index, message.last_log_term)
+        self._send_now.append((sender, PreVoteReply(message.term if granted else self.term, granted)))
+
+    def _on_pre_vote_reply(self, sender: int, message: PreVoteReply) -> None:
+        if not message.granted and message.term > self.term:
+            self._adopt_term(message.term, f"node {sender} is in a later term")
+        elif self.role is Role.PRE_CANDIDATE and (not message.granted or message.term == self.term + 1):
+            # A grant counts as sound here even from a doubtful voter: it decides nothing yet.
+            self._tally.count(sender, message.granted)
+            if self._tally.won:
+                self._start_election("a majority would vote for it")
+            elif self._tally.lost:
+                self._become(Role.FOLLOWER, 0, "a majority would not vote for it")
+
+    def _on_request_vote(self, sender: int, message: RequestVote) -> None:
+        if message.term > self.term:
+            self._adopt_term(message.term, f"node {sender} campaigns in a later term")  # R3
+        granted = (
+            message.term == self.term
+            and self.role is Role.FOLLOWER
+            and self.leader == 0
+            and self.voted_for in (0, sender)
+            and self.log.is_up_to_date(message.last_log_index, message.last_log_term)
+        )
+        if granted:
+            self._elapsed_ticks = 0
+            if self.voted_for == 0:
+                self.voted_for = sender
+                self._hard_state_changed = True
+        reply = RequestVoteReply(self.term, granted, self.doubtful, self.clock_ms(), self.wall_ms)
+        (self._send_after if granted else self._send_now).append((sender, reply))
+
+    def _on_request_vote_reply(self, sender: int, message: RequestVoteReply) -> None:
+        if message.term > self.term:
+            self._adopt_term(message.term, f"node {sender} is in a later term")
+        elif self.role is Role.CANDIDATE and message.term == self.term:
+            self._tally.count(sender, message.granted, message.doubtful)
+            if message.granted:
+                self._estimates.append(message.clock_ms)
+                self._walls.append(message.wall_ms)
+            self._settle_election()
+
+    def _settle_election(self) -> None:
+        """Nobody was asked before the own vote was durable, so whoever wins has it counted."""
+        if self._tally.won:
+            self._become_leader()
+        elif self._tally.lost:
+            self._become(Role.FOLLOWER, 0, "a majority voted against it")
+
+    @property
+    def _hard_state_durable(self) -> bool:
+        """Whether term and vote, as they are now, would survive a crash."""
+        durable = self._unfinished[0][0] - 1 if self._unfinished else self._persist_number
+        return not self._hard_state_changed and self._hard_state_number <= durable
+
+    # -- following ----------------------------------------------------------------------------
+
+    def _on_append_entries(self, sender: int, message: AppendEntries) -> None:
+        if message.term < self.term:
+            self._refuse(sender, message)  # R8: the answer carries the higher term
+            return
+        if message.term > self.term:
+            self._adopt_term(message.term, f"node {sender} leads in a later term")
+        if self.is_leader:
+            raise AssertionError(f"nodes {self.node} and {sender} both lead in term {self.term}")
+        if self.leader != sender or self.role is not Role.FOLLOWER:
+            self._become(Role.FOLLOWER, sender, f"node {sender} leads")
+        self._elapsed_ticks = 0
+        self.clock.hear(message.term, message.clock_ms, self.now_ms)
+        if message.heard == self.incarnation:
+            self._sound_at_index = message.heard_at + 1
+
+        log = self.log
+        prev = message.prev_log_index
+        # At or below the commit index the leader's log is ours, purged or not (R16).
+        if prev > log.commit_index and log.term_at(prev) != message.prev_log_term:
+            self._refuse(sender, message)
+            return
+        log.merge(message.entries)
+        last_new = prev + len(message.entries)
+        log.commit_to(min(message.leader_commit, last_new))  # R11
+        index = max(last_new, min(log.commit_index, log.durable_index))
+        if not message.entries:
+            # A heartbeat's answer waits for no disk: it claims just what is durable.
+            index = min(index, log.durable_index)
+        reply = AppendEntriesReply(self.term, True, index, 0, 0, message.read_round, self.incarnation)
+        leave_at_once = index <= log.durable_index and self._hard_state_durable
+        (self._send_now if leave_at_once else self._send_after).append((sender, reply))
+        self._recover_from_doubt()
+
+    def _refuse(self, sender: int, message: AppendEntries) -> None:
+        """Name the greatest index at which the logs can agree (R13)."""
+        hint_index = self.log.last_with_term_at_most(message.prev_log_term, message.prev_log_index)
+        hint_term = self.log.term_at(hint_index) or 0
+        reply = AppendEntriesReply(
+            self.term, False, message.prev_log_index, hint_index, hint_term, message.read_round, self.incarnation
+        )
+        self._send_now.append((sender, reply))
+
+    def _recover_from_doubt(self) -> None:
+        """Sound again: an entry that the leader appended after it first heard this process is committed
+        and durable here, and so is everything before it."""
+        index = self._sound_at_index
+        if self.doubtful and 0 < index <= self.log.commit_index and index <= self.log.durable_index:
+            self.doubtful = False
+            self._hard_state_changed = True
+
+    # -- leading ------------------------------------------------------------------------------
+
+    @property
+    def _disk_stalled(self) -> bool:
+        """Whether a write has been on its way for 2T."""
+        return bool(self._unfinished) and self._tick - self._unfinished[0][1] >= 2 * self._election_ticks
+
+    def _tick_leader(self) -> None:
+        if self._disk_stalled and self.peers:
+            # R34: heartbeats alone would keep a leader that can commit nothing; the only voter stays.
+            self._become(Role.FOLLOWER, 0, "its disk has not finished a write for two election timeouts")
+            return
+        if self._elapsed_ticks >= self._election_ticks:
+            self._elapsed_ticks = 0
+            active = {peer for peer, progress in self.progress.items() if progress.recently_active}
+            if not has_majority(self.voters, active | {self.node}):
+                self._become(Role.FOLLOWER, 0, "no majority answered within the election timeout")  # R7
+                return
+            for progress in self.progress.values():
+                progress.recently_active = False
+        self._heartbeat_elapsed_ticks += 1
+        if self._heartbeat_elapsed_ticks >= self._heartbeat_ticks:
+            self._heartbeat_elapsed_ticks = 0
+            self.notify_commit(self.peers)
+
+    def _replicate(self, peer: int, progress: Progress) -> None:
+        """Send what the window allows; an empty AppendEntries if one is due all the same."""
+        while progress.next_index <= self.log.last_index and progress.may_send:
+            entries = self.log.limited(progress.next_index, self.log.last_index, APPEND_BYTES)
+            self._send_append_entries(peer, progress, entries)
+            progress.sent(entries[-1].index, sum(entry.size_bytes for entry in entries))
+        if progress.message_due:
+            self._send_append_entries(peer, progress, ())
+
+    def _send_append_entries(self, peer: int, progress: Progress, entries: tuple[Entry, ...]) -> None:
+        prev = progress.next_index - 1
+        prev_term = self.log.term_at(prev)
+        if prev_term is None:
+            raise AssertionError(f"entry {prev}, the one before node {peer}'s next, is not in the log")
+        progress.message_due = False
+        message = AppendEntries(
+            self.term,
+            prev,
+            prev_term,
+            entries,
+            self.log.commit_index,
+            self.clock_ms() or 0,
+            self._reads.round,
+            progress.incarnation,
+            progress.heard_at,
+        )
+        self._send_now.append((peer, message))
+
+    def _on_append_entries_reply(self, sender: int, message: AppendEntriesReply) -> None:
+        if message.term > self.term:
+            self._adopt_term(message.term, f"node {sender} is in a later term")
+            return
+        if not self.is_leader or message.term < self.term:
+            return
+        progress = self.progress[sender]
+        if message.incarnation < progress.incarnation:
+            return  # of a process that is gone
+        if message.incarnation > progress.incarnation:
+            progress.reborn(message.incarnation, self.log.last_index)
+        progress.recently_active = True
+        progress.last_heard_ms = self.now_ms
+        progress.read_round = max(progress.read_round, message.read_round)
+        if not message.success:
+            if progress.refused(message.index):
+                agreed = self.log.last_with_term_at_most(message.hint_term, message.hint_index)
+                progress.back_to(agreed + 1)
+        elif message.index <= self.log.last_index and progress.acknowledged(message.index):
+            self._advance_commit()
+
+    def _advance_commit(self) -> None:
+        """§5.3, §5.4.2: only entries of the own term are committed by counting (R9)."""
+        matches = {peer: progress.match_index for peer, progress in self.progress.items()}
+        matches[self.node] = self.log.durable_index
+        index = majority_value(self.voters, matches)
+        before = self.log.commit_index
+        if index <= before or self.log.term_at(index) != self.term:
+            return
+        self.log.commit_to(index)
+        committed = self.log.slice(max(before + 1, self._first_own_index), index)
+        self._uncommitted_bytes -= sum(entry.size_bytes for entry in committed)
+        self._recover_from_doubt()
+
+    def _finish_reads(self) -> None:
+        rounds = {peer: progress.read_round for peer, progress in self.progress.items()}
+        rounds[self.node] = self._reads.round
+        for asker, context, index in self._reads.finished(self.voters, rounds):
+            clock_ms = self.clock_ms() or 0
+            if asker == self.node:
+                self._finished_reads.append(ReadState(context, index, clock_ms))
+            else:
+                self._send_now.append((asker, ReadIndexReply(self.term, context, index, clock_ms)))

@@ -1,0 +1,129 @@
+"""What Raft nodes say to each other, and the entries they agree on.
+
+The names are those of the paper ("In Search of an Understandable Consensus Algorithm", extended
+version). The sender is known from the connection and stands in no message. Every message carries the
+sender's term, except that a PreVote and its grant carry the term that the asker would campaign in.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import msgspec
+
+
+class EntryKind(IntEnum):
+    """What an entry's data means. The core itself never looks into it."""
+
+    NOOP = 0
+    CONFIG = 1
+    BATCH = 2
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One log entry. `time_ms` is the leader's log clock, never less than in the entry before."""
+
+    term: int
+    index: int
+    time_ms: int
+    kind: EntryKind
+    data: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """What the entry counts for in every window and limit."""
+        return len(self.data) + 32
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
+    term: int
+
+
+class PreVote(_Message, frozen=True, tag=1):
+    """Would you vote for me? Changes nothing on either side (thesis §9.6)."""
+
+    last_log_index: int
+    last_log_term: int
+
+
+class PreVoteReply(_Message, frozen=True, tag=2):
+    """A grant echoes the request's term; a refusal carries the voter's own (R4)."""
+
+    granted: bool
+
+
+class RequestVote(_Message, frozen=True, tag=3):
+    """§5.2, §5.4.1."""
+
+    last_log_index: int
+    last_log_term: int
+
+
+class RequestVoteReply(_Message, frozen=True, tag=4):
+    """`doubtful`: the voter may have lost acknowledged entries (see `quorum.py`). `clock_ms` is the
+    voter's estimate of log time, None if it has heard none since it started; `wall_ms` its wall clock.
+    """
+
+    granted: bool
+    doubtful: bool
+    clock_ms: int | None
+    wall_ms: int
+
+
+class AppendEntries(_Message, frozen=True, tag=5):
+    """§5.3; heartbeats and commit notices are AppendEntries without entries.
+
+    `clock_ms` is the leader's log clock, `read_round` the newest round of ReadIndex that an answer
+    confirms. `heard` is the receiver's incarnation as the leader knows it (0: not heard yet), and
+    `heard_at` the leader's last index when it first heard it.
+    """
+
+    prev_log_index: int
+    prev_log_term: int
+    entries: tuple[Entry, ...]
+    leader_commit: int
+    clock_ms: int
+    read_round: int
+    heard: int
+    heard_at: int
+
+
+class AppendEntriesReply(_Message, frozen=True, tag=6):
+    """`success`: `index` is durable here and equals the leader's log up to it.
+
+    Otherwise `index` echoes the refused prev_log_index, and (`hint_index`, `hint_term`) is the greatest
+    place up to which the logs can agree (R13).
+    """
+
+    success: bool
+    index: int
+    hint_index: int
+    hint_term: int
+    read_round: int
+    incarnation: int
+
+
+class ReadIndex(_Message, frozen=True, tag=7):
+    """A follower asks for a read index (thesis §6.4)."""
+
+    context: int
+
+
+class ReadIndexReply(_Message, frozen=True, tag=8):
+    """Everything acknowledged before the question is at or below `index`; `clock_ms` is log time."""
+
+    context: int
+    index: int
+    clock_ms: int
+
+
+Message = (
+    PreVote
+    | PreVoteReply
+    | RequestVote
+    | RequestVoteReply
+    | AppendEntries
+    | AppendEntriesReply
+    | ReadIndex
+    | ReadIndexReply
+)

@@ -1,0 +1,75 @@
+"""What the core hands to its driver: one batch of effects, in four lanes."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import msgspec
+
+from raftd.raft.messages import Entry, Message
+
+
+class Role(Enum):
+    FOLLOWER = "follower"
+    PRE_CANDIDATE = "pre-candidate"
+    CANDIDATE = "candidate"
+    LEADER = "leader"
+
+
+class HardState(msgspec.Struct, frozen=True):
+    """What must survive a crash besides the log: one record, written whole (R1).
+
+    `voted_for` is 0 for no vote. `doubtful`: acknowledged entries may have been lost here (see `quorum.py`).
+    """
+
+    term: int = 0
+    voted_for: int = 0
+    doubtful: bool = False
+
+
+class Persist(msgspec.Struct, frozen=True):
+    """One thing to make durable, after all with lower numbers. `hard_state` is None if unchanged.
+
+    If the first entry's index is not above one handed over before, that one and all behind it are replaced.
+    """
+
+    number: int
+    hard_state: HardState | None
+    entries: list[Entry]
+
+
+class ReadState(msgspec.Struct, frozen=True):
+    """A finished read_index: serve the read once `index` is applied. `clock_ms` is log time."""
+
+    context: int
+    index: int
+    clock_ms: int
+
+
+class RoleChange(msgspec.Struct, frozen=True):
+    """For the operator: what this node is now, and why. `leader` is 0 while none is known."""
+
+    role: Role
+    term: int
+    leader: int
+    reason: str
+
+
+class Ready(msgspec.Struct):
+    """The driver's contract:
+
+    1. `send_now` may leave at once.
+    2. `persist` goes to the storage; when it is durable, `raft.persisted(number)` is called.
+    3. `send_after_persist` leaves when persist number `after` is durable (0: nothing to wait for).
+    4. `apply` is applied in order; `reads` are finished. Both may happen before 2 is durable.
+    5. `more` says that ready() has more to give at once.
+    """
+
+    send_now: list[tuple[int, Message]]
+    persist: Persist | None
+    send_after_persist: list[tuple[int, Message]]
+    after: int
+    apply: list[Entry]
+    reads: list[ReadState]
+    changes: list[RoleChange]
+    more: bool

@@ -1,0 +1,370 @@
+"""Elections and terms: rules R1–R8, and the paper's sentences (§5.1, §5.2, §5.4.1)."""
+
+from __future__ import annotations
+
+import pytest
+
+from raftd.raft.messages import AppendEntries, AppendEntriesReply, PreVote, PreVoteReply, RequestVote, RequestVoteReply
+from raftd.raft.quorum import Tally, majority_value
+from raftd.raft.ready import HardState, Role
+from tests.raft.harness import HEARTBEAT, WALL_MS, Cluster, T, alone, entries
+
+
+def append(term: int, prev: int = 0, prev_term: int = 0, *, batch=(), commit: int = 0, clock: int = WALL_MS) -> AppendEntries:
+    return AppendEntries(term, prev, prev_term, tuple(batch), commit, clock, 0, 1, 0)
+
+
+def sent(peer, kind):
+    return [message for _, message in peer.pump() if isinstance(message, kind)]
+
+
+# -- the paper ---------------------------------------------------------------------------------
+
+
+def test_paper_5_2_nodes_start_as_followers():
+    cluster = Cluster(3)
+    assert [cluster[node].role for node in (1, 2, 3)] == [Role.FOLLOWER] * 3
+
+
+def test_paper_5_2_a_follower_that_hears_nobody_campaigns_within_twice_the_timeout():
+    peer = alone()
+    for _ in range(T - 1):
+        peer.raft.tick()
+    assert peer.raft.role is Role.FOLLOWER
+    for _ in range(T):
+        peer.raft.tick()
+    assert peer.raft.role is Role.PRE_CANDIDATE
+
+
+def test_paper_5_2_election_timeouts_are_spread_over_the_interval():
+    drawn = set()
+    for node in range(1, 40):
+        peer = alone(node, voters=40)
+        drawn.add(peer.raft._timeout_ticks)
+    assert len(drawn) > T // 2
+    assert min(drawn) >= T
+    assert max(drawn) < 2 * T
+
+
+def test_paper_5_2_a_majority_of_votes_makes_a_leader_of_any_number_of_nodes():
+    for count in (1, 2, 3, 4, 5, 13):
+        cluster = Cluster(count)
+        cluster.elect(1)
+        assert cluster.leaders() == [1]
+        assert {cluster[node].leader for node in cluster.voters} == {1}
+
+
+def test_paper_5_2_the_only_voter_waits_for_nobody():
+    cluster = Cluster(1)
+    cluster.tick()
+    assert cluster[1].is_leader
+
+
+def test_paper_5_2_a_candidate_that_hears_a_leader_of_its_term_follows():
+    peer = alone()
+    peer.raft.campaign("test")
+    peer.raft.step(2, PreVoteReply(1, True))
+    assert peer.raft.role is Role.CANDIDATE
+    peer.pump()
+    peer.raft.step(3, append(1))
+    assert (peer.raft.role, peer.raft.leader) == (Role.FOLLOWER, 3)
+
+
+def test_paper_5_2_leaders_send_heartbeats_that_keep_the_lead():
+    cluster = Cluster(3)
+    cluster.elect(2)
+    cluster.seen.clear()
+    cluster.tick(10 * T)
+    assert cluster.leaders() == [2]
+    heartbeats = [m for sender, to, m in cluster.seen if (sender, to) == (2, 1) and isinstance(m, AppendEntries)]
+    assert len(heartbeats) == 10 * T // HEARTBEAT
+
+
+def test_paper_5_2_split_votes_are_resolved():
+    cluster = Cluster(4)
+    for node in (1, 2):
+        cluster[node].campaign("both at once")
+    cluster.settle()
+    cluster.tick(6 * T)
+    assert len(cluster.leaders()) == 1
+
+
+@pytest.mark.parametrize(
+    ("own", "last_index", "last_term", "granted"),
+    [
+        ([1, 1], 2, 1, True),
+        ([1, 1], 1, 1, False),  # shorter
+        ([1, 1], 3, 1, True),
+        ([1, 1], 1, 2, True),  # a later term beats a longer log
+        ([1, 2], 9, 1, False),
+        ([], 0, 0, True),
+    ],
+)
+def test_paper_5_4_1_a_vote_goes_only_to_a_log_at_least_as_up_to_date(own, last_index, last_term, granted):
+    peer = alone(log=entries(*own), term=2)
+    peer.raft.step(2, RequestVote(3, last_index, last_term))
+    (reply,) = sent(peer, RequestVoteReply)
+    assert reply.granted is granted
+    assert peer.raft.voted_for == (2 if granted else 0)
+
+
+# -- R1 to R8 ----------------------------------------------------------------------------------
+
+
+def test_r01_term_and_vote_are_durable_before_the_reply():
+    peer = alone()
+    peer.stalled = True
+    peer.raft.step(2, RequestVote(5, 0, 0))
+    assert not sent(peer, RequestVoteReply)
+    assert peer.disk.hard_state == HardState(0, 0)
+    peer.stalled = False
+    (reply,) = sent(peer, RequestVoteReply)
+    assert reply.granted
+    assert peer.disk.hard_state == HardState(5, 2)  # one record
+
+
+def test_r01_a_candidate_asks_for_votes_only_when_its_own_is_durable():
+    peer = alone()
+    peer.stalled = True
+    peer.raft.campaign("test")
+    peer.raft.step(2, PreVoteReply(1, True))
+    assert not sent(peer, RequestVote)
+    peer.stalled = False
+    assert len(sent(peer, RequestVote)) == 2
+    assert peer.disk.hard_state == HardState(1, 1)
+
+
+def test_r01_an_acknowledgement_waits_for_the_term_it_was_given_in():
+    peer = alone(log=entries(1), term=1)
+    peer.stalled = True
+    peer.raft.step(2, append(4, 1, 1))
+    assert not sent(peer, AppendEntriesReply)
+    peer.stalled = False
+    (reply,) = sent(peer, AppendEntriesReply)
+    assert (reply.term, peer.disk.hard_state.term) == (4, 4)
+
+
+def test_r02_a_higher_term_is_no_vote_and_a_vote_is_never_changed_within_a_term():
+    peer = alone(log=entries(1, 1), term=1)
+    peer.raft.step(2, RequestVote(5, 0, 0))  # stale log: refused
+    assert (peer.raft.term, peer.raft.voted_for) == (5, 0)
+    peer.raft.step(3, RequestVote(5, 2, 1))
+    peer.raft.step(2, RequestVote(5, 9, 4))
+    assert [reply.granted for reply in sent(peer, RequestVoteReply)] == [False, False, True]
+    assert peer.raft.voted_for == 3
+
+
+def test_r02_a_repeated_request_gets_the_same_vote():
+    peer = alone()
+    for _ in range(2):
+        peer.raft.step(2, RequestVote(1, 0, 0))
+    assert [reply.granted for reply in sent(peer, RequestVoteReply)] == [True, True]
+
+
+def test_r02_hearing_a_leader_of_a_later_term_clears_the_vote():
+    peer = alone()
+    peer.raft.step(2, RequestVote(1, 0, 0))
+    peer.raft.step(3, append(2))
+    assert (peer.raft.term, peer.raft.voted_for) == (2, 0)
+
+
+def test_r03_a_log_stale_request_still_raises_the_term():
+    peer = alone(log=entries(1, 1, 1), term=1)
+    peer.raft.step(2, RequestVote(7, 1, 1))
+    (reply,) = sent(peer, RequestVoteReply)
+    assert (reply.granted, reply.term, peer.raft.term) == (False, 7, 7)
+
+
+def test_r03_replies_to_pre_vote_and_request_vote_are_never_mixed_up():
+    peer = alone(voters=5, term=1)
+    peer.raft.campaign("test")
+    for voter in (2, 3, 4):
+        peer.raft.step(voter, RequestVoteReply(1, True, False, None, WALL_MS))
+    assert peer.raft.role is Role.PRE_CANDIDATE
+    for voter in (2, 3):
+        peer.raft.step(voter, PreVoteReply(2, True))
+    peer.pump()
+    assert peer.raft.role is Role.CANDIDATE
+    for voter in (2, 3, 4):
+        peer.raft.step(voter, PreVoteReply(2, True))
+        peer.raft.step(voter, PreVoteReply(3, True))
+    assert peer.raft.role is Role.CANDIDATE
+
+
+def test_r04_pre_vote_changes_nothing_on_either_side():
+    peer, asker = alone(1), alone(2)
+    asker.raft.campaign("test")
+    peer.raft.step(2, PreVote(1, 0, 0))
+    assert [(m.term, m.granted) for m in sent(peer, PreVoteReply)] == [(1, True)]  # a grant echoes the request's term
+    assert [m.term for m in sent(asker, PreVote)] == [1, 1]
+    for side in (peer, asker):
+        assert (side.raft.term, side.raft.voted_for) == (0, 0)
+        assert side.disk.hard_state == HardState()
+
+
+def test_r04_a_lower_term_pre_vote_is_refused_with_the_own_term_and_the_asker_adopts_it():
+    peer, asker = alone(1, term=8), alone(2, term=3)
+    asker.raft.campaign("test")
+    peer.raft.step(2, PreVote(4, 0, 0))
+    (refusal,) = sent(peer, PreVoteReply)
+    assert (refusal.term, refusal.granted) == (8, False)
+    asker.raft.step(1, refusal)
+    assert (asker.raft.term, asker.raft.role) == (8, Role.FOLLOWER)
+
+
+def test_r05_a_voter_with_a_live_leader_ignores_candidates_and_their_terms():
+    peer = alone(term=1)
+    peer.raft.step(2, append(1))
+    for message in (PreVote(9, 99, 8), RequestVote(9, 99, 8)):
+        peer.raft.step(3, message)
+        assert not sent(peer, (PreVoteReply, RequestVoteReply))
+        assert peer.raft.term == 1
+    for _ in range(T):
+        peer.raft.tick()
+    peer.raft.step(3, RequestVote(9, 99, 8))
+    assert [reply.granted for reply in sent(peer, RequestVoteReply)] == [True]
+
+
+def test_r05_it_grants_the_leader_it_knows():
+    peer = alone(term=1)
+    peer.raft.step(2, append(1))
+    peer.raft.step(2, PreVote(2, 0, 0))
+    assert [reply.granted for reply in sent(peer, PreVoteReply)] == [True]
+
+
+def test_r05_a_leader_with_a_quorum_ignores_candidates():
+    cluster = Cluster(3)
+    cluster.elect(1)
+    cluster[1].step(3, RequestVote(9, 99, 8))
+    assert cluster.leaders() == [1]
+    assert cluster[1].term == 1
+
+
+def test_r06_two_pre_candidates_do_not_refuse_each_other_for_a_leader_that_is_gone():
+    cluster = Cluster(3)
+    cluster.elect(3)
+    cluster.dead.add(3)
+    for node in (1, 2):
+        cluster[node].campaign("both at once")
+        assert cluster[node].leader == 0
+    cluster.settle()
+    assert len(cluster.leaders()) == 1
+
+
+def test_r07_a_leader_without_a_quorum_steps_down():
+    cluster = Cluster(3)
+    cluster.elect(1)
+    cluster.isolate(1)
+    cluster.tick(2 * T)
+    assert not cluster[1].is_leader
+    assert "no majority answered within the election timeout" in cluster.peers[1].reasons
+
+
+def test_r07_a_new_peer_starts_as_recently_active():
+    cluster = Cluster(3)
+    cluster[1].campaign("test")
+    cluster.settle()
+    cluster.filter = lambda sender, to, message: not isinstance(message, AppendEntriesReply)
+    cluster.tick(T - 1, nodes=[1])
+    assert cluster[1].is_leader
+
+
+def test_r08_a_lower_term_append_gets_an_answer_with_the_higher_term():
+    peer = alone(term=6)
+    peer.raft.step(2, append(4))
+    (reply,) = sent(peer, AppendEntriesReply)
+    assert (reply.success, reply.term) == (False, 6)
+    stale = Cluster(3)
+    stale.elect(1)
+    stale[1].step(2, reply)
+    assert (stale[1].term, stale[1].role) == (6, Role.FOLLOWER)
+
+
+# -- doubtful voters (DESIGN: reading back) -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("voters", "sound", "doubtful", "won"),
+    [(3, 2, 0, True), (3, 1, 1, False), (3, 2, 1, True), (3, 1, 2, True), (5, 3, 0, True), (5, 2, 1, False), (5, 2, 2, True), (5, 0, 4, True)],
+)
+def test_a_doubtful_grant_counts_for_less(voters, sound, doubtful, won):
+    tally = Tally(range(1, voters + 1))
+    for voter in range(1, sound + doubtful + 1):
+        tally.count(voter, True, voter > sound)
+    assert tally.won is won
+
+
+def test_a_doubtful_node_is_sound_again_once_it_holds_a_later_committed_entry():
+    cluster = Cluster(3)
+    cluster.elect(1)
+    cluster.put(1, b"x")
+    cluster.peers[3].disk.hard_state = HardState(1, 1, doubtful=True)
+    peer = cluster.restart(3)
+    cluster.tick(HEARTBEAT)
+    assert peer.raft.doubtful
+    cluster.put(1, b"y")
+    cluster.tick(HEARTBEAT)
+    assert not peer.raft.doubtful
+    assert peer.disk.hard_state.doubtful is False
+
+
+def test_a_doubtful_candidate_needs_everybody_of_three():
+    cluster = Cluster(3)
+    cluster.elect(1)
+    for node in (2, 3):
+        cluster.peers[node].disk.hard_state = HardState(1, 1, doubtful=node == 3)
+        cluster.restart(node)
+    cluster.dead.add(1)
+    cluster.tick(8 * T)
+    assert cluster.leaders() == []
+    cluster.restart(1)
+    cluster.tick(8 * T)
+    assert len(cluster.leaders()) == 1
+
+
+# -- counting ----------------------------------------------------------------------------------
+
+
+def test_majority_value_is_what_a_majority_has_reached():
+    assert majority_value((1, 2, 3), {1: 5, 2: 3}) == 3
+    assert majority_value((1, 2, 3, 4), {1: 5, 2: 3, 3: 4, 4: 1}) == 3
+    assert majority_value((1,), {1: 7}) == 7
+
+
+def test_log_time_survives_an_election_and_a_wrong_wall_clock():
+    cluster = Cluster(3)
+    cluster.elect(1)
+    cluster.tick(100)
+    before = cluster[1].clock_ms()
+    cluster[2].at(cluster.now_ms, WALL_MS + 10**9)  # node 2's wall clock is eleven days ahead
+    cluster.dead.add(1)
+    cluster.elect(2)
+    after = cluster[2].clock_ms()
+    assert 0 <= after - before <= 10
+    assert cluster[2].log.last_time_ms >= before
+
+
+def test_log_time_of_a_restarted_cluster_is_the_lowest_wall_clock_but_never_runs_back():
+    cluster = Cluster(3)
+    cluster.elect(1)
+    cluster.tick(100)
+    stamp = cluster.peers[1].raft.clock_ms()
+    cluster.put(1, b"x")
+    for node in cluster.voters:
+        cluster.restart(node)
+        cluster[node].at(cluster.now_ms, WALL_MS + 10**9 if node == 1 else WALL_MS - 10**9)
+    cluster.elect(1)
+    assert stamp <= cluster[1].clock_ms() <= stamp + 10
+
+
+def test_log_time_counts_an_outage_while_one_node_lives():
+    cluster = Cluster(3)
+    cluster.elect(1)
+    cluster.tick(10)
+    before = cluster[1].clock_ms()
+    cluster.isolate(1, 2, 3)
+    cluster.tick(500)  # five seconds
+    cluster.heal()
+    cluster.tick(6 * T)
+    (leader,) = cluster.leaders()
+    assert cluster[leader].clock_ms() - before >= 5_000
