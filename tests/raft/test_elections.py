@@ -248,6 +248,8 @@ def test_r06_two_pre_candidates_do_not_refuse_each_other_for_a_leader_that_is_go
         cluster[node].campaign("both at once")
         assert cluster[node].leader == 0
     cluster.settle()
+    assert cluster[1].term == cluster[2].term == 2  # both pre-votes were granted
+    cluster.tick(6 * T)
     assert len(cluster.leaders()) == 1
 
 
