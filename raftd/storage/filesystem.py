@@ -1,0 +1,128 @@
+"""The file-system interface: all that the storage does to a disk passes here, so that a simulated disk
+can stand in. Paths are strings with `/`."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import Protocol
+
+from raftd.errors import DirectoryLocked
+
+
+class File(Protocol):
+    """A file open for writing."""
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write all of `data` at `offset`, or raise OSError. Durable only after `sync`."""
+
+    def sync(self) -> None:
+        """Return once everything written is durable (fdatasync), or raise OSError."""
+
+    def close(self) -> None: ...
+
+
+class FileSystem(Protocol):
+    def make_directory(self, path: str) -> None:
+        """Create `path` and what is missing above it, durably; nothing if it is there."""
+
+    def lock(self, path: str) -> None:
+        """Take `path` (created if missing) for the life of this process. Raises DirectoryLocked."""
+
+    def unlock(self, path: str) -> None:
+        """Give back what `lock` took."""
+
+    def names(self, path: str) -> list[str]:
+        """The names in a directory, sorted; empty if it is missing."""
+
+    def exists(self, path: str) -> bool: ...
+
+    def read(self, path: str) -> bytes: ...
+
+    def open(self, path: str) -> File:
+        """Open for writing, created if missing. The name is durable after `sync_directory`."""
+
+    def truncate(self, path: str, size: int) -> None:
+        """Cut to `size` bytes, durably."""
+
+    def remove(self, path: str) -> None: ...
+
+    def sync_directory(self, path: str) -> None:
+        """Make the names in `path` durable."""
+
+
+class RealFile:
+    def __init__(self, path: str) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
+
+    def write(self, offset: int, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self._descriptor, view, offset)
+            view = view[written:]
+            offset += written
+
+    def sync(self) -> None:
+        os.fdatasync(self._descriptor)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class RealFileSystem:
+    """The operating system's."""
+
+    def __init__(self) -> None:
+        self._locks: dict[str, int] = {}
+
+    def make_directory(self, path: str) -> None:
+        missing = []
+        while path and not os.path.isdir(path):
+            missing.append(path)
+            path = os.path.dirname(path)
+        for directory in reversed(missing):
+            os.mkdir(directory, 0o750)
+            self.sync_directory(os.path.dirname(directory) or ".")
+
+    def lock(self, path: str) -> None:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise DirectoryLocked(f"{os.path.dirname(path)}: another raftd uses this data directory; stop it first") from None
+        self._locks[path] = descriptor
+
+    def unlock(self, path: str) -> None:
+        os.close(self._locks.pop(path))
+
+    def names(self, path: str) -> list[str]:
+        return sorted(os.listdir(path)) if os.path.isdir(path) else []
+
+    def exists(self, path: str) -> bool:
+        return os.path.exists(path)
+
+    def read(self, path: str) -> bytes:
+        with open(path, "rb") as file:
+            return file.read()
+
+    def open(self, path: str) -> File:
+        return RealFile(path)
+
+    def truncate(self, path: str, size: int) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.ftruncate(descriptor, size)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def remove(self, path: str) -> None:
+        os.unlink(path)
+
+    def sync_directory(self, path: str) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,221 @@
+"""The bytes of a log segment, and what can be read back from damaged ones. No I/O here.
+
+    segment = header, batch, batch, …
+    batch   = header, record × count, end mark        one write and one fsync each
+    record  = length, type, kind, index, term, time, crc, payload
+
+Every CRC continues the one before it, through batches and across segments, so nothing can be missing,
+doubled or moved unseen. A batch header begins with the segment's random id, which no client ever sees:
+no job's body can forge one. It names its own offset, which is the end of the batch before: since a batch
+is written only when the one before is durable, *a valid header proves all batches before it durable*.
+
+Reading stops at the first bad place. Then there are three cases (DESIGN §5):
+
+- A valid batch header stands behind it: CORRUPT, for what is damaged was durable.
+- Otherwise it is the last batch. If the damage is what a crash leaves of bytes never fsynced (the file
+  ends early, or whole sectors are zeros), nothing in it was acknowledged: TORN.
+- Any other bytes: the batch may have been acknowledged: DOUBTFUL.
+
+Zeros are evidence of a torn write only where the batch as written had none: a batch that holds a sector
+of zeros of its own (a job's body may) says so in its header, and is then never called torn for zeros.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from enum import Enum
+from typing import NamedTuple
+from zlib import crc32
+
+from raftd.limits import SECTOR_BYTES
+from raftd.raft.messages import Entry, EntryKind
+
+FORMAT = 1
+ID_BYTES = 16
+
+_MAGIC = b"raftdlog"
+_SEGMENT = struct.Struct("<8sIQ16sI")  # magic, format, number, id, chain; then its crc
+_BATCH = struct.Struct("<16sQQIIB")  # id, offset, end, count, chain, flags; then its crc
+_RECORD = struct.Struct("<IBBQQQ")  # length, type, kind, index, term, time_ms; then its crc
+_CRC = struct.Struct("<I")
+SEGMENT_HEADER_BYTES = _SEGMENT.size + _CRC.size
+_BATCH_HEADER_BYTES = _BATCH.size + _CRC.size
+_RECORD_HEADER_BYTES = _RECORD.size + _CRC.size
+_ENTRY = 1
+_OWN_ZEROS = 1
+_END_MARK = b"\x01"  # so that no batch ends in zeros
+
+
+class Damage(Enum):
+    """What the end of a segment looks like."""
+
+    NONE = "none"
+    TORN = "torn"
+    DOUBTFUL = "doubtful"
+    CORRUPT = "corrupt"
+
+
+class Scan(NamedTuple):
+    """A segment read back: its good entries, the chain and the offset behind them, and what follows."""
+
+    entries: list[Entry]
+    chain: int
+    end: int
+    damage: Damage
+    bad_offset: int
+    reason: str
+
+
+class _Bad(Exception):
+    """The first bad place: what is wrong, and which bytes [first, last) of the segment it was read from."""
+
+    def __init__(self, reason: str, first: int, last: int) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.first = first
+        self.last = last
+
+
+def segment_header(number: int, segment_id: bytes, chain: int) -> bytes:
+    """The first bytes of segment `number`; `chain` is the CRC that the segment before ended with."""
+    head = _SEGMENT.pack(_MAGIC, FORMAT, number, segment_id, chain)
+    return head + _CRC.pack(crc32(head))
+
+
+def encode_batch(segment_id: bytes, offset: int, chain: int, entries: Sequence[Entry]) -> tuple[bytes, int]:
+    """The bytes of one batch at `offset` of its segment, and the chain behind it. Empty batches are seals."""
+    size = sum(len(entry.data) for entry in entries) + len(entries) * _RECORD_HEADER_BYTES
+    end = offset + _BATCH_HEADER_BYTES + size + len(_END_MARK)
+
+    def assemble(flags: int) -> tuple[bytes, int]:
+        head = _BATCH.pack(segment_id, offset, end, len(entries), chain, flags)
+        crc = crc32(head)
+        parts = [head, _CRC.pack(crc)]
+        for entry in entries:
+            record = _RECORD.pack(len(entry.data), _ENTRY, entry.kind, entry.index, entry.term, entry.time_ms)
+            crc = crc32(entry.data, crc32(record, crc))
+            parts += (record, _CRC.pack(crc), entry.data)
+        parts.append(_END_MARK)
+        return b"".join(parts), crc
+
+    data, crc = assemble(0)
+    if bytes(64) in data and any(_zero_sectors(data, offset, offset, end)):
+        data, crc = assemble(_OWN_ZEROS)
+    return data, crc
+
+
+def _zero_sectors(data: bytes, base: int, first: int, last: int) -> list[tuple[int, int]]:
+    """The sectors of which every byte inside [first, last) is zero, each cut to that range.
+
+    `data` begins at offset `base` of the file. Sectors are the file's, not the batch's.
+    """
+    found = []
+    start = first
+    while start < last:
+        stop = min(last, (start // SECTOR_BYTES + 1) * SECTOR_BYTES)
+        if not any(data[start - base : stop - base]):
+            found.append((start, stop))
+        start = stop
+    return found
+
+
+def scan_segment(data: bytes, number: int, segment_id: bytes, chain: int | None) -> Scan:
+    """Read a segment back. `chain` is what the segment before ended with, None for the first one held.
+
+    CORRUPT, TORN and DOUBTFUL are decided as for the last segment; in an earlier one all are corruption.
+    """
+    entries: list[Entry] = []
+    offset = 0
+    try:
+        chain = _read_segment_header(data, number, segment_id, chain)
+        offset = SEGMENT_HEADER_BYTES
+        while offset < len(data):
+            batch, chain, end = _read_batch(data, segment_id, offset, chain)
+            entries += batch
+            offset = end
+    except _Bad as bad:
+        return Scan(entries, chain or 0, offset, _judge(data, segment_id, offset, bad), bad.first, bad.reason)
+    return Scan(entries, chain, offset, Damage.NONE, offset, "")
+
+
+def _read_segment_header(data: bytes, number: int, segment_id: bytes, chain: int | None) -> int:
+    if len(data) < SEGMENT_HEADER_BYTES:
+        raise _Bad("the segment header is cut short", 0, SEGMENT_HEADER_BYTES)
+    head = data[: _SEGMENT.size]
+    (crc,) = _CRC.unpack_from(data, _SEGMENT.size)
+    if crc != crc32(head):
+        raise _Bad("the segment header is damaged", 0, SEGMENT_HEADER_BYTES)
+    magic, version, got_number, got_id, got_chain = _SEGMENT.unpack(head)
+    if magic != _MAGIC or version != FORMAT:
+        raise _Bad(f"the segment has format {version}; this raftd reads format {FORMAT}", 0, SEGMENT_HEADER_BYTES)
+    if (got_number, got_id) != (number, segment_id):
+        raise _Bad("the segment header does not belong to this file name", 0, SEGMENT_HEADER_BYTES)
+    if chain is not None and got_chain != chain:
+        raise _Bad("the segment does not continue the one before", 0, SEGMENT_HEADER_BYTES)
+    return int(got_chain)
+
+
+def _batch_header(data: bytes, segment_id: bytes, offset: int) -> tuple[int, int, int, int, int] | None:
+    """(end, count, chain, flags, crc) of a valid batch header at `offset`, None if there is none."""
+    if offset + _BATCH_HEADER_BYTES > len(data):
+        return None
+    head = data[offset : offset + _BATCH.size]
+    (crc,) = _CRC.unpack_from(data, offset + _BATCH.size)
+    got_id, got_offset, end, count, chain, flags = _BATCH.unpack(head)
+    if got_id != segment_id or got_offset != offset or crc != crc32(head):
+        return None
+    return end, count, chain, flags, crc
+
+
+def _read_batch(data: bytes, segment_id: bytes, offset: int, chain: int) -> tuple[list[Entry], int, int]:
+    header = _batch_header(data, segment_id, offset)
+    place = offset + _BATCH_HEADER_BYTES
+    if header is None:
+        raise _Bad("the batch header is damaged", offset, place)
+    end, count, got_chain, _, crc = header
+    if got_chain != chain:
+        raise _Bad("the batch does not continue the one before", offset, place)
+    entries = []
+    for position in range(count):
+        name = f"record {position + 1} of {count}"
+        stop = place + _RECORD_HEADER_BYTES
+        if stop >= end or stop > len(data):
+            raise _Bad(f"{name} is cut short", place, stop)
+        length, kind_of_record, kind, index, term, time_ms = _RECORD.unpack_from(data, place)
+        (got_crc,) = _CRC.unpack_from(data, place + _RECORD.size)
+        if stop + length >= end or stop + length > len(data):
+            raise _Bad(f"{name} is cut short or its length is damaged", place, min(stop + length, end))
+        payload = data[stop : stop + length]
+        crc = crc32(payload, crc32(data[place : place + _RECORD.size], crc))
+        if crc != got_crc or kind_of_record != _ENTRY:
+            raise _Bad(f"{name} is damaged", place, stop + length)
+        entries.append(Entry(term, index, time_ms, EntryKind(kind), payload))
+        place = stop + length
+    if data[place : place + 1] != _END_MARK or place + 1 != end:
+        raise _Bad("the end mark of the batch is damaged", place, place + 1)
+    return entries, crc, end
+
+
+def _judge(data: bytes, segment_id: bytes, offset: int, bad: _Bad) -> Damage:
+    """Which of the three cases the damage in the batch at `offset` is."""
+    place = data.find(segment_id, offset + 1)
+    while place != -1:
+        if _batch_header(data, segment_id, place) is not None:
+            return Damage.CORRUPT
+        place = data.find(segment_id, place + 1)
+    header = _batch_header(data, segment_id, offset) if offset else None
+    if header is not None:
+        end, flags = header[0], header[3]
+        if end > len(data):
+            return Damage.TORN  # the file ends before the batch does
+        if flags & _OWN_ZEROS or end < len(data):  # a later batch was begun, so this one was durable
+            return Damage.DOUBTFUL
+        last = end
+    else:
+        if bad.last > len(data):
+            return Damage.TORN  # the file ends before the header does
+        last = len(data)
+    zeros = _zero_sectors(data, 0, offset, last)
+    # the damaged bytes themselves must touch a sector that the disk never wrote
+    return Damage.TORN if any(first < bad.last and stop > bad.first for first, stop in zeros) else Damage.DOUBTFUL

@@ -1,0 +1,251 @@
+"""The data directory of one node: its lock, its recovery, and group commit.
+
+While one write runs, in a thread of its own, what comes next gathers; then it goes out as one write and
+one fdatasync. At most one is in flight. Nobody hears of durability but through the callbacks here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from raftd.errors import CorruptionError
+from raftd.limits import SEAL_IDLE_MS
+from raftd.raft.messages import Entry
+from raftd.raft.ready import Persist
+from raftd.storage.filesystem import FileSystem
+from raftd.storage.log import SegmentedLog
+from raftd.storage.records import ID_BYTES, Damage
+from raftd.storage.vote import Identity, VoteFile
+
+Done = Callable[[], None]
+
+
+class Worker(Protocol):
+    """Runs a blocking job elsewhere; `done` is called back in the reactor, with the error or None."""
+
+    def run(self, job: Callable[[], None], done: Callable[[BaseException | None], None]) -> None: ...
+
+
+class Clock(Protocol):
+    """The part of Twisted's IReactorTime that raftd uses."""
+
+    def seconds(self) -> float: ...
+
+    def callLater(self, delay: float, callable: Callable[..., object], *args: object) -> Any: ...
+
+
+class Opened(NamedTuple):
+    """A data directory ready for use; `notes` tell the operator what recovery found."""
+
+    identity: Identity
+    entries: list[Entry]
+    notes: list[str]
+
+
+class Store:
+    """`open` once, then `persist` and `remember` until `close`. `fail` is called with the first OSError
+    and must end the process; nothing is called back after it."""
+
+    def __init__(
+        self, fs: FileSystem, directory: str, random: Random, worker: Worker, clock: Clock, fail: Callable[[BaseException], None]
+    ) -> None:
+        self.directory = directory
+        self.identity = Identity()
+        #: Batches and the entries in them that were made durable since the start, to show what group commit gathers.
+        self.batches_written = 0
+        self.entries_written = 0
+        self._fs = fs
+        self._random = random
+        self._worker = worker
+        self._clock = clock
+        self._fail = fail
+        self._vote = VoteFile(fs, directory)
+        self._log = SegmentedLog(fs, f"{directory}/log", self._new_id)
+        self._entries: list[Entry] = []
+        self._changed = False
+        self._waiting: list[Done] = []
+        self._busy = False
+        self._closed = False
+        self._on_idle: Done | None = None
+        self._sealed = True
+        self._last_batch_s = 0.0
+        self._seal_call: Any = None
+
+    def _new_id(self) -> bytes:
+        return bytes([self._random.randrange(1, 256)]) + self._random.randbytes(ID_BYTES - 1)
+
+    # -- opening ------------------------------------------------------------------------------
+
+    def open(self, only_voter: bool) -> Opened:
+        """Lock, read back, repair. Raises StorageError before anything is changed, or OSError.
+
+        `only_voter`: nobody else could have what a doubtful tail held, so it is cut and the node serves.
+        """
+        self._fs.make_directory(self.directory)
+        self._fs.lock(f"{self.directory}/lock")
+        try:
+            return self._recover(only_voter)
+        except BaseException:
+            self._fs.unlock(f"{self.directory}/lock")
+            raise
+
+    def _recover(self, only_voter: bool) -> Opened:
+        identity = self._vote.read()
+        if identity is None:
+            # log/ is made last, so without it nothing was ever promised
+            if self._fs.exists(f"{self.directory}/log"):
+                raise CorruptionError(
+                    f"{self.directory}: neither vote.a nor vote.b can be read, so this node may have forgotten a vote. Nothing was "
+                    f"changed. Restore one of them, or wipe this node's data and add it again under a new id"
+                )
+            self.identity = Identity(incarnation=1, directory_id=self._new_id())
+            self._vote.write(self.identity)
+            self._fs.sync_directory(self.directory)
+            self._fs.make_directory(f"{self.directory}/log")
+            return Opened(self.identity, [], [f"a new data directory in {self.directory}"])
+        if identity.incarnation > 1 and not self._fs.exists(f"{self.directory}/log"):
+            raise CorruptionError(f"{self.directory}/log is missing. Nothing was changed. Restore it, or wipe this node's data")
+        recovered = self._log.recover()
+        notes = [
+            f"read back {len(recovered.entries)} log entries ({recovered.size_bytes} bytes in {recovered.segments} segments), "
+            f"term {identity.term}, from {self.directory}"
+        ]
+        self._fs.make_directory(f"{self.directory}/log")
+        self._vote.repair(identity)
+        tail = recovered.tail
+        if tail is not None:
+            doubtful = tail.damage is Damage.DOUBTFUL
+            if doubtful and not only_voter:
+                identity = msgspec.structs.replace(identity, doubtful=True)
+                self._vote.write(identity)  # before the evidence goes
+            copy = self._log.cut(tail)
+            told = f"the last {tail.size} bytes of log/{tail.name} were cut ({tail.reason}); a copy is log/{copy}"
+            if not doubtful:
+                notes.append(f"{told}. They are what a crash leaves of a write that was never acknowledged: nothing is lost")
+            elif only_voter:
+                notes.append(f"WARNING: {told}. Jobs acknowledged in them are lost: no other node has a copy")
+            else:
+                notes.append(
+                    f"WARNING: {told}. They may have been acknowledged, so this node's votes count for less until it has caught up"
+                )
+        self._log.sync_recovered()
+        self.identity = msgspec.structs.replace(identity, incarnation=identity.incarnation + 1)
+        self._vote.write(self.identity)
+        return Opened(self.identity, recovered.entries, notes)
+
+    # -- writing ------------------------------------------------------------------------------
+
+    def persist(self, persist: Persist, done: Done) -> None:
+        """Make `persist` durable after everything before it, then call `done`."""
+        state = persist.hard_state
+        if state is not None:
+            self._change(term=state.term, voted_for=state.voted_for, doubtful=state.doubtful)
+        self._entries += persist.entries
+        self._enqueue(done)
+
+    def remember(self, done: Done, **changes: object) -> None:
+        """Change fields of the identity (`incarnation`, `cluster_id`, `peers`), durably, then call `done`."""
+        self._change(**changes)
+        self._enqueue(done)
+
+    def _change(self, **changes: object) -> None:
+        self.identity = msgspec.structs.replace(self.identity, **changes)
+        self._changed = True
+
+    def _enqueue(self, done: Done) -> None:
+        self._waiting.append(done)
+        if not self._busy:
+            self._start()
+
+    def _start(self) -> None:
+        identity = self.identity if self._changed else None
+        entries, self._entries = self._entries, []
+        waiting, self._waiting = self._waiting, []
+        self._changed = False
+        self._busy = True
+        write = self._log.prepare(entries) if entries else None
+
+        def job() -> None:
+            # the vote first: an entry is never durable before the term it belongs to
+            if identity is not None:
+                self._vote.write(identity)
+            if write is not None:
+                write()
+
+        def done(error: BaseException | None) -> None:
+            self._busy = False
+            if error is not None:
+                self._fail(error)
+                return
+            if write is not None:
+                self.batches_written += 1
+                self.entries_written += len(entries)
+                self._batch_written()
+            for callback in waiting:
+                callback()
+            self._go_on()
+
+        self._worker.run(job, done)
+
+    def _go_on(self) -> None:
+        if self._busy:
+            return
+        if self._waiting:
+            self._start()
+        elif self._on_idle is not None:
+            self._finish()
+
+    # -- sealing ------------------------------------------------------------------------------
+
+    def _batch_written(self) -> None:
+        self._sealed = False
+        self._last_batch_s = self._clock.seconds()
+        if self._seal_call is None and not self._closed:
+            self._seal_call = self._clock.callLater(SEAL_IDLE_MS / 1000, self._seal_if_idle)
+
+    def _seal_if_idle(self) -> None:
+        """An empty batch behind the last proves that one durable: rot in it is then never called doubtful."""
+        self._seal_call = None
+        remaining_s = self._last_batch_s + SEAL_IDLE_MS / 1000 - self._clock.seconds()
+        if self._busy or remaining_s > 0:
+            self._seal_call = self._clock.callLater(max(remaining_s, SEAL_IDLE_MS / 1000), self._seal_if_idle)
+        elif not self._sealed:
+            self._seal()
+
+    def _seal(self) -> None:
+        self._sealed = True
+        self._busy = True
+
+        def done(error: BaseException | None) -> None:
+            self._busy = False
+            if error is not None:
+                self._fail(error)
+                return
+            self._go_on()
+
+        self._worker.run(self._log.prepare(()), done)
+
+    # -- closing ------------------------------------------------------------------------------
+
+    def close(self, closed: Done) -> None:
+        """Finish what was handed over, seal, give the lock back, then call `closed`."""
+        self._closed = True
+        if self._seal_call is not None:
+            self._seal_call.cancel()
+            self._seal_call = None
+        self._on_idle = closed
+        self._go_on()
+
+    def _finish(self) -> None:
+        if not self._sealed:
+            self._seal()
+            return
+        closed, self._on_idle = self._on_idle, None
+        self._log.close()
+        self._fs.unlock(f"{self.directory}/lock")
+        if closed is not None:
+            closed()

@@ -1,0 +1,74 @@
+"""A store on a disk in memory, and a worker whose jobs finish when the test says so."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from random import Random
+
+from twisted.internet.task import Clock
+
+from raftd.raft.messages import Entry, EntryKind
+from raftd.raft.ready import HardState, Persist
+from raftd.sim.disk import MemoryFileSystem
+from raftd.storage.store import Opened, Store
+
+DATA = "data/1"
+
+
+class HeldWorker:
+    """Jobs run when `step` is called, in order; `hold = False` runs them at once."""
+
+    def __init__(self, hold: bool = False) -> None:
+        self.hold = hold
+        self.jobs: deque[tuple[Callable[[], None], Callable[[BaseException | None], None]]] = deque()
+
+    def run(self, job, done) -> None:
+        self.jobs.append((job, done))
+        if not self.hold:
+            self.step()
+
+    def step(self) -> None:
+        job, done = self.jobs.popleft()
+        error = None
+        try:
+            job()
+        except OSError as raised:
+            error = raised
+        done(error)
+
+
+class Machine:
+    """One data directory through any number of process lives."""
+
+    def __init__(self, disk: MemoryFileSystem | None = None) -> None:
+        self.disk = disk or MemoryFileSystem()
+        self.clock = Clock()
+        self.worker = HeldWorker()
+        self.failures: list[BaseException] = []
+        self.number = 0
+        self.lives = 0
+
+    def start(self, only_voter: bool = False) -> Opened:
+        self.lives += 1
+        self.worker = HeldWorker()
+        self.store = Store(self.disk, DATA, Random(self.lives), self.worker, self.clock, self.failures.append)
+        return self.store.open(only_voter)
+
+    def write(self, entries: Iterable[Entry] = (), state: HardState | None = None) -> list[int]:
+        """Hand over one persist; the list gets its number when it is durable."""
+        self.number += 1
+        number, durable = self.number, []
+        self.store.persist(Persist(number, state, list(entries)), lambda: durable.append(number))
+        return durable
+
+    def power_cycle(self, only_voter: bool = False) -> Opened:
+        self.disk.crash()
+        return self.start(only_voter)
+
+    def segment(self, place: int = -1) -> str:
+        return f"{DATA}/log/" + [name for name in self.disk.names(f"{DATA}/log") if name.endswith(".log")][place]
+
+
+def entry(index: int, term: int = 1, data: bytes = b"x") -> Entry:
+    return Entry(term, index, 1_000 + index, EntryKind.BATCH, data)

@@ -1,0 +1,466 @@
+"""Reading back: every prefix and every damaged sector of a short log, the three cases of DESIGN §5."""
+
+from __future__ import annotations
+
+import errno
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raftd.errors import CorruptionError, DirectoryLocked
+from raftd.limits import SECTOR_BYTES
+from raftd.raft.ready import HardState, Persist
+from raftd.storage.filesystem import RealFileSystem
+from raftd.storage.records import Damage, encode_batch, scan_segment, segment_header
+from raftd.storage.store import Store
+from raftd.storage.vote import Identity, decode_slot, encode_slot
+from tests.storage.harness import DATA, HeldWorker, Machine, entry
+
+ID = bytes(range(1, 17))
+
+
+def image(batches, zeros: bool = False):
+    """A segment of batches of entries, and the offset behind each batch."""
+    data = segment_header(1, ID, 7)
+    chain, ends = 7, [len(data)]
+    for batch in batches:
+        more, chain = encode_batch(ID, len(data), chain, batch)
+        data += more
+        ends.append(len(data))
+    return data, ends
+
+
+BATCHES = [
+    [entry(1, data=b"a" * 300)],
+    [entry(2, data=b"b" * 40), entry(3, data=b"c" * 900)],
+    [entry(4, data=b"d" * 1_400), entry(5, data=b"e" * 700)],
+]
+DATA_BYTES, ENDS = image(BATCHES)
+
+
+def good_before(offset: int) -> list[int]:
+    """The indices of all batches that end at or before `offset`."""
+    return [item.index for batch, end in zip(BATCHES, ENDS[1:], strict=True) if end <= offset for item in batch]
+
+
+def scan(data: bytes):
+    return scan_segment(data, 1, ID, 7)
+
+
+def test_what_was_written_is_read_back():
+    result = scan(DATA_BYTES)
+    assert result.damage is Damage.NONE
+    assert result.entries == [item for batch in BATCHES for item in batch]
+
+
+def test_every_prefix_is_whole_or_torn_and_loses_only_its_last_batch():
+    for size in range(len(DATA_BYTES)):
+        result = scan(DATA_BYTES[:size])
+        assert result.damage is (Damage.NONE if size in ENDS else Damage.TORN), size
+        assert [item.index for item in result.entries] == good_before(size), size
+
+
+@pytest.mark.parametrize("sector", range(len(DATA_BYTES) // SECTOR_BYTES + 1))
+@pytest.mark.parametrize("fill", ["torn", "zeros", "rot", "stale"])
+def test_every_damaged_sector_is_corruption_before_the_last_batch_and_doubt_or_a_torn_write_in_it(sector, fill):
+    first, last = sector * SECTOR_BYTES, min((sector + 1) * SECTOR_BYTES, len(DATA_BYTES))
+    if fill == "torn":
+        # what a crash leaves in the last batch: its part of the sector was never written
+        first = max(first, ENDS[-2]) if last > ENDS[-2] else first
+        filling = bytes(last - first)
+    elif fill == "zeros":
+        filling = bytes(last - first)
+    elif fill == "rot":
+        filling = bytes(byte ^ 0x40 if place == 3 else byte for place, byte in enumerate(DATA_BYTES[first:last]))
+    else:
+        filling = (b"a sector of an older file " * 40)[: last - first]
+    result = scan(DATA_BYTES[:first] + filling + DATA_BYTES[last:])
+    if first >= ENDS[-2]:
+        assert result.damage is (Damage.TORN if fill in ("torn", "zeros") else Damage.DOUBTFUL)
+        assert [item.index for item in result.entries] == [1, 2, 3]
+    elif last > ENDS[-2] and fill != "rot":
+        # the header that proved it durable went with it: acknowledged, and so never called torn
+        assert result.damage is Damage.DOUBTFUL
+    else:
+        assert result.damage is Damage.CORRUPT
+        assert result.bad_offset <= last
+
+
+def test_no_single_changed_byte_is_taken_for_data():
+    originals = {item.index: item for batch in BATCHES for item in batch}
+    for place in range(len(DATA_BYTES)):
+        result = scan(DATA_BYTES[:place] + bytes([DATA_BYTES[place] ^ 1]) + DATA_BYTES[place + 1 :])
+        assert result.damage is (Damage.DOUBTFUL if place >= ENDS[-2] else Damage.CORRUPT), place
+        assert all(item == originals[item.index] for item in result.entries), place
+
+
+def test_a_body_of_zeros_is_never_evidence_of_a_torn_write():
+    data, ends = image([[entry(1)], [entry(2, data=bytes(2_000)), entry(3, data=b"z" * 600)]])
+    for place in range(ends[1] + 60, len(data)):
+        damaged = data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1 :]
+        assert scan(damaged).damage is Damage.DOUBTFUL
+
+
+def test_no_jobs_body_can_forge_a_later_batch():
+    forged, _ = encode_batch(bytes(range(2, 18)), 500, 3, [entry(9)])
+    data, ends = image([[entry(1)], [entry(2, data=forged * 10)]])
+    damaged = bytearray(data)
+    damaged[ends[1] + 60] ^= 1
+    assert scan(bytes(damaged)).damage is Damage.DOUBTFUL
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(st.binary(max_size=700), max_size=4), max_size=5), st.data())
+def test_a_crash_in_the_middle_of_the_last_write_keeps_all_before_it(bodies, data):
+    index, batches = 0, []
+    for batch in bodies:
+        batches.append([])
+        for body in batch:
+            index += 1
+            batches[-1].append(entry(index, data=b"!" + body.replace(b"\0", b"0")))
+    whole, ends = image([*batches, [entry(index + 1, data=b"w" * 3_000)]])
+    start = ends[-2]
+    torn = bytearray(whole)
+    sectors = range(start // SECTOR_BYTES, (len(whole) - 1) // SECTOR_BYTES + 1)
+    lost = data.draw(st.lists(st.sampled_from(sectors), min_size=1, unique=True))
+    for sector in lost:
+        first, last = max(start, sector * SECTOR_BYTES), min((sector + 1) * SECTOR_BYTES, len(whole))
+        torn[first:last] = bytes(last - first)
+    result = scan(bytes(torn))
+    assert result.damage is Damage.TORN
+    assert result.end == start
+    assert len(result.entries) == index
+
+
+# -- the data directory ------------------------------------------------------------------------
+
+
+def test_a_restart_finds_entries_votes_and_the_next_incarnation():
+    machine = Machine()
+    first = machine.start()
+    assert (first.identity.incarnation, first.entries) == (1, [])
+    assert machine.write([entry(1), entry(2)], HardState(3, 2)) == [1]
+    machine.write([entry(2, term=3), entry(3, term=3)])  # a conflict: replaces entry 2
+    again = machine.power_cycle()
+    assert [(item.index, item.term) for item in again.entries] == [(1, 1), (2, 3), (3, 3)]
+    assert (again.identity.term, again.identity.voted_for, again.identity.incarnation) == (3, 2, 2)
+    assert again.identity.directory_id == first.identity.directory_id
+
+
+def test_what_was_not_synced_was_not_acknowledged():
+    machine = Machine()
+    machine.start()
+    machine.write([entry(1)])
+    machine.worker.hold = True
+    assert machine.write([entry(2)]) == []
+    assert [item.index for item in machine.power_cycle().entries] == [1]
+
+
+def test_one_segment_follows_another_and_damage_before_the_last_is_corruption(monkeypatch):
+    monkeypatch.setattr("raftd.storage.log.SEGMENT_BYTES", 600)
+    machine = Machine()
+    machine.start()
+    for index in range(1, 10):
+        machine.write([entry(index, data=b"x" * 300)])
+    assert len(machine.power_cycle().entries) == 9
+    machine.disk.crash()
+    machine.disk.files[machine.segment(1)].seen[200] ^= 1
+    before = {path: bytes(file.seen) for path, file in machine.disk.files.items()}
+    with pytest.raises(CorruptionError, match=r"log/00000002-.*offset \d+") as error:
+        machine.start()
+    assert "durable" in str(error.value)
+    assert {path: bytes(file.seen) for path, file in machine.disk.files.items() if not path.endswith("lock")} == {
+        path: data for path, data in before.items() if not path.endswith("lock")
+    }
+
+
+def test_a_missing_segment_is_corruption(monkeypatch):
+    monkeypatch.setattr("raftd.storage.log.SEGMENT_BYTES", 600)
+    machine = Machine()
+    machine.start()
+    for index in range(1, 10):
+        machine.write([entry(index, data=b"x" * 300)])
+    machine.disk.crash()
+    machine.disk.remove(machine.segment(1))
+    with pytest.raises(CorruptionError, match="segment 2 is missing"):
+        machine.start()
+
+
+def test_a_torn_tail_is_cut_with_a_copy_and_nothing_is_doubted():
+    machine = Machine()
+    machine.start()
+    machine.write([entry(1)])
+    machine.worker.hold = True
+    machine.write([entry(2, data=b"y" * 3_000)])
+    machine.disk.fault = lambda operation: (_ for _ in ()).throw(OSError(errno.EIO, "gone")) if operation == "sync" else None
+    machine.worker.step()  # written, never synced
+    machine.disk.fault = lambda operation: None
+    machine.disk.crash(keep=lambda path, sector: sector % 2 == 0)
+    opened = machine.start()
+    assert [item.index for item in opened.entries] == [1]
+    assert not opened.identity.doubtful
+    assert "never acknowledged" in opened.notes[1]
+    assert any(".torn-at-" in name for name in machine.disk.names(f"{DATA}/log"))
+    machine.write([entry(2)])
+    assert [item.index for item in machine.power_cycle().entries] == [1, 2]
+
+
+def rot_last_batch(machine: Machine) -> None:
+    """Damage an acknowledged last batch that no seal has covered yet."""
+    machine.write([entry(1)])
+    machine.write([entry(2, data=b"y" * 3_000)])
+    machine.disk.crash()
+    machine.disk.files[machine.segment()].seen[-1_000] ^= 1
+
+
+def test_a_doubtful_tail_is_marked_durably_before_it_is_cut():
+    machine = Machine()
+    machine.start()
+    rot_last_batch(machine)
+    opened = machine.start()
+    assert opened.identity.doubtful
+    assert [item.index for item in opened.entries] == [1]
+    assert "WARNING" in opened.notes[1]
+    again = machine.power_cycle()  # the mark survives, the evidence need not
+    assert again.identity.doubtful
+    machine.write(state=HardState(1, 0, doubtful=False))
+    assert not machine.power_cycle().identity.doubtful
+
+
+def test_a_doubtful_only_voter_cuts_warns_and_serves():
+    machine = Machine()
+    machine.start(only_voter=True)
+    rot_last_batch(machine)
+    opened = machine.start(only_voter=True)
+    assert not opened.identity.doubtful
+    assert "no other node has a copy" in opened.notes[1]
+
+
+def test_after_an_idle_moment_the_same_damage_is_corruption():
+    machine = Machine()
+    machine.start()
+    machine.write([entry(1)])
+    machine.write([entry(2, data=b"y" * 3_000)])
+    machine.clock.advance(0.05)  # the seal
+    machine.disk.crash()
+    machine.disk.files[machine.segment()].seen[-1_000] ^= 1
+    with pytest.raises(CorruptionError, match="a later batch proves that it was durable"):
+        machine.start()
+
+
+def test_an_idle_log_is_sealed_once():
+    machine = Machine()
+    machine.start()
+    machine.write([entry(1)])
+    syncs = machine.disk.syncs
+    for _ in range(20):
+        machine.clock.advance(0.05)
+    assert machine.disk.syncs == syncs + 1
+
+
+def test_a_directory_is_used_by_one_process():
+    machine = Machine()
+    machine.start()
+    other = Machine(machine.disk)
+    with pytest.raises(DirectoryLocked):
+        other.start()
+    machine.store.close(lambda: None)
+    assert other.start().identity.incarnation == 2
+
+
+def test_close_finishes_what_was_handed_over_and_gives_the_lock_back():
+    machine = Machine()
+    machine.start()
+    machine.worker.hold = True
+    durable = machine.write([entry(1)])
+    closed = []
+    machine.store.close(lambda: closed.append(True))
+    while machine.worker.jobs:
+        machine.worker.step()
+    assert (durable, closed) == ([1], [True])
+    assert len(Machine(machine.disk).start().entries) == 1
+
+
+# -- crashes while starting --------------------------------------------------------------------
+
+
+def test_every_crash_while_a_directory_is_made_leaves_one_that_starts():
+    for crash_at in range(1, 12):
+        machine = Machine()
+        count = 0
+
+        def fault(operation: str, crash_at: int = crash_at) -> None:
+            nonlocal count
+            count += 1
+            if count == crash_at:
+                raise OSError(errno.EIO, "power is lost")
+
+        machine.disk.fault = fault
+        try:
+            machine.start()
+        except OSError:
+            pass
+        machine.disk.fault = lambda operation: None
+        opened = machine.power_cycle()
+        assert opened.identity.incarnation in (1, 2)
+
+
+def test_every_crash_while_a_doubtful_tail_is_cut_leaves_the_mark_or_the_evidence():
+    for crash_at in range(1, 30):
+        machine = Machine()
+        machine.start()
+        rot_last_batch(machine)
+        for image_ in machine.disk.files.values():
+            image_.platter[:] = image_.seen
+        count = 0
+
+        def fault(operation: str, crash_at: int = crash_at) -> None:
+            nonlocal count
+            count += 1
+            if count == crash_at:
+                raise OSError(errno.EIO, "power is lost")
+
+        machine.disk.fault = fault
+        try:
+            machine.start()
+        except OSError:
+            pass
+        machine.disk.fault = lambda operation: None
+        assert machine.power_cycle().identity.doubtful, f"crash at operation {crash_at}"
+
+
+# -- group commit and failures -----------------------------------------------------------------
+
+
+def test_while_one_write_runs_the_next_ones_gather():
+    machine = Machine()
+    machine.start()
+    machine.worker.hold = True
+    durable = [machine.write([entry(index)]) for index in range(1, 11)]
+    assert len(machine.worker.jobs) == 1
+    syncs = machine.disk.syncs
+    machine.worker.step()
+    assert durable[0] == [1]
+    assert durable[1:] == [[]] * 9
+    machine.worker.step()
+    assert [numbers[0] for numbers in durable] == list(range(1, 11))
+    assert machine.store.batches_written == 2
+    assert machine.disk.syncs - syncs == 3  # the segment's header and two batches
+
+
+@pytest.mark.parametrize("operation", ["write", "sync"])
+def test_r17_a_failed_write_or_fsync_is_reported_once_and_never_retried(operation):
+    machine = Machine()
+    machine.start()
+    machine.worker.hold = True
+    durable = machine.write([entry(1)]), machine.write([entry(2)])
+
+    def fault(what: str) -> None:
+        if what == operation:
+            raise OSError(errno.EIO, "input/output error")
+
+    machine.disk.fault = fault
+    machine.worker.step()
+    assert [type(error) for error in machine.failures] == [OSError]
+    machine.disk.fault = lambda what: None
+    assert not machine.worker.jobs
+    assert durable == ([], [])
+
+
+def test_r01_the_vote_is_durable_before_an_entry_of_its_term():
+    machine = Machine()
+    machine.start()
+    machine.write([entry(1)])
+    order = []
+    real = machine.disk.open
+
+    def spy(path: str):
+        order.append(path.rsplit("/", 1)[-1])
+        return real(path)
+
+    machine.disk.open = spy
+    machine.write([entry(2, term=5)], HardState(5, 1))
+    assert order[:2] == ["vote.a", "vote.b"]
+
+
+# -- the vote file -----------------------------------------------------------------------------
+
+
+def test_r01_term_and_vote_are_one_record():
+    identity = Identity(term=7, voted_for=3, incarnation=2, directory_id=b"d" * 16, peers={2: b"p" * 16})
+    record = encode_slot(9, identity)
+    assert decode_slot(record) == (9, identity)
+    assert decode_slot(record + b"bytes of an older, longer record") == (9, identity)
+    for place in range(len(record)):
+        assert decode_slot(record[:place]) is None
+        assert decode_slot(record[:place] + bytes([record[place] ^ 4]) + record[place + 1 :]) is None
+
+
+@pytest.mark.parametrize("slot", ["vote.a", "vote.b"])
+def test_one_bad_vote_slot_is_replaced_from_the_other(slot):
+    machine = Machine()
+    machine.start()
+    machine.write(state=HardState(4, 2))
+    machine.disk.crash()
+    machine.disk.files[f"{DATA}/{slot}"].seen[30] ^= 1
+    opened = machine.start()
+    assert (opened.identity.term, opened.identity.voted_for) == (4, 2)
+
+
+def test_two_bad_vote_slots_refuse_to_start():
+    machine = Machine()
+    machine.start()
+    machine.disk.crash()
+    for slot in ("vote.a", "vote.b"):
+        machine.disk.files[f"{DATA}/{slot}"].seen[30] ^= 1
+    with pytest.raises(CorruptionError, match="may have forgotten a vote"):
+        machine.start()
+
+
+def test_a_crash_between_the_slots_keeps_one_whole_at_every_moment():
+    for crash_at in range(1, 6):
+        machine = Machine()
+        machine.start()
+        machine.write(state=HardState(4, 2))
+        machine.disk.files[f"{DATA}/vote.a"].platter[:] = b"rot"  # found bad at the next start
+        machine.disk.crash()
+        count = 0
+
+        def fault(operation: str, crash_at: int = crash_at) -> None:
+            nonlocal count
+            count += operation != "read"
+            if operation != "read" and count == crash_at:
+                raise OSError(errno.EIO, "power is lost")
+
+        machine.disk.fault = fault
+        try:
+            machine.start()
+        except OSError:
+            pass
+        machine.disk.fault = lambda operation: None
+        opened = machine.power_cycle()
+        assert (opened.identity.term, opened.identity.voted_for) == (4, 2)
+
+
+# -- the real file system ----------------------------------------------------------------------
+
+
+def test_the_real_file_system_keeps_the_same_promises(tmp_path):
+    machine = Machine(RealFileSystem())
+    directory = f"{tmp_path}/a/b"
+    for life in (1, 2, 3):
+        store = Store(RealFileSystem(), directory, Random(life), HeldWorker(), machine.clock, machine.failures.append)
+        opened = store.open(only_voter=False)
+        assert opened.identity.incarnation == life
+        assert len(opened.entries) == life - 1
+        with pytest.raises(DirectoryLocked, match="stop it first"):
+            Store(RealFileSystem(), directory, Random(9), HeldWorker(), machine.clock, machine.failures.append).open(False)
+        store.persist(Persist(1, HardState(life, 1), [entry(life)]), lambda: None)
+        store.close(lambda: None)
+    segment = next(path for path in (tmp_path / "a/b/log").iterdir() if path.name.startswith("00000003"))
+    segment.write_bytes(segment.read_bytes()[:-10])
+    store = Store(RealFileSystem(), directory, Random(9), HeldWorker(), machine.clock, machine.failures.append)
+    assert len(store.open(False).entries) == 3  # only the seal was torn
+    assert machine.failures == []
