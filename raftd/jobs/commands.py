@@ -1,0 +1,183 @@
+"""What clients ask of the queue, as it stands in the log; and what gateways and the leader say about it.
+
+Times are in milliseconds of log time, relative. A command names the session (the connection) it comes
+from by its number within its gateway; its first command opens the session.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class _Command(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
+    session: int
+
+
+class Put(_Command, frozen=True, tag=1):
+    """`tube` empty: the one the session uses."""
+
+    pri: int
+    delay_ms: int
+    ttr_ms: int
+    body: bytes
+    tube: str = ""
+
+
+class Use(_Command, frozen=True, tag=2):
+    tube: str
+
+
+class Watch(_Command, frozen=True, tag=3):
+    tube: str
+
+
+class Ignore(_Command, frozen=True, tag=4):
+    tube: str
+
+
+class Reserve(_Command, frozen=True, tag=5):
+    """`timeout_ms` None waits for ever, 0 not at all."""
+
+    timeout_ms: int | None
+
+
+class ReserveJob(_Command, frozen=True, tag=6):
+    id: int
+
+
+class Delete(_Command, frozen=True, tag=7):
+    """`token`, here and below: 0 means "held by this session"; another means that reservation, whoever asks."""
+
+    id: int
+    token: int = 0
+
+
+class Release(_Command, frozen=True, tag=8):
+    id: int
+    pri: int
+    delay_ms: int
+    token: int = 0
+
+
+class Bury(_Command, frozen=True, tag=9):
+    id: int
+    pri: int
+    token: int = 0
+
+
+class Touch(_Command, frozen=True, tag=10):
+    id: int
+    token: int = 0
+
+
+class Kick(_Command, frozen=True, tag=11):
+    count: int
+
+
+class KickJob(_Command, frozen=True, tag=12):
+    id: int
+
+
+class PauseTube(_Command, frozen=True, tag=13):
+    """`pause_ms` 0 ends a pause."""
+
+    tube: str
+    pause_ms: int
+
+
+class CloseSession(_Command, frozen=True, tag=14):
+    """The connection is gone: its reservations are given back."""
+
+
+Command = (
+    Put
+    | Use
+    | Watch
+    | Ignore
+    | Reserve
+    | ReserveJob
+    | Delete
+    | Release
+    | Bury
+    | Touch
+    | Kick
+    | KickJob
+    | PauseTube
+    | CloseSession
+)
+
+
+class _Payload(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
+    pass
+
+
+class Batch(_Payload, frozen=True, tag=1):
+    """Commands of one gateway, numbered without gaps from 1 within its incarnation. Once numbered, a
+    batch never changes: it may come again, and takes effect once."""
+
+    node: int
+    incarnation: int
+    seq: int
+    commands: list[Command]
+
+
+class OpenGateway(_Payload, frozen=True, tag=2):
+    """A node begins to carry clients' commands. Closes its gateway of a lower incarnation."""
+
+    node: int
+    incarnation: int
+
+
+class CloseGateway(_Payload, frozen=True, tag=3):
+    """The leader has not heard this incarnation of the node for the whole session grace."""
+
+    node: int
+    incarnation: int
+
+
+class Settings(_Payload, frozen=True, tag=4):
+    """What all nodes must agree on though it comes from configuration; the newest leader's counts."""
+
+    max_job_size: int
+    session_grace_ms: int
+
+
+#: The data of a batch entry; an entry without data only lets time pass.
+Payload = Batch | OpenGateway | CloseGateway | Settings
+
+_payload_encoder = msgspec.msgpack.Encoder()
+_payload_decoder: msgspec.msgpack.Decoder[Payload] = msgspec.msgpack.Decoder(Payload)
+encode_payload = _payload_encoder.encode
+
+
+def decode_payload(data: bytes) -> Payload | None:
+    """None for bytes that are no payload: such an entry has no effect, on every node alike."""
+    try:
+        return _payload_decoder.decode(data)
+    except msgspec.DecodeError:
+        return None
+
+
+class _ToLeader(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
+    pass
+
+
+class Forward(_ToLeader, frozen=True, tag=20):
+    """A gateway's payload for the leader to order. `attempt` grows whenever the gateway sends its
+    unapplied ones anew, from the first on. `seq` is 0 for OpenGateway."""
+
+    incarnation: int
+    attempt: int
+    seq: int
+    payload: bytes
+
+
+class ForwardRefused(_ToLeader, frozen=True, tag=21):
+    """Not proposed, and nothing later of this attempt will be: send all unapplied ones again, a little later."""
+
+    incarnation: int
+    attempt: int
+    seq: int
+
+
+GatewayMessage = Forward | ForwardRefused

@@ -1,0 +1,299 @@
+"""Sentences of the protocol and of DESIGN §4, one test each."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from raftd.jobs import commands as c
+from raftd.jobs import queries
+from raftd.jobs import replies as r
+from raftd.jobs.machine import StateMachine
+from raftd.limits import TIMERS_PER_ENTRY
+
+NOW = 1_700_000_000_000
+
+
+class Queue:
+    """A machine with one gateway; `do` applies a batch of commands and gives what was answered."""
+
+    def __init__(self) -> None:
+        self.machine = StateMachine()
+        self.now = NOW
+        self.seq = 0
+        self.entry(c.OpenGateway(1, 1))
+
+    def entry(self, payload: c.Payload | None = None, later: int = 0):
+        self.now += later
+        data = c.encode_payload(payload) if payload is not None else b""
+        return self.machine.apply(self.machine.applied_index + 1, self.now, data)
+
+    def do(self, *commands: c.Command, later: int = 0) -> list[tuple[int, r.Reply]]:
+        self.seq += 1
+        effects = self.entry(c.Batch(1, 1, self.seq, list(commands)), later)
+        return [(session, reply) for _, session, reply in effects.answers]
+
+    def later(self, ms: int) -> list[tuple[int, r.Reply]]:
+        return [(session, reply) for _, session, reply in self.entry(later=ms).answers]
+
+    def job(self, id: int) -> dict:
+        return dict(queries.stats_job(id)(self.machine, self.now, 1, 1))
+
+
+def put(session: int = 1, pri: int = 10, delay: int = 0, ttr: int = 60_000, body: bytes = b"b") -> c.Put:
+    return c.Put(session, pri, delay, ttr, body)
+
+
+def test_reserve_gives_the_least_priority_then_the_least_id_over_all_watched_tubes():
+    queue = Queue()
+    queue.do(c.Use(1, "a"), put(pri=5), c.Use(1, "b"), put(pri=1), put(pri=5), c.Use(1, "default"), put(pri=5))
+    queue.do(c.Watch(2, "a"), c.Watch(2, "b"))
+    order = [queue.do(c.Reserve(2, 0))[0][1].id for _ in range(4)]
+    assert order == [2, 1, 3, 4]
+
+
+def test_waiters_are_served_first_come_first_served_over_the_whole_cluster():
+    queue = Queue()
+    queue.entry(c.OpenGateway(2, 7))
+    queue.do(c.Reserve(5, None))
+    queue.entry(c.Batch(2, 7, 1, [c.Reserve(1, None)]))
+    queue.seq += 1
+    effects = queue.entry(c.Batch(1, 1, queue.seq, [put(9), put(9)]))
+    assert [(node, session, type(reply)) for node, session, reply in effects.answers] == [
+        (1, 5, r.Reserved),
+        (1, 9, r.Inserted),
+        (2, 1, r.Reserved),
+        (1, 9, r.Inserted),
+    ]
+    assert effects.owners == {1}
+
+
+def test_a_put_that_ends_a_wait_assigns_the_job_while_it_is_applied():
+    queue = Queue()
+    assert queue.do(c.Reserve(2, None)) == []
+    assert queue.do(put()) == [(2, r.Reserved(1, b"b", 1)), (1, r.Inserted(1))]
+    assert queue.job(1)["state"] == "reserved"
+
+
+def test_tokens_only_grow_and_fence_a_reservation():
+    queue = Queue()
+    queue.do(put(ttr=1_000))
+    ((_, first),) = queue.do(c.Reserve(2, 0))
+    queue.later(1_000)
+    ((_, second),) = queue.do(c.Reserve(3, 0))
+    assert second.token > first.token
+    assert queue.do(c.Delete(2, 1, first.token)) == [(2, r.NotFound())]
+    assert queue.do(c.Touch(2, 1)) == [(2, r.NotFound())]
+    assert queue.do(c.Delete(2, 1, second.token)) == [(2, r.Deleted())]
+
+
+def test_ttr_over_counts_a_timeout_and_the_former_owner_may_delete_only_a_job_that_nobody_holds():
+    queue = Queue()
+    queue.do(put(ttr=1_000))
+    queue.do(c.Reserve(2, 0))
+    assert queue.later(999) == []
+    assert queue.job(1)["state"] == "reserved"
+    queue.later(1)
+    assert (queue.job(1)["state"], queue.job(1)["timeouts"], queue.machine.job_timeouts) == ("ready", 1, 1)
+    for command in (c.Release(2, 1, 0, 0), c.Bury(2, 1, 0), c.Touch(2, 1)):
+        assert queue.do(command) == [(2, r.NotFound())]
+    assert queue.do(c.Delete(2, 1)) == [(2, r.Deleted())]
+
+
+def test_a_ttr_of_zero_counts_as_one_second():
+    queue = Queue()
+    queue.do(put(ttr=0))
+    assert queue.job(1)["ttr"] == 1
+
+
+def test_deadline_soon_at_the_call_and_while_waiting():
+    queue = Queue()
+    queue.do(put(ttr=3_000), c.Reserve(1, 0))
+    assert queue.do(c.Reserve(1, None)) == []
+    assert queue.later(1_999) == []
+    assert queue.later(1) == [(1, r.DeadlineSoon())]
+    assert queue.do(c.Reserve(1, None)) == [(1, r.DeadlineSoon())]
+    assert queue.do(put(2), c.Reserve(1, None)) == [(2, r.Inserted(2)), (1, r.Reserved(2, b"b", 2))]
+
+
+def test_a_reserve_times_out_at_its_time_and_not_before():
+    queue = Queue()
+    assert queue.do(c.Reserve(1, 2_000)) == []
+    assert queue.machine.next_due_ms() == NOW + 2_000
+    assert queue.later(1_999) == []
+    assert queue.later(1) == [(1, r.TimedOut())]
+    assert queue.machine.next_due_ms() is None
+
+
+def test_a_closed_session_gives_its_reservations_back_at_once_with_counters_unchanged():
+    queue = Queue()
+    queue.do(put(), put(), c.Reserve(2, 0), c.Reserve(2, 0))
+    queue.do(c.CloseSession(2))
+    for id in (1, 2):
+        job = queue.job(id)
+        assert (job["state"], job["releases"], job["timeouts"]) == ("ready", 0, 0)
+
+
+def test_a_grant_to_a_session_that_is_closing_is_undone_by_its_close():
+    queue = Queue()
+    queue.do(c.Reserve(2, None))
+    queue.do(put(), c.CloseSession(2))
+    assert queue.job(1)["state"] == "ready"
+
+
+def test_a_waiter_is_not_granted_anything_after_its_session_closed():
+    queue = Queue()
+    queue.do(c.Reserve(2, 5_000))
+    queue.do(c.CloseSession(2))
+    assert queue.do(put()) == [(1, r.Inserted(1))]
+    assert queue.later(10_000) == []
+
+
+def test_a_gateway_that_is_replaced_or_closed_gives_everything_back():
+    for payload in (c.OpenGateway(1, 2), c.CloseGateway(1, 1)):
+        queue = Queue()
+        queue.do(put(), c.Reserve(2, 0), c.Reserve(3, None))
+        queue.entry(payload)
+        assert queue.job(1)["state"] == "ready"
+        assert queue.machine.tubes["default"].waiters == {}
+
+
+def test_open_gateway_is_idempotent_and_a_lower_incarnation_has_no_effect():
+    queue = Queue()
+    queue.do(put(), c.Reserve(2, 0))
+    queue.entry(c.OpenGateway(1, 1))
+    queue.entry(c.OpenGateway(1, 0))
+    assert queue.job(1)["state"] == "reserved"
+    assert queue.machine.gateways[1].seq == 1
+
+
+def test_a_pause_holds_ready_jobs_back_and_its_end_wakes_waiters():
+    queue = Queue()
+    queue.do(c.PauseTube(1, "default", 1_000), put())
+    assert queue.do(c.Reserve(2, None)) == []
+    assert queue.later(1_000) == [(2, r.Reserved(1, b"b", 1))]
+    queue.do(c.PauseTube(1, "default", 60_000), put(), c.Reserve(3, None))
+    assert queue.do(c.PauseTube(1, "default", 0)) == [(3, r.Reserved(2, b"b", 2)), (1, r.Paused())]
+
+
+def test_a_tube_exists_while_something_refers_to_it():
+    queue = Queue()
+    queue.do(c.Use(1, "t"), put(), c.Use(1, "default"))
+    assert list(queue.machine.tubes) == ["default", "t"]
+    queue.do(c.Delete(1, 1))
+    assert list(queue.machine.tubes) == ["default"]
+
+
+def test_a_job_over_the_replicated_limit_is_refused_alike_everywhere():
+    queue = Queue()
+    queue.entry(c.Settings(3, 5_000))
+    assert queue.do(put(body=b"four")) == [(1, r.JobTooBig())]
+    assert queue.machine.jobs == {}
+
+
+def test_timers_at_one_stamp_fire_in_order_of_due_kind_and_id():
+    queue = Queue()
+    queue.do(put(delay=2_000), put(delay=1_000), put(delay=2_000))
+    queue.do(c.Reserve(5, 2_000), c.Reserve(6, None))
+    answers = queue.later(5_000)
+    assert [(session, type(reply), getattr(reply, "id", None)) for session, reply in answers] == [
+        (5, r.Reserved, 2),
+        (6, r.Reserved, 1),
+    ]
+
+
+def test_timers_and_closings_per_entry_are_bounded_and_the_rest_stays_due():
+    queue = Queue()
+    extra = 10
+    queue.do(*[put(delay=1_000) for _ in range(TIMERS_PER_ENTRY + extra)])
+    queue.later(1_000)
+    assert queue.machine.tubes["default"].ready.count == TIMERS_PER_ENTRY
+    assert queue.machine.next_due_ms() <= queue.now
+    queue.later(0)
+    assert queue.machine.tubes["default"].ready.count == TIMERS_PER_ENTRY + extra
+    queue.do(*[c.Reserve(2, 0) for _ in range(TIMERS_PER_ENTRY + extra)])
+    queue.do(c.CloseSession(2))
+    assert queue.machine.tubes["default"].reserved == extra
+    assert queue.machine.next_due_ms() <= queue.now
+    queue.later(0)
+    assert queue.machine.tubes["default"].reserved == 0
+    assert queue.machine.next_due_ms() == queue.machine._timers.next_due_ms()
+
+
+def test_cancelled_timers_are_rebuilt_away():
+    queue = Queue()
+    queue.do(put())
+    queue.do(c.Reserve(1, 0))
+    for _ in range(2_000):
+        queue.do(c.Touch(1, 1), later=1)
+    assert len(queue.machine._timers) < 200
+    for _ in range(1_000):
+        queue.do(c.Release(1, 1, 5, 0), c.Reserve(1, 0))
+    assert len(queue.machine.tubes["default"].ready._heap) < 200
+
+
+def test_an_entry_that_does_not_decode_has_no_effect_but_time():
+    queue = Queue()
+    queue.do(put(delay=1_000))
+    queue.now += 1_000
+    effects = queue.machine.apply(queue.machine.applied_index + 1, queue.now, b"\xc1 no payload")
+    assert effects.answers == []
+    assert queue.job(1)["state"] == "ready"
+
+
+def test_r18_the_applied_index_changes_with_the_state_it_belongs_to():
+    queue = Queue()
+    before = queue.machine.applied_index
+    queue.do(put())
+    assert queue.machine.applied_index == before + 1
+    with pytest.raises(AssertionError):
+        queue.machine.apply(before + 1, queue.now, b"")  # the same entry again
+    with pytest.raises(AssertionError):
+        queue.machine.apply(before + 3, queue.now, b"")  # one is missing
+    with pytest.raises(AssertionError):
+        queue.machine.apply(before + 2, queue.now - 1, b"")  # log time ran back
+
+
+def test_reads_see_the_sessions_own_tube_and_log_time():
+    queue = Queue()
+    queue.do(c.Use(1, "t"), put(pri=7, delay=5_000), put(pri=3), put(pri=9), c.Watch(1, "t"), c.Reserve(1, 0), c.Bury(1, 2, 1))
+    machine, later = queue.machine, queue.now + 1_500
+    assert queries.peek_ready(machine, later, 1, 1).id == 3
+    assert queries.peek_delayed(machine, later, 1, 1).id == 1
+    assert queries.peek_buried(machine, later, 1, 1).id == 2
+    assert queries.peek_ready(machine, later, 1, 99) is None
+    assert queries.peek(3)(machine, later, 1, 1).body == b"b"
+    assert queries.list_tubes(machine, later, 1, 1) == ["default", "t"]
+    assert queries.list_tubes_watched(machine, later, 1, 1) == ["default", "t"]
+    assert queries.list_tube_used(machine, later, 1, 1) == "t"
+    assert dict(queries.stats_job(1)(machine, later, 1, 1))["time-left"] == 3
+    assert dict(queries.job_counts(machine)) == {
+        "current-jobs-urgent": 1,
+        "current-jobs-ready": 1,
+        "current-jobs-reserved": 0,
+        "current-jobs-delayed": 1,
+        "current-jobs-buried": 1,
+    }
+
+
+SCRIPT = """
+from tests.jobs.test_machine import *
+queue = Queue()
+for number in range(40):
+    queue.do(c.Use(number % 7, "tube%d" % (number % 5)), c.Watch(number % 3, "tube%d" % (number % 4)), put(number % 7, delay=number % 3 * 700))
+    queue.do(c.Reserve(number % 3, 500), later=300)
+print(queue.machine.digest())
+"""
+
+
+def test_the_state_does_not_depend_on_the_hash_seed():
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(digests) == 1
