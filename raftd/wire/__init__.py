@@ -1,0 +1,1 @@
+"""Bytes and messages: frames, what peers and clients say in them, and the line protocol. Pure."""

@@ -1,0 +1,158 @@
+"""What the client door and a client say to each other.
+
+A client sends a hello, then requests, each with an id of its own choosing; the node answers each with
+that id and the log index at which it was applied there. Requests of one connection take effect in order.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from raftd.errors import FrameError
+from raftd.jobs.replies import Reply
+from raftd.wire.frames import VERSION, frame
+
+_MAGIC = b"raftd-client"
+_T = TypeVar("_T")
+
+
+class ClientHello(msgspec.Struct, frozen=True, array_like=True):
+    """`cluster` empty: any cluster will do."""
+
+    cluster: str = ""
+
+
+class NodeHello(msgspec.Struct, frozen=True, array_like=True):
+    cluster: str
+    node: int
+    max_job_size: int
+
+
+class _Request(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    id: int
+
+
+class PutRequest(_Request, frozen=True, tag=1):
+    """`tube` empty: the one in use. Times in milliseconds."""
+
+    body: bytes
+    tube: str = ""
+    pri: int = 65_536
+    delay_ms: int = 0
+    ttr_ms: int = 60_000
+
+
+class UseRequest(_Request, frozen=True, tag=2):
+    tube: str
+
+
+class WatchRequest(_Request, frozen=True, tag=3):
+    tube: str
+
+
+class IgnoreRequest(_Request, frozen=True, tag=4):
+    tube: str
+
+
+class ReserveRequest(_Request, frozen=True, tag=5):
+    """`timeout_ms` None waits for ever."""
+
+    timeout_ms: int | None = None
+
+
+class DeleteRequest(_Request, frozen=True, tag=6):
+    """`token` 0: held by this connection, or by nobody."""
+
+    job: int
+    token: int = 0
+
+
+class StatusRequest(_Request, frozen=True, tag=7):
+    """Answered at once from this node, also without a quorum."""
+
+
+Request = PutRequest | UseRequest | WatchRequest | IgnoreRequest | ReserveRequest | DeleteRequest | StatusRequest
+
+
+class Status(msgspec.Struct, frozen=True, array_like=True, tag=40):
+    """This node's view; `leader` is 0 if it knows none."""
+
+    node: int
+    role: str
+    term: int
+    leader: int
+    commit_index: int
+    applied_index: int
+    nodes: int
+    cluster_id: bytes
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag=41):
+    """Certainly not applied; `reason` says what to do."""
+
+    reason: str
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True):
+    """`index` is where it was applied in the log; for a Status, how far this node has applied it."""
+
+    id: int
+    index: int
+    reply: Reply | Status | Failed
+
+
+_encoder = msgspec.msgpack.Encoder()
+_client_hello_decoder = msgspec.msgpack.Decoder(ClientHello)
+_node_hello_decoder = msgspec.msgpack.Decoder(NodeHello)
+_request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_answer_decoder = msgspec.msgpack.Decoder(Answer)
+
+
+def encode_hello(hello: ClientHello | NodeHello) -> bytes:
+    return frame(_MAGIC + bytes([VERSION]) + _encoder.encode(hello))
+
+
+def decode_client_hello(body: bytes) -> ClientHello:
+    """Raises FrameError with a reason."""
+    return _decode(_client_hello_decoder, _after_magic(body))
+
+
+def decode_node_hello(body: bytes) -> NodeHello:
+    """Raises FrameError with a reason."""
+    return _decode(_node_hello_decoder, _after_magic(body))
+
+
+def encode_request(request: Request) -> bytes:
+    return frame(_encoder.encode(request))
+
+
+def decode_request(body: bytes) -> Request:
+    """Raises FrameError with a reason."""
+    return _decode(_request_decoder, body)
+
+
+def encode_answer(answer: Answer) -> bytes:
+    return frame(_encoder.encode(answer))
+
+
+def decode_answer(body: bytes) -> Answer:
+    """Raises FrameError with a reason."""
+    return _decode(_answer_decoder, body)
+
+
+def _after_magic(body: bytes) -> bytes:
+    if not body.startswith(_MAGIC) or len(body) <= len(_MAGIC):
+        raise FrameError("this is no hello of the client protocol")
+    version = body[len(_MAGIC)]
+    if version != VERSION:
+        raise FrameError(f"version {version} of the client protocol is not spoken here, version {VERSION} is")
+    return body[len(_MAGIC) + 1 :]
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[_T], body: bytes) -> _T:
+    try:
+        return decoder.decode(body)
+    except msgspec.DecodeError as error:
+        raise FrameError(f"a frame cannot be read: {error}") from None

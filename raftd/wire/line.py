@@ -1,0 +1,224 @@
+"""The line protocol: bytes in, requests out; replies in, bytes out. It is beanstalkd's.
+
+The parser holds what has arrived until it is asked for the next request, so a connection that must not
+run ahead simply stops asking. Bodies that are not wanted are counted away, never kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from raftd.jobs import replies as r
+from raftd.limits import LINE_BYTES, TUBE_NAME_BYTES
+from raftd.wire.buffer import Buffer
+
+BAD_FORMAT = b"BAD_FORMAT\r\n"
+UNKNOWN_COMMAND = b"UNKNOWN_COMMAND\r\n"
+EXPECTED_CRLF = b"EXPECTED_CRLF\r\n"
+JOB_TOO_BIG = b"JOB_TOO_BIG\r\n"
+
+_U32 = 0xFFFF_FFFF
+_U64 = 0xFFFF_FFFF_FFFF_FFFF
+_LONGEST_TIMEOUT_S = 0x7FFF_FFFF
+_TUBE = re.compile(rb"[A-Za-z0-9+/;.$_()][A-Za-z0-9\-+/;.$_()]{0,%d}" % (TUBE_NAME_BYTES - 1))
+_NUMBER = re.compile(rb" *([0-9]+)")
+_PUT = re.compile(rb" *([0-9]+) +([0-9]+) +([0-9]+) +([0-9]+)")
+
+
+class Request(NamedTuple):
+    """A verb with its arguments. The verb "error" has one: the line to answer with."""
+
+    verb: str
+    args: tuple[int | str | bytes, ...] = ()
+
+
+class Put(NamedTuple):
+    """A put whose body is still arriving."""
+
+    pri: int
+    delay_s: int
+    ttr_s: int
+    size: int
+
+
+def is_tube_name(name: str) -> bool:
+    """Whether every door accepts it: 1–200 of A-Za-z0-9-+/;.$_() and no leading dash."""
+    return name.isascii() and _TUBE.fullmatch(name.encode()) is not None
+
+
+def _error(line: bytes) -> Request:
+    return Request("error", (line,))
+
+
+def _no_argument(verb: str) -> Callable[[bytes], Request]:
+    def parse(rest: bytes) -> Request:
+        return Request(verb) if not rest else _error(BAD_FORMAT)
+
+    return parse
+
+
+def _tube(verb: str) -> Callable[[bytes], Request]:
+    def parse(rest: bytes) -> Request:
+        return Request(verb, (rest.decode(),)) if _TUBE.fullmatch(rest) else _error(BAD_FORMAT)
+
+    return parse
+
+
+def _number(verb: str, most: int) -> Callable[[bytes], Request]:
+    def parse(rest: bytes) -> Request:
+        match = _NUMBER.fullmatch(rest)
+        if match is None or int(match[1]) > most:
+            return _error(BAD_FORMAT)
+        return Request(verb, (int(match[1]),))
+
+    return parse
+
+
+#: Commands match by prefix, in this order; where the space is part of it, the verb without it is unknown.
+_VERBS: list[tuple[bytes, Callable[[bytes], Request]]] = [
+    (b"reserve-with-timeout", _number("reserve-with-timeout", _LONGEST_TIMEOUT_S)),
+    (b"reserve-", lambda rest: _error(UNKNOWN_COMMAND)),
+    (b"reserve", _no_argument("reserve")),
+    (b"delete ", _number("delete", _U64)),
+    (b"use ", _tube("use")),
+    (b"watch ", _tube("watch")),
+    (b"ignore ", _tube("ignore")),
+    (b"stats-", lambda rest: _error(UNKNOWN_COMMAND)),
+    (b"stats", _no_argument("stats")),
+    (b"quit", lambda rest: Request("quit")),
+]
+
+
+class LineParser:
+    """`feed` bytes, then take requests with `next_request` until it gives None.
+
+    `max_job_size` may change at any time.
+    """
+
+    def __init__(self, max_job_size: int) -> None:
+        self.max_job_size = max_job_size
+        self._buffer = Buffer()
+        self._put: Put | None = None  # its body comes next
+        self._skip = 0  # so many bytes are counted away, then comes …
+        self._after_skip: Request | None = None
+        self._discarding = False  # an overlong line, up to its end
+
+    def feed(self, data: bytes) -> None:
+        self._buffer.feed(data)
+
+    def next_request(self) -> Request | None:
+        """The next request that has arrived whole."""
+        while True:
+            if self._skip:
+                skipped = min(self._skip, len(self._buffer))
+                self._buffer.skip(skipped)
+                self._skip -= skipped
+                if self._skip:
+                    return None
+            if self._after_skip is not None:
+                after, self._after_skip = self._after_skip, None
+                return after
+            if self._put is not None:
+                return self._body(self._put)
+            line = self._line()
+            if line is None:
+                return None
+            request = self._parse(line)
+            if request is not None:
+                return request
+
+    def _line(self) -> bytes | None:
+        """The next line without its CRLF. An overlong one, once its end is there, comes as a NUL."""
+        if not self._discarding:
+            end = self._buffer.find(b"\r\n", LINE_BYTES)
+            if end >= 0:
+                line = self._buffer.take(end)
+                self._buffer.skip(2)
+                return line
+            if len(self._buffer) < LINE_BYTES:
+                return None
+            self._discarding = True
+        end = self._buffer.find(b"\r\n")
+        if end < 0:
+            self._buffer.skip(len(self._buffer) - 1)  # the last byte may be the CR
+            return None
+        self._buffer.skip(end + 2)
+        self._discarding = False
+        return b"\0"
+
+    def _parse(self, line: bytes) -> Request | None:
+        if b"\0" in line:
+            return _error(BAD_FORMAT)
+        if line.startswith(b"put "):
+            return self._parse_put(line)
+        for prefix, parse in _VERBS:
+            if line.startswith(prefix):
+                return parse(line[len(prefix) :])
+        return _error(UNKNOWN_COMMAND)
+
+    def _parse_put(self, line: bytes) -> Request | None:
+        match = _PUT.match(line, len(b"put "))
+        if match is None:
+            return _error(BAD_FORMAT)
+        pri, delay_s, ttr_s, size = map(int, match.groups())
+        if max(pri, delay_s, ttr_s, size) > _U32:
+            return _error(BAD_FORMAT)
+        if size > self.max_job_size:
+            self._skip = size + 2
+            self._after_skip = _error(JOB_TOO_BIG)
+            return None
+        if match.end() != len(line):
+            return _error(BAD_FORMAT)
+        self._put = Put(pri, delay_s, ttr_s, size)
+        return None
+
+    def _body(self, put: Put) -> Request | None:
+        if len(self._buffer) < put.size + 2:
+            return None
+        self._put = None
+        body = self._buffer.take(put.size)
+        if self._buffer.take(2) != b"\r\n":
+            return _error(EXPECTED_CRLF)
+        return Request("put", (put.pri, put.delay_s, put.ttr_s, body))
+
+
+_FIXED: dict[type, bytes] = {
+    r.Buried: b"BURIED\r\n",
+    r.NotIgnored: b"NOT_IGNORED\r\n",
+    r.TimedOut: b"TIMED_OUT\r\n",
+    r.DeadlineSoon: b"DEADLINE_SOON\r\n",
+    r.Deleted: b"DELETED\r\n",
+    r.NotFound: b"NOT_FOUND\r\n",
+    r.Released: b"RELEASED\r\n",
+    r.Touched: b"TOUCHED\r\n",
+    r.Paused: b"PAUSED\r\n",
+    r.JobTooBig: JOB_TOO_BIG,
+    r.OutOfMemory: b"OUT_OF_MEMORY\r\n",
+}
+
+
+def encode_reply(reply: r.Reply) -> bytes:
+    """A reply as beanstalkd writes it."""
+    fixed = _FIXED.get(type(reply))
+    if fixed is not None:
+        return fixed
+    match reply:
+        case r.Inserted(id=id):
+            return b"INSERTED %d\r\n" % id
+        case r.Reserved(id=id, body=body):
+            return b"RESERVED %d %d\r\n%b\r\n" % (id, len(body), body)
+        case r.Using(tube=tube):
+            return b"USING %b\r\n" % tube.encode()
+        case r.Watching(count=count):
+            return b"WATCHING %d\r\n" % count
+        case r.Kicked(count=kicked):
+            return b"KICKED\r\n" if kicked is None else b"KICKED %d\r\n" % kicked
+    raise AssertionError(f"no line for {reply!r}")
+
+
+def encode_stats(pairs: list[tuple[str, int | str]]) -> bytes:
+    """The OK answer with a YAML dictionary."""
+    body = "---\n" + "".join(f"{key}: {value}\n" for key, value in pairs)
+    return b"OK %d\r\n%b\r\n" % (len(body.encode()), body.encode())

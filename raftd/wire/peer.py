@@ -1,0 +1,65 @@
+"""What two nodes say to each other: a hello, then Raft's messages and the gateways'."""
+
+from __future__ import annotations
+
+import msgspec
+
+from raftd.errors import FrameError
+from raftd.jobs.commands import GatewayMessage
+from raftd.raft.messages import Message
+from raftd.wire.frames import VERSION, frame
+
+_MAGIC = b"raftd-peer"
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True):
+    """Who speaks. `cluster_id` is empty until the cluster's first entry was committed there."""
+
+    cluster: str
+    cluster_id: bytes
+    node: int
+    incarnation: int
+    directory_id: bytes
+
+
+class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=30):
+    """The last thing said on a connection: why it is closed."""
+
+    reason: str
+
+
+PeerMessage = Message | GatewayMessage | Refusal
+
+_encoder = msgspec.msgpack.Encoder()
+_hello_decoder = msgspec.msgpack.Decoder(Hello)
+_decoder: msgspec.msgpack.Decoder[PeerMessage] = msgspec.msgpack.Decoder(PeerMessage)
+
+
+def encode_hello(hello: Hello) -> bytes:
+    return frame(_MAGIC + bytes([VERSION]) + _encoder.encode(hello))
+
+
+def decode_hello(body: bytes) -> Hello:
+    """Raises FrameError with a reason to log, for strangers and for other versions."""
+    if not body.startswith(_MAGIC) or len(body) <= len(_MAGIC):
+        raise FrameError("this is no raftd node's hello (does a client use the peer port?)")
+    version = body[len(_MAGIC)]
+    if version != VERSION:
+        raise FrameError(f"it speaks version {version} of the peer protocol, this node version {VERSION}")
+    try:
+        return _hello_decoder.decode(body[len(_MAGIC) + 1 :])
+    except msgspec.DecodeError as error:
+        raise FrameError(f"its hello cannot be read: {error}") from None
+
+
+def encode(message: PeerMessage) -> bytes:
+    """One message as a frame."""
+    return frame(_encoder.encode(message))
+
+
+def decode(body: bytes) -> PeerMessage:
+    """Raises FrameError for anything that is no message."""
+    try:
+        return _decoder.decode(body)
+    except msgspec.DecodeError as error:
+        raise FrameError(f"a message cannot be read: {error}") from None

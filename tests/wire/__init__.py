@@ -1,0 +1,1 @@
+"""Bytes and messages: byte by byte, at every split, over every limit."""

@@ -1,0 +1,177 @@
+"""Frames and what stands in them. Rule R21's counters and R12's incarnations survive the wire."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raftd.errors import FrameError
+from raftd.jobs.commands import Forward, ForwardRefused
+from raftd.jobs.replies import Inserted, Reserved
+from raftd.limits import FRAME_BYTES, HELLO_FRAME_BYTES
+from raftd.raft.messages import (
+    AppendEntries,
+    AppendEntriesReply,
+    Entry,
+    EntryKind,
+    PreVote,
+    PreVoteReply,
+    ReadIndex,
+    ReadIndexReply,
+    RequestVote,
+    RequestVoteReply,
+)
+from raftd.wire import client, peer
+from raftd.wire.buffer import Buffer
+from raftd.wire.frames import FrameDecoder, frame
+
+BODIES = [b"", b"x", b"hello" * 100, bytes(range(256)), b"", b"end"]
+STREAM = b"".join(frame(body) for body in BODIES)
+
+
+def decode(*chunks: bytes) -> list[bytes]:
+    decoder = FrameDecoder()
+    frames = []
+    for chunk in chunks:
+        decoder.feed(chunk)
+        while (body := decoder.next_frame()) is not None:
+            frames.append(body)
+    return frames
+
+
+def test_frames_come_out_whole_when_fed_byte_by_byte():
+    assert decode(*[STREAM[place : place + 1] for place in range(len(STREAM))]) == BODIES
+
+
+def test_frames_come_out_whole_at_every_split():
+    for place in range(len(STREAM) + 1):
+        assert decode(STREAM[:place], STREAM[place:]) == BODIES
+
+
+@given(st.lists(st.binary(max_size=50)), st.lists(st.integers(1, 40)))
+def test_any_bodies_survive_any_chunks(bodies, cuts):
+    stream = b"".join(map(frame, bodies))
+    chunks = []
+    for cut in cuts:
+        chunks.append(stream[:cut])
+        stream = stream[cut:]
+    assert decode(*chunks, stream) == bodies
+
+
+def test_a_frame_over_the_limit_is_refused_by_its_length_alone():
+    decoder = FrameDecoder()
+    decoder.feed((HELLO_FRAME_BYTES + 1).to_bytes(4, "big"))
+    with pytest.raises(FrameError, match="over the limit of 8192"):
+        decoder.next_frame()
+
+
+def test_the_limit_is_wider_after_the_hello():
+    decoder = FrameDecoder()
+    decoder.greeted()
+    decoder.feed(frame(bytes(HELLO_FRAME_BYTES + 1)))
+    assert len(decoder.next_frame()) == HELLO_FRAME_BYTES + 1
+    decoder.feed((FRAME_BYTES + 1).to_bytes(4, "big"))
+    with pytest.raises(FrameError):
+        decoder.next_frame()
+
+
+def test_what_we_would_not_accept_we_do_not_send():
+    with pytest.raises(FrameError):
+        frame(bytes(FRAME_BYTES + 1))
+
+
+def test_a_decoder_knows_whether_a_frame_has_begun():
+    decoder = FrameDecoder()
+    assert not decoder.is_in_frame
+    decoder.feed(STREAM[:2])
+    assert decoder.is_in_frame
+
+
+@given(st.lists(st.binary(max_size=20), max_size=8), st.data())
+def test_a_buffer_is_one_string_however_it_was_fed(chunks, data):
+    buffer, whole = Buffer(), b""
+    for chunk in chunks:
+        buffer.feed(chunk)
+        whole += chunk
+        count = data.draw(st.integers(0, len(whole)))
+        if data.draw(st.booleans()):
+            assert buffer.take(count) == whole[:count]
+        else:
+            buffer.skip(count)
+        whole = whole[count:]
+        assert len(buffer) == len(whole)
+        assert buffer.find(b"\0") == whole.find(b"\0")
+        assert buffer.find(b"\0", 3) == whole[:3].find(b"\0")
+
+
+# -- peers -------------------------------------------------------------------------------------
+
+MESSAGES = [
+    PreVote(5, 10, 4),
+    PreVoteReply(5, True),
+    RequestVote(5, 10, 4),
+    RequestVoteReply(5, True, False, None, 1_700_000_000_000),
+    RequestVoteReply(5, False, True, 12, 13),
+    AppendEntries(5, 10, 4, (Entry(5, 11, 99, EntryKind.BATCH, b"\0\xff"), Entry(5, 12, 99, EntryKind.NOOP, b"")), 9, 100, 3, 2, 8),
+    AppendEntriesReply(5, True, 12, 0, 0, 3, 2),
+    ReadIndex(5, 77),
+    ReadIndexReply(5, 77, 12, 101),
+    Forward(2, 1, 9, b"payload"),
+    ForwardRefused(2, 1, 9),
+    peer.Refusal("why"),
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_every_peer_message_survives_the_wire(message):
+    (body,) = decode(peer.encode(message))
+    assert peer.decode(body) == message
+
+
+def test_hellos_survive_and_strangers_are_told_apart():
+    hello = peer.Hello("demo", b"c" * 16, 2, 7, b"d" * 16)
+    (body,) = decode(peer.encode_hello(hello))
+    assert peer.decode_hello(body) == hello
+    with pytest.raises(FrameError, match="version 9"):
+        peer.decode_hello(body.replace(b"raftd-peer\x01", b"raftd-peer\x09"))
+    for stranger in (b"", b"raftd-peer", b"GET / HTTP/1.1", body[:-1], b"raftd-peer\x01junk"):
+        with pytest.raises(FrameError):
+            peer.decode_hello(stranger)
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_make_a_decoder_raise_anything_but_a_frame_error(data):
+    for decoder in (peer.decode, peer.decode_hello, client.decode_request, client.decode_client_hello, client.decode_answer):
+        try:
+            decoder(data)
+        except FrameError:
+            pass
+
+
+# -- clients -----------------------------------------------------------------------------------
+
+
+def test_requests_and_answers_survive_the_wire():
+    for request in (
+        client.PutRequest(1, b"body", "tube", 5, 0, 1_000),
+        client.UseRequest(2, "t"),
+        client.ReserveRequest(3),
+        client.ReserveRequest(3, 500),
+        client.DeleteRequest(4, 9),
+        client.StatusRequest(5),
+    ):
+        (body,) = decode(client.encode_request(request))
+        assert client.decode_request(body) == request
+    for reply in (Inserted(4), Reserved(4, b"b", 2), client.Failed("why"), client.Status(1, "leader", 2, 1, 9, 9, 3, b"")):
+        (body,) = decode(client.encode_answer(client.Answer(1, 9, reply)))
+        assert client.decode_answer(body).reply == reply
+
+
+def test_client_hellos_survive_the_wire():
+    (body,) = decode(client.encode_hello(client.ClientHello("demo")))
+    assert client.decode_client_hello(body).cluster == "demo"
+    (body,) = decode(client.encode_hello(client.NodeHello("demo", 2, 100)))
+    assert client.decode_node_hello(body).node == 2
+    with pytest.raises(FrameError, match="version"):
+        client.decode_client_hello(b"raftd-client\x07")
