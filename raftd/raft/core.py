@@ -264,7 +264,6 @@ class Raft:
             apply=apply,
             reads=self._finished_reads,
             changes=self._changes,
-            more=self.log.applied_index < self.log.commit_index,
         )
         self._send_now, self._send_after, self._finished_reads, self._changes = [], [], [], []
         return ready
@@ -292,7 +291,7 @@ class Raft:
 
     def _become(self, role: Role, leader: int, reason: str) -> None:
         """Every change of role or leader passes here."""
-        if (role, leader) != (self.role, self.leader) or role is not Role.FOLLOWER:
+        if (role, leader) != (self.role, self.leader):
             self._changes.append(RoleChange(role, self.term, leader, reason))
         if role is not Role.FOLLOWER or self.role is not Role.FOLLOWER:
             self._elapsed_ticks = 0

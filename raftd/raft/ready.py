@@ -62,7 +62,7 @@ class Ready(msgspec.Struct):
     2. `persist` goes to the storage; when it is durable, `raft.persisted(number)` is called.
     3. `send_after_persist` leaves when persist number `after` is durable (0: nothing to wait for).
     4. `apply` is applied in order; `reads` are finished. Both may happen before 2 is durable.
-    5. `more` says that ready() has more to give at once.
+    5. Applying is done in slices: while `apply` was not empty, ready() may have more to give.
     """
 
     send_now: list[tuple[int, Message]]
@@ -72,4 +72,3 @@ class Ready(msgspec.Struct):
     apply: list[Entry]
     reads: list[ReadState]
     changes: list[RoleChange]
-    more: bool

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from raftd.errors import CorruptionError
+from raftd.errors import CorruptionError, StorageError
 from raftd.limits import SEAL_IDLE_MS
 from raftd.raft.messages import Entry
 from raftd.raft.ready import Persist
@@ -51,10 +51,17 @@ class Store:
     and must end the process; nothing is called back after it."""
 
     def __init__(
-        self, fs: FileSystem, directory: str, random: Random, worker: Worker, clock: Clock, fail: Callable[[BaseException], None]
+        self,
+        fs: FileSystem,
+        directory: str,
+        node: int,
+        random: Random,
+        worker: Worker,
+        clock: Clock,
+        fail: Callable[[BaseException], None],
     ) -> None:
         self.directory = directory
-        self.identity = Identity()
+        self.identity = Identity(node)
         #: Batches and the entries in them that were made durable since the start, to show what group commit gathers.
         self.batches_written = 0
         self.entries_written = 0
@@ -102,11 +109,13 @@ class Store:
                     f"{self.directory}: neither vote.a nor vote.b can be read, so this node may have forgotten a vote. Nothing was "
                     f"changed. Restore one of them, or wipe this node's data and add it again under a new id"
                 )
-            self.identity = Identity(incarnation=1, directory_id=self._new_id())
+            self.identity = Identity(self.identity.node, incarnation=1, directory_id=self._new_id())
             self._vote.write(self.identity)
             self._fs.sync_directory(self.directory)
             self._fs.make_directory(f"{self.directory}/log")
             return Opened(self.identity, [], [f"a new data directory in {self.directory}"])
+        if identity.node != self.identity.node:
+            raise StorageError(f"{self.directory} is the data directory of node {identity.node}, not of node {self.identity.node}")
         if identity.incarnation > 1 and not self._fs.exists(f"{self.directory}/log"):
             raise CorruptionError(f"{self.directory}/log is missing. Nothing was changed. Restore it, or wipe this node's data")
         recovered = self._log.recover()

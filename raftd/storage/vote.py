@@ -21,7 +21,7 @@ SLOTS = ("vote.a", "vote.b")
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Who this data directory is, and what it promised.
+    """Which node's data directory this is, and what it promised.
 
     `term`, `voted_for` and `doubtful` are Raft's hard state. `incarnation` counts the starts of a process
     on the directory. `directory_id` is random, made with the directory; `cluster_id` is empty until the
@@ -29,6 +29,7 @@ class Identity(msgspec.Struct, frozen=True):
     them that comes back under another id has lost its disk (R28).
     """
 
+    node: int = 0
     term: int = 0
     voted_for: int = 0
     doubtful: bool = False

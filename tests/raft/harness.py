@@ -64,7 +64,7 @@ class Peer:
         progressed = True
         while progressed:
             ready = self.raft.ready()
-            progressed = ready.more
+            progressed = bool(ready.apply)
             leaving += ready.send_now
             if ready.persist is not None:
                 self.writes.append(ready.persist)

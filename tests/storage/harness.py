@@ -52,7 +52,7 @@ class Machine:
     def start(self, only_voter: bool = False) -> Opened:
         self.lives += 1
         self.worker = HeldWorker()
-        self.store = Store(self.disk, DATA, Random(self.lives), self.worker, self.clock, self.failures.append)
+        self.store = Store(self.disk, DATA, 1, Random(self.lives), self.worker, self.clock, self.failures.append)
         return self.store.open(only_voter)
 
     def write(self, entries: Iterable[Entry] = (), state: HardState | None = None) -> list[int]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raftd.errors import CorruptionError, DirectoryLocked
+from raftd.errors import CorruptionError, DirectoryLocked, StorageError
 from raftd.limits import SECTOR_BYTES
 from raftd.raft.ready import HardState, Persist
 from raftd.storage.filesystem import RealFileSystem
@@ -389,7 +389,7 @@ def test_r01_the_vote_is_durable_before_an_entry_of_its_term():
 
 
 def test_r01_term_and_vote_are_one_record():
-    identity = Identity(term=7, voted_for=3, incarnation=2, directory_id=b"d" * 16, peers={2: b"p" * 16})
+    identity = Identity(2, term=7, voted_for=3, incarnation=2, directory_id=b"d" * 16, peers={2: b"p" * 16})
     record = encode_slot(9, identity)
     assert decode_slot(record) == (9, identity)
     assert decode_slot(record + b"bytes of an older, longer record") == (9, identity)
@@ -451,16 +451,24 @@ def test_the_real_file_system_keeps_the_same_promises(tmp_path):
     machine = Machine(RealFileSystem())
     directory = f"{tmp_path}/a/b"
     for life in (1, 2, 3):
-        store = Store(RealFileSystem(), directory, Random(life), HeldWorker(), machine.clock, machine.failures.append)
+        store = Store(RealFileSystem(), directory, 1, Random(life), HeldWorker(), machine.clock, machine.failures.append)
         opened = store.open(only_voter=False)
         assert opened.identity.incarnation == life
         assert len(opened.entries) == life - 1
         with pytest.raises(DirectoryLocked, match="stop it first"):
-            Store(RealFileSystem(), directory, Random(9), HeldWorker(), machine.clock, machine.failures.append).open(False)
+            Store(RealFileSystem(), directory, 1, Random(9), HeldWorker(), machine.clock, machine.failures.append).open(False)
         store.persist(Persist(1, HardState(life, 1), [entry(life)]), lambda: None)
         store.close(lambda: None)
     segment = next(path for path in (tmp_path / "a/b/log").iterdir() if path.name.startswith("00000003"))
     segment.write_bytes(segment.read_bytes()[:-10])
-    store = Store(RealFileSystem(), directory, Random(9), HeldWorker(), machine.clock, machine.failures.append)
+    store = Store(RealFileSystem(), directory, 1, Random(9), HeldWorker(), machine.clock, machine.failures.append)
     assert len(store.open(False).entries) == 3  # only the seal was torn
     assert machine.failures == []
+
+
+def test_another_nodes_directory_is_not_used():
+    machine = Machine()
+    machine.start()
+    machine.disk.crash()
+    with pytest.raises(StorageError, match="is the data directory of node 1, not of node 2"):
+        Store(machine.disk, DATA, 2, Random(1), HeldWorker(), machine.clock, machine.failures.append).open(False)

@@ -1,0 +1,473 @@
+"""The one driver: input → raft → persist → send → apply → answer.
+
+One turn of `Node` follows each turn of the reactor in which anything arrived. What arrived is proposed in
+batches, written in one go, sent in one message a peer, applied and answered together: a turn costs what
+it costs, a command in it next to nothing. This module knows no reactor and no socket; it is given a clock,
+a transport, a store and randomness, real ones or simulated ones.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from heapq import heappop, heappush
+from random import Random
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from raftd.errors import NotLeader, Overloaded
+from raftd.gateway import Gateway, Read, Session
+from raftd.jobs.commands import CloseGateway, Forward, ForwardRefused, Settings, encode_payload
+from raftd.jobs.machine import StateMachine
+from raftd.limits import TICK_MS, TIMER_ENTRY_GAP_MS
+from raftd.raft.core import Raft
+from raftd.raft.log import Log
+from raftd.raft.messages import Entry, EntryKind, Message
+from raftd.raft.ready import HardState, ReadState, Ready, RoleChange
+from raftd.storage.store import Clock, Opened, Store
+from raftd.wire.peer import Hello, PeerMessage
+
+#: How often effects are collected within one turn before the reactor gets its turn again.
+_ROUNDS_PER_TURN = 4
+
+
+class Transport(Protocol):
+    """Messages to other nodes. Any may be lost; those to one node that arrive keep their order."""
+
+    def send(self, node: int, message: PeerMessage) -> None:
+        """Queue a message; nothing if there is no connection."""
+
+    def flush(self) -> None:
+        """Put on the wire what was queued in this turn."""
+
+
+class NodeConfig(msgspec.Struct, frozen=True):
+    """What a node must know of itself. Times in milliseconds."""
+
+    node: int
+    voters: tuple[int, ...]
+    cluster: str
+    election_timeout_ms: int
+    heartbeat_ms: int
+    settings: Settings
+
+
+class Observer(Protocol):
+    """Told what an operator would want to know."""
+
+    def role_changed(self, change: RoleChange) -> None: ...
+
+    def gateway_closed(self, incarnation: int) -> None:
+        """The cluster gave this node up; its clients' connections are dropped, it goes on as `incarnation`."""
+
+    def gateway_silent(self, node: int, incarnation: int) -> None:
+        """This leader gives up the sessions of a node."""
+
+
+class _ReadRound(NamedTuple):
+    reads: list[Read]
+    asked_ms: int
+    route: tuple[int, int]  # (leader, term) that it was asked of
+
+
+class Node:
+    """A member of the cluster. `fail` is called with an error after which the process must end."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        clock: Clock,
+        wall_s: Callable[[], float],
+        transport: Transport,
+        store: Store,
+        opened: Opened,
+        random: Random,
+        observer: Observer,
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        self.config = config
+        self.machine = StateMachine()
+        identity = opened.identity
+        self.raft = Raft(
+            config.node,
+            config.voters,
+            Log(opened.entries),
+            HardState(identity.term, identity.voted_for, identity.doubtful),
+            identity.incarnation,
+            random,
+            max(1, config.election_timeout_ms // TICK_MS),
+            max(1, config.heartbeat_ms // TICK_MS),
+        )
+        self.gateway = Gateway(config.node, identity.incarnation, 2 * config.election_timeout_ms)
+        self._clock = clock
+        self._wall_s = wall_s
+        self._transport = transport
+        self._store = store
+        self._observer = observer
+        self._fail = fail
+        self._stopped = False
+        self._awake = False  # a turn is scheduled
+        self._held: deque[tuple[int, list[tuple[int, Message]]]] = deque()  # until that persist is durable
+        self._turn_ends: list[Callable[[], None]] = []
+        self._route: tuple[int, int] | None = None
+        # reads
+        self._read_rounds: dict[int, _ReadRound] = {}
+        self._reads_ready: list[tuple[int, int, int, list[Read]]] = []  # (index, number, clock_ms, reads), a heap
+        self._read_number = 0
+        # leading
+        self._refused: dict[int, tuple[int, int]] = {}  # node -> (incarnation, attempt) of which no more is proposed
+        self._heard_ms: dict[tuple[int, int], int] = {}  # (node, incarnation) -> when it last answered
+        self._leads_since_ms: int | None = None  # with its own entry applied
+        self._housekeeping: set[object] = set()  # proposed once in this term
+        self._timer_call: Any = None
+        self._timer_call_at_ms = 0
+        self._at()
+
+    # -- what doors and operators see ---------------------------------------------------------
+
+    @property
+    def max_job_size(self) -> int:
+        """In bytes; replicated, so the same at every door of the cluster once it runs."""
+        settings = self.machine.settings if self.machine.settings_index else self.config.settings
+        return settings.max_job_size
+
+    def open_session(self, lost: Callable[[], None]) -> Session:
+        """A client has connected. `lost` is called if its commands' outcome is unknown: close the connection."""
+        return self.gateway.open_session(lost)
+
+    def wake(self) -> None:
+        """Something arrived: run a turn when the reactor has handed over all of it."""
+        if not self._awake and not self._stopped:
+            self._awake = True
+            self._clock.callLater(0, self._guarded, self._turn)
+
+    def at_turn_end(self, call: Callable[[], None]) -> None:
+        """Call once at the end of this turn, when all answers of it are there."""
+        self._turn_ends.append(call)
+        self.wake()
+
+    def status(self) -> Mapping[str, str | int]:
+        """raftd's own keys of `stats`: this node's view, without asking anyone."""
+        raft = self.raft
+        role = raft.role.value if raft.role.value in ("leader", "follower") else "candidate"
+        return {
+            "node": self.config.node,
+            "role": role,
+            "term": raft.term,
+            "leader": raft.leader,
+            "commit-index": raft.log.commit_index,
+            "applied-index": self.machine.applied_index,
+            "nodes": len(self.config.voters),
+        }
+
+    # -- from the timer and the other nodes ---------------------------------------------------
+
+    def tick(self) -> None:
+        """To be called every TICK_MS."""
+        self._guarded(self._tick)
+
+    def receive(self, sender: int, message: PeerMessage) -> None:
+        self._guarded(self._receive, sender, message)
+
+    def hearing_from(self, peer: int) -> None:
+        """Part of a long message of `peer` has arrived."""
+        self.raft.hearing_from(peer)
+
+    def link_changed(self, peer: int) -> None:
+        """The connection to `peer` came up or went down."""
+        self.raft.link_changed(peer)
+        if peer == self.raft.leader:
+            self.gateway.resend()
+        self.wake()
+
+    def hello(self) -> Hello:
+        """What this node says of itself on a new connection."""
+        identity = self._store.identity
+        return Hello(self.config.cluster, identity.cluster_id, self.config.node, self.raft.incarnation, identity.directory_id)
+
+    def meet(self, hello: Hello, accept: Callable[[], None]) -> str | None:
+        """Another node says hello: call `accept` once it may be heard, or return why it may not."""
+        identity = self._store.identity
+        if hello.cluster != self.config.cluster:
+            return f"it belongs to cluster {hello.cluster!r}, this node to {self.config.cluster!r}"
+        if hello.node == self.config.node or hello.node not in self.config.voters:
+            return f"node {hello.node} is not another node of this cluster's configuration"
+        if hello.cluster_id and identity.cluster_id and hello.cluster_id != identity.cluster_id:
+            return f"it belongs to another cluster of the same name ({hello.cluster_id.hex()}, not {identity.cluster_id.hex()})"
+        known = identity.peers.get(hello.node)
+        if known is None:
+            # Before its first acknowledgement can count, a crash must not make us forget whose it was.
+            self._store.remember(accept, peers={**identity.peers, hello.node: hello.directory_id})
+        elif known == hello.directory_id:
+            accept()
+        else:
+            return (
+                f"node {hello.node} has come back with another data directory ({hello.directory_id.hex()}, not {known.hex()}): its disk "
+                f"was wiped or replaced, and with it what it promised. Bring the old data back, or add the node under a new id"
+            )
+        return None
+
+    def stop(self, stopped: Callable[[], None]) -> None:
+        """Take no more input, finish what is being written, then call `stopped`."""
+        self._stopped = True
+        if self._timer_call is not None:
+            self._timer_call.cancel()
+            self._timer_call = None
+        self._store.close(stopped)
+
+    def _guarded(self, call: Callable[..., None], *args: object) -> None:
+        """An exception in here is a bug; going on after one could break a promise (R35)."""
+        if self._stopped:
+            return
+        try:
+            call(*args)
+        except Exception as error:
+            self._stopped = True
+            self._fail(error)
+
+    def _at(self) -> int:
+        now_ms = int(self._clock.seconds() * 1000)
+        self.raft.at(now_ms, int(self._wall_s() * 1000))
+        return self.raft.now_ms
+
+    def _tick(self) -> None:
+        now_ms = self._at()
+        self.raft.tick()
+        for peer, progress in self.raft.progress.items():
+            if progress.last_heard_ms is not None:
+                self._heard_ms[peer, progress.incarnation] = progress.last_heard_ms
+        late = [number for number, asked in self._read_rounds.items() if now_ms - asked.asked_ms > 2 * self.config.election_timeout_ms]
+        for number in late:
+            self.gateway.reads += self._read_rounds.pop(number).reads
+        self._turn()
+
+    def _receive(self, sender: int, message: PeerMessage) -> None:
+        now_ms = self._at()
+        match message:
+            case Forward():
+                self._order(sender, message)
+            case ForwardRefused():
+                self.gateway.refused(message, now_ms)
+            case _:
+                self.raft.step(sender, message)  # type: ignore[arg-type]
+        self.wake()
+
+    # -- one turn -----------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        self._awake = False
+        now_ms = self._at()
+        for _ in range(_ROUNDS_PER_TURN):
+            self._follow_route()
+            self._send_forwards(now_ms)
+            self._ask_reads(now_ms)
+            self._keep_house(now_ms)
+            ready = self.raft.ready()
+            self._carry_out(ready)
+            if not ready.apply and not ready.reads:
+                break
+        else:
+            self.wake()
+        ends, self._turn_ends = self._turn_ends, []
+        for end in ends:
+            end()
+        self._transport.flush()
+
+    def _carry_out(self, ready: Ready) -> None:
+        """The driver's contract, in the order of `ready.py`."""
+        for change in ready.changes:
+            self._observer.role_changed(change)
+        for to, message in ready.send_now:
+            self._transport.send(to, message)
+        if ready.persist is not None:
+            self._store.persist(ready.persist, partial(self._guarded, self._persisted, ready.persist.number))
+        if ready.send_after_persist:
+            if ready.after:
+                self._held.append((ready.after, ready.send_after_persist))
+            else:
+                for to, message in ready.send_after_persist:
+                    self._transport.send(to, message)
+        for read in ready.reads:
+            round_ = self._read_rounds.pop(read.context, None)
+            if round_ is not None:
+                self._read_confirmed(read, round_)
+        if ready.apply:
+            self._apply(ready.apply)
+        self._run_reads()
+
+    def _persisted(self, number: int) -> None:
+        self._at()
+        self.raft.persisted(number)
+        while self._held and self._held[0][0] <= number:
+            for to, message in self._held.popleft()[1]:
+                self._transport.send(to, message)
+        self.wake()
+
+    def _apply(self, entries: list[Entry]) -> None:
+        machine, gateway, node = self.machine, self.gateway, self.config.node
+        concerned: set[int] = set()
+        for entry in entries:
+            row = machine.gateways.get(node)
+            # Replaying the log after a restart gives the answers of earlier incarnations too: not ours to give.
+            is_own = row is not None and row.is_open and row.incarnation == gateway.incarnation
+            if entry.kind is EntryKind.CONFIG and not self._store.identity.cluster_id:
+                self._store.remember(self.wake, cluster_id=entry.data)
+            effects = machine.apply(entry.index, entry.time_ms, entry.data if entry.kind is EntryKind.BATCH else b"")
+            concerned |= effects.owners
+            for owner, number, reply in effects.answers:
+                if owner != node:
+                    concerned.add(owner)
+                elif is_own and (session := gateway.sessions.get(number)) is not None:
+                    session.answered(reply, entry.index)
+            if node in effects.gaps:
+                gateway.resend()
+        if self.raft.is_leader:
+            self.raft.notify_commit(concerned - {node})
+        if node in concerned:
+            gateway.applied(machine, self.raft.now_ms)
+            if gateway.is_closed:
+                self._take_new_incarnation()
+
+    def _take_new_incarnation(self) -> None:
+        if self.raft.incarnation != self.gateway.incarnation:
+            return  # on its way already
+        incarnation = self._store.identity.incarnation + 1
+        self.raft.incarnation = incarnation
+        self._observer.gateway_closed(incarnation)
+
+        def durable() -> None:
+            self.gateway.reopen(incarnation)
+            self.wake()
+
+        self._store.remember(durable, incarnation=incarnation)
+
+    # -- to the leader ------------------------------------------------------------------------
+
+    def _follow_route(self) -> None:
+        """When the leader or the term changes, everything on its way to the old one is sent to the new."""
+        route = (self.raft.leader, self.raft.term) if self.raft.leader else None
+        if route == self._route:
+            return
+        self._route = route
+        self._refused.clear()
+        self._housekeeping.clear()
+        self._leads_since_ms = None
+        if route is not None:
+            self.gateway.resend()
+            for round_ in self._read_rounds.values():
+                self.gateway.reads += round_.reads
+            self._read_rounds.clear()
+
+    def _send_forwards(self, now_ms: int) -> None:
+        if self._route is None:
+            return
+        leader = self._route[0]
+        for forward in self.gateway.collect(now_ms):
+            if leader == self.config.node:
+                self._order(leader, forward)
+            else:
+                self._transport.send(leader, forward)
+
+    def _order(self, sender: int, forward: Forward) -> None:
+        """A gateway's payload for this leader to propose. After refusing one, the rest of that attempt is
+        refused too, or a later one could overtake it."""
+        attempt = (forward.incarnation, forward.attempt)
+        if self._refused.get(sender) != attempt:
+            try:
+                self.raft.propose([(EntryKind.BATCH, forward.payload)])
+                return
+            except (NotLeader, Overloaded):
+                self._refused[sender] = attempt
+        refusal = ForwardRefused(*attempt, forward.seq)
+        if sender == self.config.node:
+            self.gateway.refused(refusal, self.raft.now_ms)
+        else:
+            self._transport.send(sender, refusal)
+
+    # -- reads --------------------------------------------------------------------------------
+
+    def _ask_reads(self, now_ms: int) -> None:
+        """All reads that wait share one round."""
+        if not self.gateway.reads or self._route is None:
+            return
+        reads, self.gateway.reads = self.gateway.reads, []
+        self._read_number += 1
+        self._read_rounds[self._read_number] = _ReadRound(reads, now_ms, self._route)
+        self.raft.read_index(self._read_number)
+
+    def _read_confirmed(self, read: ReadState, round_: _ReadRound) -> None:
+        heappush(self._reads_ready, (read.index, read.context, read.clock_ms, round_.reads))
+
+    def _run_reads(self) -> None:
+        while self._reads_ready and self._reads_ready[0][0] <= self.machine.applied_index:
+            index, _, clock_ms, reads = heappop(self._reads_ready)
+            now_ms = max(clock_ms, self.machine.now_ms)
+            for read in reads:
+                read.session.read_answered(
+                    read, read.query(self.machine, now_ms, self.config.node, read.session.number), max(index, self.machine.applied_index)
+                )
+
+    # -- the leader's own entries -------------------------------------------------------------
+
+    def _keep_house(self, now_ms: int) -> None:
+        """What only the leader proposes: settings, the end of silent gateways, and time that passes."""
+        raft, machine = self.raft, self.machine
+        if not raft.is_leader or machine.applied_index < raft.first_own_index:
+            return
+        if self._leads_since_ms is None:
+            self._leads_since_ms = now_ms
+        if machine.settings != self.config.settings or not machine.settings_index:
+            self._propose_once(self.config.settings, self.config.settings)
+        for row in machine.gateways.values():
+            if row.node == self.config.node or not row.is_open:
+                continue
+            key = (row.node, row.incarnation)
+            # A row counts as heard when this leader first sees it: its node has just opened it, or the lead is new.
+            silent_ms = now_ms - max(self._leads_since_ms, self._heard_ms.setdefault(key, now_ms))
+            if silent_ms >= machine.settings.session_grace_ms and self._propose_once(key, CloseGateway(*key)):
+                self._observer.gateway_silent(*key)
+        self._let_time_pass(now_ms)
+
+    def _propose_once(self, key: object, payload: Settings | CloseGateway) -> bool:
+        if key in self._housekeeping:
+            return False
+        try:
+            self.raft.propose([(EntryKind.BATCH, encode_payload(payload))])
+        except Overloaded:
+            return False
+        self._housekeeping.add(key)
+        return True
+
+    def _let_time_pass(self, now_ms: int) -> None:
+        """With timers due and no entry on its way that fires them, append an empty one."""
+        due_ms = self.machine.next_due_ms()
+        if due_ms is None:
+            return
+        log = self.raft.log
+        clock_ms = self.raft.clock_ms() or 0
+        if log.last_index > self.machine.applied_index and log.last_time_ms >= due_ms:
+            return
+        wait_ms = max(due_ms - clock_ms, log.last_time_ms + TIMER_ENTRY_GAP_MS - clock_ms)
+        if wait_ms > 0:
+            self._wake_in(wait_ms, now_ms)
+        else:
+            try:
+                self.raft.propose([(EntryKind.BATCH, b"")])
+            except Overloaded:
+                self._wake_in(TIMER_ENTRY_GAP_MS, now_ms)
+
+    def _wake_in(self, wait_ms: int, now_ms: int) -> None:
+        """One timer for all timers: the earliest."""
+        at_ms = now_ms + wait_ms
+        if self._timer_call is not None:
+            if self._timer_call_at_ms <= at_ms:
+                return
+            self._timer_call.cancel()
+        self._timer_call_at_ms = at_ms
+        self._timer_call = self._clock.callLater(wait_ms / 1000, self._timer_due)
+
+    def _timer_due(self) -> None:
+        self._timer_call = None
+        self.wake()
