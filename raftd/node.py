@@ -109,6 +109,7 @@ class Node:
         self._fail = fail
         self._stopped = False
         self._awake = False  # a turn is scheduled
+        self._in_turn = False
         self._held: deque[tuple[int, list[tuple[int, Message]]]] = deque()  # until that persist is durable
         self._turn_ends: list[Callable[[], None]] = []
         self._route: tuple[int, int] | None = None
@@ -144,9 +145,10 @@ class Node:
             self._clock.callLater(0, self._guarded, self._turn)
 
     def at_turn_end(self, call: Callable[[], None]) -> None:
-        """Call once at the end of this turn, when all answers of it are there."""
+        """Call once at the end of this turn (or of the next), when all answers of it are there."""
         self._turn_ends.append(call)
-        self.wake()
+        if not self._in_turn:
+            self.wake()
 
     def status(self) -> Mapping[str, str | int]:
         """raftd's own keys of `stats`: this node's view, without asking anyone."""
@@ -258,6 +260,7 @@ class Node:
 
     def _turn(self) -> None:
         self._awake = False
+        self._in_turn = True
         now_ms = self._at()
         for _ in range(_ROUNDS_PER_TURN):
             self._follow_route()
@@ -270,6 +273,7 @@ class Node:
                 break
         else:
             self.wake()
+        self._in_turn = False
         ends, self._turn_ends = self._turn_ends, []
         for end in ends:
             end()

@@ -147,6 +147,7 @@ class StateMachine:
                 if session is not None:
                     del row.sessions[number]
                     self._detach(session)
+                    self._give_back()
                 continue
             if session is None:
                 session = row.sessions[number] = Session((node, number), self._default)

@@ -134,4 +134,4 @@ class QueueLife(RuleBasedStateMachine):
 
 
 TestQueueLife = QueueLife.TestCase
-TestQueueLife.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestQueueLife.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

@@ -1,0 +1,128 @@
+"""The configuration file: what may stand in it, and one clear line for what may not.
+
+Every error names the path inside the file and what was expected there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import yaml
+
+from raftd import limits
+from raftd.errors import ConfigError
+
+_T = TypeVar("_T")
+
+Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
+
+
+class Address(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where one node listens. Every door but `peer` may be left out."""
+
+    host: Annotated[str, msgspec.Meta(min_length=1)]
+    peer: Port
+    line: Port | None = None
+    client: Port | None = None
+    http: Port | None = None
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A cluster, as all its nodes' files say it. `data` is absolute once loaded."""
+
+    cluster: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    data: Annotated[str, msgspec.Meta(min_length=1)]
+    nodes: dict[int, Any]
+    election_timeout_ms: Annotated[int, msgspec.Meta(ge=limits.ELECTION_TIMEOUT_MIN_MS, le=limits.ELECTION_TIMEOUT_MAX_MS)] = (
+        limits.ELECTION_TIMEOUT_MS
+    )
+    heartbeat_ms: Annotated[int, msgspec.Meta(ge=limits.HEARTBEAT_MIN_MS)] = limits.HEARTBEAT_MS
+    session_grace_ms: Annotated[int, msgspec.Meta(ge=limits.SESSION_GRACE_MIN_MS, le=limits.SESSION_GRACE_MAX_MS)] = limits.SESSION_GRACE_MS
+    max_job_size: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_JOB_BYTES_CEILING)] = limits.MAX_JOB_BYTES
+    http_leader_only: bool = False
+
+    def address(self, node: int) -> Address:
+        address: Address = self.nodes[node]
+        return address
+
+
+#: What `twistd -n raftd` runs without a file: one node, on loopback.
+DEFAULT = {"cluster": "raftd", "data": "raftd-data", "nodes": {1: {"host": "127.0.0.1", "line": 11300, "client": 11301, "peer": 11302}}}
+
+
+def load(path: str | None, data: str | None = None) -> Config:
+    """Read the file, or take the default; `data` overrides the file's. Raises ConfigError."""
+    if path is None:
+        raw: object = DEFAULT
+        base = os.getcwd()
+    else:
+        raw = _read(path)
+        base = os.path.dirname(os.path.abspath(path))
+    try:
+        config = check(raw)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    directory = os.path.abspath(data) if data is not None else os.path.join(base, config.data)
+    return msgspec.structs.replace(config, data=directory)
+
+
+def choose_node(config: Config, node: str | None) -> int:
+    """Which of the file's nodes to be. Raises ConfigError."""
+    known = ", ".join(map(str, sorted(config.nodes)))
+    if node is None:
+        if len(config.nodes) > 1:
+            raise ConfigError(f"--node is needed: which of the nodes {known} is this?")
+        return min(config.nodes)
+    if not node.isascii() or not node.isdigit() or int(node) not in config.nodes:
+        raise ConfigError(f"--node {node}: the configuration has no such node, it has {known}")
+    return int(node)
+
+
+def _read(path: str) -> object:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return yaml.safe_load(file)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: this is no YAML: {' '.join(str(error).split())}") from None
+
+
+def check(raw: object) -> Config:
+    """The configuration in `raw`, as YAML gave it. Raises ConfigError."""
+    config = _convert(raw, Config, "")
+    if not config.nodes:
+        raise ConfigError("nodes: expected at least one node")
+    nodes: dict[int, Address] = {}
+    taken: dict[tuple[str, int], str] = {}
+    for node, entry in config.nodes.items():
+        if node < 1:
+            raise ConfigError(f"nodes.{node}: expected an id of at least 1")
+        nodes[node] = address = _convert(entry, Address, f"nodes.{node}")
+        for door in ("peer", "line", "client", "http"):
+            port = getattr(address, door)
+            if port is None:
+                continue
+            place = f"nodes.{node}.{door}"
+            if (address.host, port) in taken:
+                raise ConfigError(f"{place}: {address.host}:{port} is {taken[address.host, port]} already")
+            taken[address.host, port] = place
+    if config.heartbeat_ms * 2 > config.election_timeout_ms:
+        raise ConfigError(
+            f"heartbeat_ms: expected at most half of election_timeout_ms ({config.election_timeout_ms}), or elections never end"
+        )
+    return msgspec.structs.replace(config, nodes=nodes)
+
+
+def _convert(raw: object, kind: type[_T], where: str) -> _T:
+    try:
+        return msgspec.convert(raw, kind, strict=True)
+    except msgspec.ValidationError as error:
+        what, _, path = str(error).partition(" - at `")
+        path = re.sub(r"^(key in )?\$\.?", "", path.rstrip("`"))
+        place = ".".join(part for part in (where, path) if part)
+        what = what[:1].lower() + what[1:]
+        raise ConfigError(f"{place}: {what}" if place else what) from None

@@ -1,0 +1,161 @@
+"""The client door: binary frames, requests with ids, answers with the log index they were applied at."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, cast
+
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from raftd.errors import FrameError
+from raftd.jobs import commands as c
+from raftd.jobs.replies import Reply
+from raftd.limits import HELLO_TIMEOUT_S
+from raftd.node import Node
+from raftd.server.door import DoorProtocol
+from raftd.wire import client as w
+from raftd.wire.frames import FrameDecoder
+from raftd.wire.line import is_tube_name
+
+_U32 = 0xFFFF_FFFF
+_LONGEST_MS = _U32 * 1000
+_REQUEST_BYTES = 64
+
+
+class ClientProtocol(DoorProtocol):
+    """One client of the client door."""
+
+    _log = Logger("raftd.client")
+
+    def __init__(self, node: Node, clock: Any) -> None:
+        super().__init__(node, clock)
+        self._decoder = FrameDecoder()
+        self._greeted = False
+        self._hello_timeout: Any = None
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        self._hello_timeout = self._clock.callLater(HELLO_TIMEOUT_S, self._refuse, f"it said no hello within {HELLO_TIMEOUT_S:g} s")
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        super().connectionLost(reason)
+        if self._hello_timeout is not None and self._hello_timeout.active():
+            self._hello_timeout.cancel()
+
+    def _feed(self, data: bytes) -> None:
+        self._decoder.feed(data)
+
+    def _take(self) -> bool:
+        try:
+            body = self._decoder.next_frame()
+            if body is None:
+                return False
+            if self._greeted:
+                self._handle(w.decode_request(body))
+            else:
+                self._greet(w.decode_client_hello(body))
+        except FrameError as error:
+            self._refuse(str(error))
+            return False
+        return True
+
+    def _greet(self, hello: w.ClientHello) -> None:
+        config = self.node.config
+        if hello.cluster not in ("", config.cluster):
+            raise FrameError(f"it asks for cluster {hello.cluster!r}, this is {config.cluster!r}")
+        self._hello_timeout.cancel()
+        self._greeted = True
+        self._decoder.greeted()
+        self.say(w.encode_hello(w.NodeHello(config.cluster, config.node, self.node.max_job_size)))
+
+    def _refuse(self, reason: str) -> None:
+        if not self._closed:
+            address = self.transport.getPeer()
+            self._log.info("the client at {host} is refused: {reason}", host=getattr(address, "host", address), reason=reason)
+            self.finish()
+
+    def _handle(self, request: w.Request) -> None:
+        number = self.session.number
+        size = _REQUEST_BYTES
+        self_answer = partial(self._answered, request.id)
+        command: c.Command
+        match request:
+            case w.PutRequest(body=body):
+                size += len(body)
+                wrong = self._wrong_with(request)
+                if wrong is not None:
+                    self._answer_here(request.id, w.Failed(wrong))
+                    return
+                command = c.Put(number, request.pri, request.delay_ms, request.ttr_ms, body, request.tube)
+            case w.UseRequest(tube=tube) | w.WatchRequest(tube=tube) | w.IgnoreRequest(tube=tube):
+                if not is_tube_name(tube):
+                    self._answer_here(request.id, w.Failed(_BAD_TUBE))
+                    return
+                kind = {w.UseRequest: c.Use, w.WatchRequest: c.Watch, w.IgnoreRequest: c.Ignore}[type(request)]
+                command = kind(number, tube)  # type: ignore[assignment]
+            case w.ReserveRequest(timeout_ms=timeout_ms):
+                if timeout_ms is not None and not 0 <= timeout_ms <= _LONGEST_MS:
+                    self._answer_here(request.id, w.Failed(f"timeout_ms: expected 0 to {_LONGEST_MS}, or none to wait for ever"))
+                    return
+                command = c.Reserve(number, timeout_ms)
+            case w.DeleteRequest(job=job, token=token):
+                command = c.Delete(number, job, token)
+            case w.StatusRequest():
+                self.began(size)
+                self.session.local(self._status, partial(self_answer, size))
+                return
+        self.began(size)
+        self.session.submit(command, partial(self_answer, size))
+        self.node.wake()
+
+    def _wrong_with(self, put: w.PutRequest) -> str | None:
+        if put.tube and not is_tube_name(put.tube):
+            return _BAD_TUBE
+        if not 0 <= put.pri <= _U32:
+            return f"pri: expected 0 to {_U32}"
+        if not 0 <= put.delay_ms <= _LONGEST_MS or not 0 <= put.ttr_ms <= _LONGEST_MS:
+            return f"delay_ms and ttr_ms: expected 0 to {_LONGEST_MS}"
+        if len(put.body) > self.node.max_job_size:
+            return f"body: expected at most {self.node.max_job_size} bytes (max_job_size)"
+        return None
+
+    def _answer_here(self, id: int, reply: w.Failed) -> None:
+        self.began(_REQUEST_BYTES)
+        self.session.local(lambda: reply, partial(self._answered, id, _REQUEST_BYTES))
+
+    def _status(self) -> w.Status:
+        node = self.node
+        status = node.status()
+        cluster_id = node.hello().cluster_id
+        return w.Status(
+            node.config.node,
+            str(status["role"]),
+            node.raft.term,
+            node.raft.leader,
+            node.raft.log.commit_index,
+            node.machine.applied_index,
+            len(node.config.voters),
+            cluster_id,
+        )
+
+    def _answered(self, id: int, size: int, reply: object, index: int) -> None:
+        answer = w.Answer(id, index or self.node.machine.applied_index, cast("Reply | w.Status | w.Failed", reply))
+        self.answer(w.encode_answer(answer), size)
+
+
+_BAD_TUBE = "tube: expected 1 to 200 of A-Z a-z 0-9 - + / ; . $ _ ( ) and no leading dash"
+
+
+class ClientFactory(Factory):
+    """`node` is set before the reactor runs."""
+
+    noisy = False
+    node: Node
+
+    def __init__(self, clock: Any) -> None:
+        self._clock = clock
+
+    def buildProtocol(self, addr: object) -> ClientProtocol:
+        return ClientProtocol(self.node, self._clock)

@@ -1,0 +1,162 @@
+"""What the doors for clients share: a session per connection, answers in order, and bounds.
+
+A turn of the node answers many commands; each connection writes once at its end. Reading pauses while too
+much is unanswered or unsent, so a client that floods, or does not read, costs a bounded amount of memory
+and, per turn of the reactor, a bounded amount of work.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from twisted.internet.interfaces import IPushProducer
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from raftd.gateway import Session
+from raftd.limits import CONNECTION_BYTES, CONNECTION_IN_FLIGHT, REPLY_BYTES
+from raftd.node import Node
+from raftd.server.sockets import tune, write_at_once
+
+
+@implementer(IPushProducer)
+class DoorProtocol(Protocol, ABC):
+    """One client. A subclass says how requests are read."""
+
+    transport: Any
+
+    def __init__(self, node: Node, clock: Any) -> None:
+        self.node = node
+        self.session: Session
+        self._clock = clock
+        self._out: list[bytes] = []
+        self._in_flight = 0
+        self._bytes_in_flight = 0
+        self._unsent = 0  # handed to the transport since it said that it is full
+        self._full = False
+        self._reading = True
+        self._turn: Any = None  # the rest of what has arrived, in another turn of the reactor
+        self._closed = False
+
+    # -- for the subclass ---------------------------------------------------------------------
+
+    @abstractmethod
+    def _feed(self, data: bytes) -> None:
+        """Keep bytes that have arrived."""
+
+    @abstractmethod
+    def _take(self) -> bool:
+        """Handle the next request that has arrived whole; False if there is none."""
+
+    def began(self, size: int) -> None:
+        """A request of `size` bytes waits for its answer."""
+        self._in_flight += 1
+        self._bytes_in_flight += size
+
+    def answer(self, data: bytes, size: int) -> None:
+        """The answer to a request that `began` with `size`."""
+        if self._closed:
+            return
+        self._in_flight -= 1
+        self._bytes_in_flight -= size
+        self.say(data)
+
+    def say(self, data: bytes) -> None:
+        """Write at the end of the turn."""
+        if not self._out:
+            self.node.at_turn_end(self._end_of_turn)
+        self._out.append(data)
+
+    def finish(self) -> None:
+        """Close once everything said is sent."""
+        self._flush()
+        self._closed = True
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()
+
+    def abort(self) -> None:
+        """Close now: the client is lost, or what it asked has an unknown outcome."""
+        self._closed = True
+        self.transport.abortConnection()
+
+    # -- Twisted's side -----------------------------------------------------------------------
+
+    def connectionMade(self) -> None:
+        tune(self.transport)
+        self.transport.registerProducer(self, True)
+        self.session = self.node.open_session(self.abort)
+
+    def dataReceived(self, data: bytes) -> None:
+        self._feed(data)
+        self._read()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._closed = True
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
+        self.session.close()
+        self.node.wake()
+
+    def pauseProducing(self) -> None:
+        """The transport has more than it likes to hold."""
+        self._full = True
+        self._unsent = 0
+        self._set_reading(False)
+
+    def resumeProducing(self) -> None:
+        """All of it is sent."""
+        self._full = False
+        self._unsent = 0
+        self._read()
+
+    def stopProducing(self) -> None:
+        """The connection is being lost; connectionLost follows."""
+
+    # -- within -------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        """Handle what has arrived, as far as the bounds allow."""
+        if self._turn is not None:
+            return
+        for _ in range(CONNECTION_IN_FLIGHT):
+            if self._closed or self._full or self._in_flight >= CONNECTION_IN_FLIGHT or self._bytes_in_flight >= CONNECTION_BYTES:
+                self._set_reading(False)
+                return
+            if not self._take():
+                self._set_reading(True)
+                return
+        # More may be there, but others wait too.
+        self._set_reading(False)
+        self._turn = self._clock.callLater(0, self._go_on)
+
+    def _go_on(self) -> None:
+        self._turn = None
+        self._read()
+
+    def _set_reading(self, reading: bool) -> None:
+        if reading is not self._reading and not self._closed:
+            self._reading = reading
+            if reading:
+                self.transport.resumeProducing()
+            else:
+                self.transport.pauseProducing()
+
+    def _end_of_turn(self) -> None:
+        self._flush()
+        if not self._reading:
+            self._read()
+
+    def _flush(self) -> None:
+        if self._closed or not self._out:
+            return
+        data = b"".join(self._out)
+        self._out.clear()
+        if self._full:
+            self._unsent += len(data)
+            if self._unsent > REPLY_BYTES + self.node.max_job_size:
+                self.abort()
+                return
+        write_at_once(self.transport, data)

@@ -1,0 +1,44 @@
+"""What an operator reads in the log."""
+
+from __future__ import annotations
+
+from twisted.logger import Logger
+
+from raftd.raft.ready import Role, RoleChange
+
+
+class LogObserver:
+    """Says what happened, and why, in words a newcomer understands."""
+
+    _log = Logger("raftd")
+
+    def __init__(self, node: int) -> None:
+        self._node = node
+
+    def role_changed(self, change: RoleChange) -> None:
+        say = self._log.info
+        term, reason = change.term, change.reason
+        if change.role is Role.LEADER:
+            say("this node ({node}) leads now, in term {term}: {reason}", node=self._node, term=term, reason=reason)
+        elif change.role is Role.CANDIDATE:
+            say("election: this node asks for votes in term {term}: {reason}", term=term, reason=reason)
+        elif change.role is Role.PRE_CANDIDATE:
+            say("no leader: this node asks whether it could be elected (term {term}): {reason}", term=term, reason=reason)
+        elif change.leader:
+            say("node {leader} leads, in term {term}; this node follows", leader=change.leader, term=term)
+        else:
+            say("this node follows, in term {term}, and knows no leader: {reason}", term=term, reason=reason)
+
+    def gateway_closed(self, incarnation: int) -> None:
+        self._log.warn(
+            "the cluster had not heard this node for the session grace and gave its clients' reservations back; "
+            "their connections are dropped, and it goes on as incarnation {incarnation}",
+            incarnation=incarnation,
+        )
+
+    def gateway_silent(self, node: int, incarnation: int) -> None:
+        self._log.warn(
+            "node {node} (incarnation {incarnation}) was not heard for the session grace: its clients' reservations are given back",
+            node=node,
+            incarnation=incarnation,
+        )

@@ -1,0 +1,228 @@
+"""The peer door: one connection per pair of nodes, dialled by the one with the higher id.
+
+Each side says hello first; a connection carries messages only when both are content with the other's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from random import Random
+from typing import Any, cast
+
+from twisted.application.internet import ClientService, backoffPolicy
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from raftd.errors import FrameError
+from raftd.limits import HELLO_TIMEOUT_S
+from raftd.node import Node
+from raftd.server.sockets import tune_peer, write_at_once
+from raftd.wire.frames import FrameDecoder
+from raftd.wire.peer import PeerMessage, Refusal, decode, decode_hello, encode, encode_hello
+
+_RETRY_FIRST_S = 0.05
+_RETRY_LAST_S = 1.0
+
+
+class State(Enum):
+    """A connection's life, in this order; it may be closed at any time."""
+
+    GREETING = "greeting"  # our hello is out, the other's is awaited
+    WAITING = "waiting"  # what we must remember of the other is not durable yet
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class PeerProtocol(Protocol):
+    """One connection. `expected` is the node that was dialled, 0 for one that dialled us."""
+
+    transport: Any
+
+    def __init__(self, door: PeerDoor, expected: int) -> None:
+        self._door = door
+        self._expected = expected
+        self._decoder = FrameDecoder()
+        self._state = State.GREETING
+        self._hello_timeout: Any = None
+        self.peer = 0
+        self.outbox: list[bytes] = []
+
+    def connectionMade(self) -> None:
+        tune_peer(self.transport)
+        self._hello_timeout = self._door.clock.callLater(HELLO_TIMEOUT_S, self._refuse, f"it said no hello within {HELLO_TIMEOUT_S:g} s")
+        self.transport.write(encode_hello(self._door.node.hello()))
+
+    def dataReceived(self, data: bytes) -> None:
+        self._decoder.feed(data)
+        self._read()
+
+    def _read(self) -> None:
+        try:
+            while self._state in (State.GREETING, State.OPEN):
+                body = self._decoder.next_frame()
+                if body is None:
+                    break
+                if self._state is State.GREETING:
+                    self._greet(body)
+                else:
+                    self._message(decode(body))
+        except FrameError as error:
+            self._refuse(str(error))
+            return
+        if self._state is State.OPEN and self._decoder.is_in_frame:
+            self._door.node.hearing_from(self.peer)
+
+    def _greet(self, body: bytes) -> None:
+        hello = decode_hello(body)
+        self._hello_timeout.cancel()
+        if self._expected and hello.node != self._expected:
+            self._refuse(f"node {hello.node} answers at the address that the configuration gives for node {self._expected}")
+            return
+        self._state = State.WAITING
+        self.peer = hello.node
+        self._decoder.greeted()
+        self.transport.pauseProducing()
+        reason = self._door.node.meet(hello, self._accepted)
+        if reason is not None:
+            self._refuse(reason)
+
+    def _accepted(self) -> None:
+        if self._state is not State.WAITING:
+            return  # the connection was lost meanwhile
+        self._state = State.OPEN
+        self.transport.resumeProducing()
+        self._door.opened(self)
+        self._read()
+
+    def _message(self, message: PeerMessage) -> None:
+        if isinstance(message, Refusal):
+            self._door.was_refused(self.peer, message.reason)
+            self.close()
+        else:
+            self._door.node.receive(self.peer, message)
+
+    def _refuse(self, reason: str) -> None:
+        """Tell both sides' operators why this connection is closed."""
+        if self._state is State.CLOSED:
+            return
+        self._door.refused(self.peer or self._expected, self.transport.getPeer(), reason)
+        self.transport.write(encode(Refusal(reason)))
+        self.close()
+
+    def close(self) -> None:
+        self._state = State.CLOSED
+        self.transport.loseConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._state = State.CLOSED
+        if self._hello_timeout is not None and self._hello_timeout.active():
+            self._hello_timeout.cancel()
+        self._door.closed(self, reason.getErrorMessage())
+
+
+class PeerFactory(Factory):
+    noisy = False
+
+    def __init__(self, door: PeerDoor, expected: int = 0) -> None:
+        self._door = door
+        self._expected = expected
+
+    def buildProtocol(self, addr: object) -> PeerProtocol:
+        return self._door.build(self._expected)
+
+
+class PeerService(ClientService):
+    """Dials one node for as long as it runs."""
+
+    # Its notices, one a second for a node that is down, would bury everything else.
+    _log = Logger(observer=cast(Any, lambda event: None))
+
+
+class PeerDoor:
+    """All connections to other nodes: the node's Transport. `node` is set before the reactor runs."""
+
+    node: Node
+
+    def __init__(self, clock: Any, random: Random) -> None:
+        self.clock = clock
+        self._log = Logger("raftd.peer")
+        self._open: dict[int, PeerProtocol] = {}
+        self._all: set[PeerProtocol] = set()
+        self._dirty: list[PeerProtocol] = []
+        self._told: dict[object, str] = {}  # the last reason logged, so that a retry says nothing new
+        self._backoff = backoffPolicy(_RETRY_FIRST_S, _RETRY_LAST_S, 1.5, random.random)
+
+    def build(self, expected: int) -> PeerProtocol:
+        protocol = PeerProtocol(self, expected)
+        self._all.add(protocol)
+        return protocol
+
+    def retry_policy(self, peer: int) -> Callable[[int], float]:
+        """A refused connection counts as made, so its backoff would start anew each time."""
+        return lambda attempt: _RETRY_LAST_S if peer in self._told else self._backoff(attempt)
+
+    # -- the node's Transport -----------------------------------------------------------------
+
+    def send(self, node: int, message: PeerMessage) -> None:
+        connection = self._open.get(node)
+        if connection is not None:
+            if not connection.outbox:
+                self._dirty.append(connection)
+            connection.outbox.append(encode(message))
+
+    def flush(self) -> None:
+        dirty, self._dirty = self._dirty, []
+        for connection in dirty:
+            data = b"".join(connection.outbox)
+            connection.outbox.clear()
+            write_at_once(connection.transport, data)
+
+    # -- from the connections -----------------------------------------------------------------
+
+    def opened(self, connection: PeerProtocol) -> None:
+        peer = connection.peer
+        older = self._open.get(peer)
+        self._open[peer] = connection
+        self._told.pop(peer, None)
+        if older is not None:
+            older.close()  # the other side has given it up, or it would not have dialled again
+        self._log.info("connected with node {peer}", peer=peer)
+        self.node.link_changed(peer)
+
+    def closed(self, connection: PeerProtocol, reason: str) -> None:
+        self._all.discard(connection)
+        connection.outbox.clear()
+        if self._open.get(connection.peer) is connection:
+            del self._open[connection.peer]
+            self._log.info("the connection with node {peer} is gone: {reason}", peer=connection.peer, reason=reason)
+            self.node.link_changed(connection.peer)
+
+    def refused(self, peer: int, address: Any, reason: str) -> None:
+        who = f"node {peer}" if peer else f"a connection from {getattr(address, 'host', address)}"
+        if self._is_news(peer or getattr(address, "host", None), reason):
+            self._log.warn("{who} is refused: {reason}", who=who, reason=reason)
+
+    def was_refused(self, peer: int, reason: str) -> None:
+        if self._is_news(peer, reason):
+            self._log.warn("node {peer} refuses this node: {reason}", peer=peer, reason=reason)
+
+    def _is_news(self, who: object, reason: str) -> bool:
+        if self._told.get(who) == reason:
+            return False
+        if len(self._told) > 1_000:
+            self._told.clear()  # strangers must not fill our memory
+        self._told[who] = reason
+        return True
+
+    def close_all(self) -> None:
+        for connection in list(self._all):
+            connection.close()
+
+
+def dial(door: PeerDoor, peer: int, endpoint: Any, clock: Any) -> PeerService:
+    """The service that keeps a connection to `peer`."""
+    return PeerService(endpoint, cast(Any, PeerFactory(door, peer)), door.retry_policy(peer), clock=clock)
+
+

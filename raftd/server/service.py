@@ -1,0 +1,186 @@
+"""One node as a Twisted service: its doors, its data directory, its timer; and how it ends.
+
+In order: listen, then lock and read back the data directory, then dial the other nodes. Ports come first, so
+that a second start by mistake finds them taken before it has touched anything. Nothing is served before
+all of it is there: the reactor runs only then.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import time
+from collections.abc import Callable
+from random import SystemRandom
+from typing import Any
+
+from twisted.application import service, strports
+from twisted.internet import defer, error, task
+from twisted.internet.endpoints import HostnameEndpoint, quoteStringArgument
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from raftd.config import Config
+from raftd.errors import StorageError
+from raftd.jobs.commands import Settings
+from raftd.limits import STOP_TIMEOUT_S, TICK_MS
+from raftd.node import Node, NodeConfig
+from raftd.server.client import ClientFactory
+from raftd.server.disk import DiskThread
+from raftd.server.events import LogObserver
+from raftd.server.line import LineFactory
+from raftd.server.peer import PeerDoor, PeerFactory, dial
+from raftd.server.stats import Counters
+from raftd.storage.filesystem import RealFileSystem
+from raftd.storage.store import Opened, Store
+
+_EXIT_FATAL = 70  # EX_SOFTWARE of sysexits.h
+
+
+def build(config: Config, node: int, cannot_start: Callable[[str], None]) -> RaftdService:
+    """The service on the reactor that this process has chosen, which must not be imported before it has."""
+    from twisted.internet import reactor
+
+    return RaftdService(config, node, reactor, cannot_start)
+
+
+class RaftdService(service.MultiService):
+    """Node `node` of `config`. `cannot_start` is told why, in one line, and does not return."""
+
+    _log = Logger("raftd")
+
+    def __init__(self, config: Config, node: int, reactor: Any, cannot_start: Callable[[str], None]) -> None:
+        super().__init__()
+        self.setName("raftd")
+        self.config = config
+        self.node_id = node
+        self.node: Node | None = None
+        self._reactor = reactor
+        self._cannot_start = cannot_start
+        self._random = SystemRandom()
+        self._store = Store(
+            RealFileSystem(), f"{config.data}/{node}", node, self._random, DiskThread(reactor), reactor, self._fatal
+        )
+        self._peers = PeerDoor(reactor, self._random)
+        self._lines = LineFactory(reactor, Counters())
+        self._clients = ClientFactory(reactor)
+        self._ticks: task.LoopingCall | None = None
+        self._listen()
+
+    # -- starting -----------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        address = self.config.address(self.node_id)
+        doors: list[tuple[int | None, Any]] = [
+            (address.peer, PeerFactory(self._peers)),
+            (address.line, self._lines),
+            (address.client, self._clients),
+        ]
+        for port, factory in doors:
+            if port is not None:
+                listener = strports.service(f"tcp:{port}:interface={quoteStringArgument(address.host)}:backlog=1024", factory)
+                listener.setServiceParent(self)
+
+    def privilegedStartService(self) -> None:
+        try:
+            super().privilegedStartService()
+        except error.CannotListenError as taken:
+            self._cannot_start(f"cannot listen on {taken.interface}:{taken.port}: {taken.socketError}")
+
+    def startService(self) -> None:
+        try:
+            opened = self._store.open(only_voter=len(self.config.nodes) == 1)
+        except StorageError as unusable:
+            self._cannot_start(str(unusable))
+            return
+        except OSError as unusable:
+            self._cannot_start(f"{self._store.directory}: {unusable.strerror or unusable}")
+            return
+        super().startService()
+        self.node = self._peers.node = self._lines.node = self._clients.node = self._make_node(opened)
+        self._log.info("{line}", line=self._introduction())
+        for note in opened.notes:
+            self._log.info("recovery: {note}", note=note)
+        if opened.identity.doubtful:
+            self._log.warn("this node may have lost entries that it acknowledged: its votes count for less until it has caught up")
+        for peer in self.config.nodes:
+            if peer < self.node_id:  # the others dial us
+                address = self.config.address(peer)
+                endpoint = HostnameEndpoint(self._reactor, address.host, address.peer)
+                dial(self._peers, peer, endpoint, self._reactor).setServiceParent(self)
+        # The entries read back are there for good: the collector need not walk them again and again.
+        gc.collect()
+        gc.freeze()
+        self._ticks = task.LoopingCall(self.node.tick)
+        self._ticks.clock = self._reactor
+        self._ticks.start(TICK_MS / 1000, now=False).addErrback(self._tick_died)
+
+    def _tick_died(self, failure: Failure) -> None:
+        self._fatal(failure.value or failure)
+
+    def _make_node(self, opened: Opened) -> Node:
+        config = self.config
+        return Node(
+            NodeConfig(
+                self.node_id,
+                tuple(sorted(config.nodes)),
+                config.cluster,
+                config.election_timeout_ms,
+                config.heartbeat_ms,
+                Settings(config.max_job_size, config.session_grace_ms),
+            ),
+            self._reactor,
+            time.time,
+            self._peers,
+            self._store,
+            opened,
+            self._random,
+            LogObserver(self.node_id),
+            self._fatal,
+        )
+
+    def _introduction(self) -> str:
+        """The one line that says where this node listens and where its data is."""
+        address = self.config.address(self.node_id)
+        doors = [f"{name} {address.host}:{port}" for name in ("line", "client", "peer") if (port := getattr(address, name)) is not None]
+        where = ", ".join(doors)
+        line = f"node {self.node_id} of cluster {self.config.cluster!r} listens on {where}; its data is in {self._store.directory}"
+        if address.http is not None:
+            line += f" (the configuration names http port {address.http}: that door is not open yet in this version)"
+        return line
+
+    # -- ending -------------------------------------------------------------------------------
+
+    def stopService(self) -> defer.Deferred[None]:
+        """Everything accepted is on disk or was not answered: stop at once, but give the lock back in order."""
+        stopped: defer.Deferred[None] = defer.Deferred()
+        done = defer.maybeDeferred(super().stopService)
+        if self._ticks is not None and self._ticks.running:
+            self._ticks.stop()
+        self._peers.close_all()
+        if self.node is None:
+            return done
+        too_late = self._reactor.callLater(STOP_TIMEOUT_S, stopped.callback, None)
+
+        def closed() -> None:
+            if too_late.active():
+                too_late.cancel()
+                stopped.callback(None)
+
+        self.node.stop(closed)
+        return done.addCallback(lambda result: stopped)
+
+    def _fatal(self, cause: BaseException) -> None:
+        """Going on could break a promise: say why, and be gone (R17, R35)."""
+        if isinstance(cause, OSError):
+            self._log.critical(
+                "FATAL: the data directory {directory} failed: {error}. This node ends now; it loses nothing that was acknowledged",
+                directory=self._store.directory,
+                error=cause,
+            )
+        else:
+            self._log.failure("FATAL: a bug in raftd. This node ends now, for it could no longer keep its promises", Failure(cause))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_EXIT_FATAL)

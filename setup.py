@@ -1,0 +1,27 @@
+"""What is installed. Settings of tools stand in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "([^"]+)"', (here / "raftd/__init__.py").read_text())[1]
+
+setup(
+    name="raftd",
+    version=version,
+    description="A replicated job queue that speaks the beanstalkd protocol",
+    long_description=(here / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["raftd", "raftd.*"]), "twisted.plugins"],
+    package_dir={"twisted.plugins": "twisted_plugins"},
+    # Without strict mode an editable install would lose the plugin in silence.
+    options={"editable_wheel": {"mode": "strict"}},
+    install_requires=["Twisted[tls]>=26.4", "msgspec>=0.19", "PyYAML>=6"],
+    extras_require={
+        "test": ["pytest>=8", "pytest-twisted>=1.14", "hypothesis>=6.100", "greenstalk>=2.0", "mypy>=1.11", "ruff>=0.6"],
+    },
+)
