@@ -1,0 +1,1 @@
+"""Whole processes: `twistd raftd` as a user starts it, killed as a machine dies."""
