@@ -60,9 +60,7 @@ class LineProtocol(DoorProtocol):
         command: c.Command
         if verb == "put":
             pri, delay_s, ttr_s, body = cast(tuple[int, int, int, bytes], args)
-            if not self._is_producer:
-                self._is_producer = True
-                self._counters.producers += 1
+            self._is_a_producer()
             command = c.Put(number, pri, delay_s * 1000, ttr_s * 1000, body)
         elif verb == "reserve" or verb == "reserve-with-timeout":
             if not self._is_worker:
@@ -96,7 +94,16 @@ class LineProtocol(DoorProtocol):
             self._counters.commands[verb] += 1
             self.session.local(lambda: encode_stats(stats(self.node, self._counters)), self._say)
         else:
+            if verb in ("big-put", "open-put"):
+                self._counters.commands["put"] += 1
+            if verb == "open-put":
+                self._is_a_producer()
             self.session.local(lambda: args[0], self._say)
+
+    def _is_a_producer(self) -> None:
+        if not self._is_producer:
+            self._is_producer = True
+            self._counters.producers += 1
 
     def _replied(self, size: int, reply: object, index: int) -> None:
         self.answer(encode_reply(cast(Reply, reply)), size)

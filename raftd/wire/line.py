@@ -28,7 +28,8 @@ _PUT = re.compile(rb" *([0-9]+) +([0-9]+) +([0-9]+) +([0-9]+)")
 
 
 class Request(NamedTuple):
-    """A verb with its arguments. The verb "error" has one: the line to answer with."""
+    """A verb with its arguments. The verb "error" has one: the line to answer with; so have "big-put" and
+    "open-put", which are puts that count as such but put nothing."""
 
     verb: str
     args: tuple[int | str | bytes, ...] = ()
@@ -167,7 +168,7 @@ class LineParser:
             return _error(BAD_FORMAT)
         if size > self.max_job_size:
             self._skip = size + 2
-            self._after_skip = _error(JOB_TOO_BIG)
+            self._after_skip = Request("big-put", (JOB_TOO_BIG,))
             return None
         if match.end() != len(line):
             return _error(BAD_FORMAT)
@@ -180,7 +181,7 @@ class LineParser:
         self._put = None
         body = self._buffer.take(put.size)
         if self._buffer.take(2) != b"\r\n":
-            return _error(EXPECTED_CRLF)
+            return Request("open-put", (EXPECTED_CRLF,))
         return Request("put", (put.pri, put.delay_s, put.ttr_s, body))
 
 

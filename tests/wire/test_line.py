@@ -84,7 +84,7 @@ def test_a_bare_line_feed_ends_nothing():
 
 
 def test_a_body_without_its_crlf_and_what_is_left_over_is_read_as_commands():
-    assert parse(b"put 0 0 0 3\r\nabcdequit\r\n") == [Request("error", (b"EXPECTED_CRLF\r\n",)), Request("quit")]
+    assert parse(b"put 0 0 0 3\r\nabcdequit\r\n") == [Request("open-put", (b"EXPECTED_CRLF\r\n",)), Request("quit")]
 
 
 def test_a_body_that_is_too_big_is_swallowed_as_it_streams():
@@ -95,11 +95,11 @@ def test_a_body_that_is_too_big_is_swallowed_as_it_streams():
         assert parser.next_request() is None
         assert len(parser._buffer) == 0
     assert parse(b"put 0 0 0 11\r\n", b"hello world\r\nquit\r\n", max_job_size=10) == [
-        Request("error", (b"JOB_TOO_BIG\r\n",)),
+        Request("big-put", (b"JOB_TOO_BIG\r\n",)),
         Request("quit"),
     ]
     # also with garbage behind the numbers, for the size is checked before it
-    assert parse(b"put 0 0 0 11 x\r\nhello world\r\nquit\r\n", max_job_size=10)[0] == Request("error", (b"JOB_TOO_BIG\r\n",))
+    assert parse(b"put 0 0 0 11 x\r\nhello world\r\nquit\r\n", max_job_size=10)[0] == Request("big-put", (b"JOB_TOO_BIG\r\n",))
 
 
 def test_bad_numbers_do_not_consume_the_body():
@@ -128,7 +128,7 @@ STREAM = b"use t\r\nput 1 0 60 5\r\nhello\r\n\r\nreserve\r\n" + b"z" * 300 + b"\
 
 def test_every_split_gives_the_same_requests():
     whole = parse(STREAM)
-    assert [request.verb for request in whole] == ["use", "put", "error", "reserve", "error", "error", "delete", "quit"]
+    assert [request.verb for request in whole] == ["use", "put", "error", "reserve", "error", "big-put", "delete", "quit"]
     for place in range(len(STREAM)):
         assert parse(STREAM[:place], STREAM[place:]) == whole
     assert parse(*[STREAM[place : place + 1] for place in range(len(STREAM))]) == whole

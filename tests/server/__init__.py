@@ -1,0 +1,1 @@
+"""The doors, over transports in memory: send this, expect that. They run under trial too."""

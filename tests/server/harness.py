@@ -1,0 +1,88 @@
+"""A cluster in memory with real door protocols on it, each on a transport in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.protocol import Protocol
+from twisted.internet.testing import StringTransport
+
+from raftd.server.client import ClientProtocol
+from raftd.server.line import LineProtocol
+from raftd.server.stats import Counters
+from raftd.sim.cluster import SimCluster
+from raftd.wire import client as w
+from raftd.wire.frames import FrameDecoder
+
+
+class MemoryTransport(StringTransport):
+    """A transport that tells whether it was closed or aborted, and says so to its protocol."""
+
+    aborted = False
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+        super().abortConnection()
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        self.noDelay = enabled
+
+
+class Door:
+    """One connection to a node."""
+
+    def __init__(self, cluster: SimCluster, protocol: Protocol) -> None:
+        self.cluster = cluster
+        self.protocol = protocol
+        self.transport = MemoryTransport()
+        self.protocol.makeConnection(self.transport)
+
+    def send(self, data: bytes, ms: float = 30) -> bytes:
+        """Send, let time pass, and give what has come back since the last time."""
+        self.protocol.dataReceived(data)
+        return self.later(ms)
+
+    def later(self, ms: float) -> bytes:
+        self.cluster.run(ms)
+        data = self.transport.value()
+        self.transport.clear()
+        return data
+
+    def hang_up(self) -> None:
+        from twisted.internet.error import ConnectionDone
+        from twisted.python.failure import Failure
+
+        self.protocol.connectionLost(Failure(ConnectionDone()))
+
+    @property
+    def is_closed(self) -> bool:
+        return self.transport.disconnecting or self.transport.aborted
+
+
+class Doors:
+    """A cluster with a leader, and doors on any node."""
+
+    def __init__(self, count: int = 1) -> None:
+        self.cluster = SimCluster(count)
+        self.cluster.start()
+        assert self.cluster.run(5_000, lambda: self.cluster.leader != 0)
+        self.cluster.run(100)
+        self.counters = {node: Counters() for node in self.cluster.config.voters}
+
+    def line(self, node: int = 1) -> Door:
+        clock: Any = self.cluster.clock
+        return Door(self.cluster, LineProtocol(self.cluster[node], clock, self.counters[node]))
+
+    def client(self, node: int = 1) -> Door:
+        clock: Any = self.cluster.clock
+        return Door(self.cluster, ClientProtocol(self.cluster[node], clock))
+
+
+def answers(data: bytes) -> list[w.Answer]:
+    decoder = FrameDecoder()
+    decoder.greeted()
+    decoder.feed(data)
+    found = []
+    while (body := decoder.next_frame()) is not None:
+        found.append(w.decode_answer(body))
+    return found

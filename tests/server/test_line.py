@@ -1,0 +1,195 @@
+"""The line door: send this line, expect that line; on one node and through a follower of three."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from raftd.limits import CONNECTION_IN_FLIGHT, REPLY_BYTES
+from tests.server.harness import Door, Doors
+
+
+class OneNode(SynchronousTestCase):
+    nodes = 1
+
+    def setUp(self) -> None:
+        self.doors = Doors(self.nodes)
+        self.node = self.doors.cluster.config.voters[-1]
+        self.door = self.doors.line(self.node)
+
+    def expect(self, *exchange: bytes, door: Door | None = None) -> None:
+        """Alternately what is sent and what comes back."""
+        for sent, back in zip(exchange[::2], exchange[1::2], strict=True):
+            self.assertEqual((door or self.door).send(sent), back)
+
+    def test_put_reserve_delete(self) -> None:
+        self.expect(
+            b"put 10 0 60 5\r\nhello\r\n",
+            b"INSERTED 1\r\n",
+            b"reserve\r\n",
+            b"RESERVED 1 5\r\nhello\r\n",
+            b"delete 1\r\n",
+            b"DELETED\r\n",
+            b"delete 1\r\n",
+            b"NOT_FOUND\r\n",
+        )
+
+    def test_tubes(self) -> None:
+        self.expect(
+            b"use jobs\r\n",
+            b"USING jobs\r\n",
+            b"put 0 0 1 1\r\na\r\n",
+            b"INSERTED 1\r\n",
+            b"reserve-with-timeout 0\r\n",
+            b"TIMED_OUT\r\n",
+            b"watch jobs\r\n",
+            b"WATCHING 2\r\n",
+            b"ignore default\r\n",
+            b"WATCHING 1\r\n",
+            b"ignore jobs\r\n",
+            b"NOT_IGNORED\r\n",
+            b"reserve\r\n",
+            b"RESERVED 1 1\r\na\r\n",
+        )
+
+    def test_answers_keep_the_order_of_a_pipeline(self) -> None:
+        self.expect(
+            b"put 0 0 9 1\r\na\r\nnonsense\r\nput 0 0 9 1\r\nb\r\nuse \r\nreserve\r\nreserve-with-timeout 0\r\ndelete 1\r\ndelete 7\r\n",
+            b"INSERTED 1\r\nUNKNOWN_COMMAND\r\nINSERTED 2\r\nBAD_FORMAT\r\nRESERVED 1 1\r\na\r\nRESERVED 2 1\r\nb\r\nDELETED\r\nNOT_FOUND\r\n",
+        )
+
+    def test_a_waiting_reserve_holds_back_what_follows(self) -> None:
+        self.expect(b"reserve\r\nuse t\r\nstats\r\nbad\r\n", b"")
+        producer = self.doors.line(1)
+        self.expect(b"put 0 0 9 1\r\na\r\n", b"INSERTED 1\r\n", door=producer)
+        answer = self.door.later(30)
+        self.assertTrue(answer.startswith(b"RESERVED 1 1\r\na\r\nUSING t\r\nOK "))
+        self.assertTrue(answer.endswith(b"\r\nUNKNOWN_COMMAND\r\n"))
+
+    def test_a_reserve_times_out_at_its_time_and_not_before(self) -> None:
+        self.assertEqual(self.door.send(b"reserve-with-timeout 1\r\n", ms=985), b"")
+        self.assertEqual(self.door.later(60), b"TIMED_OUT\r\n")
+
+    def test_a_delay_of_a_second_is_over_after_a_second(self) -> None:
+        self.expect(b"put 0 1 9 1\r\na\r\n", b"INSERTED 1\r\n")
+        self.assertEqual(self.door.send(b"reserve\r\n", ms=940), b"")
+        self.assertEqual(self.door.later(60), b"RESERVED 1 1\r\na\r\n")
+
+    def test_deadline_soon(self) -> None:
+        self.expect(b"put 0 0 2 1\r\na\r\nreserve\r\n", b"INSERTED 1\r\nRESERVED 1 1\r\na\r\n")
+        self.assertEqual(self.door.send(b"reserve\r\n", ms=900), b"")
+        self.assertEqual(self.door.later(150), b"DEADLINE_SOON\r\n")
+
+    def test_a_closed_connection_gives_its_jobs_back_at_once(self) -> None:
+        self.expect(b"put 0 0 99 1\r\na\r\nreserve\r\n", b"INSERTED 1\r\nRESERVED 1 1\r\na\r\n")
+        waiter = self.doors.line(1)
+        self.expect(b"reserve\r\n", b"", door=waiter)
+        self.door.hang_up()
+        self.assertEqual(waiter.later(30), b"RESERVED 1 1\r\na\r\n")
+
+    def test_quit_closes_after_what_came_before(self) -> None:
+        self.expect(b"put 0 0 9 1\r\na\r\nquit\r\nput 0 0 9 1\r\nb\r\n", b"INSERTED 1\r\n")
+        self.assertTrue(self.door.is_closed)
+        self.assertEqual(len(self.doors.cluster[1].machine.jobs), 1)
+
+    def test_a_body_that_is_too_big(self) -> None:
+        big = b"x" * 65_536
+        self.expect(b"put 0 0 9 65536\r\n" + big + b"\r\nput 0 0 9 1\r\na\r\n", b"JOB_TOO_BIG\r\nINSERTED 1\r\n")
+
+    def test_bytes_in_any_portions(self) -> None:
+        out = b""
+        for byte in b"put 0 0 9 5\r\nhello\r\nreserve\r\ndelete 1\r\n":
+            out += self.door.send(bytes([byte]), ms=0)
+        self.assertEqual(out + self.door.later(60), b"INSERTED 1\r\nRESERVED 1 5\r\nhello\r\nDELETED\r\n")
+
+    def test_stats_have_beanstalkds_keys_in_order_and_then_our_own(self) -> None:
+        self.expect(b"put 0 0 9 1\r\na\r\nput 0 0 9 99999\r\n" + b"x" * 99_999 + b"\r\n", b"INSERTED 1\r\nJOB_TOO_BIG\r\n")
+        self.door.send(b"reserve-with-timeout 0\r\n")
+        text = self.door.send(b"stats\r\n").decode()
+        head, _, body = text.partition("\r\n")
+        self.assertEqual(head, f"OK {len(body) - 2}")
+        lines = body.strip().split("\n")
+        self.assertEqual(lines[0], "---")
+        pairs = dict(line.split(": ", 1) for line in lines[1:])
+        keys = list(pairs)
+        self.assertEqual(keys[:6], [*(f"current-jobs-{state}" for state in ("urgent", "ready", "reserved", "delayed", "buried")), "cmd-put"])
+        self.assertEqual(keys[-7:], ["node", "role", "term", "leader", "commit-index", "applied-index", "nodes"])
+        self.assertEqual(len(keys), 58)
+        self.assertEqual(pairs["cmd-put"], "2")
+        self.assertEqual(pairs["current-producers"], "1")
+        self.assertEqual(pairs["current-workers"], "1")
+        self.assertEqual(pairs["current-jobs-reserved"], "1")
+        self.assertEqual(pairs["total-jobs"], "1")
+        self.assertEqual(pairs["nodes"], str(self.nodes))
+
+    def test_whatever_bytes_come_the_next_command_works(self) -> None:
+        for junk in (b"\0\0\0\r\n", b"\xff" * 1000 + b"\r\n", b"put x\r\n", b"\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"delete " + b"9" * 99 + b"\r\n"):
+            self.door.send(junk)
+        self.expect(b"use ok\r\n", b"USING ok\r\n")
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_reading_pauses_while_too_much_is_unanswered(self) -> None:
+        self.door.protocol.dataReceived(b"put 0 0 9 1\r\na\r\n" * (3 * CONNECTION_IN_FLIGHT))
+        self.assertEqual(self.door.transport.producerState, "paused")
+        out = self.door.later(200)
+        self.assertEqual(out.count(b"INSERTED"), 3 * CONNECTION_IN_FLIGHT)
+        self.assertEqual(self.door.transport.producerState, "producing")
+
+    def test_a_flood_of_cheap_commands_takes_turns(self) -> None:
+        count = 20 * CONNECTION_IN_FLIGHT
+        self.door.protocol.dataReceived(b"x\r\n" * count)
+        self.assertEqual(self.door.transport.producerState, "paused")
+        self.assertEqual(self.door.later(100).count(b"UNKNOWN_COMMAND"), count)
+        self.assertEqual(self.door.transport.producerState, "producing")
+
+    def test_a_client_that_does_not_read_is_not_read_and_at_last_dropped(self) -> None:
+        self.door.protocol.pauseProducing()  # its socket is full
+        self.assertEqual(self.door.send(b"put 0 0 9 1\r\na\r\n"), b"")
+        self.assertEqual(self.door.transport.producerState, "paused")
+        self.door.protocol.resumeProducing()
+        self.assertEqual(self.door.later(30), b"INSERTED 1\r\n")
+        self.door.protocol.pauseProducing()
+        self.door.protocol.say(b"x" * (REPLY_BYTES + 70_000))
+        self.door.later(10)
+        self.assertTrue(self.door.transport.aborted)
+
+    def test_connection_counters(self) -> None:
+        counters = self.doors.counters[self.node]
+        self.door.send(b"put 0 0 9 1\r\na\r\nreserve\r\n")
+        self.assertEqual((counters.connections, counters.producers, counters.workers), (1, 1, 1))
+        self.door.hang_up()
+        self.assertEqual((counters.connections, counters.producers, counters.workers, counters.total_connections), (0, 0, 0, 1))
+
+
+class FollowerOfThree(OneNode):
+    """The same exchanges on a node that does not lead."""
+
+    nodes = 3
+
+    def setUp(self) -> None:
+        super().setUp()
+        leader = self.doors.cluster.leader
+        self.node = next(node for node in self.doors.cluster.config.voters if node != leader)
+        self.door.hang_up()
+        self.doors.counters[self.node].total_connections = 0
+        for node in self.doors.counters:
+            self.doors.counters[node] = type(self.doors.counters[node])()
+        self.door = self.doors.line(self.node)
+
+    def test_without_a_quorum_writes_wait_and_stats_answer_at_once(self) -> None:
+        cluster = self.doors.cluster
+        cluster.partition({1}, {2}, {3})
+        self.assertEqual(self.door.send(b"put 0 0 9 1\r\na\r\n", ms=2_000), b"")
+        other = self.doors.line(self.node)
+        self.assertIn(b"\nleader: 0\n", other.send(b"stats\r\n"))
+        cluster.heal()
+        self.assertEqual(self.door.later(2_000), b"INSERTED 1\r\n")
+
+    def test_a_node_given_up_by_the_cluster_drops_its_clients(self) -> None:
+        cluster = self.doors.cluster
+        self.door.send(b"put 0 0 9 1\r\na\r\nreserve\r\n")
+        cluster.partition({self.node}, set(cluster.config.voters) - {self.node})
+        cluster.run(7_000)
+        cluster.heal()
+        cluster.run(1_000)
+        self.assertTrue(self.door.transport.aborted)
+        self.expect(b"reserve\r\n", b"RESERVED 1 1\r\na\r\n", door=self.doors.line(self.node))

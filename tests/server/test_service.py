@@ -1,0 +1,100 @@
+"""The service on the real reactor: real sockets, a real disk."""
+
+from __future__ import annotations
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
+from twisted.internet.protocol import Protocol
+
+from raftd import config
+from raftd.server.service import RaftdService
+from tests.processes.harness import free_ports
+
+
+class Talker(Protocol):
+    """Waits for a number of bytes."""
+
+    def __init__(self) -> None:
+        self.got = b""
+        self.wanted: tuple[int, Deferred[bytes]] | None = None
+        self.gone: Deferred[None] = Deferred()
+
+    def dataReceived(self, data: bytes) -> None:
+        self.got += data
+        if self.wanted is not None and len(self.got) >= self.wanted[0]:
+            (size, waiting), self.wanted = self.wanted, None
+            taken, self.got = self.got[:size], self.got[size:]
+            waiting.callback(taken)
+
+    def expect(self, size: int) -> Deferred[bytes]:
+        waiting: Deferred[bytes] = Deferred()
+        self.wanted = (size, waiting)
+        self.dataReceived(b"")
+        return waiting.addTimeout(10, reactor)
+
+    def connectionLost(self, reason: object = None) -> None:
+        self.gone.callback(None)
+
+
+def services(tmp_path, count: int) -> list[RaftdService]:
+    ports = free_ports(2 * count)
+    nodes = {n: {"host": "127.0.0.1", "line": ports[2 * n - 2], "peer": ports[2 * n - 1]} for n in range(1, count + 1)}
+    loaded = config.check({"cluster": "t", "data": str(tmp_path), "nodes": nodes})
+
+    def cannot_start(reason: str) -> None:
+        raise AssertionError(reason)
+
+    return [RaftdService(loaded, node, reactor, cannot_start) for node in nodes]
+
+
+async def connect(service: RaftdService) -> Talker:
+    port = service.config.address(service.node_id).line
+    return await connectProtocol(TCP4ClientEndpoint(reactor, "127.0.0.1", port), Talker())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest_twisted.ensureDeferred
+async def test_put_on_one_node_reserve_on_another_and_stop(tmp_path, count):
+    running = services(tmp_path, count)
+    for service in running:
+        service.privilegedStartService()
+        service.startService()
+    try:
+        producer, worker = await connect(running[0]), await connect(running[-1])
+        producer.transport.write(b"put 0 0 60 5\r\nhello\r\n")
+        worker.transport.write(b"reserve\r\n")
+        assert await producer.expect(12) == b"INSERTED 1\r\n"
+        assert await worker.expect(21) == b"RESERVED 1 5\r\nhello\r\n"
+    finally:
+        for talker in (producer, worker):
+            talker.transport.loseConnection()
+            await talker.gone
+        for service in running:
+            await service.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_large_job_passes_through_and_a_slow_reader_gets_all_of_it(tmp_path):
+    (service,) = services(tmp_path, 1)
+    service.privilegedStartService()
+    service.startService()
+    talker = await connect(service)
+    try:
+        body = bytes(range(256)) * 255
+        for _ in range(20):
+            talker.transport.write(b"put 0 0 60 %d\r\n%b\r\n" % (len(body), body))
+        answers = b"".join(b"INSERTED %d\r\n" % number for number in range(1, 21))
+        assert await talker.expect(len(answers)) == answers
+        talker.transport.pauseProducing()
+        talker.transport.write(b"reserve\r\n" * 20)
+        whole = b"".join(b"RESERVED %d %d\r\n%b\r\n" % (number, len(body), body) for number in range(1, 21))
+        waiting = talker.expect(len(whole))
+        reactor.callLater(0.3, talker.transport.resumeProducing)
+        assert await waiting == whole
+    finally:
+        talker.transport.loseConnection()
+        await talker.gone
+        await service.stopService()

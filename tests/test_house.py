@@ -1,0 +1,93 @@
+"""The plan of the house: who may import whom, and that every rule has its test."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+COMMON = {"raftd", "raftd.errors", "raftd.limits"}
+#: Each room of raftd: what of raftd it may import, and whether it may know Twisted.
+ROOMS: dict[str, tuple[set[str], bool]] = {
+    "raftd.limits": (set(), False),
+    "raftd.errors": (set(), False),
+    "raftd.config": (set(), False),
+    "raftd.raft": ({"raftd.raft"}, False),
+    "raftd.jobs": ({"raftd.jobs"}, False),
+    "raftd.wire": ({"raftd.wire", "raftd.raft.messages", "raftd.jobs.commands", "raftd.jobs.replies"}, False),
+    "raftd.storage": ({"raftd.storage", "raftd.raft.messages", "raftd.raft.ready"}, False),
+    "raftd.gateway": ({"raftd.jobs"}, False),
+    "raftd.node": ({"raftd.raft", "raftd.jobs", "raftd.storage", "raftd.gateway", "raftd.wire"}, False),
+    "raftd.sim": ({"raftd.sim", "raftd.raft", "raftd.jobs", "raftd.storage", "raftd.gateway", "raftd.wire", "raftd.node"}, True),
+    "raftd.server": (
+        {"raftd.server", "raftd.config", "raftd.raft", "raftd.jobs", "raftd.storage", "raftd.gateway", "raftd.wire", "raftd.node"},
+        True,
+    ),
+    "raftd.tap": ({"raftd.server", "raftd.config"}, True),
+}
+PURE = ("raftd.raft", "raftd.jobs", "raftd.wire", "raftd.gateway")
+IMPURE_MODULES = {"os", "sys", "socket", "time", "datetime", "threading", "subprocess", "asyncio", "select", "secrets", "uuid", "pickle"}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in sorted((ROOT / "raftd").rglob("*.py"))}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for item in ast.walk(ast.parse(path.read_text())):
+        if isinstance(item, ast.Import):
+            found |= {alias.name for alias in item.names}
+        elif isinstance(item, ast.ImportFrom):
+            assert item.level == 0, f"{path}: relative import"
+            found |= {f"{item.module}.{alias.name}" if f"{item.module}.{alias.name}" in MODULES else item.module for alias in item.names}
+    return found
+
+
+def is_in(module: str, room: str) -> bool:
+    return module == room or module.startswith(room + ".")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module):
+    if module == "raftd":
+        assert not imports(MODULES[module])
+        return
+    (room,) = [room for room in ROOMS if is_in(module, room)]
+    allowed, knows_twisted = ROOMS[room]
+    for imported in imports(MODULES[module]):
+        if is_in(imported, "raftd"):
+            assert imported in COMMON or any(is_in(imported, other) for other in allowed), f"{module} imports {imported}"
+        if is_in(imported, "twisted") or is_in(imported, "zope"):
+            assert knows_twisted, f"{module} imports {imported}"
+        assert imported not in ("twisted.internet", "twisted.internet.reactor") or room == "raftd.server", f"{module} knows a reactor"
+        assert imported.split(".")[0] != "pickle"
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if any(is_in(module, room) for room in PURE)])
+def test_pure_rooms_know_no_clock_file_socket_or_global_random(module):
+    path = MODULES[module]
+    for imported in imports(path):
+        assert imported.split(".")[0] not in IMPURE_MODULES, f"{module} imports {imported}"
+    text = path.read_text()
+    assert "random." not in text.replace("self._random.", ""), f"{module} uses the global random"
+    assert not re.search(r"\bopen\(", text.replace("_open(", "")), f"{module} opens a file"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_opens_with_its_idea_and_is_one_room(module):
+    path = MODULES[module]
+    assert ast.get_docstring(ast.parse(path.read_text()))
+    assert len(path.read_text().splitlines()) <= 700
+
+
+@pytest.mark.parametrize("number", [*range(1, 23), 33, 34, 35])
+def test_every_rule_has_a_test_of_its_name(number):
+    pattern = re.compile(rf"def test_r{number:02d}_\w+|^# R{number}\b", re.MULTILINE)
+    assert any(pattern.search(path.read_text()) for path in (ROOT / "tests").rglob("*.py"))

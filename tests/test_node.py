@@ -1,0 +1,263 @@
+"""The driver and its gateways, on clusters in memory: exactly once, in order, whatever happens to messages."""
+
+from __future__ import annotations
+
+import errno
+from random import Random
+
+import pytest
+
+from raftd import limits
+from raftd.jobs import commands as c
+from raftd.jobs import queries
+from raftd.jobs import replies as r
+from raftd.raft.messages import AppendEntries, EntryKind
+from raftd.sim.cluster import SimCluster
+
+
+def started(count: int = 3, **more) -> SimCluster:
+    cluster = SimCluster(count, **more)
+    cluster.start()
+    assert cluster.run(5_000, lambda: cluster.leader != 0 and cluster[cluster.leader].raft.has_committed_own_entry)
+    cluster.run(100)
+    return cluster
+
+
+class Client:
+    """A session, and what it was told, in order."""
+
+    def __init__(self, cluster: SimCluster, node: int) -> None:
+        self.cluster, self.node = cluster, cluster[node]
+        self.lost = False
+        self.told: list[object] = []
+        self.indices: list[int] = []
+        self.session = self.node.open_session(self._lost)
+
+    def _lost(self) -> None:
+        self.lost = True
+
+    def _done(self, result: object, index: int) -> None:
+        self.told.append(result)
+        self.indices.append(index)
+
+    def put(self, body: bytes, tube: str = "") -> None:
+        self.submit(c.Put(self.session.number, 10, 0, 60_000, body, tube))
+
+    def reserve(self, timeout_ms: int | None = 0) -> None:
+        self.submit(c.Reserve(self.session.number, timeout_ms))
+
+    def submit(self, command: c.Command) -> None:
+        self.session.submit(command, self._done)
+        self.node.wake()
+
+    def read(self, query: queries.Query) -> None:
+        self.session.read(query, self._done)
+        self.node.wake()
+
+
+def follower(cluster: SimCluster) -> int:
+    return next(node for node in cluster.config.voters if node != cluster.leader)
+
+
+def bodies(cluster: SimCluster, node: int) -> list[bytes]:
+    return [job.body for _, job in sorted(cluster[node].machine.jobs.items())]
+
+
+def test_messages_doubled_and_lost_change_nothing_but_time():
+    for seed in range(8):
+        random = Random(seed)
+        cluster = started(seed=seed + 1)
+        cluster.interfere = lambda sender, to, message, random=random: random.choice((0, 1, 1, 1, 2))
+        clients = [Client(cluster, node) for node in (1, 2, 3)]
+        for number in range(30):
+            clients[number % 3].put(b"%d" % number)
+            cluster.run(random.random() * 20)
+        cluster.interfere = None
+        assert cluster.run(10_000, lambda clients=clients: all(len(client.told) == 10 for client in clients))
+        cluster.run(500)
+        for node in (1, 2, 3):
+            assert sorted(bodies(cluster, node), key=int) == [b"%d" % number for number in range(30)]
+        for client in clients:
+            assert client.indices == sorted(client.indices)
+        assert len({cluster[node].machine.digest() for node in (1, 2, 3)}) == 1
+
+
+def test_batches_keep_their_order_through_refusals(monkeypatch):
+    monkeypatch.setattr("raftd.raft.core.UNCOMMITTED_BYTES", 4_000)
+    monkeypatch.setattr("raftd.gateway.BATCH_BYTES", 1_500)
+    cluster = started()
+    client = Client(cluster, follower(cluster))
+    for number in range(60):
+        client.put(b"%d" % number + bytes(700))
+    assert cluster.run(20_000, lambda: len(client.told) == 60)
+    assert [reply.id for reply in client.told] == list(range(1, 61))
+    assert [int(body.rstrip(b"\0")) for body in bodies(cluster, cluster.leader)] == list(range(60))
+
+
+def test_a_gateway_over_its_limit_says_so_for_certain_and_in_order(monkeypatch):
+    monkeypatch.setattr("raftd.gateway.GATEWAY_BYTES", 5_000)
+    cluster = started()
+    node = follower(cluster)
+    client = Client(cluster, node)
+    cluster.partition({1}, {2}, {3})
+    for _ in range(10):
+        client.put(bytes(1_000))
+    cluster.run(100)
+    assert client.told == []  # in order: those before are not answered yet
+    cluster.heal()
+    assert cluster.run(10_000, lambda: len(client.told) == 10)
+    kinds = [type(reply) for reply in client.told]
+    assert kinds[:5] == [r.Inserted] * 5
+    assert r.OutOfMemory in kinds
+    assert len(bodies(cluster, node)) == kinds.count(r.Inserted)
+
+
+def test_effects_and_answers_of_a_connection_keep_the_order_of_its_commands():
+    cluster = started()
+    node = follower(cluster)
+    client = Client(cluster, node)
+    client.put(b"a")
+    client.read(queries.peek(1))
+    client.put(b"b")
+    client.read(queries.peek(2))
+    client.read(queries.peek(3))
+    client.reserve(0)
+    client.read(queries.stats_job(1))
+    cluster.run(200)
+    kinds = [type(item).__name__ for item in client.told]
+    assert kinds == ["Inserted", "Job", "Inserted", "Job", "NoneType", "Reserved", "list"]
+    assert dict(client.told[-1])["state"] == "reserved"
+
+
+def test_nothing_passes_a_reserve_that_can_wait():
+    cluster = started()
+    client, other = Client(cluster, 1), Client(cluster, 2)
+    client.reserve(None)
+    client.put(b"mine")
+    client.session.local(lambda: "local", client._done)
+    cluster.run(100)
+    assert client.told == []
+    other.put(b"theirs")
+    cluster.run(100)
+    assert [type(item) for item in client.told] == [r.Reserved, r.Inserted, str]
+
+
+def test_a_read_waits_for_a_quorum_and_sees_every_command_acknowledged_before_it():
+    cluster = started()
+    writer, reader = Client(cluster, cluster.leader), Client(cluster, follower(cluster))
+    writer.put(b"x")
+    assert cluster.run(1_000, lambda: writer.told)
+    reader.read(queries.peek(1))  # at once: this node may not have applied it yet
+    cluster.run(100)
+    assert reader.told[0].body == b"x"
+    assert reader.indices[0] >= writer.indices[0]
+    cluster.partition({1}, {2}, {3})
+    reader.read(queries.peek(1))
+    cluster.run(3_000)
+    assert len(reader.told) == 1
+    cluster.heal()
+    assert cluster.run(5_000, lambda: len(reader.told) == 2)
+
+
+def test_a_closed_connection_gives_up_what_it_waits_for_and_what_it_is_given():
+    cluster = started()
+    node = follower(cluster)
+    gone, other = Client(cluster, node), Client(cluster, cluster.leader)
+    gone.reserve(None)
+    cluster.run(50)
+    other.put(b"x")
+    gone.session.close()
+    gone.node.wake()
+    cluster.run(100)
+    assert gone.told == []
+    other.reserve(0)
+    cluster.run(50)
+    assert isinstance(other.told[-1], r.Reserved)
+
+
+def test_the_leader_sends_followers_the_commit_at_once_when_their_clients_wait_for_it():
+    cluster = started()
+    client = Client(cluster, follower(cluster))
+    asked = cluster.clock.seconds()
+    client.put(b"x")
+    assert cluster.run(1_000, lambda: client.told)
+    assert cluster.clock.seconds() - asked < limits.HEARTBEAT_MS / 2000
+
+
+def test_with_no_timers_and_no_traffic_nothing_is_appended():
+    cluster = started()
+    before = cluster[cluster.leader].raft.log.last_index
+    cluster.run(2_000)
+    assert cluster[cluster.leader].raft.log.last_index == before
+
+
+def test_a_thousand_timers_cost_a_hundred_entries():
+    cluster = started()
+    client = Client(cluster, 1)
+    for number in range(1_000):
+        client.submit(c.Put(client.session.number, 0, 1_000 + number, 60_000, b""))
+    cluster.run(500)
+    before = cluster[cluster.leader].raft.log.last_index
+    cluster.run(3_000)
+    assert cluster[1].machine.tubes["default"].ready.count == 1_000
+    assert cluster[cluster.leader].raft.log.last_index - before <= 110
+
+
+def test_the_settings_of_the_leader_become_everybodys():
+    cluster = started()
+    assert {cluster[node].machine.settings for node in (1, 2, 3)} == {cluster.config.settings}
+    assert all(cluster[node].machine.settings_index > 0 for node in (1, 2, 3))
+
+
+def test_entries_that_are_no_payload_change_nothing_anywhere():
+    cluster = started()
+    leader = cluster[cluster.leader]
+    leader.raft.propose([(EntryKind.BATCH, b"\xc1junk"), (EntryKind.BATCH, b"")])
+    leader.wake()
+    cluster.run(200)
+    assert cluster.failures == []
+    assert len({cluster[node].machine.digest() for node in (1, 2, 3)}) == 1
+
+
+def test_r17_a_node_whose_disk_fails_ends_itself_and_the_rest_goes_on():
+    for operation in ("write", "sync"):
+        cluster = started()
+        victim = cluster.leader
+        client = Client(cluster, follower(cluster))
+
+        def fault(what: str, operation: str = operation) -> None:
+            if what == operation:
+                raise OSError(errno.EIO, "input/output error")
+
+        cluster.disks[victim].fault = fault
+        client.put(b"x")
+        cluster.run(5_000, lambda client=client: client.told)
+        assert [node for node, _ in cluster.failures] == [victim]
+        assert isinstance(client.told[0], r.Inserted)
+
+
+@pytest.mark.parametrize("place", ["tick", "ready", "apply"])
+def test_r35_an_exception_inside_a_node_stops_it_loudly(place):
+    cluster = started()
+    node = cluster[1]
+
+    def bug(*args: object) -> None:
+        raise RuntimeError("a bug")
+
+    if place == "apply":
+        node.machine.apply = bug
+        Client(cluster, 2).put(b"x")
+    else:
+        setattr(node.raft, place, bug)
+    cluster.run(200)
+    assert [(number, str(error)) for number, error in cluster.failures] == [(1, "a bug")]
+
+
+def test_a_frame_of_the_leader_that_takes_long_is_no_reason_for_an_election():
+    cluster = started()
+    quiet = follower(cluster)
+    cluster.interfere = lambda sender, to, message: 0 if to == quiet and isinstance(message, AppendEntries) else 1
+    for _ in range(200):
+        cluster[quiet].hearing_from(cluster.leader)
+        cluster.run(10)
+    assert cluster[quiet].status()["role"] == "follower"
