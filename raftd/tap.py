@@ -6,6 +6,7 @@ import os
 import sys
 from typing import Any, NoReturn
 
+from twisted.logger import Logger
 from twisted.python import usage
 
 from raftd.config import Config, choose_node, load
@@ -14,7 +15,8 @@ from raftd.errors import ConfigError
 
 def _refuse(reason: str) -> NoReturn:
     """One clear line and status 1; UsageError would print the whole usage around it."""
-    print(f"raftd: {reason}", file=sys.stderr, flush=True)
+    # by now twistd may have made sys.stderr part of its log
+    print(f"raftd: {reason}", file=sys.__stderr__, flush=True)
     raise SystemExit(1)
 
 
@@ -42,7 +44,7 @@ class Options(usage.Options):
 
 
 class CannotStart(Exception):
-    """Why a daemon did not start; its parent prints it."""
+    """Why a daemon did not start. Its parent prints the first hundred characters; the log has all of it."""
 
 
 def makeService(options: Options) -> Any:
@@ -54,6 +56,7 @@ def makeService(options: Options) -> Any:
 
     def cannot_start(reason: str) -> None:
         if not in_foreground:
+            Logger("raftd").critical("{reason}", reason=reason)
             raise CannotStart(reason)
         pidfile = parent.get("pidfile")
         if pidfile and os.path.exists(pidfile):

@@ -95,7 +95,7 @@ class RaftdService(service.MultiService):
             self._cannot_start(str(unusable))
             return
         except OSError as unusable:
-            self._cannot_start(f"{self._store.directory}: {unusable.strerror or unusable}")
+            self._cannot_start(f"{unusable.filename or self._store.directory}: {unusable.strerror or unusable}")
             return
         super().startService()
         self.node = self._peers.node = self._lines.node = self._clients.node = self._make_node(opened)

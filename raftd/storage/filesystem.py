@@ -3,6 +3,7 @@ can stand in. Paths are strings with `/`."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from typing import Protocol
@@ -78,6 +79,8 @@ class RealFileSystem:
     def make_directory(self, path: str) -> None:
         missing = []
         while path and not os.path.isdir(path):
+            if os.path.lexists(path):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
             missing.append(path)
             path = os.path.dirname(path)
         for directory in reversed(missing):
