@@ -73,7 +73,9 @@ class Script:
         self.cluster.run(100)
 
     def do_leader(self) -> None:
-        if not self.cluster.run(10_000, lambda: self.cluster.leader != 0 and self.cluster[self.cluster.leader].raft.has_committed_own_entry):
+        if not self.cluster.run(
+            10_000, lambda: self.cluster.leader != 0 and self.cluster[self.cluster.leader].raft.has_committed_own_entry
+        ):
             self.seen.append("no leader within 10 s")
         self.cluster.run(60)
 

@@ -89,22 +89,7 @@ class CloseSession(_Command, frozen=True, tag=14):
     """The connection is gone: its reservations are given back."""
 
 
-Command = (
-    Put
-    | Use
-    | Watch
-    | Ignore
-    | Reserve
-    | ReserveJob
-    | Delete
-    | Release
-    | Bury
-    | Touch
-    | Kick
-    | KickJob
-    | PauseTube
-    | CloseSession
-)
+Command = Put | Use | Watch | Ignore | Reserve | ReserveJob | Delete | Release | Bury | Touch | Kick | KickJob | PauseTube | CloseSession
 
 
 class _Payload(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):

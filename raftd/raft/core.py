@@ -443,9 +443,7 @@ class Raft:
         """Name the greatest index at which the logs can agree (R13)."""
         hint_index = self.log.last_with_term_at_most(message.prev_log_term, message.prev_log_index)
         hint_term = self.log.term_at(hint_index) or 0
-        reply = AppendEntriesReply(
-            self.term, False, message.prev_log_index, hint_index, hint_term, message.read_round, self.incarnation
-        )
+        reply = AppendEntriesReply(self.term, False, message.prev_log_index, hint_index, hint_term, message.read_round, self.incarnation)
         self._send_now.append((sender, reply))
 
     def _recover_from_doubt(self) -> None:

@@ -117,13 +117,4 @@ class ReadIndexReply(_Message, frozen=True, tag=8):
     clock_ms: int
 
 
-Message = (
-    PreVote
-    | PreVoteReply
-    | RequestVote
-    | RequestVoteReply
-    | AppendEntries
-    | AppendEntriesReply
-    | ReadIndex
-    | ReadIndexReply
-)
+Message = PreVote | PreVoteReply | RequestVote | RequestVoteReply | AppendEntries | AppendEntriesReply | ReadIndex | ReadIndexReply

@@ -224,5 +224,3 @@ class PeerDoor:
 def dial(door: PeerDoor, peer: int, endpoint: Any, clock: Any) -> PeerService:
     """The service that keeps a connection to `peer`."""
     return PeerService(endpoint, cast(Any, PeerFactory(door, peer)), door.retry_policy(peer), clock=clock)
-
-

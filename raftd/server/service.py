@@ -59,9 +59,7 @@ class RaftdService(service.MultiService):
         self._reactor = reactor
         self._cannot_start = cannot_start
         self._random = SystemRandom()
-        self._store = Store(
-            RealFileSystem(), f"{config.data}/{node}", node, self._random, DiskThread(reactor), reactor, self._fatal
-        )
+        self._store = Store(RealFileSystem(), f"{config.data}/{node}", node, self._random, DiskThread(reactor), reactor, self._fatal)
         self._peers = PeerDoor(reactor, self._random)
         self._lines = LineFactory(reactor, Counters())
         self._clients = ClientFactory(reactor)

@@ -161,7 +161,17 @@ class NaiveQueue:
         self.total += 1
         self.totals[tube] = self.totals.get(tube, 0) + 1
         job = {"id": self.last_id, "tube": tube, "pri": put.pri, "ttr": max(1000, put.ttr_ms), "body": put.body, "holder": None}
-        job |= {"state": "new", "deadline": 0, "token": 0, "timeouts": 0, "releases": 0, "buries": 0, "kicks": 0, "reserves": 0, "buried": 0}
+        job |= {
+            "state": "new",
+            "deadline": 0,
+            "token": 0,
+            "timeouts": 0,
+            "releases": 0,
+            "buries": 0,
+            "kicks": 0,
+            "reserves": 0,
+            "buried": 0,
+        }
         self.jobs[job["id"]] = job
         if put.delay_ms:
             job |= {"state": "delayed", "deadline": self.now + put.delay_ms}
@@ -186,9 +196,7 @@ class NaiveQueue:
         return r.Watching(len(session["watched"]))
 
     def do_reserve(self, key, session, reserve):
-        ready = [
-            job for job in self.in_state("ready") if job["tube"] in session["watched"] and self.pauses.get(job["tube"], 0) <= self.now
-        ]
+        ready = [job for job in self.in_state("ready") if job["tube"] in session["watched"] and self.pauses.get(job["tube"], 0) <= self.now]
         if ready:
             return self.grant(key, min(ready, key=lambda job: (job["pri"], job["id"])))
         soon = self.soon(key)
@@ -214,7 +222,7 @@ class NaiveQueue:
 
     def do_delete(self, key, session, delete):
         job = self.jobs.get(delete.id)
-        if job is None or (job["state"] == "reserved" or delete.token) and self.own(key, delete.id, delete.token) is None:
+        if job is None or ((job["state"] == "reserved" or delete.token) and self.own(key, delete.id, delete.token) is None):
             return r.NotFound()
         del self.jobs[delete.id]
         self.deletes[job["tube"]] = self.deletes.get(job["tube"], 0) + 1

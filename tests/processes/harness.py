@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -204,4 +203,3 @@ class ProcessCluster:
             return 0
 
         return wait_for(agreed, what="a leader")
-

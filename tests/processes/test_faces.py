@@ -119,7 +119,10 @@ def test_data_overrides_the_file(tmp_path):
     config = write(tmp_path / "c.yaml")
     port = yaml.safe_load(config.read_text())["nodes"][1]["line"]
     process = subprocess.Popen(
-        [*TWISTD, "-n", "--pidfile=", "raftd", "-c", "c.yaml", "--data", "elsewhere"], cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        [*TWISTD, "-n", "--pidfile=", "raftd", "-c", "c.yaml", "--data", "elsewhere"],
+        cwd=tmp_path,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
     )
     wait_for(lambda: _listens(port), what="the line door")
     process.send_signal(signal.SIGTERM)

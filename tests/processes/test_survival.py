@@ -72,7 +72,8 @@ def test_all_three_are_killed_at_once_under_load(tmp_path, capsys):
             client.close()
             # a closed connection gives its jobs back at once, so the next node finds them all again
             wait_for(
-                lambda node=node, count=len(found): cluster.stats(node)["current-jobs-ready"] == str(count), what="the jobs being given back"
+                lambda node=node, count=len(found): cluster.stats(node)["current-jobs-ready"] == str(count),
+                what="the jobs being given back",
             )
             if node != cluster.nodes[-1]:
                 found.clear()
@@ -131,7 +132,9 @@ def test_one_fsync_of_the_leader_serves_many_puts(tmp_path, capsys):
         assert cluster.leader() == leader, "the lead changed while it was measured"
         fsyncs = count_fsyncs(cluster, leader) - before
     with capsys.disabled():
-        print(f"\n  64 closed-loop connections on three nodes: {sum(counts)} puts, {fsyncs} fsyncs of the leader, {sum(counts) / fsyncs:.1f} puts each")
+        print(
+            f"\n  64 closed-loop connections on three nodes: {sum(counts)} puts, {fsyncs} fsyncs of the leader, {sum(counts) / fsyncs:.1f} puts each"
+        )
     assert sum(counts) / fsyncs >= 4
 
 

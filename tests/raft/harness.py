@@ -88,10 +88,13 @@ class Peer:
 class Cluster:
     """Peers and the messages between them, delivered in order unless a link is cut."""
 
-    def __init__(self, voters: Iterable[int] | int, logs: dict[int, list[Entry]] | None = None, terms: dict[int, int] | None = None) -> None:
+    def __init__(
+        self, voters: Iterable[int] | int, logs: dict[int, list[Entry]] | None = None, terms: dict[int, int] | None = None
+    ) -> None:
         self.voters = list(range(1, voters + 1)) if isinstance(voters, int) else list(voters)
         self.peers = {
-            node: Peer(node, self.voters, Disk((logs or {}).get(node, ()), HardState((terms or {}).get(node, 0))), 1) for node in self.voters
+            node: Peer(node, self.voters, Disk((logs or {}).get(node, ()), HardState((terms or {}).get(node, 0))), 1)
+            for node in self.voters
         }
         self.cut: set[tuple[int, int]] = set()
         self.dead: set[int] = set()

@@ -287,7 +287,16 @@ def test_r08_a_lower_term_append_gets_an_answer_with_the_higher_term():
 
 @pytest.mark.parametrize(
     ("voters", "sound", "doubtful", "won"),
-    [(3, 2, 0, True), (3, 1, 1, False), (3, 2, 1, True), (3, 1, 2, True), (5, 3, 0, True), (5, 2, 1, False), (5, 2, 2, True), (5, 0, 4, True)],
+    [
+        (3, 2, 0, True),
+        (3, 1, 1, False),
+        (3, 2, 1, True),
+        (3, 1, 2, True),
+        (5, 3, 0, True),
+        (5, 2, 1, False),
+        (5, 2, 2, True),
+        (5, 0, 4, True),
+    ],
 )
 def test_a_doubtful_grant_counts_for_less(voters, sound, doubtful, won):
     tally = Tally(range(1, voters + 1))

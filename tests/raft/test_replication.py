@@ -41,9 +41,7 @@ FIGURE_7_FOLLOWERS = {
 
 @pytest.mark.parametrize("name", FIGURE_7_FOLLOWERS)
 def test_paper_figure_7_every_follower_ends_with_the_leaders_log(name):
-    cluster = Cluster(
-        3, logs={1: entries(*FIGURE_7_LEADER), 2: entries(*FIGURE_7_FOLLOWERS[name])}, terms={1: 7, 2: 7, 3: 7}
-    )
+    cluster = Cluster(3, logs={1: entries(*FIGURE_7_LEADER), 2: entries(*FIGURE_7_FOLLOWERS[name])}, terms={1: 7, 2: 7, 3: 7})
     cluster.elect(1)
     assert terms(cluster[2]) == [*FIGURE_7_LEADER, 8]
     assert [entry.term for entry in cluster.peers[2].disk.entries] == [*FIGURE_7_LEADER, 8]
@@ -51,11 +49,13 @@ def test_paper_figure_7_every_follower_ends_with_the_leaders_log(name):
 
 def test_paper_figure_8_an_entry_of_an_old_term_is_not_committed_by_counting():
     # (c): S1 leads in term 4 and has spread its entry of term 2 to a majority of five
-    cluster = Cluster(5, logs={1: entries(1, 2), 2: entries(1, 2), 3: entries(1, 2), 4: entries(1), 5: entries(1, 3)}, terms={1: 3, 2: 2, 3: 2, 5: 3})
+    cluster = Cluster(
+        5, logs={1: entries(1, 2), 2: entries(1, 2), 3: entries(1, 2), 4: entries(1), 5: entries(1, 3)}, terms={1: 3, 2: 2, 3: 2, 5: 3}
+    )
     for node in (4, 5):
         cluster.isolate(node)
-    cluster.filter = lambda sender, to, message: not (
-        isinstance(message, AppendEntries) and any(entry.term == 4 for entry in message.entries)
+    cluster.filter = lambda sender, to, message: (
+        not (isinstance(message, AppendEntries) and any(entry.term == 4 for entry in message.entries))
     )
     cluster.elect(1)
     for follower in (2, 3):

@@ -36,7 +36,9 @@ class ClientDoor(SynchronousTestCase):
 
     def test_tubes_and_tokens(self) -> None:
         self.greet()
-        got = self.ask(w.UseRequest(1, "t"), w.WatchRequest(2, "t"), w.IgnoreRequest(3, "default"), w.PutRequest(4, b"a"), w.ReserveRequest(5, 0))
+        got = self.ask(
+            w.UseRequest(1, "t"), w.WatchRequest(2, "t"), w.IgnoreRequest(3, "default"), w.PutRequest(4, b"a"), w.ReserveRequest(5, 0)
+        )
         self.assertEqual([answer.reply for answer in got], [Using("t"), Watching(2), Watching(1), Inserted(1), Reserved(1, b"a", 1)])
         got = self.ask(w.DeleteRequest(6, 1, 99), w.DeleteRequest(7, 1, 1), w.PutRequest(8, b"b", tube="other"), w.ReserveRequest(9, 0))
         self.assertEqual([answer.reply for answer in got], [NotFound(), Deleted(), Inserted(2), TimedOut()])

@@ -111,7 +111,9 @@ class OneNode(SynchronousTestCase):
         self.assertEqual(lines[0], "---")
         pairs = dict(line.split(": ", 1) for line in lines[1:])
         keys = list(pairs)
-        self.assertEqual(keys[:6], [*(f"current-jobs-{state}" for state in ("urgent", "ready", "reserved", "delayed", "buried")), "cmd-put"])
+        self.assertEqual(
+            keys[:6], [*(f"current-jobs-{state}" for state in ("urgent", "ready", "reserved", "delayed", "buried")), "cmd-put"]
+        )
         self.assertEqual(keys[-7:], ["node", "role", "term", "leader", "commit-index", "applied-index", "nodes"])
         self.assertEqual(len(keys), 58)
         self.assertEqual(pairs["cmd-put"], "2")
@@ -122,7 +124,14 @@ class OneNode(SynchronousTestCase):
         self.assertEqual(pairs["nodes"], str(self.nodes))
 
     def test_whatever_bytes_come_the_next_command_works(self) -> None:
-        for junk in (b"\0\0\0\r\n", b"\xff" * 1000 + b"\r\n", b"put x\r\n", b"\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"delete " + b"9" * 99 + b"\r\n"):
+        for junk in (
+            b"\0\0\0\r\n",
+            b"\xff" * 1000 + b"\r\n",
+            b"put x\r\n",
+            b"\r\n\r\n",
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"delete " + b"9" * 99 + b"\r\n",
+        ):
             self.door.send(junk)
         self.expect(b"use ok\r\n", b"USING ok\r\n")
         self.assertEqual(self.flushLoggedErrors(), [])

@@ -123,7 +123,9 @@ def test_a_crlf_split_at_byte_224_and_a_lone_cr_do_not_stall():
     assert parse(b"x" * 223 + b"\ry", b"\r\nquit\r\n") == [BAD, Request("quit")]
 
 
-STREAM = b"use t\r\nput 1 0 60 5\r\nhello\r\n\r\nreserve\r\n" + b"z" * 300 + b"\r\nput 0 0 0 101\r\n" + b"b" * 101 + b"\r\ndelete 1\r\nquit\r\n"
+STREAM = (
+    b"use t\r\nput 1 0 60 5\r\nhello\r\n\r\nreserve\r\n" + b"z" * 300 + b"\r\nput 0 0 0 101\r\n" + b"b" * 101 + b"\r\ndelete 1\r\nquit\r\n"
+)
 
 
 def test_every_split_gives_the_same_requests():
