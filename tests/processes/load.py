@@ -49,7 +49,7 @@ class Load:
         """Let the workers empty the queue."""
         self.finish_putting()
         deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline and not self.missing() == set():
+        while time.monotonic() < deadline and self.missing():
             time.sleep(0.1)
         self.stop_working.set()
         for thread in self._workers:
