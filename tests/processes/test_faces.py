@@ -124,9 +124,12 @@ def test_data_overrides_the_file(tmp_path):
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
-    wait_for(lambda: _listens(port), what="the line door")
-    process.send_signal(signal.SIGTERM)
-    process.wait(timeout=10)
+    try:
+        client = wait_for(lambda: _try(port), what="the line door")
+        client.put(b"x")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=10)
     assert (tmp_path / "elsewhere/1/vote.a").exists()
     assert not (tmp_path / "data").exists()
 
