@@ -114,6 +114,10 @@ def check(raw: object) -> Config:
         raise ConfigError(
             f"heartbeat_ms: expected at most half of election_timeout_ms ({config.election_timeout_ms}), or elections never end"
         )
+    if config.session_grace_ms < 2 * config.election_timeout_ms:
+        raise ConfigError(
+            f"session_grace_ms: expected at least twice election_timeout_ms ({config.election_timeout_ms}), or elections end sessions"
+        )
     return msgspec.structs.replace(config, nodes=nodes)
 
 

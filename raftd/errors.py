@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+
+#: What msgspec raises for bytes that are no message: its own error, and Python's for text that is no UTF-8.
+#: Our structs forbid fields that they do not know, so nothing is skipped, to any depth.
+UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError)
+
 
 class RaftdError(Exception):
     """The base of raftd's own errors: its text tells the user what is wrong and what to do."""

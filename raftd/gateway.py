@@ -10,7 +10,7 @@ Pure: it is told the time, and gives what is to be sent.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -60,14 +60,21 @@ class Session:
         #: Called when the outcome of what was asked is unknown: the connection must be closed.
         self.lost = lost
         self._gateway = gateway
-        self._unanswered: deque[Done] = deque()  # commands in the gateway or the log
-        self._steps: deque[_Step] = deque()
+        self._unanswered: deque[tuple[Done, int]] = deque()  # commands in the gateway or the log, with their sizes
+        self._steps: deque[_Step] = deque()  # asked, but not begun
         self._blocked = False  # by a read, or a reserve that can wait
-        self._used = False  # a command was given to the gateway
+        self._held_bytes = 0  # of all commands that are not answered
+        #: Commands that wait for a batch; and whether any ever got into one.
+        self.queued: deque[Command] = deque()
+        self.is_known = False
         self._closed = False
 
     def submit(self, command: Command, done: Done) -> None:
         """Put a command into the log; `done` gets its reply."""
+        if type(command) is Put and self._gateway.is_full:
+            self.local(OutOfMemory, done)
+            return
+        self._hold(_size(command))
         self._ask(_Step(Session._start_command, command, done))
 
     def read(self, query: Query, done: Done) -> None:
@@ -80,19 +87,25 @@ class Session:
 
     def close(self) -> None:
         """The connection is gone: what has not left is dropped, what it holds will be given back."""
-        if self._closed:
-            return
-        self._closed = True
-        self._steps.clear()
-        self._unanswered.clear()
-        self._gateway.forget(self, self._used)
+        if not self._closed:
+            self._drop()
+            self._gateway.forget(self)
 
     def abandon(self) -> None:
         """The gateway was closed under it: no answer will come. The owner of the connection is told."""
+        self._drop()
+        self.lost()
+
+    def _drop(self) -> None:
         self._closed = True
         self._steps.clear()
         self._unanswered.clear()
-        self.lost()
+        self.queued.clear()
+        self._hold(-self._held_bytes)
+
+    def _hold(self, size: int) -> None:
+        self._held_bytes += size
+        self._gateway.held_bytes += size
 
     def _ask(self, step: _Step) -> None:
         if not self._closed:
@@ -108,13 +121,10 @@ class Session:
             start(self, what, done)
 
     def _start_command(self, command: Command, done: Done) -> None:
-        if type(command) is Put and self._gateway.is_full:
-            self._steps.appendleft(_Step(Session._start_local, OutOfMemory, done))
-            return
         self._blocked = type(command) is Reserve and command.timeout_ms != 0
-        self._used = True
-        self._unanswered.append(done)
-        self._gateway.enqueue(command)
+        self._unanswered.append((done, _size(command)))
+        self.queued.append(command)
+        self._gateway.enqueue(self)
 
     def _start_read(self, query: Query, done: Done) -> None:
         self._blocked = True
@@ -125,7 +135,8 @@ class Session:
 
     def answered(self, reply: Reply, index: int) -> None:
         """The oldest unanswered command has its reply."""
-        done = self._unanswered.popleft()
+        done, size = self._unanswered.popleft()
+        self._hold(-size)
         self._blocked = self._blocked and bool(self._unanswered)
         done(reply, index)
         self._go_on()
@@ -141,7 +152,6 @@ class Session:
 class _Unapplied(NamedTuple):
     seq: int  # 0 is the OpenGateway
     payload: bytes
-    size: int
 
 
 class Gateway:
@@ -154,6 +164,8 @@ class Gateway:
         #: Reads that wait for a read index.
         self.reads: list[Read] = []
         self.sessions: dict[int, Session] = {}
+        #: Of all commands of all sessions that are not answered.
+        self.held_bytes = 0
         self._timeout_ms = timeout_ms
         self._next_session = 1
         self.is_closed = False
@@ -161,9 +173,8 @@ class Gateway:
         self._open()
 
     def _reset(self) -> None:
-        self._queue: deque[Command] = deque()
-        self._queued_bytes = 0
-        self._unapplied_bytes = 0
+        self._waiting: OrderedDict[Session, None] = OrderedDict()  # those with queued commands
+        self._closes: deque[int] = deque()  # sessions whose CloseSession waits for a batch
         self._unapplied: deque[_Unapplied] = deque()
         self._seq = 0
         self._attempt = 1
@@ -173,17 +184,12 @@ class Gateway:
         self._patience_ms = self._timeout_ms
 
     def _open(self) -> None:
-        self._number(0, encode_payload(OpenGateway(self.node, self.incarnation)), _COMMAND_BYTES)
+        self._unapplied.append(_Unapplied(0, encode_payload(OpenGateway(self.node, self.incarnation))))
 
     @property
     def is_full(self) -> bool:
         """Whether a put must be refused, certainly not applied."""
-        return self._queued_bytes + self._unapplied_bytes >= GATEWAY_BYTES
-
-    @property
-    def has_work(self) -> bool:
-        """Whether something here waits to be applied."""
-        return bool(self._queue or self._unapplied)
+        return self.held_bytes >= GATEWAY_BYTES
 
     # -- clients ------------------------------------------------------------------------------
 
@@ -193,16 +199,18 @@ class Gateway:
         self.sessions[session.number] = session
         return session
 
-    def enqueue(self, command: Command) -> None:
-        self._queue.append(command)
-        self._queued_bytes += _size(command)
+    def enqueue(self, session: Session) -> None:
+        """The session has a command for a batch."""
+        self._waiting[session] = None
 
-    def forget(self, session: Session, used: bool) -> None:
-        """The session is gone. Its CloseSession is never dropped: it undoes whatever else still comes."""
+    def forget(self, session: Session) -> None:
+        """The session is gone. If any batch ever named it, its CloseSession is never dropped: it undoes
+        whatever else still comes."""
         self.sessions.pop(session.number, None)
+        self._waiting.pop(session, None)
         self.reads = [read for read in self.reads if read.session is not session]
-        if used:
-            self.enqueue(CloseSession(session.number))
+        if session.is_known:
+            self._closes.append(session.number)
 
     # -- to the leader ------------------------------------------------------------------------
 
@@ -218,7 +226,7 @@ class Gateway:
             self._patience_ms = min(2 * self._patience_ms, _LONGEST_RETRY_MS)
             self._waited_since_ms = now_ms
             self.resend()
-        while self._queue and len(self._unapplied) < GATEWAY_IN_FLIGHT:
+        while (self._waiting or self._closes) and len(self._unapplied) < GATEWAY_IN_FLIGHT:
             self._make_batch()
         forwards = [
             Forward(self.incarnation, self._attempt, batch.seq, batch.payload)
@@ -231,21 +239,23 @@ class Gateway:
         return forwards
 
     def _make_batch(self) -> None:
+        """Sessions take turns; each gives all it has, in order, as far as the batch has room."""
         commands: list[Command] = []
+        while self._closes and len(commands) < BATCH_COMMANDS:
+            commands.append(CloseSession(self._closes.popleft()))
         size = 0
-        while self._queue and len(commands) < BATCH_COMMANDS:
-            more = _size(self._queue[0])
+        while self._waiting and len(commands) < BATCH_COMMANDS:
+            session = next(iter(self._waiting))
+            more = _size(session.queued[0])
             if commands and size + more > BATCH_BYTES:
                 break
             size += more
-            commands.append(self._queue.popleft())
-        self._queued_bytes -= size
+            session.is_known = True
+            commands.append(session.queued.popleft())
+            if not session.queued:
+                del self._waiting[session]
         self._seq += 1
-        self._number(self._seq, encode_payload(Batch(self.node, self.incarnation, self._seq, commands)), size)
-
-    def _number(self, seq: int, payload: bytes, size: int) -> None:
-        self._unapplied.append(_Unapplied(seq, payload, size))
-        self._unapplied_bytes += size
+        self._unapplied.append(_Unapplied(self._seq, encode_payload(Batch(self.node, self.incarnation, self._seq, commands))))
 
     def resend(self) -> None:
         """Everything unapplied goes out anew, in order."""
@@ -272,7 +282,7 @@ class Gateway:
                 self._abandon()
             return
         while self._unapplied and self._unapplied[0].seq <= row.seq:
-            self._unapplied_bytes -= self._unapplied.popleft().size
+            self._unapplied.popleft()
             self._sent = max(0, self._sent - 1)
             self._waited_since_ms = now_ms if self._unapplied else None
             self._patience_ms = self._timeout_ms

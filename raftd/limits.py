@@ -96,6 +96,9 @@ GATEWAY_IN_FLIGHT = 4
 #: due, so that no entry holds up the reactor.
 TIMERS_PER_ENTRY = 4_096
 
+#: Tubes that one session may watch. A reserve looks at each of them, on every node.
+WATCHED_TUBES = 1_024
+
 #: Committed entries applied in one turn, in number and in bytes. A node that replays a long log keeps
 #: answering heartbeats.
 APPLY_ENTRIES = 512

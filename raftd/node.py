@@ -116,11 +116,11 @@ class Node:
         # reads
         self._read_rounds: dict[int, _ReadRound] = {}
         self._reads_ready: list[tuple[int, int, int, list[Read]]] = []  # (index, number, clock_ms, reads), a heap
-        self._read_number = 0
+        self._read_number = identity.incarnation << 32  # no answer to an earlier process fits
         # leading
         self._refused: dict[int, tuple[int, int]] = {}  # node -> (incarnation, attempt) of which no more is proposed
-        self._heard_ms: dict[tuple[int, int], int] = {}  # (node, incarnation) -> when it last answered
-        self._leads_since_ms: int | None = None  # with its own entry applied
+        self._heard_tick: dict[tuple[int, int], int] = {}  # (node, incarnation) -> when it last answered
+        self._leads_since_tick: int | None = None  # with its own entry applied
         self._housekeeping: set[object] = set()  # proposed once in this term
         self._timer_call: Any = None
         self._timer_call_at_ms = 0
@@ -238,8 +238,8 @@ class Node:
         now_ms = self._at()
         self.raft.tick()
         for peer, progress in self.raft.progress.items():
-            if progress.last_heard_ms is not None:
-                self._heard_ms[peer, progress.incarnation] = progress.last_heard_ms
+            if progress.last_heard_tick is not None:
+                self._heard_tick[peer, progress.incarnation] = progress.last_heard_tick
         late = [number for number, asked in self._read_rounds.items() if now_ms - asked.asked_ms > 2 * self.config.election_timeout_ms]
         for number in late:
             self.gateway.reads += self._read_rounds.pop(number).reads
@@ -285,14 +285,13 @@ class Node:
             self._observer.role_changed(change)
         for to, message in ready.send_now:
             self._transport.send(to, message)
+        if ready.send_after_persist and ready.after:
+            self._held.append((ready.after, ready.send_after_persist))
+        else:
+            for to, message in ready.send_after_persist:
+                self._transport.send(to, message)
         if ready.persist is not None:
             self._store.persist(ready.persist, partial(self._guarded, self._persisted, ready.persist.number))
-        if ready.send_after_persist:
-            if ready.after:
-                self._held.append((ready.after, ready.send_after_persist))
-            else:
-                for to, message in ready.send_after_persist:
-                    self._transport.send(to, message)
         for read in ready.reads:
             round_ = self._read_rounds.pop(read.context, None)
             if round_ is not None:
@@ -313,9 +312,8 @@ class Node:
         machine, gateway, node = self.machine, self.gateway, self.config.node
         concerned: set[int] = set()
         for entry in entries:
-            row = machine.gateways.get(node)
             # Replaying the log after a restart gives the answers of earlier incarnations too: not ours to give.
-            is_own = row is not None and row.is_open and row.incarnation == gateway.incarnation
+            is_own = self._owns_its_row
             if entry.kind is EntryKind.CONFIG and not self._store.identity.cluster_id:
                 self._store.remember(self.wake, cluster_id=entry.data)
             effects = machine.apply(entry.index, entry.time_ms, entry.data if entry.kind is EntryKind.BATCH else b"")
@@ -334,14 +332,21 @@ class Node:
             if gateway.is_closed:
                 self._take_new_incarnation()
 
+    @property
+    def _owns_its_row(self) -> bool:
+        """Whether the gateway row of this node, as applied here, is that of this incarnation, and open."""
+        row = self.machine.gateways.get(self.config.node)
+        return row is not None and row.is_open and row.incarnation == self.gateway.incarnation
+
     def _take_new_incarnation(self) -> None:
-        if self.raft.incarnation != self.gateway.incarnation:
+        incarnation = self.gateway.incarnation + 1
+        if self._store.identity.incarnation == incarnation:
             return  # on its way already
-        incarnation = self._store.identity.incarnation + 1
-        self.raft.incarnation = incarnation
         self._observer.gateway_closed(incarnation)
 
         def durable() -> None:
+            # Not before: a crash would let the next process take the same number, and nobody would see it reborn.
+            self.raft.incarnation = incarnation
             self.gateway.reopen(incarnation)
             self.wake()
 
@@ -357,7 +362,7 @@ class Node:
         self._route = route
         self._refused.clear()
         self._housekeeping.clear()
-        self._leads_since_ms = None
+        self._leads_since_tick = None
         if route is not None:
             self.gateway.resend()
             for round_ in self._read_rounds.values():
@@ -408,10 +413,11 @@ class Node:
         while self._reads_ready and self._reads_ready[0][0] <= self.machine.applied_index:
             index, _, clock_ms, reads = heappop(self._reads_ready)
             now_ms = max(clock_ms, self.machine.now_ms)
+            at_index = max(index, self.machine.applied_index)
+            is_own = self._owns_its_row
             for read in reads:
-                read.session.read_answered(
-                    read, read.query(self.machine, now_ms, self.config.node, read.session.number), max(index, self.machine.applied_index)
-                )
+                number = read.session.number if is_own else 0  # until then no session of this process is in the state
+                read.session.read_answered(read, read.query(self.machine, now_ms, self.config.node, number), at_index)
 
     # -- the leader's own entries -------------------------------------------------------------
 
@@ -420,8 +426,9 @@ class Node:
         raft, machine = self.raft, self.machine
         if not raft.is_leader or machine.applied_index < raft.first_own_index:
             return
-        if self._leads_since_ms is None:
-            self._leads_since_ms = now_ms
+        # Silence is counted in ticks, like election timeouts: a process that was stopped has not been listening.
+        if self._leads_since_tick is None:
+            self._leads_since_tick = raft.tick_count
         if machine.settings != self.config.settings or not machine.settings_index:
             self._propose_once(self.config.settings, self.config.settings)
         for row in machine.gateways.values():
@@ -429,8 +436,8 @@ class Node:
                 continue
             key = (row.node, row.incarnation)
             # A row counts as heard when this leader first sees it: its node has just opened it, or the lead is new.
-            silent_ms = now_ms - max(self._leads_since_ms, self._heard_ms.setdefault(key, now_ms))
-            if silent_ms >= machine.settings.session_grace_ms and self._propose_once(key, CloseGateway(*key)):
+            silent_ticks = raft.tick_count - max(self._leads_since_tick, self._heard_tick.setdefault(key, raft.tick_count))
+            if silent_ticks * TICK_MS >= machine.settings.session_grace_ms and self._propose_once(key, CloseGateway(*key)):
                 self._observer.gateway_silent(*key)
         self._let_time_pass(now_ms)
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import msgspec
 
+from raftd.errors import UNDECODABLE
 
-class _Command(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
+
+class _Command(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False, forbid_unknown_fields=True):
     session: int
 
 
@@ -92,7 +94,7 @@ class CloseSession(_Command, frozen=True, tag=14):
 Command = Put | Use | Watch | Ignore | Reserve | ReserveJob | Delete | Release | Bury | Touch | Kick | KickJob | PauseTube | CloseSession
 
 
-class _Payload(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
+class _Payload(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False, forbid_unknown_fields=True):
     pass
 
 
@@ -139,11 +141,11 @@ def decode_payload(data: bytes) -> Payload | None:
     """None for bytes that are no payload: such an entry has no effect, on every node alike."""
     try:
         return _payload_decoder.decode(data)
-    except msgspec.DecodeError:
+    except UNDECODABLE:
         return None
 
 
-class _ToLeader(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
+class _ToLeader(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False, forbid_unknown_fields=True):
     pass
 
 

@@ -16,9 +16,9 @@ import msgspec
 
 from raftd.jobs import commands as c
 from raftd.jobs import replies as r
-from raftd.jobs.model import URGENT_PRI, Gateway, Job, Session, State, Tube
+from raftd.jobs.model import URGENT_PRI, Counts, Gateway, Job, Session, State, Tube
 from raftd.jobs.timers import Kind, TimerId, Timers
-from raftd.limits import MAX_JOB_BYTES, SESSION_GRACE_MS, TIMERS_PER_ENTRY
+from raftd.limits import MAX_JOB_BYTES, SESSION_GRACE_MS, TIMERS_PER_ENTRY, WATCHED_TUBES
 
 DEFAULT_TUBE = "default"
 #: A worker is warned when a job it holds has this much of its ttr left, and the least ttr (beanstalkd).
@@ -51,6 +51,7 @@ class StateMachine:
         self.jobs: dict[int, Job] = {}
         self.tubes: dict[str, Tube] = {}
         self.gateways: dict[int, Gateway] = {}
+        self.counts = Counts()
         self.last_id = 0
         self.last_token = 0
         self.total_jobs = 0
@@ -189,6 +190,7 @@ class StateMachine:
 
     def _end_wait(self, session: Session) -> None:
         session.waiting = False
+        self.gateways[session.key[0]].waiting -= 1
         for tube in session.watched.values():
             del tube.waiters[session]
         for due_ms in (session.wait_until_ms, session.soon_ms):
@@ -212,11 +214,15 @@ class StateMachine:
         return tube
 
     def _drop_if_unused(self, tube: Tube) -> None:
-        if not tube.is_referenced and tube is not self._default:
-            self.tubes.pop(tube.name, None)
+        if tube.is_referenced or tube is self._default or tube.name not in self.tubes:
+            return
+        del self.tubes[tube.name]
+        if tube.pause_until_ms:
+            self._timers.cancelled()
 
     def _is_paused(self, tube: Tube) -> bool:
-        return tube.pause_until_ms > self.now_ms
+        """Until the timer has fired: waiters are served then, and nobody may overtake them before."""
+        return tube.pause_until_ms != 0
 
     def _match(self, tube: Tube) -> None:
         """Give ready jobs of the tube to those who wait for it, first come, first served."""
@@ -234,14 +240,17 @@ class StateMachine:
     def _make_ready(self, job: Job) -> None:
         job.state = State.READY
         job.tube.ready.add(job.pri, job.id)
+        self.counts.ready += 1
         if job.pri < URGENT_PRI:
             job.tube.urgent += 1
+            self.counts.urgent += 1
         self._match(job.tube)
 
     def _make_delayed(self, job: Job, delay_ms: int) -> None:
         job.state = State.DELAYED
         job.deadline_ms = self.now_ms + delay_ms
         job.tube.delayed.add(job.deadline_ms, job.id)
+        self.counts.delayed += 1
         self._timers.add(job.deadline_ms, Kind.DELAY, job.id)
 
     def _take_out(self, job: Job) -> None:
@@ -250,13 +259,17 @@ class StateMachine:
         state, job.state = job.state, State.RESERVED
         if state is State.READY:
             tube.ready.removed()
+            self.counts.ready -= 1
             if job.pri < URGENT_PRI:
                 tube.urgent -= 1
+                self.counts.urgent -= 1
         elif state is State.DELAYED:
             tube.delayed.removed()
+            self.counts.delayed -= 1
             self._timers.cancelled()
         else:
             del tube.buried[job.id]
+            self.counts.buried -= 1
 
     def _grant(self, session: Session, job: Job) -> r.Reserved:
         """`session` holds `job` from now on."""
@@ -269,6 +282,7 @@ class StateMachine:
         job.reserves += 1
         job.deadline_ms = self.now_ms + job.ttr_ms
         job.tube.reserved += 1
+        self.counts.reserved += 1
         session.reserved[job.id] = job.token
         self._timers.add(job.deadline_ms, Kind.TTR, job.id)
         return r.Reserved(job.id, job.body, job.token)
@@ -276,6 +290,7 @@ class StateMachine:
     def _unreserve(self, job: Job) -> None:
         """Nobody holds `job` any more; the caller gives it its next state. Its timer is stale then."""
         job.tube.reserved -= 1
+        self.counts.reserved -= 1
         self._timers.cancelled()
         holder = self.session(*job.holder)
         if holder is not None and holder.reserved.get(job.id) == job.token:
@@ -305,6 +320,7 @@ class StateMachine:
                 job = self.jobs[cast(int, id)]
                 job.state = State.RESERVED  # in no queue for a moment
                 job.tube.delayed.removed()
+                self.counts.delayed -= 1
                 self._make_ready(job)
             elif kind is Kind.TTR:
                 job = self.jobs[cast(int, id)]
@@ -320,6 +336,11 @@ class StateMachine:
                 key = cast(tuple[int, int], id)
                 session = self.session(*key)
                 assert session is not None
+                soon_ms = self._soon_ms(session)
+                if kind is Kind.SOON and soon_ms != session.soon_ms:
+                    # what it held was touched or taken by its token meanwhile
+                    self._warn_at(session, soon_ms)
+                    continue
                 self._end_wait(session)
                 self._effects.answers.append((*key, r.TimedOut() if kind is Kind.WAIT else r.DeadlineSoon()))
 
@@ -351,6 +372,8 @@ class StateMachine:
 
     def _watch(self, session: Session, watch: c.Watch) -> r.Reply:
         if watch.tube not in session.watched:
+            if len(session.watched) >= WATCHED_TUBES:
+                return r.OutOfMemory()
             tube = session.watched[watch.tube] = self._tube(watch.tube)
             tube.watching += 1
         return r.Watching(len(session.watched))
@@ -373,21 +396,31 @@ class StateMachine:
                 best = least
         if best is not None:
             return self._grant(session, self.jobs[best[1]])
-        soon_ms = min((self.jobs[id].deadline_ms for id in session.reserved), default=0) - DEADLINE_SOON_MS
-        if session.reserved and soon_ms <= self.now_ms:
+        soon_ms = self._soon_ms(session)
+        if soon_ms and soon_ms <= self.now_ms:
             return r.DeadlineSoon()
         if reserve.timeout_ms == 0:
             return r.TimedOut()
         session.waiting = True
+        self.gateways[session.key[0]].waiting += 1
         for tube in session.watched.values():
             tube.waiters[session] = None
         if reserve.timeout_ms is not None:
             session.wait_until_ms = self.now_ms + reserve.timeout_ms
             self._timers.add(session.wait_until_ms, Kind.WAIT, session.key)
-        if session.reserved:
-            session.soon_ms = soon_ms
-            self._timers.add(soon_ms, Kind.SOON, session.key)
+        self._warn_at(session, soon_ms)
         return None
+
+    def _soon_ms(self, session: Session) -> int:
+        """When the first job that it holds comes near the end of its ttr; 0 if it holds none."""
+        if not session.reserved:
+            return 0
+        return min(self.jobs[id].deadline_ms for id in session.reserved) - DEADLINE_SOON_MS
+
+    def _warn_at(self, session: Session, soon_ms: int) -> None:
+        session.soon_ms = soon_ms
+        if soon_ms:
+            self._timers.add(soon_ms, Kind.SOON, session.key)
 
     def _reserve_job(self, session: Session, reserve: c.ReserveJob) -> r.Reply:
         job = self.jobs.get(reserve.id)
@@ -436,6 +469,7 @@ class StateMachine:
         job.buries += 1
         job.state = State.BURIED
         job.tube.buried[job.id] = None
+        self.counts.buried += 1
         return r.Buried()
 
     def _touch(self, session: Session, touch: c.Touch) -> r.Reply:

@@ -75,7 +75,7 @@ class JobHeap:
         """A job that was in here is not any more."""
         self.count -= 1
         if len(self._heap) > 2 * self.count + _SLACK:
-            self._heap = [item for item in set(self._heap) if self._is_live(*item)]
+            self._heap = [item for item in self._heap if self._is_live(*item)]
             heapify(self._heap)
 
     def least(self) -> tuple[int, int] | None:
@@ -83,6 +83,15 @@ class JobHeap:
         while self._heap and not self._is_live(*self._heap[0]):
             heappop(self._heap)
         return self._heap[0] if self._heap else None
+
+
+class Counts:
+    """How many jobs are in each state, over all tubes."""
+
+    __slots__ = ("buried", "delayed", "ready", "reserved", "urgent")
+
+    def __init__(self) -> None:
+        self.urgent = self.ready = self.reserved = self.delayed = self.buried = 0
 
 
 class Tube:
@@ -154,11 +163,12 @@ class Session:
 class Gateway:
     """One row per node. A closed row stays, so that no late repeat of its commands takes effect again."""
 
-    __slots__ = ("incarnation", "is_open", "node", "seq", "sessions")
+    __slots__ = ("incarnation", "is_open", "node", "seq", "sessions", "waiting")
 
     def __init__(self, node: int, incarnation: int) -> None:
         self.node = node
         self.incarnation = incarnation
         self.is_open = True
         self.seq = 0
+        self.waiting = 0  # of its sessions
         self.sessions: dict[int, Session] = {}

@@ -110,11 +110,14 @@ def stats_tube(name: str) -> Query:
 
 def job_counts(machine: StateMachine) -> Stats:
     """The current-jobs-* of the whole queue."""
-    sums: dict[str, int] = {}
-    for tube in machine.tubes.values():
-        for key, value in _job_counts(tube):
-            sums[key] = sums.get(key, 0) + value
-    return list(sums.items())
+    counts = machine.counts
+    return [
+        ("current-jobs-urgent", counts.urgent),
+        ("current-jobs-ready", counts.ready),
+        ("current-jobs-reserved", counts.reserved),
+        ("current-jobs-delayed", counts.delayed),
+        ("current-jobs-buried", counts.buried),
+    ]
 
 
 def _job_counts(tube: Tube) -> list[tuple[str, int]]:

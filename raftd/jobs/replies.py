@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 
-class _Reply(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
+class _Reply(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False, forbid_unknown_fields=True):
     pass
 
 

@@ -43,7 +43,7 @@ class Timers:
         """One timer in the heap has just become stale."""
         self._stale += 1
         if self._stale > _SLACK and self._stale > len(self._heap) // 2:
-            self._heap = [timer for timer in set(self._heap) if self._is_live(*timer)]
+            self._heap = [timer for timer in self._heap if self._is_live(*timer)]
             heapify(self._heap)
             self._stale = 0
 

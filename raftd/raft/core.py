@@ -84,7 +84,7 @@ class Raft:
         self._timeout_ticks = 0
         self._elapsed_ticks = 0
         self._heartbeat_elapsed_ticks = 0
-        self._tick = 0
+        self.tick_count = 0
         self._draw_timeout()
         if len(self.voters) == 1:
             self._timeout_ticks = 1  # there is nobody to wait for
@@ -138,7 +138,7 @@ class Raft:
 
     def tick(self) -> None:
         """One logical tick has passed."""
-        self._tick += 1
+        self.tick_count += 1
         self._elapsed_ticks += 1
         if self.is_leader:
             self._tick_leader()
@@ -281,7 +281,7 @@ class Raft:
             if self.role is Role.CANDIDATE and not self._own_vote_number:
                 self._own_vote_number = self._persist_number
         entries = self.log.hand_over(self._persist_number) if entries_wait else []
-        self._unfinished.append((self._persist_number, self._tick))
+        self._unfinished.append((self._persist_number, self.tick_count))
         return Persist(self._persist_number, hard_state, entries)
 
     # -- roles --------------------------------------------------------------------------------
@@ -314,6 +314,7 @@ class Raft:
         self.voted_for = self.node
         self._hard_state_changed = True
         self._own_vote_number = 0
+        self._sound_at_index = 0
         self._draw_timeout()
         self._become(Role.CANDIDATE, 0, reason)
         self._tally = Tally(self.voters)
@@ -423,6 +424,8 @@ class Raft:
 
         log = self.log
         prev = message.prev_log_index
+        if prev < 0 or any(entry.index != prev + 1 + place for place, entry in enumerate(message.entries)):
+            return  # no Raft node says such a thing
         # At or below the commit index the leader's log is ours, purged or not (R16).
         if prev > log.commit_index and log.term_at(prev) != message.prev_log_term:
             self._refuse(sender, message)
@@ -434,7 +437,7 @@ class Raft:
         if not message.entries:
             # A heartbeat's answer waits for no disk: it claims just what is durable.
             index = min(index, log.durable_index)
-        reply = AppendEntriesReply(self.term, True, index, 0, 0, message.read_round, self.incarnation)
+        reply = AppendEntriesReply(self.term, True, index, 0, 0, message.read_round, self.incarnation, self.doubtful)
         leave_at_once = index <= log.durable_index and self._hard_state_durable
         (self._send_now if leave_at_once else self._send_after).append((sender, reply))
         self._recover_from_doubt()
@@ -443,7 +446,9 @@ class Raft:
         """Name the greatest index at which the logs can agree (R13)."""
         hint_index = self.log.last_with_term_at_most(message.prev_log_term, message.prev_log_index)
         hint_term = self.log.term_at(hint_index) or 0
-        reply = AppendEntriesReply(self.term, False, message.prev_log_index, hint_index, hint_term, message.read_round, self.incarnation)
+        reply = AppendEntriesReply(
+            self.term, False, message.prev_log_index, hint_index, hint_term, message.read_round, self.incarnation, self.doubtful
+        )
         self._send_now.append((sender, reply))
 
     def _recover_from_doubt(self) -> None:
@@ -459,7 +464,7 @@ class Raft:
     @property
     def _disk_stalled(self) -> bool:
         """Whether a write has been on its way for 2T."""
-        return bool(self._unfinished) and self._tick - self._unfinished[0][1] >= 2 * self._election_ticks
+        return bool(self._unfinished) and self.tick_count - self._unfinished[0][1] >= 2 * self._election_ticks
 
     def _tick_leader(self) -> None:
         if self._disk_stalled and self.peers:
@@ -518,8 +523,10 @@ class Raft:
             return  # of a process that is gone
         if message.incarnation > progress.incarnation:
             progress.reborn(message.incarnation, self.log.last_index)
+        if message.doubtful and self.log.last_index == progress.heard_at:
+            self._append([(EntryKind.NOOP, b"")])  # an idle cluster would leave it in doubt for ever
         progress.recently_active = True
-        progress.last_heard_ms = self.now_ms
+        progress.last_heard_tick = self.tick_count
         progress.read_round = max(progress.read_round, message.read_round)
         if not message.success:
             if progress.refused(message.index):

@@ -20,7 +20,7 @@ class EntryKind(IntEnum):
     BATCH = 2
 
 
-class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True):
     """One log entry. `time_ms` is the leader's log clock, never less than in the entry before."""
 
     term: int
@@ -35,7 +35,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return len(self.data) + 32
 
 
-class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
+class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False, forbid_unknown_fields=True):
     term: int
 
 
@@ -89,7 +89,7 @@ class AppendEntries(_Message, frozen=True, tag=5):
 
 
 class AppendEntriesReply(_Message, frozen=True, tag=6):
-    """`success`: `index` is durable here and equals the leader's log up to it.
+    """`success`: `index` is durable here and equals the leader's log up to it. `doubtful` as in votes.
 
     Otherwise `index` echoes the refused prev_log_index, and (`hint_index`, `hint_term`) is the greatest
     place up to which the logs can agree (R13).
@@ -101,6 +101,7 @@ class AppendEntriesReply(_Message, frozen=True, tag=6):
     hint_term: int
     read_round: int
     incarnation: int
+    doubtful: bool
 
 
 class ReadIndex(_Message, frozen=True, tag=7):

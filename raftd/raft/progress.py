@@ -34,7 +34,7 @@ class Progress:
         self.heard_at = 0
         #: A new peer starts as recently active, or a fresh leader would step down at once (R7).
         self.recently_active = True
-        self.last_heard_ms: int | None = None
+        self.last_heard_tick: int | None = None
         #: The greatest read round that it has confirmed.
         self.read_round = 0
         #: An AppendEntries is due even if there is no entry to send: heartbeat, commit notice, read round.

@@ -100,6 +100,7 @@ class ClientProtocol(DoorProtocol):
                     self._answer_here(request.id, w.Failed(f"timeout_ms: expected 0 to {_LONGEST_MS}, or none to wait for ever"))
                     return
                 command = c.Reserve(number, timeout_ms)
+                size += self.node.max_job_size  # what its answer may hold
             case w.DeleteRequest(job=job, token=token):
                 command = c.Delete(number, job, token)
             case w.StatusRequest():

@@ -12,6 +12,7 @@ from typing import Any
 
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -26,6 +27,7 @@ class DoorProtocol(Protocol, ABC):
     """One client. A subclass says how requests are read."""
 
     transport: Any
+    _log = Logger("raftd.door")
 
     def __init__(self, node: Node, clock: Any) -> None:
         self.node = node
@@ -39,6 +41,7 @@ class DoorProtocol(Protocol, ABC):
         self._reading = True
         self._turn: Any = None  # the rest of what has arrived, in another turn of the reactor
         self._closed = False
+        self._deaf = False  # nothing more will be read
 
     # -- for the subclass ---------------------------------------------------------------------
 
@@ -69,6 +72,10 @@ class DoorProtocol(Protocol, ABC):
             self.node.at_turn_end(self._end_of_turn)
         self._out.append(data)
 
+    def stop_reading(self) -> None:
+        """Whatever else comes on this connection is not wanted."""
+        self._deaf = True
+
     def finish(self) -> None:
         """Close once everything said is sent."""
         self._flush()
@@ -89,8 +96,9 @@ class DoorProtocol(Protocol, ABC):
         self.session = self.node.open_session(self.abort)
 
     def dataReceived(self, data: bytes) -> None:
-        self._feed(data)
-        self._read()
+        if not self._deaf:
+            self._feed(data)
+            self._read()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._closed = True
@@ -122,7 +130,8 @@ class DoorProtocol(Protocol, ABC):
         if self._turn is not None:
             return
         for _ in range(CONNECTION_IN_FLIGHT):
-            if self._closed or self._full or self._in_flight >= CONNECTION_IN_FLIGHT or self._bytes_in_flight >= CONNECTION_BYTES:
+            too_much = self._in_flight >= CONNECTION_IN_FLIGHT or self._bytes_in_flight >= CONNECTION_BYTES
+            if self._closed or self._deaf or self._full or too_much:
                 self._set_reading(False)
                 return
             if not self._take():
@@ -134,7 +143,7 @@ class DoorProtocol(Protocol, ABC):
 
     def _go_on(self) -> None:
         self._turn = None
-        self._read()
+        self._read_guarded()
 
     def _set_reading(self, reading: bool) -> None:
         if reading is not self._reading and not self._closed:
@@ -147,7 +156,15 @@ class DoorProtocol(Protocol, ABC):
     def _end_of_turn(self) -> None:
         self._flush()
         if not self._reading:
+            self._read_guarded()
+
+    def _read_guarded(self) -> None:
+        """Outside `dataReceived` an exception would not end this connection, but the node's turn."""
+        try:
             self._read()
+        except Exception:
+            self._log.failure("a bug in raftd: the connection is closed, the node goes on")
+            self.abort()
 
     def _flush(self) -> None:
         if self._closed or not self._out:

@@ -28,7 +28,6 @@ class LineProtocol(DoorProtocol):
         self._parser = LineParser(node.max_job_size)
         self._is_producer = False
         self._is_worker = False
-        self._quitting = False
 
     def connectionMade(self) -> None:
         super().connectionMade()
@@ -46,8 +45,6 @@ class LineProtocol(DoorProtocol):
         self._parser.feed(data)
 
     def _take(self) -> bool:
-        if self._quitting:
-            return False
         request = self._parser.next_request()
         if request is None:
             return False
@@ -79,7 +76,11 @@ class LineProtocol(DoorProtocol):
             self._handle_here(verb, args)
             return
         self._counters.commands[verb] += 1
-        size = _REQUEST_BYTES + (len(command.body) if verb == "put" else 0)  # type: ignore[union-attr]
+        size = _REQUEST_BYTES
+        if type(command) is c.Put:
+            size += len(command.body)
+        elif type(command) is c.Reserve:
+            size += self.node.max_job_size  # what its answer may hold
         self.began(size)
         self.session.submit(command, partial(self._replied, size))
         self.node.wake()
@@ -88,7 +89,7 @@ class LineProtocol(DoorProtocol):
         """What this node answers by itself, when its turn has come."""
         self.began(_REQUEST_BYTES)
         if verb == "quit":
-            self._quitting = True
+            self.stop_reading()
             self.session.local(lambda: None, lambda result, index: self.finish())
         elif verb == "stats":
             self._counters.commands[verb] += 1

@@ -216,9 +216,9 @@ class PeerDoor:
         self._told[who] = reason
         return True
 
-    def close_all(self) -> None:
+    def abort_all(self) -> None:
         for connection in list(self._all):
-            connection.close()
+            connection.transport.abortConnection()
 
 
 def dial(door: PeerDoor, peer: int, endpoint: Any, clock: Any) -> PeerService:

@@ -42,7 +42,16 @@ def build(config: Config, node: int, cannot_start: Callable[[str], None]) -> Raf
     """The service on the reactor that this process has chosen, which must not be imported before it has."""
     from twisted.internet import reactor
 
+    use_monotonic_time(reactor)
     return RaftdService(config, node, reactor, cannot_start)
+
+
+def use_monotonic_time(reactor: Any) -> None:
+    """Twisted's reactors count wall-clock time: set back by a minute, no timer would fire for a minute; set
+    forward, all would at once. Nothing may be scheduled yet."""
+    if reactor.getDelayedCalls():
+        raise AssertionError("something is scheduled by wall-clock time already")
+    reactor.seconds = time.monotonic
 
 
 class RaftdService(service.MultiService):
@@ -153,12 +162,12 @@ class RaftdService(service.MultiService):
     def stopService(self) -> defer.Deferred[None]:
         """Everything accepted is on disk or was not answered: stop at once, but give the lock back in order."""
         stopped: defer.Deferred[None] = defer.Deferred()
-        done = defer.maybeDeferred(super().stopService)
         if self._ticks is not None and self._ticks.running:
             self._ticks.stop()
-        self._peers.close_all()
+        self._peers.abort_all()  # an orderly close would wait for a peer that does not read
+        services = defer.maybeDeferred(super().stopService)
         if self.node is None:
-            return done
+            return services
         too_late = self._reactor.callLater(STOP_TIMEOUT_S, stopped.callback, None)
 
         def closed() -> None:
@@ -166,8 +175,11 @@ class RaftdService(service.MultiService):
                 too_late.cancel()
                 stopped.callback(None)
 
-        self.node.stop(closed)
-        return done.addCallback(lambda result: stopped)
+        def store_closed() -> None:
+            services.addBoth(lambda result: closed())
+
+        self.node.stop(store_closed)
+        return stopped
 
     def _fatal(self, cause: BaseException) -> None:
         """Going on could break a promise: say why, and be gone (R17, R35)."""

@@ -57,7 +57,7 @@ def stats(node: Node, counters: Counters) -> Stats:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     system = platform.uname()
     own = machine.gateways.get(node.config.node)
-    waiting = sum(session.waiting for session in own.sessions.values()) if own else 0
+    waiting = own.waiting if own else 0
     return [
         *job_counts(machine),
         *((f"cmd-{name}", counters.commands[name]) for name in _COMMANDS),

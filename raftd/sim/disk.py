@@ -24,6 +24,7 @@ class _Image:
     def __init__(self) -> None:
         self.seen = bytearray()
         self.platter = bytearray()
+        self.dirty: set[int] = set()  # sectors that a sync would write
         self.named = False  # the directory entry is durable
 
 
@@ -38,11 +39,18 @@ class MemoryFile:
         if len(image) < offset:
             image.extend(bytes(offset - len(image)))
         image[offset : offset + len(data)] = data
+        self._image.dirty |= set(range(offset // SECTOR_BYTES, (offset + len(data) - 1) // SECTOR_BYTES + 1))
 
     def sync(self) -> None:
+        """As Linux does it: what a failed sync could not write counts as clean from then on."""
+        image = self._image
+        dirty, image.dirty = image.dirty, set()
         self._disk.touch("sync")
         self._disk.syncs += 1
-        self._image.platter[:] = self._image.seen
+        image.platter.extend(bytes(max(0, len(image.seen) - len(image.platter))))
+        for sector in dirty:
+            start = sector * SECTOR_BYTES
+            image.platter[start : start + SECTOR_BYTES] = image.seen[start : start + SECTOR_BYTES]
 
     def close(self) -> None:
         pass
@@ -77,6 +85,7 @@ class MemoryFileSystem:
                     image.platter.extend(bytes(max(0, size - len(image.platter))))
                     image.platter[start:stop] = image.seen[start:stop]
             image.seen[:] = image.platter
+            image.dirty.clear()
 
     # -- the FileSystem interface -------------------------------------------------------------
 

@@ -86,6 +86,8 @@ class RealFileSystem:
         for directory in reversed(missing):
             os.mkdir(directory, 0o750)
             self.sync_directory(os.path.dirname(directory) or ".")
+        if not missing:  # a process that died in here may have made it, and not synced
+            self.sync_directory(os.path.dirname(path) or ".")
 
     def lock(self, path: str) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)

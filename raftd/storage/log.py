@@ -61,6 +61,7 @@ class SegmentedLog:
         self._chain = 0
         self._end = 0
         self._last_name = ""
+        self._last_batch = 0  # where the last good one begins
         self._file: File | None = None
 
     # -- reading back -------------------------------------------------------------------------
@@ -76,18 +77,22 @@ class SegmentedLog:
             parsed = _parse(name)
             if parsed is not None:
                 segments.append((*parsed, name))
+            elif name.endswith(_SUFFIX):
+                raise CorruptionError(f"log/{name} has no segment's name. Nothing was changed. Give it its name back, or move it away")
         for position, (number, segment_id, name) in enumerate(segments):
             if position and number != self._number + 1:
                 raise CorruptionError(f"log/{name}: segment {self._number + 1} is missing before it")
             data = self._fs.read(f"{self._directory}/{name}")
             scan = scan_segment(data, number, segment_id, chain)
             is_last = position == len(segments) - 1
+            if scan.damage is Damage.FOREIGN:
+                raise CorruptionError(f"log/{name}: {scan.reason}. Nothing was changed")
             if scan.damage is not Damage.NONE:
                 tail = self._tail(name, data, scan, is_last)
             self._merge(entries, scan.entries, name)
             if scan.end or chain is None:
                 chain = scan.chain
-            self._number, self._last_name = number, name
+            self._number, self._last_name, self._last_batch = number, name, scan.last_batch
             size += scan.end
         self._chain = chain or 0
         return Recovered(entries, len(segments), size, tail)
@@ -132,10 +137,15 @@ class SegmentedLog:
         return copy
 
     def sync_recovered(self) -> None:
-        """What was read back may have come from memory only: a killed process leaves the page cache."""
+        """What was read back may have come from memory only: a killed process leaves the page cache, and a
+        failed fsync leaves it clean, so that another fsync alone would do nothing. The last batch is the only
+        one that this can concern: it is written once more."""
         if self._last_name:
-            file = self._fs.open(f"{self._directory}/{self._last_name}")
+            path = f"{self._directory}/{self._last_name}"
+            last = self._fs.read(path)[self._last_batch :]
+            file = self._fs.open(path)
             try:
+                file.write(self._last_batch, last)
                 file.sync()
             finally:
                 file.close()

@@ -44,7 +44,7 @@ _BATCH_HEADER_BYTES = _BATCH.size + _CRC.size
 _RECORD_HEADER_BYTES = _RECORD.size + _CRC.size
 _ENTRY = 1
 _OWN_ZEROS = 1
-_END_MARK = b"\x01"  # so that no batch ends in zeros
+_END_MARK = b"\x01"  # at least one, so that no batch ends in zeros
 
 
 class Damage(Enum):
@@ -54,6 +54,7 @@ class Damage(Enum):
     TORN = "torn"
     DOUBTFUL = "doubtful"
     CORRUPT = "corrupt"
+    FOREIGN = "foreign"  # whole, but of another format, name or log
 
 
 class Scan(NamedTuple):
@@ -65,16 +66,28 @@ class Scan(NamedTuple):
     damage: Damage
     bad_offset: int
     reason: str
+    last_batch: int
 
 
 class _Bad(Exception):
     """The first bad place: what is wrong, and which bytes [first, last) of the segment it was read from."""
+
+    is_foreign = False
 
     def __init__(self, reason: str, first: int, last: int) -> None:
         super().__init__(reason)
         self.reason = reason
         self.first = first
         self.last = last
+
+
+class _Foreign(_Bad):
+    """Not damaged at all, but not what belongs here."""
+
+    is_foreign = True
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, 0, SEGMENT_HEADER_BYTES)
 
 
 def segment_header(number: int, segment_id: bytes, chain: int) -> bytes:
@@ -86,7 +99,10 @@ def segment_header(number: int, segment_id: bytes, chain: int) -> bytes:
 def encode_batch(segment_id: bytes, offset: int, chain: int, entries: Sequence[Entry]) -> tuple[bytes, int]:
     """The bytes of one batch at `offset` of its segment, and the chain behind it. Empty batches are seals."""
     size = sum(len(entry.data) for entry in entries) + len(entries) * _RECORD_HEADER_BYTES
-    end = offset + _BATCH_HEADER_BYTES + size + len(_END_MARK)
+    end = offset + _BATCH_HEADER_BYTES + size + 1
+    if end % SECTOR_BYTES > SECTOR_BYTES - _BATCH_HEADER_BYTES:
+        end += -end % SECTOR_BYTES  # so that the next header is in one sector: there, or not
+    end_mark = _END_MARK * (end - offset - _BATCH_HEADER_BYTES - size)
 
     def assemble(flags: int) -> tuple[bytes, int]:
         head = _BATCH.pack(segment_id, offset, end, len(entries), chain, flags)
@@ -96,7 +112,7 @@ def encode_batch(segment_id: bytes, offset: int, chain: int, entries: Sequence[E
             record = _RECORD.pack(len(entry.data), _ENTRY, entry.kind, entry.index, entry.term, entry.time_ms)
             crc = crc32(entry.data, crc32(record, crc))
             parts += (record, _CRC.pack(crc), entry.data)
-        parts.append(_END_MARK)
+        parts.append(end_mark)
         return b"".join(parts), crc
 
     data, crc = assemble(0)
@@ -126,17 +142,18 @@ def scan_segment(data: bytes, number: int, segment_id: bytes, chain: int | None)
     CORRUPT, TORN and DOUBTFUL are decided as for the last segment; in an earlier one all are corruption.
     """
     entries: list[Entry] = []
-    offset = 0
+    offset = last_batch = 0
     try:
         chain = _read_segment_header(data, number, segment_id, chain)
         offset = SEGMENT_HEADER_BYTES
         while offset < len(data):
             batch, chain, end = _read_batch(data, segment_id, offset, chain)
             entries += batch
-            offset = end
+            last_batch, offset = offset, end
     except _Bad as bad:
-        return Scan(entries, chain or 0, offset, _judge(data, segment_id, offset, bad), bad.first, bad.reason)
-    return Scan(entries, chain, offset, Damage.NONE, offset, "")
+        damage = Damage.FOREIGN if bad.is_foreign else _judge(data, segment_id, offset, bad)
+        return Scan(entries, chain or 0, offset, damage, bad.first, bad.reason, last_batch)
+    return Scan(entries, chain, offset, Damage.NONE, offset, "", last_batch)
 
 
 def _read_segment_header(data: bytes, number: int, segment_id: bytes, chain: int | None) -> int:
@@ -148,11 +165,11 @@ def _read_segment_header(data: bytes, number: int, segment_id: bytes, chain: int
         raise _Bad("the segment header is damaged", 0, SEGMENT_HEADER_BYTES)
     magic, version, got_number, got_id, got_chain = _SEGMENT.unpack(head)
     if magic != _MAGIC or version != FORMAT:
-        raise _Bad(f"the segment has format {version}; this raftd reads format {FORMAT}", 0, SEGMENT_HEADER_BYTES)
+        raise _Foreign(f"the segment has format {version}; this raftd reads format {FORMAT}")
     if (got_number, got_id) != (number, segment_id):
-        raise _Bad("the segment header does not belong to this file name", 0, SEGMENT_HEADER_BYTES)
+        raise _Foreign("the segment header does not belong to this file name")
     if chain is not None and got_chain != chain:
-        raise _Bad("the segment does not continue the one before", 0, SEGMENT_HEADER_BYTES)
+        raise _Foreign("the segment does not continue the one before")
     return int(got_chain)
 
 
@@ -192,8 +209,8 @@ def _read_batch(data: bytes, segment_id: bytes, offset: int, chain: int) -> tupl
             raise _Bad(f"{name} is damaged", place, stop + length)
         entries.append(Entry(term, index, time_ms, EntryKind(kind), payload))
         place = stop + length
-    if data[place : place + 1] != _END_MARK or place + 1 != end:
-        raise _Bad("the end mark of the batch is damaged", place, place + 1)
+    if end <= place or data[place:end] != _END_MARK * (end - place):
+        raise _Bad("the end mark of the batch is damaged", place, max(end, place + 1))
     return entries, crc, end
 
 
@@ -212,9 +229,13 @@ def _judge(data: bytes, segment_id: bytes, offset: int, bad: _Bad) -> Damage:
         if flags & _OWN_ZEROS or end < len(data):  # a later batch was begun, so this one was durable
             return Damage.DOUBTFUL
         last = end
+    elif not offset and len(data) > SEGMENT_HEADER_BYTES:
+        return Damage.DOUBTFUL  # a segment's header is durable before its first batch is written
     else:
         if bad.last > len(data):
             return Damage.TORN  # the file ends before the header does
+        if any(data[bad.first : bad.last]):
+            return Damage.DOUBTFUL  # a header is in one sector: a crash leaves all of it, or nothing
         last = len(data)
     zeros = _zero_sectors(data, 0, offset, last)
     # the damaged bytes themselves must touch a sector that the disk never wrote

@@ -119,6 +119,11 @@ class Store:
         if identity.incarnation > 1 and not self._fs.exists(f"{self.directory}/log"):
             raise CorruptionError(f"{self.directory}/log is missing. Nothing was changed. Restore it, or wipe this node's data")
         recovered = self._log.recover()
+        if recovered.entries and recovered.entries[-1].term > identity.term:
+            raise CorruptionError(
+                f"{self.directory}: the vote file knows term {identity.term}, the log has entries of term {recovered.entries[-1].term}, so "
+                f"the vote file is an old copy. Nothing was changed. Restore the newer one, or wipe this node's data"
+            )
         notes = [
             f"read back {len(recovered.entries)} log entries ({recovered.size_bytes} bytes in {recovered.segments} segments), "
             f"term {identity.term}, from {self.directory}"

@@ -11,7 +11,7 @@ from zlib import crc32
 
 import msgspec
 
-from raftd.errors import CorruptionError
+from raftd.errors import UNDECODABLE, CorruptionError
 from raftd.storage.filesystem import FileSystem
 
 _MAGIC = b"raftdvot"
@@ -63,7 +63,7 @@ def decode_slot(data: bytes) -> tuple[int, Identity] | None:
         raise CorruptionError(f"the vote file has format {version}; this raftd reads format {_FORMAT}")
     try:
         return sequence, _decoder.decode(payload)
-    except msgspec.DecodeError:
+    except UNDECODABLE:
         return None
 
 

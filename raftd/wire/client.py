@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from raftd.errors import FrameError
+from raftd.errors import UNDECODABLE, FrameError
 from raftd.jobs.replies import Reply
 from raftd.wire.frames import VERSION, frame
 
@@ -18,19 +18,19 @@ _MAGIC = b"raftd-client"
 _T = TypeVar("_T")
 
 
-class ClientHello(msgspec.Struct, frozen=True, array_like=True):
+class ClientHello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """`cluster` empty: any cluster will do."""
 
     cluster: str = ""
 
 
-class NodeHello(msgspec.Struct, frozen=True, array_like=True):
+class NodeHello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     cluster: str
     node: int
     max_job_size: int
 
 
-class _Request(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class _Request(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
     id: int
 
 
@@ -76,7 +76,7 @@ class StatusRequest(_Request, frozen=True, tag=7):
 Request = PutRequest | UseRequest | WatchRequest | IgnoreRequest | ReserveRequest | DeleteRequest | StatusRequest
 
 
-class Status(msgspec.Struct, frozen=True, array_like=True, tag=40):
+class Status(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=40):
     """This node's view; `leader` is 0 if it knows none."""
 
     node: int
@@ -89,13 +89,13 @@ class Status(msgspec.Struct, frozen=True, array_like=True, tag=40):
     cluster_id: bytes
 
 
-class Failed(msgspec.Struct, frozen=True, array_like=True, tag=41):
+class Failed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=41):
     """Certainly not applied; `reason` says what to do."""
 
     reason: str
 
 
-class Answer(msgspec.Struct, frozen=True, array_like=True):
+class Answer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """`index` is where it was applied in the log; for a Status, how far this node has applied it."""
 
     id: int
@@ -154,5 +154,5 @@ def _after_magic(body: bytes) -> bytes:
 def _decode(decoder: msgspec.msgpack.Decoder[_T], body: bytes) -> _T:
     try:
         return decoder.decode(body)
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise FrameError(f"a frame cannot be read: {error}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from raftd.errors import FrameError
+from raftd.errors import UNDECODABLE, FrameError
 from raftd.jobs.commands import GatewayMessage
 from raftd.raft.messages import Message
 from raftd.wire.frames import VERSION, frame
@@ -12,7 +12,7 @@ from raftd.wire.frames import VERSION, frame
 _MAGIC = b"raftd-peer"
 
 
-class Hello(msgspec.Struct, frozen=True, array_like=True):
+class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Who speaks. `cluster_id` is empty until the cluster's first entry was committed there."""
 
     cluster: str
@@ -22,7 +22,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     directory_id: bytes
 
 
-class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=30):
+class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=30, forbid_unknown_fields=True):
     """The last thing said on a connection: why it is closed."""
 
     reason: str
@@ -48,7 +48,7 @@ def decode_hello(body: bytes) -> Hello:
         raise FrameError(f"it speaks version {version} of the peer protocol, this node version {VERSION}")
     try:
         return _hello_decoder.decode(body[len(_MAGIC) + 1 :])
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise FrameError(f"its hello cannot be read: {error}") from None
 
 
@@ -61,5 +61,5 @@ def decode(body: bytes) -> PeerMessage:
     """Raises FrameError for anything that is no message."""
     try:
         return _decoder.decode(body)
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise FrameError(f"a message cannot be read: {error}") from None

@@ -86,8 +86,8 @@ class NaiveQueue:
             if session["wait"]:
                 if session["wait"][1] is not None:
                     due.append((session["wait"][1], 4, key))
-                if session["wait"][2] is not None:
-                    due.append((session["wait"][2], 3, key))
+                if self.soon(key) is not None:
+                    due.append((self.soon(key), 3, key))
         first = min(due, default=None)
         return first if first is not None and first[0] <= self.now else None
 
@@ -111,7 +111,7 @@ class NaiveQueue:
         self.match(job["tube"])
 
     def match(self, tube: str) -> None:
-        while self.pauses.get(tube, 0) <= self.now and self.in_state("ready", tube) and self.waiters(tube):
+        while tube not in self.pauses and self.in_state("ready", tube) and self.waiters(tube):
             key = self.waiters(tube)[0]
             job = min(self.in_state("ready", tube), key=lambda job: (job["pri"], job["id"]))
             self.sessions[key]["wait"] = None
@@ -196,7 +196,7 @@ class NaiveQueue:
         return r.Watching(len(session["watched"]))
 
     def do_reserve(self, key, session, reserve):
-        ready = [job for job in self.in_state("ready") if job["tube"] in session["watched"] and self.pauses.get(job["tube"], 0) <= self.now]
+        ready = [job for job in self.in_state("ready") if job["tube"] in session["watched"] and job["tube"] not in self.pauses]
         if ready:
             return self.grant(key, min(ready, key=lambda job: (job["pri"], job["id"])))
         soon = self.soon(key)
@@ -205,7 +205,7 @@ class NaiveQueue:
         if reserve.timeout_ms == 0:
             return r.TimedOut()
         self.waits += 1
-        session["wait"] = (self.waits, None if reserve.timeout_ms is None else self.now + reserve.timeout_ms, soon)
+        session["wait"] = (self.waits, None if reserve.timeout_ms is None else self.now + reserve.timeout_ms)
         return None
 
     def do_reservejob(self, key, session, reserve):

@@ -125,6 +125,12 @@ class QueueLife(RuleBasedStateMachine):
             assert got["current-watching"] == sum(name in session["watched"] for session in self.naive.sessions.values())
             assert got["total-jobs"] == self.naive.totals.get(name, 0)
             assert got["cmd-delete"] == self.naive.deletes.get(name, 0)
+        for key, value in queries.job_counts(self.machine):
+            state = key.removeprefix("current-jobs-")
+            urgent = sum(job["pri"] < 1024 for job in self.naive.in_state("ready"))
+            assert value == (urgent if state == "urgent" else len(self.naive.in_state(state))), state
+        for node, row in self.machine.gateways.items():
+            assert row.waiting == sum(bool(session["wait"]) for key, session in self.naive.sessions.items() if key[0] == node)
         assert (self.machine.total_jobs, self.machine.job_timeouts) == (self.naive.total, self.naive.timeouts)
 
     @invariant()

@@ -15,7 +15,7 @@ from tests.raft.test_elections import append, sent
 
 
 def reply(term: int, success: bool, index: int, hint_index: int = 0, hint_term: int = 0, incarnation: int = 1) -> AppendEntriesReply:
-    return AppendEntriesReply(term, success, index, hint_index, hint_term, 0, incarnation)
+    return AppendEntriesReply(term, success, index, hint_index, hint_term, 0, incarnation, False)
 
 
 def leader_alone(*log_terms: int, voters: int = 3):
@@ -307,7 +307,7 @@ def test_r21_a_delayed_heartbeat_answer_confirms_no_later_read():
     cluster[1].read_index(2)
     cluster.collect()
     for sender in (2, 3):  # answers to the first round come again
-        cluster[1].step(sender, AppendEntriesReply(1, True, 1, 0, 0, late[0].read_round, 1))
+        cluster[1].step(sender, AppendEntriesReply(1, True, 1, 0, 0, late[0].read_round, 1, False))
     cluster.settle()
     assert [read.context for read in cluster.peers[1].reads] == [1]
 

@@ -58,8 +58,11 @@ class Machine:
     def write(self, entries: Iterable[Entry] = (), state: HardState | None = None) -> list[int]:
         """Hand over one persist; the list gets its number when it is durable."""
         self.number += 1
-        number, durable = self.number, []
-        self.store.persist(Persist(number, state, list(entries)), lambda: durable.append(number))
+        number, durable, entries = self.number, [], list(entries)
+        newest = max((item.term for item in entries), default=0)
+        if state is None and newest > self.store.identity.term:
+            state = HardState(newest)
+        self.store.persist(Persist(number, state, entries), lambda: durable.append(number))
         return durable
 
     def power_cycle(self, only_voter: bool = False) -> Opened:

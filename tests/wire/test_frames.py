@@ -114,7 +114,7 @@ MESSAGES = [
     RequestVoteReply(5, True, False, None, 1_700_000_000_000),
     RequestVoteReply(5, False, True, 12, 13),
     AppendEntries(5, 10, 4, (Entry(5, 11, 99, EntryKind.BATCH, b"\0\xff"), Entry(5, 12, 99, EntryKind.NOOP, b"")), 9, 100, 3, 2, 8),
-    AppendEntriesReply(5, True, 12, 0, 0, 3, 2),
+    AppendEntriesReply(5, True, 12, 0, 0, 3, 2, False),
     ReadIndex(5, 77),
     ReadIndexReply(5, 77, 12, 101),
     Forward(2, 1, 9, b"payload"),
