@@ -253,6 +253,96 @@ def test_r35_an_exception_inside_a_node_stops_it_loudly(place):
     assert [(number, str(error)) for number, error in cluster.failures] == [(1, "a bug")]
 
 
+def test_without_a_quorum_clients_that_come_and_go_leave_nothing_behind():
+    cluster = started()
+    node = follower(cluster)
+    cluster.partition({1}, {2}, {3})
+    for _ in range(500):
+        client = Client(cluster, node)
+        client.submit(c.Watch(client.session.number, "t"))
+        client.session.close()
+    gateway = cluster[node].gateway
+    assert (len(gateway._waiting), len(gateway._closes), gateway.held_bytes) == (0, 0, 0)
+    cluster.heal()
+    cluster.run(2_000)
+    assert "t" not in cluster[node].machine.tubes
+
+
+def test_puts_held_behind_a_waiting_reserve_count_too(monkeypatch):
+    monkeypatch.setattr("raftd.gateway.GATEWAY_BYTES", 5_000)
+    cluster = started()
+    client, other = Client(cluster, 1), Client(cluster, 2)
+    client.reserve(None)
+    for _ in range(10):
+        client.put(bytes(1_000))
+    assert cluster[1].gateway.is_full
+    other.put(b"x")
+    cluster.run(200)
+    kinds = [type(reply) for reply in client.told]
+    assert kinds == [r.Reserved] + [r.Inserted] * 5 + [r.OutOfMemory] * 5
+    assert cluster[1].gateway.held_bytes == 0
+
+
+def test_a_new_incarnation_is_not_spoken_of_before_it_is_durable():
+    """Or the next process could take the same number, and what the one before acknowledged would count for it."""
+    cluster = started()
+    node = follower(cluster)
+    Client(cluster, node).put(b"x")
+    cluster.partition({node}, set(cluster.config.voters) - {node})
+    cluster.run(6_000)
+    heard = []
+
+    def note(sender: int, to: int, message: object) -> int:
+        if sender == node:
+            heard.append(getattr(message, "incarnation", 1))
+        return 1
+
+    cluster.interfere = note
+    cluster.processes[node].worker.stalled = True
+    cluster.heal()
+    cluster.run(1_000)
+    assert cluster[node].gateway.is_closed
+    assert set(heard) == {1}
+    assert cluster[node].hello().incarnation == 1
+    cluster.processes[node].worker.go_on()
+    cluster.run(1_000)
+    assert 2 in heard
+    assert not cluster[node].gateway.is_closed
+
+
+def test_a_leader_that_was_stopped_for_a_while_gives_nobody_up():
+    cluster = started()
+    leader = cluster.leader
+    client = Client(cluster, follower(cluster))
+    client.reserve(None)
+    cluster.run(100)
+    cluster.clock.rightNow += 7  # all processes of the machine are stopped; nobody ticks
+    cluster._next_tick_ms += 7_000
+    cluster.run(300)
+    assert cluster.leader == leader
+    assert not client.lost
+    Client(cluster, leader).put(b"x")
+    cluster.run(100)
+    assert isinstance(client.told[0], r.Reserved)
+
+
+def test_a_read_never_sees_the_session_of_an_earlier_process():
+    cluster = started()
+    node = follower(cluster)
+    old = Client(cluster, node)
+    old.submit(c.Use(old.session.number, "secret"))
+    cluster.run(100)
+    cluster.crash(node)
+    cluster.interfere = lambda sender, to, message: 0 if sender == node and isinstance(message, c.Forward) else 1
+    cluster.start(node)
+    new = Client(cluster, node)
+    assert new.session.number == old.session.number
+    new.read(queries.list_tube_used)
+    assert cluster.run(2_000, lambda: new.told)
+    assert new.told == ["default"]
+    assert cluster[node].machine.session(node, new.session.number) is not None  # the old one is still in the state
+
+
 def test_a_frame_of_the_leader_that_takes_long_is_no_reason_for_an_election():
     cluster = started()
     quiet = follower(cluster)

@@ -12,7 +12,7 @@ from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs import replies as r
 from raftd.jobs.machine import StateMachine
-from raftd.limits import TIMERS_PER_ENTRY
+from raftd.limits import TIMERS_PER_ENTRY, WATCHED_TUBES
 
 NOW = 1_700_000_000_000
 
@@ -235,13 +235,60 @@ def test_cancelled_timers_are_rebuilt_away():
     assert len(queue.machine.tubes["default"].ready._heap) < 200
 
 
-def test_an_entry_that_does_not_decode_has_no_effect_but_time():
+NO_PAYLOADS = {
+    "no MessagePack": b"\xc1 no payload",
+    "an unknown kind": b"\x91\x63",
+    "text that is no UTF-8": b"\x95\x01\x01\x01\x02\x91\x93\x02\x01\xa2\xff\xfe",
+    "fields too many, and deep": b"\x94\x02\x01\x01" + b"\x91" * 100_000 + b"\x01",
+}
+
+
+@pytest.mark.parametrize("name", NO_PAYLOADS)
+def test_an_entry_that_does_not_decode_has_no_effect_but_time(name):
     queue = Queue()
     queue.do(put(delay=1_000))
     queue.now += 1_000
-    effects = queue.machine.apply(queue.machine.applied_index + 1, queue.now, b"\xc1 no payload")
+    effects = queue.machine.apply(queue.machine.applied_index + 1, queue.now, NO_PAYLOADS[name])
     assert effects.answers == []
+    assert queue.machine.gateways[1].seq == 1
     assert queue.job(1)["state"] == "ready"
+
+
+def test_a_waiter_is_not_overtaken_when_a_pause_ends_among_too_many_timers():
+    queue = Queue()
+    queue.do(c.Use(1, "t"), c.PauseTube(1, "t", 1_000), put())
+    queue.do(c.Watch(2, "t"), c.Ignore(2, "default"), c.Reserve(2, None))
+    queue.do(c.Use(1, "default"), *[put(delay=500) for _ in range(TIMERS_PER_ENTRY)])
+    queue.now += 1_000
+    # the same entry: its budget is used up by the delays before the pause is looked at
+    assert queue.do(c.Watch(3, "t"), c.Ignore(3, "default"), c.Reserve(3, 0))[-1] == (3, r.TimedOut())
+    assert queue.later(0) == [(2, r.Reserved(1, b"b", 1))]
+
+
+def test_a_waiter_is_not_warned_of_a_job_that_it_holds_no_more():
+    queue = Queue()
+    queue.do(put(ttr=3_000), put(ttr=10_000))
+    (_, first), _ = queue.do(c.Reserve(1, 0), c.Reserve(1, 0))
+    queue.do(c.Reserve(1, None))
+    assert queue.do(c.Delete(2, 1, first.token)) == [(2, r.Deleted())]
+    assert queue.later(2_500) == []
+    assert queue.later(6_600) == [(1, r.DeadlineSoon())]  # that of the second job
+
+
+def test_a_paused_tube_that_goes_leaves_no_timer():
+    queue = Queue()
+    queue.do(put(delay=1_000_000))
+    for _ in range(1_000):
+        queue.do(c.Use(1, "t"), c.PauseTube(1, "t", 4_000_000_000), c.Use(1, "default"))
+    assert len(queue.machine._timers) < 200
+
+
+def test_a_session_watches_a_bounded_number_of_tubes():
+    queue = Queue()
+    queue.do(*[c.Watch(1, f"t{number}") for number in range(WATCHED_TUBES - 1)])
+    assert queue.do(c.Watch(1, "one-more")) == [(1, r.OutOfMemory())]
+    assert queue.do(c.Watch(1, "t0")) == [(1, r.Watching(WATCHED_TUBES))]
+    assert "one-more" not in queue.machine.tubes
 
 
 def test_r18_the_applied_index_changes_with_the_state_it_belongs_to():

@@ -155,6 +155,10 @@ BAD = {
     "an id that is a word": ("cluster: t\ndata: d\nnodes: {one: {host: h, peer: 9}}", "nodes"),
     "an id of zero": ("cluster: t\ndata: d\nnodes: {0: {host: h, peer: 9}}", "nodes.0: expected an id of at least 1"),
     "a timing": ("cluster: t\ndata: d\nnodes: {1: {host: h, peer: 9}}\nheartbeat_ms: 200", "heartbeat_ms: expected at most half"),
+    "a grace": (
+        "cluster: t\ndata: d\nnodes: {1: {host: h, peer: 9}}\nelection_timeout_ms: 3000",
+        "session_grace_ms: expected at least twice",
+    ),
     "a size": ("cluster: t\ndata: d\nnodes: {1: {host: h, peer: 9}}\nmax_job_size: 99999999", "max_job_size: expected `int` <= 16777216"),
 }
 

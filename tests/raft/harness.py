@@ -172,6 +172,8 @@ class Cluster:
         return [node for node in self.voters if node not in self.dead and self[node].role is Role.LEADER]
 
 
-def alone(node: int = 1, voters: int = 3, log: Iterable[Entry] = (), term: int = 0, incarnation: int = 1, **more: int) -> Peer:
+def alone(
+    node: int = 1, voters: int = 3, log: Iterable[Entry] = (), term: int = 0, incarnation: int = 1, doubtful: bool = False, **more: int
+) -> Peer:
     """One core whose peers are played by the test."""
-    return Peer(node, range(1, voters + 1), Disk(list(log), HardState(term)), incarnation, **more)
+    return Peer(node, range(1, voters + 1), Disk(list(log), HardState(term, 0, doubtful)), incarnation, **more)

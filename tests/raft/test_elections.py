@@ -154,6 +154,39 @@ def test_r02_a_higher_term_is_no_vote_and_a_vote_is_never_changed_within_a_term(
     assert peer.raft.voted_for == 3
 
 
+def test_r01_a_vote_in_a_term_that_is_durable_already_is_durable_too():
+    peer = alone(term=3)
+    peer.raft.step(2, RequestVote(3, 0, 0))
+    (reply,) = sent(peer, RequestVoteReply)
+    assert reply.granted
+    assert peer.disk.hard_state == HardState(3, 2)
+
+
+def test_r01_a_vote_on_its_way_to_the_disk_is_not_overtaken_by_another_campaign():
+    peer = alone(voters=1)
+    peer.stalled = True
+    for _ in range(10 * T):
+        peer.raft.tick()
+        peer.pump()
+    assert peer.raft.term == 1
+    peer.stalled = False
+    peer.pump()
+    assert peer.raft.is_leader
+
+
+def test_r02_a_lost_election_frees_no_vote_within_its_term():
+    peer = alone()
+    peer.raft.campaign("test")
+    peer.raft.step(2, PreVoteReply(1, True))
+    peer.pump()
+    for voter in (2, 3):
+        peer.raft.step(voter, RequestVoteReply(1, False, False, None, WALL_MS))
+    assert peer.raft.role is Role.FOLLOWER
+    peer.raft.step(2, RequestVote(1, 9, 1))
+    assert [reply.granted for reply in sent(peer, RequestVoteReply)] == [False]
+    assert peer.raft.voted_for == 1
+
+
 def test_r02_a_repeated_request_gets_the_same_vote():
     peer = alone()
     for _ in range(2):
@@ -185,10 +218,29 @@ def test_r03_replies_to_pre_vote_and_request_vote_are_never_mixed_up():
         peer.raft.step(voter, PreVoteReply(2, True))
     peer.pump()
     assert peer.raft.role is Role.CANDIDATE
-    for voter in (2, 3, 4):
-        peer.raft.step(voter, PreVoteReply(2, True))
-        peer.raft.step(voter, PreVoteReply(3, True))
+    for voter in (2, 3):
+        peer.raft.step(voter, PreVoteReply(2, False))  # would lose the election, were it a vote
+    peer.raft.step(4, PreVoteReply(3, True))
+    for voter in (2, 3):
+        peer.raft.step(voter, RequestVoteReply(2, True, False, None, WALL_MS))
+    assert peer.raft.is_leader
+
+
+def test_r04_a_grant_of_another_term_does_not_count():
+    peer = alone(term=4)
+    peer.raft.campaign("test")
+    for term in (3, 4, 6):
+        peer.raft.step(2, PreVoteReply(term, True))
+    assert peer.raft.role is Role.PRE_CANDIDATE
+    peer.raft.step(2, PreVoteReply(5, True))
     assert peer.raft.role is Role.CANDIDATE
+
+
+def test_r04_a_pre_vote_goes_only_to_a_log_at_least_as_up_to_date():
+    peer = alone(log=entries(1, 1), term=1)
+    peer.raft.step(2, PreVote(2, 1, 1))
+    peer.raft.step(3, PreVote(2, 2, 1))
+    assert [reply.granted for reply in sent(peer, PreVoteReply)] == [False, True]
 
 
 def test_r04_pre_vote_changes_nothing_on_either_side():
@@ -267,8 +319,10 @@ def test_r07_a_new_peer_starts_as_recently_active():
     cluster[1].campaign("test")
     cluster.settle()
     cluster.filter = lambda sender, to, message: not isinstance(message, AppendEntriesReply)
-    cluster.tick(T - 1, nodes=[1])
+    cluster.tick(T, nodes=[1])
     assert cluster[1].is_leader
+    cluster.tick(T, nodes=[1])
+    assert not cluster[1].is_leader
 
 
 def test_r08_a_lower_term_append_gets_an_answer_with_the_higher_term():
@@ -333,6 +387,57 @@ def test_a_doubtful_candidate_needs_everybody_of_three():
     assert len(cluster.leaders()) == 1
 
 
+def test_an_idle_cluster_leaves_nobody_in_doubt():
+    """A node whose mark stayed made two voters with equal logs unable to elect, for as long as the third was away."""
+    cluster = Cluster(3)
+    cluster.elect(1)
+    cluster.put(1, b"x")
+    cluster.tick(HEARTBEAT)
+    cluster.peers[3].disk.hard_state = HardState(1, 1, doubtful=True)
+    peer = cluster.restart(3)
+    before = cluster[1].log.last_index
+    cluster.tick(4 * HEARTBEAT)
+    assert not peer.raft.doubtful
+    assert cluster[1].log.last_index == before + 1  # one entry, not one per heartbeat
+    cluster.dead.add(1)
+    cluster.tick(6 * T)
+    assert len(cluster.leaders()) == 1
+
+
+def doubtful_follower():
+    peer = alone(log=entries(1, 1), term=1, doubtful=True)
+    peer.stalled = True
+    return peer
+
+
+def lead(peer, *, batch=(), prev: int = 2, commit: int = 0, heard: int = 1, heard_at: int = 2) -> None:
+    peer.raft.step(2, AppendEntries(1, prev, 1, tuple(batch), commit, WALL_MS, 0, heard, heard_at))
+
+
+def test_doubt_goes_only_with_an_entry_appended_after_this_process_was_first_heard():
+    for heard, heard_at, goes in ((1, 2, True), (1, 3, False), (0, 0, False), (7, 2, False)):
+        peer = doubtful_follower()
+        peer.stalled = False
+        lead(peer, batch=entries(1, first=3), commit=3, heard=heard, heard_at=heard_at)
+        peer.pump()
+        assert peer.raft.doubtful is not goes, (heard, heard_at)
+
+
+def test_doubt_goes_only_when_that_entry_is_committed_and_durable_here():
+    peer = doubtful_follower()
+    lead(peer, batch=entries(1, first=3), commit=3)
+    peer.pump()
+    assert peer.raft.doubtful  # not durable
+    peer.stalled = False
+    peer.pump()
+    assert not peer.raft.doubtful
+    peer = doubtful_follower()
+    peer.stalled = False
+    lead(peer, batch=entries(1, first=3), commit=2)
+    peer.pump()
+    assert peer.raft.doubtful  # not known to be committed
+
+
 # -- counting ----------------------------------------------------------------------------------
 
 
@@ -366,6 +471,34 @@ def test_log_time_of_a_restarted_cluster_is_the_lowest_wall_clock_but_never_runs
         cluster[node].at(cluster.now_ms, WALL_MS + 10**9 if node == 1 else WALL_MS - 10**9)
     cluster.elect(1)
     assert stamp <= cluster[1].clock_ms() <= stamp + 10
+
+
+@pytest.mark.parametrize("who", ["voter", "candidate"])
+def test_log_time_starts_at_the_greatest_estimate_of_anybody(who):
+    peer = alone(1, log=entries(1), term=1)
+    ahead = WALL_MS + 50_000
+    if who == "candidate":
+        peer.raft.step(3, append(1, 1, 1, clock=ahead))
+    peer.raft.campaign("test")
+    peer.raft.step(2, PreVoteReply(2, True))
+    peer.pump()
+    peer.raft.step(2, RequestVoteReply(2, True, False, ahead if who == "voter" else None, WALL_MS + 10**9))
+    assert peer.raft.clock_ms() == ahead
+
+
+def test_an_overtaken_heartbeat_sets_no_clock_back():
+    peer = alone(term=1)
+    peer.raft.step(2, append(1, clock=WALL_MS + 500))
+    peer.raft.step(2, append(1, clock=WALL_MS + 100))
+    assert peer.raft.clock_ms() == WALL_MS + 500
+
+
+def test_a_stamp_is_never_below_the_one_before():
+    peer = alone(1, voters=1, log=entries(1), term=1)
+    peer.raft.at(0, WALL_MS - 10**6)
+    peer.raft.tick()
+    peer.pump()
+    assert peer.raft.log.last_time_ms >= WALL_MS
 
 
 def test_log_time_counts_an_outage_while_one_node_lives():

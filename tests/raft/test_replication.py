@@ -123,6 +123,21 @@ def test_r09_a_new_leader_appends_a_noop_and_commits_what_came_before_with_it():
     assert cluster[1].log.commit_index == 3
 
 
+def test_i7_the_leader_counts_only_what_its_own_disk_has():
+    cluster = Cluster(3)
+    cluster.elect(1)
+    cluster.dead.add(3)
+    cluster.tick(HEARTBEAT)
+    before = cluster[1].log.commit_index
+    cluster.peers[1].stalled = True
+    cluster.put(1, b"x")
+    assert cluster[2].log.durable_index == before + 1
+    assert cluster[1].log.commit_index == before  # one disk of three
+    cluster.peers[1].stalled = False
+    cluster.settle()
+    assert cluster[1].log.commit_index == before + 1
+
+
 def test_r10_identical_entries_are_skipped_and_a_late_shorter_append_deletes_nothing():
     peer = alone(term=1)
     batch = entries(1, 1, 1, 1)
@@ -174,6 +189,32 @@ def test_r12_match_only_grows_and_stays_below_next_and_stale_refusals_are_ignore
     assert progress.match_index < progress.next_index
 
 
+def test_r12_a_stale_refusal_moves_no_probe_and_a_probe_stays_above_match():
+    peer = leader_alone(1, 1, 1)
+    progress = peer.raft.progress[2]
+    peer.raft.step(2, reply(2, False, 1, 0, 0))  # of another message than the one on its way
+    assert progress.next_index == 4
+    peer.raft.step(2, reply(2, True, 2))
+    peer.raft.link_changed(2)
+    assert (progress.state, progress.next_index) == (State.PROBE, 3)
+    peer.raft.step(2, reply(2, False, 2, 0, 0))
+    assert progress.next_index == 3
+
+
+def test_r12_an_acknowledgement_beyond_the_log_is_not_believed():
+    peer = leader_alone(1, 1, 1)
+    peer.raft.step(2, reply(2, True, 99))
+    assert peer.raft.progress[2].match_index == 0
+
+
+def test_two_nodes_that_disagree_do_not_bounce_messages():
+    peer = leader_alone(1, 1, 1)
+    peer.raft.step(2, reply(2, False, 3, 3, 1))  # the first word of this follower: worth a probe
+    peer.pump()
+    peer.raft.step(2, reply(2, False, 3, 3, 1))  # a refusal that tells nothing lower
+    assert [message for to, message in peer.pump() if to == 2] == []
+
+
 def test_r12_another_incarnation_of_a_follower_starts_from_nothing_and_the_old_one_is_not_heard():
     peer = leader_alone(1, 1, 1)
     progress = peer.raft.progress[2]
@@ -194,6 +235,39 @@ def test_r13_a_whole_term_is_skipped_with_each_refusal():
     probes = [m for sender, to, m in cluster.seen if (sender, to) == (2, 1) and isinstance(m, AppendEntriesReply) and not m.success]
     assert terms(cluster[2]) == [*ours, 5]
     assert len(probes) <= 3  # one per term, not one per entry, and no heartbeat was waited for
+
+
+def test_r13_the_follower_skips_its_own_conflicting_term_at_once():
+    """The leader has one entry of each term, the follower fifty of one that the leader never had."""
+    ours = [1, 3, 4, 5, 6]
+    theirs = [1] + [2] * 50
+    cluster = Cluster(3, logs={1: entries(*ours), 2: entries(*theirs)}, terms={1: 6, 2: 6, 3: 6})
+    cluster.dead.add(3)
+    cluster.elect(1)
+    refusals = [m for sender, to, m in cluster.seen if (sender, to) == (2, 1) and isinstance(m, AppendEntriesReply) and not m.success]
+    assert terms(cluster[2]) == [*ours, 7]
+    assert len(refusals) <= 2
+    peer = alone(log=entries(*theirs), term=6)
+    peer.raft.step(2, append(6, 40, 1))
+    (refusal,) = sent(peer, AppendEntriesReply)
+    assert (refusal.hint_index, refusal.hint_term) == (1, 1)
+
+
+def test_r14_truncation_takes_the_durable_mark_with_it():
+    peer = alone(log=entries(1, 1, 1), term=1)
+    peer.stalled = True
+    peer.raft.step(2, append(2, 1, 1, batch=entries(2, 2, first=2)))
+    assert peer.raft.log.durable_index == 1
+    peer.pump()
+    peer.raft.step(2, append(2, 3, 2))
+    assert [message.index for message in sent(peer, AppendEntriesReply)] == []  # term 2 is not durable either
+
+
+def test_r14_an_acknowledgement_of_an_older_term_is_not_counted():
+    peer = leader_alone(1, 1, 1)
+    peer.raft.step(2, reply(1, True, 4))
+    assert peer.raft.progress[2].match_index == 0
+    assert peer.raft.log.commit_index == 0
 
 
 def test_r14_a_disk_completion_from_before_a_truncation_claims_nothing_about_the_new_entries():
@@ -356,6 +430,30 @@ def test_r33_a_full_window_with_every_message_lost_recovers():
     cluster.cut.clear()
     cluster.tick(2 * HEARTBEAT)
     assert cluster[2].log.last_index == cluster[1].log.last_index
+
+
+def test_r33_a_refusal_while_replicating_goes_back_to_probing():
+    peer = leader_alone(1, 1, 1)
+    peer.raft.step(2, reply(2, True, 3))
+    peer.pump()
+    for _ in range(3):
+        peer.raft.propose([(EntryKind.BATCH, b"x")])
+        peer.pump()
+    progress = peer.raft.progress[2]
+    peer.raft.step(2, reply(2, False, progress.next_index - 1, 4, 2))  # everything behind 4 was lost on the way
+    assert (progress.state, progress.next_index) == (State.PROBE, 5)
+
+
+def test_messages_that_no_raft_node_sends_are_ignored():
+    peer = alone(term=1)
+    for message in (
+        append(1, -1, 0),
+        append(1, 0, 0, batch=entries(1, first=5)),
+        append(1, 0, 0, batch=[*entries(1), *entries(1, first=3)]),
+    ):
+        peer.raft.step(2, message)
+        assert sent(peer, AppendEntriesReply) == []
+    assert peer.raft.log.last_index == 0
 
 
 def test_the_window_is_bounded_in_bytes_too(monkeypatch):

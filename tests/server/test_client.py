@@ -86,6 +86,33 @@ class ClientDoor(SynchronousTestCase):
         self.assertTrue(self.door.is_closed)
         self.assertEqual(self.flushLoggedErrors(), [])
 
+    def test_text_that_is_no_utf8_closes_the_connection_and_nothing_else(self) -> None:
+        """Behind 128 requests in flight the frame is read at the end of a turn of the node, which it ended."""
+        bad = frame(b"\x93\x02\x01\xa2\xff\xfe")
+        for before in (0, 1, 200):
+            door = self.doors.client(self.node)
+            door.send(w.encode_hello(w.ClientHello()))
+            door.send(b"".join(w.encode_request(w.PutRequest(number, b"x")) for number in range(before)) + bad, ms=200)
+            self.assertTrue(door.is_closed)
+        self.assertEqual(self.doors.cluster.failures, [])
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_a_bug_in_a_door_costs_its_connection_and_not_the_node(self) -> None:
+        self.greet()
+        self.door.send(b"".join(w.encode_request(w.PutRequest(number, b"x")) for number in range(128)), ms=0)
+        self.door.protocol._handle = None  # type: ignore[attr-defined]
+        self.door.send(w.encode_request(w.PutRequest(999, b"x")))
+        self.assertTrue(self.door.transport.aborted)
+        self.assertEqual(self.doors.cluster.failures, [])
+        self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
+
+    def test_reserves_in_flight_count_what_their_answers_may_hold(self) -> None:
+        self.greet()
+        self.door.send(b"".join(w.encode_request(w.ReserveRequest(number, 0)) for number in range(100)), ms=0)
+        self.assertEqual(self.door.transport.producerState, "paused")
+        self.assertLess(self.door.protocol._in_flight, 20)  # type: ignore[attr-defined]
+        self.assertEqual(len(answers(self.door.later(100))), 100)
+
     def test_who_says_nothing_is_closed(self) -> None:
         self.door.later(HELLO_TIMEOUT_S * 1000 + 10)
         self.assertTrue(self.door.is_closed)

@@ -91,6 +91,13 @@ class OneNode(SynchronousTestCase):
         self.assertTrue(self.door.is_closed)
         self.assertEqual(len(self.doors.cluster[1].machine.jobs), 1)
 
+    def test_what_comes_behind_quit_is_not_kept(self) -> None:
+        self.door.send(b"reserve\r\nquit\r\n")
+        for _ in range(20):
+            self.door.send(bytes(50_000), ms=0)
+        self.assertEqual(len(self.door.protocol._parser._buffer), 0)  # type: ignore[attr-defined]
+        self.assertEqual(self.door.transport.producerState, "paused")
+
     def test_a_body_that_is_too_big(self) -> None:
         big = b"x" * 65_536
         self.expect(b"put 0 0 9 65536\r\n" + big + b"\r\nput 0 0 9 1\r\na\r\n", b"JOB_TOO_BIG\r\nINSERTED 1\r\n")

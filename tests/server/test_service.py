@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.protocol import Protocol
+from twisted.internet.task import deferLater
 
 from raftd import config
+from raftd.limits import STOP_TIMEOUT_S
 from raftd.server.service import RaftdService
 from tests.processes.harness import free_ports
 
@@ -74,6 +79,67 @@ async def test_put_on_one_node_reserve_on_another_and_stop(tmp_path, count):
             await talker.gone
         for service in running:
             await service.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_node_stops_in_time_beside_a_peer_that_does_not_read(tmp_path):
+    first, second, _ = services(tmp_path, 3)
+    for service in (first, second):
+        service.privilegedStartService()
+        service.startService()
+    talker = await connect(first)
+    talker.transport.write(b"put 0 0 60 5\r\nhello\r\n")
+    await talker.expect(12)
+    (connection,) = second._peers._all
+    connection.transport.pauseProducing()
+    for _ in range(300):
+        talker.transport.write(b"put 0 0 60 60000\r\n" + bytes(60_000) + b"\r\n")
+    await deferLater(reactor, 0.5)
+    talker.transport.abortConnection()
+    started = reactor.seconds()
+    await first.stopService()
+    await second.stopService()
+    assert reactor.seconds() - started < 2 * STOP_TIMEOUT_S + 0.5
+
+
+WALL_CLOCK = """
+import sys, threading, time
+real, step = time.time, [0.0]
+time.time = lambda: real() + step[0]  # before Twisted takes it
+from twisted.internet import reactor
+from raftd import tap
+options = tap.Options()
+options.parseOptions(["--config", sys.argv[1]])
+service = tap.makeService(options)
+service.privilegedStartService()
+service.startService()
+
+def talk():
+    import socket
+    with socket.create_connection(("127.0.0.1", service.config.address(1).line), timeout=10) as client:
+        for step[0] in (0, -3600, 3600):
+            client.sendall(b"put 0 1 60 1\\r\\nx\\r\\nreserve-with-timeout 5\\r\\n")
+            asked, got = time.monotonic(), b""
+            while got.count(b"\\r\\n") < 3:
+                got += client.recv(1000)
+            assert b"RESERVED" in got, got
+            assert 0.9 < time.monotonic() - asked < 3, time.monotonic() - asked
+            print("step", step[0], "served", flush=True)
+    reactor.callFromThread(reactor.stop)
+
+threading.Thread(target=talk, daemon=True).start()
+reactor.run()
+"""
+
+
+def test_a_wall_clock_that_jumps_moves_no_timer(tmp_path):
+    """Twisted's own clock is the wall clock: an hour back, and a node stood still for an hour."""
+    line, peer = free_ports(2)
+    (tmp_path / "c.yaml").write_text(f"cluster: t\ndata: d\nnodes: {{1: {{host: 127.0.0.1, line: {line}, peer: {peer}}}}}")
+    done = subprocess.run(
+        [sys.executable, "-c", WALL_CLOCK, str(tmp_path / "c.yaml")], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.split("\n")[:3] == ["step 0 served", "step -3600 served", "step 3600 served"], done.stderr
 
 
 @pytest_twisted.ensureDeferred

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from random import Random
+from zlib import crc32
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from raftd.errors import CorruptionError, DirectoryLocked, StorageError
 from raftd.limits import SECTOR_BYTES
 from raftd.raft.ready import HardState, Persist
 from raftd.storage.filesystem import RealFileSystem
-from raftd.storage.records import Damage, encode_batch, scan_segment, segment_header
+from raftd.storage.records import SEGMENT_HEADER_BYTES, Damage, encode_batch, scan_segment, segment_header
 from raftd.storage.store import Store
 from raftd.storage.vote import Identity, decode_slot, encode_slot
 from tests.storage.harness import DATA, HeldWorker, Machine, entry
@@ -283,6 +284,181 @@ def test_close_finishes_what_was_handed_over_and_gives_the_lock_back():
     assert len(Machine(machine.disk).start().entries) == 1
 
 
+def test_zeros_in_a_segments_header_are_no_torn_write_once_batches_stand_behind_it():
+    """The header is durable before the first batch is written. Taken for torn, the whole segment went without a mark."""
+    machine = Machine()
+    machine.start()
+    machine.write([entry(1)])
+    machine.disk.crash()
+    segment = machine.segment()
+    machine.disk.files[segment].seen[:SECTOR_BYTES] = bytes(min(SECTOR_BYTES, len(machine.disk.files[segment].seen)))
+    assert machine.start().identity.doubtful
+
+
+def test_a_segment_whose_header_was_never_written_is_dropped_without_doubt():
+    machine = Machine()
+    machine.start()
+    machine.write([entry(1)])
+    machine.power_cycle()
+    machine.worker.hold = True
+    machine.write([entry(2)])  # would begin the next segment
+    name = f"{DATA}/log/00000002-{'ab' * 16}.log"
+    for size in (0, 20, 44):
+        machine.disk.crash()
+        machine.disk.open(name).write(0, bytes(size))
+        machine.disk.sync_directory(f"{DATA}/log")
+        opened = machine.start()
+        assert [item.index for item in opened.entries] == [1]
+        assert not opened.identity.doubtful
+    machine.worker.hold = False
+    machine.write([entry(2)])
+    assert machine.segment().split("/")[-1].startswith("00000002-")
+    assert len(machine.power_cycle().entries) == 2
+
+
+def test_headers_never_stand_on_two_sectors():
+    """So a crash leaves all of a header or nothing of it, and half of one is damage."""
+    machine = Machine()
+    machine.start()
+    for index in range(1, 120):
+        machine.write([entry(index, data=b"x" * (index * 7 % 90))])
+    data = bytes(machine.disk.files[machine.segment()].seen)
+    segment_id = bytes.fromhex(machine.segment().split("-")[1].removesuffix(".log"))
+    place, found = data.find(segment_id, 40), 0
+    while place != -1:
+        found += 1
+        assert place // SECTOR_BYTES == (place + 44) // SECTOR_BYTES
+        place = data.find(segment_id, place + 1)
+    assert found == 119
+    assert len(machine.power_cycle().entries) == 119
+
+
+def test_a_whole_segment_that_does_not_belong_is_refused_and_never_cut():
+    machine = Machine()
+    machine.start()
+    machine.write([entry(1)])
+    machine.disk.crash()
+    path = machine.segment()
+    good = bytes(machine.disk.files[path].seen)
+
+    def refused(match: str) -> None:
+        before = {name: bytes(file.seen) for name, file in machine.disk.files.items()}
+        with pytest.raises(CorruptionError, match=match):
+            machine.start()
+        assert {name: bytes(file.seen) for name, file in machine.disk.files.items()} == before
+
+    newer = bytearray(good)
+    newer[8] = 2
+    newer[SEGMENT_HEADER_BYTES - 4 : SEGMENT_HEADER_BYTES] = crc32(newer[: SEGMENT_HEADER_BYTES - 4]).to_bytes(4, "little")
+    machine.disk.files[path].seen[:] = newer
+    refused("format 2; this raftd reads format 1")
+    machine.disk.files[path].seen[:] = good
+    other = path.replace("00000001", "00000007")
+    machine.disk.files[other] = machine.disk.files.pop(path)
+    refused("does not belong to this file name")
+    machine.disk.files[path + ".log"] = machine.disk.files.pop(other)
+    refused("no segment's name")
+
+
+def test_segments_continue_each_other():
+    machine = Machine()
+    machine.start()
+    machine.write([entry(1)])
+    machine.power_cycle()
+    machine.write([entry(2)])
+    machine.disk.crash()
+    other = Machine()
+    other.start()
+    other.write([entry(1, data=b"another log")])
+    stolen = other.disk.files[other.segment()]
+    del machine.disk.files[machine.segment(0)]
+    machine.disk.files[other.segment()] = stolen
+    with pytest.raises(CorruptionError, match="does not continue the one before"):
+        machine.start()
+
+
+@pytest.mark.parametrize("fill", ["zeros", "short"])
+def test_what_would_be_a_torn_tail_in_the_last_segment_is_corruption_in_an_earlier_one(fill):
+    machine = Machine()
+    machine.start()
+    machine.write([entry(1)])
+    machine.write([entry(2, data=b"y" * 2_000)])
+    machine.power_cycle()
+    machine.write([entry(3)])
+    machine.disk.crash()
+    file = machine.disk.files[machine.segment(0)]
+    if fill == "zeros":
+        file.seen[1_024:1_536] = bytes(512)
+    else:
+        del file.seen[-700:]
+    with pytest.raises(CorruptionError, match="a later segment proves"):
+        machine.start()
+
+
+def test_entries_that_are_missing_between_others_are_corruption():
+    machine = Machine()
+    machine.start()
+    machine.write([entry(1)])
+    machine.write([entry(4)])
+    machine.disk.crash()
+    with pytest.raises(CorruptionError, match="entry 4 follows entry 1"):
+        machine.start()
+
+
+def test_a_vote_file_older_than_the_log_is_refused():
+    machine = Machine()
+    machine.start()
+    old = {slot: bytes(machine.disk.files[f"{DATA}/{slot}"].seen) for slot in ("vote.a", "vote.b")}
+    machine.write([entry(1, term=5)], HardState(5, 1))
+    machine.disk.crash()
+    for slot, data in old.items():
+        machine.disk.files[f"{DATA}/{slot}"].seen[:] = data
+    with pytest.raises(CorruptionError, match="the vote file is an old copy"):
+        machine.start()
+
+
+def test_a_missing_log_directory_is_refused_once_anything_may_have_been_in_it():
+    machine = Machine()
+    machine.start()
+    machine.power_cycle()
+    machine.disk.crash()
+    machine.disk.directories.discard(f"{DATA}/log")
+    with pytest.raises(CorruptionError, match="log is missing"):
+        machine.start()
+
+
+def test_r17_a_failed_fsync_is_not_forgotten_by_the_next_process():
+    """The kernel marks what it could not write as clean: the next process reads it, and syncing again would do nothing."""
+    machine = Machine()
+    machine.start()
+    machine.write([entry(1)])
+
+    def fault(operation: str) -> None:
+        if operation == "sync":
+            raise OSError(errno.EIO, "input/output error")
+
+    machine.disk.fault = fault
+    assert machine.write([entry(2)]) == []
+    machine.disk.fault = lambda operation: None
+    machine.disk._locked.clear()  # the process ended itself; the machine did not
+    assert [item.index for item in machine.start().entries] == [1, 2]
+    assert [item.index for item in machine.power_cycle().entries] == [1, 2]
+
+
+def test_r17_a_seal_that_fails_ends_the_process_too():
+    machine = Machine()
+    machine.start()
+    machine.write([entry(1)])
+
+    def fault(operation: str) -> None:
+        if operation == "sync":
+            raise OSError(errno.EIO, "input/output error")
+
+    machine.disk.fault = fault
+    machine.clock.advance(0.05)
+    assert len(machine.failures) == 1
+
+
 # -- crashes while starting --------------------------------------------------------------------
 
 
@@ -337,15 +513,16 @@ def test_every_crash_while_a_doubtful_tail_is_cut_leaves_the_mark_or_the_evidenc
 def test_while_one_write_runs_the_next_ones_gather():
     machine = Machine()
     machine.start()
+    machine.write(state=HardState(1))
     machine.worker.hold = True
     durable = [machine.write([entry(index)]) for index in range(1, 11)]
     assert len(machine.worker.jobs) == 1
     syncs = machine.disk.syncs
     machine.worker.step()
-    assert durable[0] == [1]
+    assert durable[0] == [2]
     assert durable[1:] == [[]] * 9
     machine.worker.step()
-    assert [numbers[0] for numbers in durable] == list(range(1, 11))
+    assert [numbers[0] for numbers in durable] == list(range(2, 12))
     assert machine.store.batches_written == 2
     assert machine.disk.syncs - syncs == 3  # the segment's header and two batches
 
@@ -383,6 +560,25 @@ def test_r01_the_vote_is_durable_before_an_entry_of_its_term():
     machine.disk.open = spy
     machine.write([entry(2, term=5)], HardState(5, 1))
     assert order[:2] == ["vote.a", "vote.b"]
+    # and at every operation at which power may be lost, no entry is ahead of the term it belongs to
+    for crash_at in range(1, 12):
+        machine = Machine()
+        machine.start()
+        machine.write([entry(1)])
+        count = 0
+
+        def fault(operation: str, crash_at: int = crash_at) -> None:
+            nonlocal count
+            count += 1
+            if count >= crash_at:
+                raise OSError(errno.EIO, "power is lost")
+
+        machine.disk.fault = fault
+        machine.write([entry(2, term=5)], HardState(5, 1))
+        machine.disk.fault = lambda operation: None
+        machine.disk.crash(keep=lambda path, sector: path.endswith(".log"))
+        opened = machine.start()  # would refuse a log ahead of its vote file
+        assert opened.identity.term >= opened.entries[-1].term
 
 
 # -- the vote file -----------------------------------------------------------------------------
@@ -407,6 +603,32 @@ def test_one_bad_vote_slot_is_replaced_from_the_other(slot):
     machine.disk.files[f"{DATA}/{slot}"].seen[30] ^= 1
     opened = machine.start()
     assert (opened.identity.term, opened.identity.voted_for) == (4, 2)
+    other = "vote.b" if slot == "vote.a" else "vote.a"
+    machine.disk.crash()
+    machine.disk.files[f"{DATA}/{other}"].seen[30] ^= 1  # the repaired one must serve now
+    assert machine.start().identity.incarnation == 3
+
+
+def test_the_newer_of_two_good_slots_counts():
+    machine = Machine()
+    machine.start()
+    machine.write(state=HardState(4, 2))
+    older = bytes(machine.disk.files[f"{DATA}/vote.b"].seen)
+    machine.write(state=HardState(5, 3))
+    machine.disk.crash()
+    for slot in ("vote.a", "vote.b"):
+        newer = bytes(machine.disk.files[f"{DATA}/{slot}"].seen)
+        machine.disk.files[f"{DATA}/{slot}"].seen[:] = older
+        opened = machine.start()
+        assert (opened.identity.term, opened.identity.voted_for) == (5, 3)
+        machine.disk.crash()
+        for name in ("vote.a", "vote.b"):
+            machine.disk.files[f"{DATA}/{name}"].seen[:] = newer
+
+
+def test_each_start_takes_a_new_incarnation_durably():
+    machine = Machine()
+    assert [machine.start().identity.incarnation] + [machine.power_cycle().identity.incarnation for _ in range(3)] == [1, 2, 3, 4]
 
 
 def test_two_bad_vote_slots_refuse_to_start():
