@@ -70,7 +70,7 @@ class Progress:
     def back_to(self, next_index: int) -> None:
         """A refusal told where to look next. One that tells nothing lower waits for the next heartbeat:
         two nodes that disagree must not bounce messages at the speed of the network."""
-        if self.state is State.REPLICATE or next_index < self.next_index:
+        if next_index < self.next_index:
             self.probe(next_index)
 
     def acknowledged(self, index: int) -> bool:

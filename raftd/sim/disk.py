@@ -65,6 +65,7 @@ class MemoryFileSystem:
         self.syncs = 0
         self.fault: Callable[[str], None] = lambda operation: None
         self._locked: set[str] = set()
+        self._removed: dict[str, _Image] = {}  # but not durably
 
     def touch(self, operation: str) -> None:
         self.fault(operation)
@@ -72,6 +73,8 @@ class MemoryFileSystem:
     def crash(self, keep: Keep = keep_nothing) -> None:
         """Power is lost: locks go, and all that was not synced and is not kept."""
         self._locked.clear()
+        self.files = {**self._removed, **self.files}
+        self._removed = {}
         for path in list(self.files):
             image = self.files[path]
             if not image.named and not keep(path, -1):
@@ -122,10 +125,11 @@ class MemoryFileSystem:
         image.platter[:] = image.seen
 
     def remove(self, path: str) -> None:
-        del self.files[path]
+        self._removed[path] = self.files.pop(path)
 
     def sync_directory(self, path: str) -> None:
         self.touch("sync")
         for name, image in self.files.items():
             if name.startswith(f"{path}/"):
                 image.named = True
+        self._removed = {name: image for name, image in self._removed.items() if not name.startswith(f"{path}/")}

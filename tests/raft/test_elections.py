@@ -316,9 +316,9 @@ def test_r07_a_leader_without_a_quorum_steps_down():
 
 def test_r07_a_new_peer_starts_as_recently_active():
     cluster = Cluster(3)
+    cluster.filter = lambda sender, to, message: not isinstance(message, AppendEntriesReply)
     cluster[1].campaign("test")
     cluster.settle()
-    cluster.filter = lambda sender, to, message: not isinstance(message, AppendEntriesReply)
     cluster.tick(T, nodes=[1])
     assert cluster[1].is_leader
     cluster.tick(T, nodes=[1])

@@ -104,6 +104,22 @@ def test_a_body_of_zeros_is_never_evidence_of_a_torn_write():
         assert scan(damaged).damage is Damage.DOUBTFUL
 
 
+def test_zeros_elsewhere_in_the_batch_explain_no_rot():
+    data, ends = image([[entry(1)], [entry(2, data=b"a" * 600), entry(3, data=b"b" * 2_000)]])
+    damaged = bytearray(data)
+    damaged[ends[1] + 100] ^= 1
+    damaged[2 * 1024 : 2 * 1024 + SECTOR_BYTES] = bytes(SECTOR_BYTES)
+    assert scan(bytes(damaged)).damage is Damage.DOUBTFUL
+
+
+def test_a_batch_that_does_not_continue_the_one_before_is_no_data():
+    data, ends = image([[entry(1)]])
+    stray, _ = encode_batch(ID, ends[-1], 12345, [entry(2)])
+    result = scan(data + stray)
+    assert result.damage is Damage.DOUBTFUL
+    assert [item.index for item in result.entries] == [1]
+
+
 def test_no_jobs_body_can_forge_a_later_batch():
     forged, _ = encode_batch(bytes(range(2, 18)), 500, 3, [entry(9)])
     data, ends = image([[entry(1)], [entry(2, data=forged * 10)]])
@@ -313,7 +329,7 @@ def test_a_segment_whose_header_was_never_written_is_dropped_without_doubt():
     machine.worker.hold = False
     machine.write([entry(2)])
     assert machine.segment().split("/")[-1].startswith("00000002-")
-    assert len(machine.power_cycle().entries) == 2
+    assert len(machine.power_cycle().entries) == 2  # and the dropped one has not come back
 
 
 def test_headers_never_stand_on_two_sectors():
@@ -629,6 +645,36 @@ def test_the_newer_of_two_good_slots_counts():
 def test_each_start_takes_a_new_incarnation_durably():
     machine = Machine()
     assert [machine.start().identity.incarnation] + [machine.power_cycle().identity.incarnation for _ in range(3)] == [1, 2, 3, 4]
+
+
+def test_a_bad_slot_is_repaired_before_the_good_one_is_written_over():
+    """The record is longer than a sector, and power goes in the middle of every write while it starts."""
+    for crash_at in range(1, 10):
+        for kept in (0, 1):
+            machine = Machine()
+            machine.start()
+            machine.store.remember(lambda: None, peers={number: bytes(16) for number in range(60)})
+            machine.write(state=HardState(4, 2))
+            machine.disk.crash()
+            machine.disk.files[f"{DATA}/vote.b"].seen[30] ^= 1
+            machine.disk.files[f"{DATA}/vote.b"].platter[30] ^= 1
+            count = 0
+
+            def fault(operation: str, crash_at: int = crash_at) -> None:
+                nonlocal count
+                count += operation != "read"
+                if operation != "read" and count >= crash_at:
+                    raise OSError(errno.EIO, "power is lost")
+
+            machine.disk.fault = fault
+            try:
+                machine.start()
+            except OSError:
+                pass
+            machine.disk.fault = lambda operation: None
+            machine.disk.crash(keep=lambda path, sector, kept=kept: sector == kept)
+            opened = machine.start()
+            assert (opened.identity.term, opened.identity.voted_for) == (4, 2)
 
 
 def test_two_bad_vote_slots_refuse_to_start():
