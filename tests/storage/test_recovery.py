@@ -653,7 +653,8 @@ def test_a_bad_slot_is_repaired_before_the_good_one_is_written_over():
         for kept in (0, 1):
             machine = Machine()
             machine.start()
-            machine.store.remember(lambda: None, peers={number: bytes(16) for number in range(60)})
+            # the next incarnation takes a byte more, so that all behind it moves: no sector of the record stays as it is
+            machine.store.remember(lambda: None, incarnation=127, peers={number: b"%016d" % number for number in range(60)})
             machine.write(state=HardState(4, 2))
             machine.disk.crash()
             machine.disk.files[f"{DATA}/vote.b"].seen[30] ^= 1
