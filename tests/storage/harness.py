@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Callable, Iterable
 from random import Random
@@ -36,6 +37,33 @@ class HeldWorker:
         except OSError as raised:
             error = raised
         done(error)
+
+
+def working(operation: str) -> None:
+    """A disk without a fault."""
+
+
+def failing(broken: str) -> Callable[[str], None]:
+    """A disk of which every `broken` ("write" or "sync") fails."""
+
+    def fault(operation: str) -> None:
+        if operation == broken:
+            raise OSError(errno.EIO, "input/output error")
+
+    return fault
+
+
+class PowerFailure:
+    """Nothing reaches the disk any more from write or sync number `at` on."""
+
+    def __init__(self, at: int) -> None:
+        self._left = at
+
+    def __call__(self, operation: str) -> None:
+        if operation != "read":
+            self._left -= 1
+            if self._left <= 0:
+                raise OSError(errno.EIO, "power is lost")
 
 
 class Machine:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from random import Random
 from zlib import crc32
 
@@ -17,7 +16,7 @@ from raftd.storage.filesystem import RealFileSystem
 from raftd.storage.records import SEGMENT_HEADER_BYTES, Damage, encode_batch, scan_segment, segment_header
 from raftd.storage.store import Store
 from raftd.storage.vote import Identity, decode_slot, encode_slot
-from tests.storage.harness import DATA, HeldWorker, Machine, entry
+from tests.storage.harness import DATA, HeldWorker, Machine, PowerFailure, entry, failing, working
 
 ID = bytes(range(1, 17))
 
@@ -211,9 +210,9 @@ def test_a_torn_tail_is_cut_with_a_copy_and_nothing_is_doubted():
     machine.write([entry(1)])
     machine.worker.hold = True
     machine.write([entry(2, data=b"y" * 3_000)])
-    machine.disk.fault = lambda operation: (_ for _ in ()).throw(OSError(errno.EIO, "gone")) if operation == "sync" else None
+    machine.disk.fault = failing("sync")
     machine.worker.step()  # written, never synced
-    machine.disk.fault = lambda operation: None
+    machine.disk.fault = working
     machine.disk.crash(keep=lambda path, sector: sector % 2 == 0)
     opened = machine.start()
     assert [item.index for item in opened.entries] == [1]
@@ -449,13 +448,9 @@ def test_r17_a_failed_fsync_is_not_forgotten_by_the_next_process():
     machine.start()
     machine.write([entry(1)])
 
-    def fault(operation: str) -> None:
-        if operation == "sync":
-            raise OSError(errno.EIO, "input/output error")
-
-    machine.disk.fault = fault
+    machine.disk.fault = failing("sync")
     assert machine.write([entry(2)]) == []
-    machine.disk.fault = lambda operation: None
+    machine.disk.fault = working
     machine.disk._locked.clear()  # the process ended itself; the machine did not
     assert [item.index for item in machine.start().entries] == [1, 2]
     assert [item.index for item in machine.power_cycle().entries] == [1, 2]
@@ -466,11 +461,7 @@ def test_r17_a_seal_that_fails_ends_the_process_too():
     machine.start()
     machine.write([entry(1)])
 
-    def fault(operation: str) -> None:
-        if operation == "sync":
-            raise OSError(errno.EIO, "input/output error")
-
-    machine.disk.fault = fault
+    machine.disk.fault = failing("sync")
     machine.clock.advance(0.05)
     assert len(machine.failures) == 1
 
@@ -481,20 +472,12 @@ def test_r17_a_seal_that_fails_ends_the_process_too():
 def test_every_crash_while_a_directory_is_made_leaves_one_that_starts():
     for crash_at in range(1, 12):
         machine = Machine()
-        count = 0
-
-        def fault(operation: str, crash_at: int = crash_at) -> None:
-            nonlocal count
-            count += 1
-            if count == crash_at:
-                raise OSError(errno.EIO, "power is lost")
-
-        machine.disk.fault = fault
+        machine.disk.fault = PowerFailure(crash_at)
         try:
             machine.start()
         except OSError:
             pass
-        machine.disk.fault = lambda operation: None
+        machine.disk.fault = working
         opened = machine.power_cycle()
         assert opened.identity.incarnation in (1, 2)
 
@@ -506,20 +489,12 @@ def test_every_crash_while_a_doubtful_tail_is_cut_leaves_the_mark_or_the_evidenc
         rot_last_batch(machine)
         for image_ in machine.disk.files.values():
             image_.platter[:] = image_.seen
-        count = 0
-
-        def fault(operation: str, crash_at: int = crash_at) -> None:
-            nonlocal count
-            count += 1
-            if count == crash_at:
-                raise OSError(errno.EIO, "power is lost")
-
-        machine.disk.fault = fault
+        machine.disk.fault = PowerFailure(crash_at)
         try:
             machine.start()
         except OSError:
             pass
-        machine.disk.fault = lambda operation: None
+        machine.disk.fault = working
         assert machine.power_cycle().identity.doubtful, f"crash at operation {crash_at}"
 
 
@@ -550,14 +525,10 @@ def test_r17_a_failed_write_or_fsync_is_reported_once_and_never_retried(operatio
     machine.worker.hold = True
     durable = machine.write([entry(1)]), machine.write([entry(2)])
 
-    def fault(what: str) -> None:
-        if what == operation:
-            raise OSError(errno.EIO, "input/output error")
-
-    machine.disk.fault = fault
+    machine.disk.fault = failing(operation)
     machine.worker.step()
     assert [type(error) for error in machine.failures] == [OSError]
-    machine.disk.fault = lambda what: None
+    machine.disk.fault = working
     assert not machine.worker.jobs
     assert durable == ([], [])
 
@@ -581,17 +552,9 @@ def test_r01_the_vote_is_durable_before_an_entry_of_its_term():
         machine = Machine()
         machine.start()
         machine.write([entry(1)])
-        count = 0
-
-        def fault(operation: str, crash_at: int = crash_at) -> None:
-            nonlocal count
-            count += 1
-            if count >= crash_at:
-                raise OSError(errno.EIO, "power is lost")
-
-        machine.disk.fault = fault
+        machine.disk.fault = PowerFailure(crash_at)
         machine.write([entry(2, term=5)], HardState(5, 1))
-        machine.disk.fault = lambda operation: None
+        machine.disk.fault = working
         machine.disk.crash(keep=lambda path, sector: path.endswith(".log"))
         opened = machine.start()  # would refuse a log ahead of its vote file
         assert opened.identity.term >= opened.entries[-1].term
@@ -659,20 +622,12 @@ def test_a_bad_slot_is_repaired_before_the_good_one_is_written_over():
             machine.disk.crash()
             machine.disk.files[f"{DATA}/vote.b"].seen[30] ^= 1
             machine.disk.files[f"{DATA}/vote.b"].platter[30] ^= 1
-            count = 0
-
-            def fault(operation: str, crash_at: int = crash_at) -> None:
-                nonlocal count
-                count += operation != "read"
-                if operation != "read" and count >= crash_at:
-                    raise OSError(errno.EIO, "power is lost")
-
-            machine.disk.fault = fault
+            machine.disk.fault = PowerFailure(crash_at)
             try:
                 machine.start()
             except OSError:
                 pass
-            machine.disk.fault = lambda operation: None
+            machine.disk.fault = working
             machine.disk.crash(keep=lambda path, sector, kept=kept: sector == kept)
             opened = machine.start()
             assert (opened.identity.term, opened.identity.voted_for) == (4, 2)
@@ -695,20 +650,12 @@ def test_a_crash_between_the_slots_keeps_one_whole_at_every_moment():
         machine.write(state=HardState(4, 2))
         machine.disk.files[f"{DATA}/vote.a"].platter[:] = b"rot"  # found bad at the next start
         machine.disk.crash()
-        count = 0
-
-        def fault(operation: str, crash_at: int = crash_at) -> None:
-            nonlocal count
-            count += operation != "read"
-            if operation != "read" and count == crash_at:
-                raise OSError(errno.EIO, "power is lost")
-
-        machine.disk.fault = fault
+        machine.disk.fault = PowerFailure(crash_at)
         try:
             machine.start()
         except OSError:
             pass
-        machine.disk.fault = lambda operation: None
+        machine.disk.fault = working
         opened = machine.power_cycle()
         assert (opened.identity.term, opened.identity.voted_for) == (4, 2)
 
