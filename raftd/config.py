@@ -81,10 +81,22 @@ def choose_node(config: Config, node: str | None) -> int:
     return int(node)
 
 
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+    """YAML lets a key stand twice, and the last one count: here that is a mistake."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"the key {key!r} stands twice, near line {node.start_mark.line + 1}")
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
 def _read(path: str) -> object:
     try:
         with open(path, encoding="utf-8") as file:
-            return yaml.safe_load(file)
+            return yaml.load(file, _Loader)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -128,5 +140,9 @@ def _convert(raw: object, kind: type[_T], where: str) -> _T:
         what, _, path = str(error).partition(" - at `")
         path = re.sub(r"^(key in )?\$\.?", "", path.rstrip("`"))
         place = ".".join(part for part in (where, path) if part)
+        if "`key` in" in str(error):
+            place, what = "nodes", "expected whole numbers as the ids of nodes"
+        for technical, plain in (("`object`", "a mapping"), ("`null`", "nothing"), ("`array`", "a list")):
+            what = what.replace(technical, plain)
         what = what[:1].lower() + what[1:]
         raise ConfigError(f"{place}: {what}" if place else what) from None

@@ -9,6 +9,10 @@ import msgspec
 UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError)
 
 
+#: What to do about a directory that is not used because of damage.
+ADVICE = "Do not put an older copy in its place; docs/operations.md says what to do (When a node refuses to start)"
+
+
 class RaftdError(Exception):
     """The base of raftd's own errors: its text tells the user what is wrong and what to do."""
 

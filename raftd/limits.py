@@ -35,6 +35,9 @@ SEAL_IDLE_MS = 50
 #: A connection that has not said hello by then (seconds) is closed.
 HELLO_TIMEOUT_S = 5.0
 
+#: While no leader is known, the log says so this often (seconds).
+NO_LEADER_REMINDER_S = 10.0
+
 #: How long an orderly stop waits for the write in flight (seconds). SIGTERM must end a node in 2 s.
 STOP_TIMEOUT_S = 1.0
 

@@ -187,13 +187,17 @@ class Node:
     def hello(self) -> Hello:
         """What this node says of itself on a new connection."""
         identity = self._store.identity
-        return Hello(self.config.cluster, identity.cluster_id, self.config.node, self.raft.incarnation, identity.directory_id)
+        return Hello(
+            self.config.cluster, self.config.voters, identity.cluster_id, self.config.node, self.raft.incarnation, identity.directory_id
+        )
 
     def meet(self, hello: Hello, accept: Callable[[], None]) -> str | None:
         """Another node says hello: call `accept` once it may be heard, or return why it may not."""
         identity = self._store.identity
         if hello.cluster != self.config.cluster:
             return f"it belongs to cluster {hello.cluster!r}, this node to {self.config.cluster!r}"
+        if hello.voters != self.config.voters:
+            return f"its configuration has the nodes {hello.voters}, this node's {self.config.voters}: they must be the same everywhere"
         if hello.node == self.config.node or hello.node not in self.config.voters:
             return f"node {hello.node} is not another node of this cluster's configuration"
         if hello.cluster_id and identity.cluster_id and hello.cluster_id != identity.cluster_id:

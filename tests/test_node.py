@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from random import Random
 
+import msgspec
 import pytest
 
 from raftd import limits
@@ -341,6 +342,15 @@ def test_a_read_never_sees_the_session_of_an_earlier_process():
     assert cluster.run(2_000, lambda: new.told)
     assert new.told == ["default"]
     assert cluster[node].machine.session(node, new.session.number) is not None  # the old one is still in the state
+
+
+def test_nodes_whose_configurations_name_other_nodes_refuse_each_other():
+    cluster = started()
+    hello = cluster[1].hello()
+    accepted = []
+    reason = cluster[2].meet(msgspec.structs.replace(hello, voters=(1, 2, 3, 4)), lambda: accepted.append(True))
+    assert "they must be the same everywhere" in reason
+    assert accepted == []
 
 
 def test_a_frame_of_the_leader_that_takes_long_is_no_reason_for_an_election():

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 
 from raftd.errors import FrameError
 from raftd.jobs import commands as c
-from raftd.jobs.replies import Reply
+from raftd.jobs.replies import JobTooBig, Reply
 from raftd.limits import HELLO_TIMEOUT_S
 from raftd.node import Node
 from raftd.server.door import DoorProtocol
@@ -73,7 +73,9 @@ class ClientProtocol(DoorProtocol):
     def _refuse(self, reason: str) -> None:
         if not self._closed:
             address = self.transport.getPeer()
-            self._log.info("the client at {host} is refused: {reason}", host=getattr(address, "host", address), reason=reason)
+            who = f"{getattr(address, 'host', address)}:{getattr(address, 'port', '')}"
+            self._log.info("the client at {who} is refused: {reason}", who=who, reason=reason)
+            self.say(w.encode_answer(w.Answer(0, 0, w.Failed(reason))))
             self.finish()
 
     def _handle(self, request: w.Request) -> None:
@@ -87,6 +89,9 @@ class ClientProtocol(DoorProtocol):
                 wrong = self._wrong_with(request)
                 if wrong is not None:
                     self._answer_here(request.id, w.Failed(wrong))
+                    return
+                if len(body) > self.node.max_job_size:
+                    self._answer_here(request.id, JobTooBig())
                     return
                 command = c.Put(number, request.pri, request.delay_ms, request.ttr_ms, body, request.tube)
             case w.UseRequest(tube=tube) | w.WatchRequest(tube=tube) | w.IgnoreRequest(tube=tube):
@@ -118,11 +123,9 @@ class ClientProtocol(DoorProtocol):
             return f"pri: expected 0 to {_U32}"
         if not 0 <= put.delay_ms <= _LONGEST_MS or not 0 <= put.ttr_ms <= _LONGEST_MS:
             return f"delay_ms and ttr_ms: expected 0 to {_LONGEST_MS}"
-        if len(put.body) > self.node.max_job_size:
-            return f"body: expected at most {self.node.max_job_size} bytes (max_job_size)"
         return None
 
-    def _answer_here(self, id: int, reply: w.Failed) -> None:
+    def _answer_here(self, id: int, reply: w.Failed | JobTooBig) -> None:
         self.began(_REQUEST_BYTES)
         self.session.local(lambda: reply, partial(self._answered, id, _REQUEST_BYTES))
 

@@ -101,6 +101,7 @@ class PeerProtocol(Protocol):
             self._door.was_refused(self.peer, message.reason)
             self.close()
         else:
+            self._door.heard(self.peer)
             self._door.node.receive(self.peer, message)
 
     def _refuse(self, reason: str) -> None:
@@ -185,18 +186,29 @@ class PeerDoor:
         peer = connection.peer
         older = self._open.get(peer)
         self._open[peer] = connection
-        self._told.pop(peer, None)
         if older is not None:
             older.close()  # the other side has given it up, or it would not have dialled again
-        self._log.info("connected with node {peer}", peer=peer)
+        if peer not in self._told:  # else the last one was refused, and this one may be too
+            self._log.info("connected with node {peer}", peer=peer)
         self.node.link_changed(peer)
+
+    def heard(self, peer: int) -> None:
+        """A message, and no refusal."""
+        if self._told.pop(peer, None) is not None:
+            self._log.info("connected with node {peer}", peer=peer)
+
+    @property
+    def reachable(self) -> set[int]:
+        """The nodes with which a connection stands."""
+        return set(self._open)
 
     def closed(self, connection: PeerProtocol, reason: str) -> None:
         self._all.discard(connection)
         connection.outbox.clear()
         if self._open.get(connection.peer) is connection:
             del self._open[connection.peer]
-            self._log.info("the connection with node {peer} is gone: {reason}", peer=connection.peer, reason=reason)
+            if connection.peer not in self._told:
+                self._log.info("lost the connection with node {peer}: {reason}", peer=connection.peer, reason=reason)
             self.node.link_changed(connection.peer)
 
     def refused(self, peer: int, address: Any, reason: str) -> None:

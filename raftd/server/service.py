@@ -15,7 +15,7 @@ from collections.abc import Callable
 from random import SystemRandom
 from typing import Any
 
-from twisted.application import service, strports
+from twisted.application import internet, service, strports
 from twisted.internet import defer, error, task
 from twisted.internet.endpoints import HostnameEndpoint, quoteStringArgument
 from twisted.logger import Logger
@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from raftd.config import Config
 from raftd.errors import StorageError
 from raftd.jobs.commands import Settings
-from raftd.limits import STOP_TIMEOUT_S, TICK_MS
+from raftd.limits import NO_LEADER_REMINDER_S, STOP_TIMEOUT_S, TICK_MS
 from raftd.node import Node, NodeConfig
 from raftd.server.client import ClientFactory
 from raftd.server.disk import DiskThread
@@ -34,6 +34,7 @@ from raftd.server.peer import PeerDoor, PeerFactory, dial
 from raftd.server.stats import Counters
 from raftd.storage.filesystem import RealFileSystem
 from raftd.storage.store import Opened, Store
+from raftd.storage.vote import Identity
 
 _EXIT_FATAL = 70  # EX_SOFTWARE of sysexits.h
 
@@ -68,11 +69,16 @@ class RaftdService(service.MultiService):
         self._reactor = reactor
         self._cannot_start = cannot_start
         self._random = SystemRandom()
-        self._store = Store(RealFileSystem(), f"{config.data}/{node}", node, self._random, DiskThread(reactor), reactor, self._fatal)
+        owner = Identity(node, config.cluster, tuple(sorted(config.nodes)))
+        directory = f"{config.data}/{node}"
+        self._store = Store(RealFileSystem(), directory, owner, self._random, DiskThread(reactor), reactor, self._fatal)
         self._peers = PeerDoor(reactor, self._random)
         self._lines = LineFactory(reactor, Counters())
         self._clients = ClientFactory(reactor)
         self._ticks: task.LoopingCall | None = None
+        self._reminder = internet.TimerService(NO_LEADER_REMINDER_S, self._remind)
+        self._reminder.clock = reactor
+        self._reminder.setServiceParent(self)
         self._listen()
 
     # -- starting -----------------------------------------------------------------------------
@@ -97,7 +103,7 @@ class RaftdService(service.MultiService):
 
     def startService(self) -> None:
         try:
-            opened = self._store.open(only_voter=len(self.config.nodes) == 1)
+            opened = self._store.open()
         except StorageError as unusable:
             self._cannot_start(str(unusable))
             return
@@ -108,7 +114,8 @@ class RaftdService(service.MultiService):
         self.node = self._peers.node = self._lines.node = self._clients.node = self._make_node(opened)
         self._log.info("{line}", line=self._introduction())
         for note in opened.notes:
-            self._log.info("recovery: {note}", note=note)
+            say = self._log.warn if note.startswith("WARNING") else self._log.info
+            say("recovery: {note}", note=note)
         if opened.identity.doubtful:
             self._log.warn("this node may have lost entries that it acknowledged: its votes count for less until it has caught up")
         for peer in self.config.nodes:
@@ -122,6 +129,19 @@ class RaftdService(service.MultiService):
         self._ticks = task.LoopingCall(self.node.tick)
         self._ticks.clock = self._reactor
         self._ticks.start(TICK_MS / 1000, now=False).addErrback(self._tick_died)
+
+    def _remind(self) -> None:
+        """An operator who looks at a node that serves nobody finds out why."""
+        if self.node is None or self.node.raft.leader:
+            return
+        nodes = sorted(self.config.nodes)
+        missing = [node for node in nodes if node != self.node_id and node not in self._peers.reachable]
+        self._log.warn(
+            "no leader: clients' commands wait. Of the nodes {nodes} this one cannot reach {missing}; {majority} are needed",
+            nodes=nodes,
+            missing=missing or "none",
+            majority=len(nodes) // 2 + 1,
+        )
 
     def _tick_died(self, failure: Failure) -> None:
         self._fatal(failure.value or failure)

@@ -19,6 +19,7 @@ from raftd.node import Node, NodeConfig
 from raftd.raft.ready import RoleChange
 from raftd.sim.disk import Keep, MemoryFileSystem, keep_nothing
 from raftd.storage.store import Store
+from raftd.storage.vote import Identity
 from raftd.wire.frames import FrameDecoder
 from raftd.wire.peer import Hello, PeerMessage, decode, encode
 
@@ -85,8 +86,9 @@ class SimProcess:
         self.alive = True
         random = Random(cluster.random.random())
         clock: Any = cluster.clock
-        self.store = Store(cluster.disks[node], f"data/{node}", node, random, self.worker, clock, self._fail)
-        self.opened = self.store.open(only_voter=len(cluster.config.voters) == 1)
+        owner = Identity(node, cluster.config.cluster, cluster.config.voters)
+        self.store = Store(cluster.disks[node], f"data/{node}", owner, random, self.worker, clock, self._fail)
+        self.opened = self.store.open()
         self.node = Node(
             NodeConfig(
                 node,

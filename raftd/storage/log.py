@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from raftd.errors import CorruptionError
+from raftd.errors import ADVICE, CorruptionError
 from raftd.limits import SEGMENT_BYTES
 from raftd.raft.messages import Entry
 from raftd.storage.filesystem import File, FileSystem
@@ -78,15 +78,17 @@ class SegmentedLog:
             if parsed is not None:
                 segments.append((*parsed, name))
             elif name.endswith(_SUFFIX):
-                raise CorruptionError(f"log/{name} has no segment's name. Nothing was changed. Give it its name back, or move it away")
+                raise CorruptionError(
+                    f"{self._directory}/{name} has no segment's name. Nothing was changed. Give it its name back, or move it away"
+                )
         for position, (number, segment_id, name) in enumerate(segments):
             if position and number != self._number + 1:
-                raise CorruptionError(f"log/{name}: segment {self._number + 1} is missing before it")
+                raise CorruptionError(f"{self._directory}/{name}: segment {self._number + 1} is missing before it")
             data = self._fs.read(f"{self._directory}/{name}")
             scan = scan_segment(data, number, segment_id, chain)
             is_last = position == len(segments) - 1
             if scan.damage is Damage.FOREIGN:
-                raise CorruptionError(f"log/{name}: {scan.reason}. Nothing was changed")
+                raise CorruptionError(f"{self._directory}/{name}: {scan.reason}. Nothing was changed")
             if scan.damage is not Damage.NONE:
                 tail = self._tail(name, data, scan, is_last)
             self._merge(entries, scan.entries, name)
@@ -101,8 +103,8 @@ class SegmentedLog:
         if scan.damage is Damage.CORRUPT or not is_last:
             proof = "a later batch" if scan.damage is Damage.CORRUPT else "a later segment"
             raise CorruptionError(
-                f"log/{name}, offset {scan.bad_offset}: {scan.reason}, and {proof} proves that it was durable. Nothing was changed. "
-                f"Restore the file, or wipe this node's data and add it again under a new id"
+                f"{self._directory}/{name}, offset {scan.bad_offset}: {scan.reason}, and {proof} proves that it was durable. Nothing was "
+                f"changed. {ADVICE}"
             )
         return Tail(name, scan.end, len(data) - scan.end, scan.damage, scan.reason)
 

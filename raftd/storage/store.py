@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from raftd.errors import CorruptionError, StorageError
+from raftd.errors import ADVICE, CorruptionError, StorageError
 from raftd.limits import SEAL_IDLE_MS
 from raftd.raft.messages import Entry
 from raftd.raft.ready import Persist
@@ -46,6 +46,10 @@ class Opened(NamedTuple):
     notes: list[str]
 
 
+def _list(nodes: tuple[int, ...]) -> str:
+    return ", ".join(map(str, nodes))
+
+
 class Store:
     """`open` once, then `persist` and `remember` until `close`. `fail` is called with the first OSError
     and must end the process; nothing is called back after it."""
@@ -54,14 +58,15 @@ class Store:
         self,
         fs: FileSystem,
         directory: str,
-        node: int,
+        owner: Identity,
         random: Random,
         worker: Worker,
         clock: Clock,
         fail: Callable[[BaseException], None],
     ) -> None:
         self.directory = directory
-        self.identity = Identity(node)
+        #: As it is to be written next; until `open`, only whose directory this must be.
+        self.identity = owner
         #: Batches and the entries in them that were made durable since the start, to show what group commit gathers.
         self.batches_written = 0
         self.entries_written = 0
@@ -87,42 +92,42 @@ class Store:
 
     # -- opening ------------------------------------------------------------------------------
 
-    def open(self, only_voter: bool) -> Opened:
+    def open(self) -> Opened:
         """Lock, read back, repair. Raises StorageError before anything is changed, or OSError.
 
-        `only_voter`: nobody else could have what a doubtful tail held, so it is cut and the node serves.
+        Nobody else could have what the doubtful tail of an only voter held: it is cut, and the node serves.
         """
         self._fs.make_directory(self.directory)
         self._fs.lock(f"{self.directory}/lock")
         try:
-            return self._recover(only_voter)
+            return self._recover()
         except BaseException:
             self._fs.unlock(f"{self.directory}/lock")
             raise
 
-    def _recover(self, only_voter: bool) -> Opened:
+    def _recover(self) -> Opened:
         identity = self._vote.read()
+        only_voter = len(self.identity.voters) == 1
         if identity is None:
             # log/ is made last, so without it nothing was ever promised
             if self._fs.exists(f"{self.directory}/log"):
                 raise CorruptionError(
                     f"{self.directory}: neither vote.a nor vote.b can be read, so this node may have forgotten a vote. Nothing was "
-                    f"changed. Restore one of them, or wipe this node's data and add it again under a new id"
+                    f"changed. {ADVICE}"
                 )
-            self.identity = Identity(self.identity.node, incarnation=1, directory_id=self._new_id())
+            self.identity = msgspec.structs.replace(self.identity, incarnation=1, directory_id=self._new_id())
             self._vote.write(self.identity)
             self._fs.sync_directory(self.directory)
             self._fs.make_directory(f"{self.directory}/log")
             return Opened(self.identity, [], [f"a new data directory in {self.directory}"])
-        if identity.node != self.identity.node:
-            raise StorageError(f"{self.directory} is the data directory of node {identity.node}, not of node {self.identity.node}")
+        self._check_owner(identity, self.identity)
         if identity.incarnation > 1 and not self._fs.exists(f"{self.directory}/log"):
-            raise CorruptionError(f"{self.directory}/log is missing. Nothing was changed. Restore it, or wipe this node's data")
+            raise CorruptionError(f"{self.directory}/log is missing. Nothing was changed. {ADVICE}")
         recovered = self._log.recover()
         if recovered.entries and recovered.entries[-1].term > identity.term:
             raise CorruptionError(
                 f"{self.directory}: the vote file knows term {identity.term}, the log has entries of term {recovered.entries[-1].term}, so "
-                f"the vote file is an old copy. Nothing was changed. Restore the newer one, or wipe this node's data"
+                f"the vote file is an old copy. Nothing was changed. {ADVICE}"
             )
         notes = [
             f"read back {len(recovered.entries)} log entries ({recovered.size_bytes} bytes in {recovered.segments} segments), "
@@ -141,7 +146,7 @@ class Store:
             if not doubtful:
                 notes.append(f"{told}. They are what a crash leaves of a write that was never acknowledged: nothing is lost")
             elif only_voter:
-                notes.append(f"WARNING: {told}. Jobs acknowledged in them are lost: no other node has a copy")
+                notes.append(f"WARNING: {told}. Jobs acknowledged in them, if any, are lost: no other node has a copy")
             else:
                 notes.append(
                     f"WARNING: {told}. They may have been acknowledged, so this node's votes count for less until it has caught up"
@@ -150,6 +155,15 @@ class Store:
         self.identity = msgspec.structs.replace(identity, incarnation=identity.incarnation + 1)
         self._vote.write(self.identity)
         return Opened(self.identity, recovered.entries, notes)
+
+    def _check_owner(self, found: Identity, wanted: Identity) -> None:
+        if (found.node, found.cluster, found.voters) == (wanted.node, wanted.cluster, wanted.voters):
+            return
+        raise StorageError(
+            f"{self.directory} belongs to node {found.node} of cluster {found.cluster!r} with the nodes {_list(found.voters)}; the "
+            f"configuration makes this node {wanted.node} of {wanted.cluster!r} with {_list(wanted.voters)}. Nothing was changed. Use the "
+            f"configuration that it was made for, or another data directory"
+        )
 
     # -- writing ------------------------------------------------------------------------------
 

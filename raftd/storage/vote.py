@@ -21,8 +21,10 @@ SLOTS = ("vote.a", "vote.b")
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Which node's data directory this is, and what it promised.
+    """Whose data directory this is, and what it promised.
 
+    `node`, `cluster` and `voters` are those of the configuration it was made for: under another, majorities
+    would not intersect with those that it took part in.
     `term`, `voted_for` and `doubtful` are Raft's hard state. `incarnation` counts the starts of a process
     on the directory. `directory_id` is random, made with the directory; `cluster_id` is empty until the
     cluster's first entry was committed. `peers` are the directory ids of the nodes met so far: one of
@@ -30,6 +32,8 @@ class Identity(msgspec.Struct, frozen=True):
     """
 
     node: int = 0
+    cluster: str = ""
+    voters: tuple[int, ...] = ()
     term: int = 0
     voted_for: int = 0
     doubtful: bool = False

@@ -13,9 +13,11 @@ _MAGIC = b"raftd-peer"
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Who speaks. `cluster_id` is empty until the cluster's first entry was committed there."""
+    """Who speaks. `cluster_id` is empty until the cluster's first entry was committed there. `voters` are the
+    nodes of its configuration, ascending."""
 
     cluster: str
+    voters: tuple[int, ...]
     cluster_id: bytes
     node: int
     incarnation: int

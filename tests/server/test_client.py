@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from raftd.jobs.replies import Deleted, Inserted, NotFound, Reserved, TimedOut, Using, Watching
+from raftd.jobs.replies import Deleted, Inserted, JobTooBig, NotFound, Reserved, TimedOut, Using, Watching
 from raftd.limits import HELLO_FRAME_BYTES, HELLO_TIMEOUT_S
 from raftd.wire import client as w
 from raftd.wire.frames import FrameDecoder, frame
@@ -58,13 +58,14 @@ class ClientDoor(SynchronousTestCase):
             w.PutRequest(1, b"x", "-bad"),
             w.PutRequest(2, b"x", pri=-1),
             w.PutRequest(3, b"x", delay_ms=-5),
-            w.PutRequest(4, b"x" * 65_536),
             w.UseRequest(5, ""),
             w.ReserveRequest(6, -1),
         ]
         for answer in self.ask(*wrong):
             assert isinstance(answer.reply, w.Failed)
             self.assertIn("expected", answer.reply.reason)
+        (answer,) = self.ask(w.PutRequest(7, b"x" * 65_536))
+        self.assertEqual(answer.reply, JobTooBig())
         self.assertEqual(self.doors.cluster[self.node].machine.jobs, {})
 
     def test_strangers_are_refused(self) -> None:
@@ -76,7 +77,8 @@ class ClientDoor(SynchronousTestCase):
             w.encode_hello(w.ClientHello("another")),
         ):
             door = self.doors.client(self.node)
-            self.assertEqual(door.send(junk), b"")
+            (answer,) = answers(door.send(junk))
+            assert isinstance(answer.reply, w.Failed)
             self.assertTrue(door.is_closed, junk)
         self.assertEqual(self.flushLoggedErrors(), [])
 

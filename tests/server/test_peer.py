@@ -30,7 +30,7 @@ class FakeNode:
         self.accepts: list = []
 
     def hello(self) -> Hello:
-        return Hello("demo", b"", 1, 1, b"d" * 16)
+        return Hello("demo", (1, 2), b"", 1, 1, b"d" * 16)
 
     def meet(self, hello: Hello, accept) -> str | None:
         if self.reason is None:
@@ -50,7 +50,7 @@ class FakeNode:
         self.partial.append(peer)
 
 
-HELLO = encode_hello(Hello("demo", b"", 2, 1, b"e" * 16))
+HELLO = encode_hello(Hello("demo", (1, 2), b"", 2, 1, b"e" * 16))
 
 
 class PeerDoorTests(SynchronousTestCase):
@@ -117,12 +117,17 @@ class PeerDoorTests(SynchronousTestCase):
             self.assertEqual(self.said(protocol)[-1], Refusal(self.node.reason))
         self.assertEqual(len([line for line in self.lines if "node 2 is refused: it belongs to cluster" in line]), 1)
         self.assertEqual(self.door.retry_policy(2)(0), 1.0)
+        self.node.reason = None
+        self.connect().dataReceived(HELLO + encode(PreVote(3, 2, 1)))
+        self.assertEqual(self.lines[-1], "connected with node 2")
 
     def test_what_the_other_side_refuses_is_logged(self) -> None:
-        protocol = self.connect(expected=2)
-        protocol.dataReceived(HELLO + encode(Refusal("its disk was wiped")))
-        self.assertTrue(any("node 2 refuses this node: its disk was wiped" in line for line in self.lines))
-        self.assertTrue(protocol.transport.disconnecting)
+        for _ in range(3):
+            protocol = self.connect(expected=2)
+            protocol.dataReceived(HELLO + encode(Refusal("its disk was wiped")))
+            self.assertTrue(protocol.transport.disconnecting)
+            protocol.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.lines, ["connected with node 2", "node 2 refuses this node: its disk was wiped"])
 
     def test_strangers_are_refused_with_a_reason_and_no_traceback(self) -> None:
         for junk in (

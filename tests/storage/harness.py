@@ -13,6 +13,7 @@ from raftd.raft.messages import Entry, EntryKind
 from raftd.raft.ready import HardState, Persist
 from raftd.sim.disk import MemoryFileSystem
 from raftd.storage.store import Opened, Store
+from raftd.storage.vote import Identity
 
 DATA = "data/1"
 
@@ -80,8 +81,9 @@ class Machine:
     def start(self, only_voter: bool = False) -> Opened:
         self.lives += 1
         self.worker = HeldWorker()
-        self.store = Store(self.disk, DATA, 1, Random(self.lives), self.worker, self.clock, self.failures.append)
-        return self.store.open(only_voter)
+        owner = Identity(1, "t", (1,) if only_voter else (1, 2, 3))
+        self.store = Store(self.disk, DATA, owner, Random(self.lives), self.worker, self.clock, self.failures.append)
+        return self.store.open()
 
     def write(self, entries: Iterable[Entry] = (), state: HardState | None = None) -> list[int]:
         """Hand over one persist; the list gets its number when it is durable."""

@@ -19,6 +19,7 @@ from raftd.storage.vote import Identity, decode_slot, encode_slot
 from tests.storage.harness import DATA, HeldWorker, Machine, PowerFailure, entry, failing, working
 
 ID = bytes(range(1, 17))
+OWNER = Identity(1, "t", (1, 2, 3))
 
 
 def image(batches, zeros: bool = False):
@@ -564,7 +565,7 @@ def test_r01_the_vote_is_durable_before_an_entry_of_its_term():
 
 
 def test_r01_term_and_vote_are_one_record():
-    identity = Identity(2, term=7, voted_for=3, incarnation=2, directory_id=b"d" * 16, peers={2: b"p" * 16})
+    identity = Identity(2, "demo", (1, 2, 3), term=7, voted_for=3, incarnation=2, directory_id=b"d" * 16, peers={2: b"p" * 16})
     record = encode_slot(9, identity)
     assert decode_slot(record) == (9, identity)
     assert decode_slot(record + b"bytes of an older, longer record") == (9, identity)
@@ -667,24 +668,27 @@ def test_the_real_file_system_keeps_the_same_promises(tmp_path):
     machine = Machine(RealFileSystem())
     directory = f"{tmp_path}/a/b"
     for life in (1, 2, 3):
-        store = Store(RealFileSystem(), directory, 1, Random(life), HeldWorker(), machine.clock, machine.failures.append)
-        opened = store.open(only_voter=False)
+        store = Store(RealFileSystem(), directory, OWNER, Random(life), HeldWorker(), machine.clock, machine.failures.append)
+        opened = store.open()
         assert opened.identity.incarnation == life
         assert len(opened.entries) == life - 1
         with pytest.raises(DirectoryLocked, match="stop it first"):
-            Store(RealFileSystem(), directory, 1, Random(9), HeldWorker(), machine.clock, machine.failures.append).open(False)
+            Store(RealFileSystem(), directory, OWNER, Random(9), HeldWorker(), machine.clock, machine.failures.append).open()
         store.persist(Persist(1, HardState(life, 1), [entry(life)]), lambda: None)
         store.close(lambda: None)
     segment = next(path for path in (tmp_path / "a/b/log").iterdir() if path.name.startswith("00000003"))
     segment.write_bytes(segment.read_bytes()[:-10])
-    store = Store(RealFileSystem(), directory, 1, Random(9), HeldWorker(), machine.clock, machine.failures.append)
-    assert len(store.open(False).entries) == 3  # only the seal was torn
+    store = Store(RealFileSystem(), directory, OWNER, Random(9), HeldWorker(), machine.clock, machine.failures.append)
+    assert len(store.open().entries) == 3  # only the seal was torn
     assert machine.failures == []
 
 
-def test_another_nodes_directory_is_not_used():
+@pytest.mark.parametrize("other", [Identity(2, "t", (1, 2, 3)), Identity(1, "u", (1, 2, 3)), Identity(1, "t", (1,))])
+def test_the_directory_of_another_node_cluster_or_set_of_nodes_is_not_used(other):
+    """Two configurations that named one directory once made a cluster of one out of a third of three, and two logs."""
     machine = Machine()
     machine.start()
     machine.disk.crash()
-    with pytest.raises(StorageError, match="is the data directory of node 1, not of node 2"):
-        Store(machine.disk, DATA, 2, Random(1), HeldWorker(), machine.clock, machine.failures.append).open(False)
+    with pytest.raises(StorageError, match="belongs to node 1 of cluster 't' with the nodes 1, 2, 3"):
+        Store(machine.disk, DATA, other, Random(1), HeldWorker(), machine.clock, machine.failures.append).open()
+    assert machine.start().identity.incarnation == 2  # nothing was changed
