@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -175,3 +178,11 @@ def test_client_hellos_survive_the_wire():
     assert client.decode_node_hello(body).node == 2
     with pytest.raises(FrameError, match="version"):
         client.decode_client_hello(b"raftd-client\x07")
+
+
+def test_the_exchange_in_the_protocol_document_is_what_is_spoken():
+    text = (Path(__file__).parent.parent.parent / "docs/protocol.md").read_text()
+    example = [line for line in text.splitlines() if line.startswith("    000000")]
+    spoken = [re.split(r" {3,}", line.strip())[0].replace(" ", "") for line in example]
+    put = client.PutRequest(7, b"j", "", 5, 0, 1_000)
+    assert spoken == [client.encode_hello(client.ClientHello("demo")).hex(), client.encode_request(put).hex()]
