@@ -14,7 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from raftd.jobs.commands import Batch, CloseSession, Command, Forward, ForwardRefused, OpenGateway, Put, Reserve, encode_payload
+from raftd.jobs.commands import Batch, CloseSession, Command, Forward, ForwardRefused, OpenGateway, Put, Reserve, Touch, encode_payload
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.queries import Query
 from raftd.jobs.replies import OutOfMemory, Reply
@@ -23,6 +23,7 @@ from raftd.limits import BATCH_BYTES, BATCH_COMMANDS, GATEWAY_BYTES, GATEWAY_IN_
 #: Called with the reply (or what a read gave) and the log index it belongs to.
 Done = Callable[[object, int], None]
 
+_NO_JOB = 0  # ids begin at 1: a command about it changes nothing
 _COMMAND_BYTES = 64  # what a command costs besides its body
 _RETRY_MS = 20  # after a refusal
 _LONGEST_RETRY_MS = 4_000
@@ -67,6 +68,8 @@ class Session:
         #: Commands that wait for a batch; and whether any ever got into one.
         self.queued: deque[Command] = deque()
         self.is_known = False
+        self._hurried = False
+        self._began = False  # a command was asked for
         self._closed = False
 
     def submit(self, command: Command, done: Done) -> None:
@@ -74,6 +77,7 @@ class Session:
         if type(command) is Put and self._gateway.is_full:
             self.local(OutOfMemory, done)
             return
+        self._began = True
         self._hold(_size(command))
         self._ask(_Step(Session._start_command, command, done))
 
@@ -84,6 +88,21 @@ class Session:
     def local(self, answer: Callable[[], object], done: Done) -> None:
         """Call `answer` when its turn has come, without the cluster; `done` gets what it returns."""
         self._ask(_Step(Session._start_local, answer, done))
+
+    def introduce(self) -> None:
+        """Let the session be in the state before its first read, as a connection that has said something is."""
+        if not self._began:
+            self.submit(Touch(self.number, _NO_JOB), lambda reply, index: None)
+
+    def hurry(self) -> None:
+        """The client will say no more: from now on no reserve waits, and one that does now times out."""
+        if self._hurried or self._closed:
+            return
+        self._hurried = True
+        if self._blocked and self._unanswered:
+            # Any command ends the wait; nobody hears the answer to this one.
+            self._hold(_COMMAND_BYTES)
+            self._send(Touch(self.number, _NO_JOB), lambda reply, index: None)
 
     def close(self) -> None:
         """The connection is gone: what has not left is dropped, what it holds will be given back."""
@@ -121,7 +140,15 @@ class Session:
             start(self, what, done)
 
     def _start_command(self, command: Command, done: Done) -> None:
-        self._blocked = type(command) is Reserve and command.timeout_ms != 0
+        if type(command) is Reserve and command.timeout_ms != 0:
+            if self._hurried:
+                command = Reserve(self.number, 0)
+            else:
+                self._blocked = True
+        self._send(command, done)
+
+    def _send(self, command: Command, done: Done) -> None:
+        """Into the next batch, past whatever waits."""
         self._unanswered.append((done, _size(command)))
         self.queued.append(command)
         self._gateway.enqueue(self)

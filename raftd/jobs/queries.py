@@ -67,7 +67,7 @@ def stats_job(id: int) -> Query:
         left_ms = max(0, job.deadline_ms - now_ms) if job.state in (State.RESERVED, State.DELAYED) else 0
         return [
             ("id", job.id),
-            ("tube", job.tube.name),
+            ("tube", f'"{job.tube.name}"'),
             ("state", job.state.name.lower()),
             ("pri", job.pri),
             ("age", max(0, now_ms - job.created_ms) // 1000),
@@ -93,7 +93,7 @@ def stats_tube(name: str) -> Query:
         if tube is None:
             return None
         return [
-            ("name", tube.name),
+            ("name", f'"{tube.name}"'),
             *_job_counts(tube),
             ("total-jobs", tube.total_jobs),
             ("current-using", tube.using),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-from twisted.internet.interfaces import IPushProducer
+from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -22,7 +22,7 @@ from raftd.node import Node
 from raftd.server.sockets import tune, write_at_once
 
 
-@implementer(IPushProducer)
+@implementer(IPushProducer, IHalfCloseableProtocol)
 class DoorProtocol(Protocol, ABC):
     """One client. A subclass says how requests are read."""
 
@@ -42,6 +42,7 @@ class DoorProtocol(Protocol, ABC):
         self._turn: Any = None  # the rest of what has arrived, in another turn of the reactor
         self._closed = False
         self._deaf = False  # nothing more will be read
+        self._half_closed = False  # nothing more will come; what is here is answered, then the connection closes
 
     # -- for the subclass ---------------------------------------------------------------------
 
@@ -65,6 +66,8 @@ class DoorProtocol(Protocol, ABC):
         self._in_flight -= 1
         self._bytes_in_flight -= size
         self.say(data)
+        if self._half_closed:
+            self.node.at_turn_end(self._finish_if_done)
 
     def say(self, data: bytes) -> None:
         """Write at the end of the turn."""
@@ -108,6 +111,17 @@ class DoorProtocol(Protocol, ABC):
         self.session.close()
         self.node.wake()
 
+    def readConnectionLost(self) -> None:
+        """The client will send no more: what it has sent is still executed and answered."""
+        self._half_closed = True
+        self.session.hurry()
+        self.node.wake()
+        self._read()
+        self._finish_if_done()
+
+    def writeConnectionLost(self) -> None:
+        """Our side is never half-closed."""
+
     def pauseProducing(self) -> None:
         """The transport has more than it likes to hold."""
         self._full = True
@@ -119,6 +133,7 @@ class DoorProtocol(Protocol, ABC):
         self._full = False
         self._unsent = 0
         self._read()
+        self._finish_if_done()
 
     def stopProducing(self) -> None:
         """The connection is being lost; connectionLost follows."""
@@ -144,14 +159,19 @@ class DoorProtocol(Protocol, ABC):
     def _go_on(self) -> None:
         self._turn = None
         self._read_guarded()
+        self._finish_if_done()
 
     def _set_reading(self, reading: bool) -> None:
-        if reading is not self._reading and not self._closed:
+        if reading is not self._reading and not self._closed and not self._half_closed:
             self._reading = reading
             if reading:
                 self.transport.resumeProducing()
             else:
                 self.transport.pauseProducing()
+
+    def _finish_if_done(self) -> None:
+        if self._half_closed and not self._closed and not self._in_flight and self._turn is None and not self._full:
+            self.finish()
 
     def _end_of_turn(self) -> None:
         self._flush()

@@ -3,6 +3,7 @@ around it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -10,13 +11,64 @@ from twisted.internet.protocol import Factory, connectionDone
 from twisted.python.failure import Failure
 
 from raftd.jobs import commands as c
-from raftd.jobs.replies import Reply
+from raftd.jobs import queries as q
+from raftd.jobs.model import Job
+from raftd.jobs.replies import Reply, Using
 from raftd.node import Node
 from raftd.server.door import DoorProtocol
 from raftd.server.stats import Counters, stats
-from raftd.wire.line import LineParser, Request, encode_reply, encode_stats
+from raftd.wire.line import (
+    DRAINING,
+    NOT_FOUND,
+    LineParser,
+    Request,
+    encode_found,
+    encode_list,
+    encode_reply,
+    encode_stats,
+)
 
 _REQUEST_BYTES = 64
+
+#: Verbs that are commands in the log: from the session's number and the arguments.
+_COMMANDS: dict[str, Callable[..., c.Command]] = {
+    "put": lambda n, pri, delay_s, ttr_s, body: c.Put(n, pri, delay_s * 1000, ttr_s * 1000, body),
+    "use": c.Use,
+    "watch": c.Watch,
+    "ignore": c.Ignore,
+    "reserve": lambda n: c.Reserve(n, None),
+    "reserve-with-timeout": lambda n, timeout_s: c.Reserve(n, timeout_s * 1000),
+    "reserve-job": c.ReserveJob,
+    "delete": c.Delete,
+    "release": lambda n, id, pri, delay_s: c.Release(n, id, pri, delay_s * 1000),
+    "bury": c.Bury,
+    "touch": c.Touch,
+    "kick": c.Kick,
+    "kick-job": c.KickJob,
+    "pause-tube": lambda n, tube, pause_s: c.PauseTube(n, tube, pause_s * 1000),
+}
+
+
+def _found(job: Job) -> bytes:
+    return encode_found(job.id, job.body)
+
+
+def _using(tube: str) -> bytes:
+    return encode_reply(Using(tube))
+
+
+#: Verbs that only look: from the arguments, what to ask the state and how to write what it gives.
+_READS: dict[str, Callable[[tuple[Any, ...]], tuple[q.Query, Callable[[Any], bytes]]]] = {
+    "peek": lambda args: (q.peek(args[0]), _found),
+    "peek-ready": lambda args: (q.peek_ready, _found),
+    "peek-delayed": lambda args: (q.peek_delayed, _found),
+    "peek-buried": lambda args: (q.peek_buried, _found),
+    "stats-job": lambda args: (q.stats_job(args[0]), encode_stats),
+    "stats-tube": lambda args: (q.stats_tube(args[0]), encode_stats),
+    "list-tubes": lambda args: (q.list_tubes, encode_list),
+    "list-tubes-watched": lambda args: (q.list_tubes_watched, encode_list),
+    "list-tube-used": lambda args: (q.list_tube_used, _using),
+}
 
 
 class LineProtocol(DoorProtocol):
@@ -53,53 +105,61 @@ class LineProtocol(DoorProtocol):
 
     def _handle(self, request: Request) -> None:
         verb, args = request
-        number = self.session.number
-        command: c.Command
-        if verb == "put":
-            pri, delay_s, ttr_s, body = cast(tuple[int, int, int, bytes], args)
+        if verb in _COMMANDS:
+            self._counters.commands[verb] += 1
+            self._handle_command(verb, args)
+        elif verb in _READS:
+            self._counters.commands[verb] += 1
+            self._handle_read(*_READS[verb](args))
+        else:
+            self._handle_here(verb, args)
+
+    def _handle_command(self, verb: str, args: tuple[int | str | bytes, ...]) -> None:
+        command = _COMMANDS[verb](self.session.number, *args)
+        size = _REQUEST_BYTES
+        if type(command) is c.Put:
             self._is_a_producer()
-            command = c.Put(number, pri, delay_s * 1000, ttr_s * 1000, body)
-        elif verb == "reserve" or verb == "reserve-with-timeout":
+            size += len(command.body)
+            if self._counters.draining:
+                self.began(size)
+                self.session.local(lambda: DRAINING, partial(self._say, size))
+                return
+        elif verb.startswith("reserve"):
+            size += self.node.max_job_size  # what its answer may hold
             if not self._is_worker:
                 self._is_worker = True
                 self._counters.workers += 1
-            command = c.Reserve(number, cast(int, args[0]) * 1000 if args else None)
-        elif verb == "delete":
-            command = c.Delete(number, cast(int, args[0]))
-        elif verb == "use":
-            command = c.Use(number, cast(str, args[0]))
-        elif verb == "watch":
-            command = c.Watch(number, cast(str, args[0]))
-        elif verb == "ignore":
-            command = c.Ignore(number, cast(str, args[0]))
-        else:
-            self._handle_here(verb, args)
-            return
-        self._counters.commands[verb] += 1
-        size = _REQUEST_BYTES
-        if type(command) is c.Put:
-            size += len(command.body)
-        elif type(command) is c.Reserve:
-            size += self.node.max_job_size  # what its answer may hold
         self.began(size)
         self.session.submit(command, partial(self._replied, size))
+        self.node.wake()
+
+    def _handle_read(self, query: q.Query, encode: Callable[[Any], bytes]) -> None:
+        size = _REQUEST_BYTES + self.node.max_job_size
+
+        def done(result: object, index: int) -> None:
+            self.answer(NOT_FOUND if result is None else encode(result), size)
+
+        self.began(size)
+        self.session.introduce()
+        self.session.read(query, done)
         self.node.wake()
 
     def _handle_here(self, verb: str, args: tuple[int | str | bytes, ...]) -> None:
         """What this node answers by itself, when its turn has come."""
         self.began(_REQUEST_BYTES)
+        say = partial(self._say, _REQUEST_BYTES)
         if verb == "quit":
             self.stop_reading()
             self.session.local(lambda: None, lambda result, index: self.finish())
         elif verb == "stats":
             self._counters.commands[verb] += 1
-            self.session.local(lambda: encode_stats(stats(self.node, self._counters)), self._say)
+            self.session.local(lambda: encode_stats(stats(self.node, self._counters)), say)
         else:
             if verb in ("big-put", "open-put"):
                 self._counters.commands["put"] += 1
             if verb == "open-put":
                 self._is_a_producer()
-            self.session.local(lambda: args[0], self._say)
+            self.session.local(lambda: args[0], say)
 
     def _is_a_producer(self) -> None:
         if not self._is_producer:
@@ -109,8 +169,8 @@ class LineProtocol(DoorProtocol):
     def _replied(self, size: int, reply: object, index: int) -> None:
         self.answer(encode_reply(cast(Reply, reply)), size)
 
-    def _say(self, line: object, index: int) -> None:
-        self.answer(cast(bytes, line), _REQUEST_BYTES)
+    def _say(self, size: int, line: object, index: int) -> None:
+        self.answer(cast(bytes, line), size)
 
 
 class LineFactory(Factory):

@@ -48,6 +48,7 @@ class Counters:
         self.workers = 0
         self.total_connections = 0
         self.started_s = time.monotonic()
+        self.draining = False
         self.id = os.urandom(8).hex()
 
 
@@ -80,7 +81,7 @@ def stats(node: Node, counters: Counters) -> Stats:
         ("binlog-records-migrated", 0),
         ("binlog-records-written", 0),
         ("binlog-max-size", 0),
-        ("draining", "false"),
+        ("draining", "true" if counters.draining else "false"),
         ("id", counters.id),
         ("hostname", _quoted(system.node)),
         ("os", _quoted(system.version)),

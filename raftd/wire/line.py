@@ -16,6 +16,8 @@ from raftd.wire.buffer import Buffer
 
 BAD_FORMAT = b"BAD_FORMAT\r\n"
 UNKNOWN_COMMAND = b"UNKNOWN_COMMAND\r\n"
+DRAINING = b"DRAINING\r\n"
+NOT_FOUND = b"NOT_FOUND\r\n"
 EXPECTED_CRLF = b"EXPECTED_CRLF\r\n"
 JOB_TOO_BIG = b"JOB_TOO_BIG\r\n"
 
@@ -24,6 +26,8 @@ _U64 = 0xFFFF_FFFF_FFFF_FFFF
 _LONGEST_TIMEOUT_S = 0x7FFF_FFFF
 _TUBE = re.compile(rb"[A-Za-z0-9+/;.$_()][A-Za-z0-9\-+/;.$_()]{0,%d}" % (TUBE_NAME_BYTES - 1))
 _NUMBER = re.compile(rb" *([0-9]+)")
+_LAX_NUMBER = re.compile(rb"[ \t\n\v\f\r]*([+-]?)([0-9]+)")
+_PAUSE = re.compile(rb" *([^ ]+) +([0-9]+)")
 _PUT = re.compile(rb" *([0-9]+) +([0-9]+) +([0-9]+) +([0-9]+)")
 
 
@@ -77,18 +81,63 @@ def _number(verb: str, most: int) -> Callable[[bytes], Request]:
     return parse
 
 
+def _numbers(verb: str, pattern: re.Pattern[bytes]) -> Callable[[bytes], Request]:
+    """A job's id, then numbers of 32 bits."""
+
+    def parse(rest: bytes) -> Request:
+        match = pattern.fullmatch(rest)
+        if match is None:
+            return _error(BAD_FORMAT)
+        id, *others = map(int, match.groups())
+        if id > _U64 or max(others) > _U32:
+            return _error(BAD_FORMAT)
+        return Request(verb, (id, *others))
+
+    return parse
+
+
+def _kick(rest: bytes) -> Request:
+    """beanstalkd reads this one number with C's strtoul, into 32 bits: signs, any white space, and what follows."""
+    match = _LAX_NUMBER.match(rest)
+    if match is None or int(match[2]) > _U64:
+        return _error(BAD_FORMAT)
+    value = -int(match[2]) if match[1] == b"-" else int(match[2])
+    return Request("kick", (value & _U32,))
+
+
+def _pause_tube(rest: bytes) -> Request:
+    match = _PAUSE.fullmatch(rest)
+    if match is None or not _TUBE.fullmatch(match[1]) or int(match[2]) > _U32:
+        return _error(BAD_FORMAT)
+    return Request("pause-tube", (match[1].decode(), int(match[2])))
+
+
 #: Commands match by prefix, in this order; where the space is part of it, the verb without it is unknown.
 _VERBS: list[tuple[bytes, Callable[[bytes], Request]]] = [
-    (b"reserve-with-timeout", _number("reserve-with-timeout", _LONGEST_TIMEOUT_S)),
-    (b"reserve-", lambda rest: _error(UNKNOWN_COMMAND)),
+    (b"peek ", _number("peek", _U64)),
+    (b"peek-ready", _no_argument("peek-ready")),
+    (b"peek-delayed", _no_argument("peek-delayed")),
+    (b"peek-buried", _no_argument("peek-buried")),
+    (b"reserve-with-timeout ", _number("reserve-with-timeout", _LONGEST_TIMEOUT_S)),
+    (b"reserve-job ", _number("reserve-job", _U64)),
     (b"reserve", _no_argument("reserve")),
     (b"delete ", _number("delete", _U64)),
+    (b"release ", _numbers("release", re.compile(rb" *([0-9]+) +([0-9]+) +([0-9]+)"))),
+    (b"bury ", _numbers("bury", re.compile(rb" *([0-9]+) +([0-9]+)"))),
+    (b"kick ", _kick),
+    (b"kick-job ", _number("kick-job", _U64)),
+    (b"touch ", _number("touch", _U64)),
+    (b"stats-job ", _number("stats-job", _U64)),
+    (b"stats-tube ", _tube("stats-tube")),
+    (b"stats", _no_argument("stats")),
     (b"use ", _tube("use")),
     (b"watch ", _tube("watch")),
     (b"ignore ", _tube("ignore")),
-    (b"stats-", lambda rest: _error(UNKNOWN_COMMAND)),
-    (b"stats", _no_argument("stats")),
+    (b"list-tubes-watched", _no_argument("list-tubes-watched")),
+    (b"list-tube-used", _no_argument("list-tube-used")),
+    (b"list-tubes", _no_argument("list-tubes")),
     (b"quit", lambda rest: Request("quit")),
+    (b"pause-tube", _pause_tube),
 ]
 
 
@@ -191,7 +240,7 @@ _FIXED: dict[type, bytes] = {
     r.TimedOut: b"TIMED_OUT\r\n",
     r.DeadlineSoon: b"DEADLINE_SOON\r\n",
     r.Deleted: b"DELETED\r\n",
-    r.NotFound: b"NOT_FOUND\r\n",
+    r.NotFound: NOT_FOUND,
     r.Released: b"RELEASED\r\n",
     r.Touched: b"TOUCHED\r\n",
     r.Paused: b"PAUSED\r\n",
@@ -217,6 +266,17 @@ def encode_reply(reply: r.Reply) -> bytes:
         case r.Kicked(count=kicked):
             return b"KICKED\r\n" if kicked is None else b"KICKED %d\r\n" % kicked
     raise AssertionError(f"no line for {reply!r}")
+
+
+def encode_found(id: int, body: bytes) -> bytes:
+    """The answer to a peek."""
+    return b"FOUND %d %d\r\n%b\r\n" % (id, len(body), body)
+
+
+def encode_list(names: list[str]) -> bytes:
+    """The OK answer with a YAML list."""
+    body = "---\n" + "".join(f"- {name}\n" for name in names)
+    return b"OK %d\r\n%b\r\n" % (len(body), body.encode())
 
 
 def encode_stats(pairs: list[tuple[str, int | str]]) -> bytes:
