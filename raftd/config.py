@@ -21,13 +21,15 @@ Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 
 
 class Address(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where one node listens. Every door but `peer` may be left out."""
+    """Where one node listens. Every door but `peer` may be left out. `line_socket` is the path of a Unix
+    socket with the line door behind it, absolute once loaded."""
 
     host: Annotated[str, msgspec.Meta(min_length=1)]
     peer: Port
     line: Port | None = None
     client: Port | None = None
     http: Port | None = None
+    line_socket: Annotated[str, msgspec.Meta(min_length=1, max_length=100)] | None = None
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,7 +68,11 @@ def load(path: str | None, data: str | None = None) -> Config:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     directory = os.path.abspath(data) if data is not None else os.path.join(base, config.data)
-    return msgspec.structs.replace(config, data=directory)
+    nodes = {
+        node: msgspec.structs.replace(address, line_socket=os.path.join(base, address.line_socket)) if address.line_socket else address
+        for node, address in config.nodes.items()
+    }
+    return msgspec.structs.replace(config, data=directory, nodes=nodes)
 
 
 def choose_node(config: Config, node: str | None) -> int:

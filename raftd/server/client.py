@@ -15,6 +15,7 @@ from raftd.jobs.replies import JobTooBig, Reply
 from raftd.limits import HELLO_TIMEOUT_S
 from raftd.node import Node
 from raftd.server.door import DoorProtocol
+from raftd.server.stats import Counters
 from raftd.wire import client as w
 from raftd.wire.frames import FrameDecoder
 from raftd.wire.line import is_tube_name
@@ -29,8 +30,9 @@ class ClientProtocol(DoorProtocol):
 
     _log = Logger("raftd.client")
 
-    def __init__(self, node: Node, clock: Any) -> None:
+    def __init__(self, node: Node, clock: Any, counters: Counters) -> None:
         super().__init__(node, clock)
+        self._counters = counters
         self._decoder = FrameDecoder()
         self._greeted = False
         self._hello_timeout: Any = None
@@ -123,7 +125,7 @@ class ClientProtocol(DoorProtocol):
             return f"pri: expected 0 to {_U32}"
         if not 0 <= put.delay_ms <= _LONGEST_MS or not 0 <= put.ttr_ms <= _LONGEST_MS:
             return f"delay_ms and ttr_ms: expected 0 to {_LONGEST_MS}"
-        return None
+        return "this node is draining: put on another" if self._counters.draining else None
 
     def _answer_here(self, id: int, reply: w.Failed | JobTooBig) -> None:
         self.began(_REQUEST_BYTES)
@@ -158,8 +160,9 @@ class ClientFactory(Factory):
     noisy = False
     node: Node
 
-    def __init__(self, clock: Any) -> None:
+    def __init__(self, clock: Any, counters: Counters) -> None:
         self._clock = clock
+        self._counters = counters
 
     def buildProtocol(self, addr: object) -> ClientProtocol:
-        return ClientProtocol(self.node, self._clock)
+        return ClientProtocol(self.node, self._clock, self._counters)

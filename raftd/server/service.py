@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 from random import SystemRandom
-from typing import Any
+from typing import Any, cast
 
 from twisted.application import internet, service, strports
 from twisted.internet import defer, error, task
@@ -31,6 +32,7 @@ from raftd.server.disk import DiskThread
 from raftd.server.events import LogObserver
 from raftd.server.line import LineFactory
 from raftd.server.peer import PeerDoor, PeerFactory, dial
+from raftd.server.sockets import remove_stale_socket
 from raftd.server.stats import Counters
 from raftd.storage.filesystem import RealFileSystem
 from raftd.storage.store import Opened, Store
@@ -73,8 +75,9 @@ class RaftdService(service.MultiService):
         directory = f"{config.data}/{node}"
         self._store = Store(RealFileSystem(), directory, owner, self._random, DiskThread(reactor), reactor, self._fatal)
         self._peers = PeerDoor(reactor, self._random)
-        self._lines = LineFactory(reactor, Counters())
-        self._clients = ClientFactory(reactor)
+        self._counters = Counters()
+        self._lines = LineFactory(reactor, self._counters)
+        self._clients = ClientFactory(reactor, self._counters)
         self._ticks: task.LoopingCall | None = None
         self._reminder = internet.TimerService(NO_LEADER_REMINDER_S, self._remind)
         self._reminder.clock = reactor
@@ -95,11 +98,20 @@ class RaftdService(service.MultiService):
                 listener = strports.service(f"tcp:{port}:interface={quoteStringArgument(address.host)}:backlog=1024", factory)
                 listener.setServiceParent(self)
 
+        if address.line_socket is not None:
+            path = quoteStringArgument(address.line_socket)
+            strports.service(f"unix:{path}:mode=660:lockfile=0", cast(Any, self._lines)).setServiceParent(self)
+
     def privilegedStartService(self) -> None:
+        path = self.config.address(self.node_id).line_socket
+        if path is not None and (reason := remove_stale_socket(path)) is not None:
+            self._cannot_start(reason)
+            return
         try:
             super().privilegedStartService()
         except error.CannotListenError as taken:
-            self._cannot_start(f"cannot listen on {taken.interface}:{taken.port}: {taken.socketError}")
+            where = f"{taken.interface}:{taken.port}" if taken.interface is not None else taken.port
+            self._cannot_start(f"cannot listen on {where}: {taken.socketError}")
 
     def startService(self) -> None:
         try:
@@ -111,6 +123,7 @@ class RaftdService(service.MultiService):
             self._cannot_start(f"{unusable.filename or self._store.directory}: {unusable.strerror or unusable}")
             return
         super().startService()
+        signal.signal(signal.SIGUSR1, lambda number, frame: self._reactor.callFromThread(self._drain))
         self.node = self._peers.node = self._lines.node = self._clients.node = self._make_node(opened)
         self._log.info("{line}", line=self._introduction())
         for note in opened.notes:
@@ -171,11 +184,18 @@ class RaftdService(service.MultiService):
         """The one line that says where this node listens and where its data is."""
         address = self.config.address(self.node_id)
         doors = [f"{name} {address.host}:{port}" for name in ("line", "client", "peer") if (port := getattr(address, name)) is not None]
+        if address.line_socket is not None:
+            doors.append(f"line {address.line_socket}")
         where = ", ".join(doors)
         line = f"node {self.node_id} of cluster {self.config.cluster!r} listens on {where}; its data is in {self._store.directory}"
         if address.http is not None:
             line += f" (the configuration names http port {address.http}: that door is not open yet in this version)"
         return line
+
+    def _drain(self) -> None:
+        """SIGUSR1, as with beanstalkd: this node takes no more puts; everything else goes on. There is no way back."""
+        self._counters.draining = True
+        self._log.info("draining: this node refuses puts from now on, until it is started again")
 
     # -- ending -------------------------------------------------------------------------------
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import stat
 from typing import Any
 
 from twisted.internet import tcp
@@ -30,6 +32,26 @@ def write_at_once(transport: Any, data: bytes) -> None:
                 return
             data = data[written:]
     transport.write(data)
+
+
+def remove_stale_socket(path: str) -> str | None:
+    """Remove a Unix socket that a process left behind; why not, if anything else is there."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return f"{path} is there already, and is no socket"
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return None
+        except OSError as error:
+            return f"{path}: {error.strerror}"
+    return f"{path}: another process listens there; stop it first"
 
 
 def tune(transport: Any) -> None:

@@ -139,6 +139,38 @@ def test_twistd_lists_it_from_anywhere():
     assert "raftd" in listed.stdout
 
 
+def test_a_unix_socket_with_the_line_door_replaces_a_stale_one(tmp_path):
+    (peer,) = free_ports(1)
+    write(tmp_path / "c.yaml", nodes={1: {"host": "127.0.0.1", "peer": peer, "line_socket": "line.sock"}})
+    path = tmp_path / "line.sock"
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(path))
+    stale.close()
+    node = NodeProcess(tmp_path / "c.yaml", 1, tmp_path / "log")
+    try:
+        wait_for(lambda: "leads now" in (tmp_path / "log").read_text(), what="the node serving")
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(10)
+            client.connect(str(path))
+            client.sendall(b"put 0 0 9 1\r\na\r\n")
+            assert client.recv(100) == b"INSERTED 1\r\n"
+        second = run("-n", "--pidfile=", "raftd", "-c", "c.yaml", cwd=tmp_path)
+        assert (second.returncode, "another process listens there" in second.stderr) == (1, True)
+    finally:
+        node.kill()
+
+
+def test_sigusr1_drains_a_node(tmp_path):
+    with ProcessCluster(tmp_path, 1) as cluster:
+        client = cluster.client(1)
+        assert client.put(b"x") == 1
+        cluster.running[1].process.send_signal(signal.SIGUSR1)
+        wait_for(lambda: cluster.stats(1)["draining"] == "true", what="draining")
+        client.send(b"put 0 0 9 1\r\na\r\n")
+        assert client.line() == b"DRAINING"
+        assert client.reserve(0) == (1, b"x")
+
+
 # -- what cannot start -------------------------------------------------------------------------
 
 BAD = {

@@ -75,7 +75,7 @@ class Doors:
 
     def client(self, node: int = 1) -> Door:
         clock: Any = self.cluster.clock
-        return Door(self.cluster, ClientProtocol(self.cluster[node], clock))
+        return Door(self.cluster, ClientProtocol(self.cluster[node], clock, self.counters[node]))
 
 
 def answers(data: bytes) -> list[w.Answer]:

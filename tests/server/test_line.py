@@ -168,6 +168,98 @@ class OneNode(SynchronousTestCase):
         self.door.later(10)
         self.assertTrue(self.door.transport.aborted)
 
+    def test_the_life_of_a_job(self) -> None:
+        self.expect(
+            b"put 5 0 60 1\r\na\r\n",
+            b"INSERTED 1\r\n",
+            b"peek 1\r\n",
+            b"FOUND 1 1\r\na\r\n",
+            b"peek-ready\r\n",
+            b"FOUND 1 1\r\na\r\n",
+            b"reserve-job 1\r\n",
+            b"RESERVED 1 1\r\na\r\n",
+            b"touch 1\r\n",
+            b"TOUCHED\r\n",
+            b"bury 1 3\r\n",
+            b"BURIED\r\n",
+            b"peek-buried\r\n",
+            b"FOUND 1 1\r\na\r\n",
+            b"kick 9\r\n",
+            b"KICKED 1\r\n",
+            b"reserve\r\n",
+            b"RESERVED 1 1\r\na\r\n",
+            b"release 1 4 100\r\n",
+            b"RELEASED\r\n",
+            b"peek-delayed\r\n",
+            b"FOUND 1 1\r\na\r\n",
+            b"kick-job 1\r\n",
+            b"KICKED\r\n",
+            b"pause-tube default 100\r\n",
+            b"PAUSED\r\n",
+            b"reserve-with-timeout 0\r\n",
+            b"TIMED_OUT\r\n",
+            b"delete 1\r\n",
+            b"DELETED\r\n",
+            b"peek 1\r\n",
+            b"NOT_FOUND\r\n",
+        )
+
+    def test_lists_are_in_order_of_insertion(self) -> None:
+        self.expect(
+            b"watch b\r\nwatch c\r\nwatch a\r\nignore b\r\n",
+            b"WATCHING 2\r\nWATCHING 3\r\nWATCHING 4\r\nWATCHING 3\r\n",
+            b"list-tubes-watched\r\n",
+            b"OK 22\r\n---\n- default\n- c\n- a\n\r\n",
+            b"list-tubes\r\n",
+            b"OK 22\r\n---\n- default\n- c\n- a\n\r\n",
+            b"list-tube-used\r\n",
+            b"USING default\r\n",
+        )
+
+    def test_statistics_of_a_job_and_a_tube(self) -> None:
+        self.door.send(b"put 5 0 10 1\r\na\r\nreserve\r\n")
+        job = self.door.send(b"stats-job 1\r\n")
+        for line in (b'tube: "default"', b"state: reserved", b"pri: 5", b"ttr: 10", b"time-left: 9", b"reserves: 1", b"file: 0"):
+            self.assertIn(b"\n" + line + b"\n", job)
+        tube = self.door.send(b"stats-tube default\r\n")
+        for line in (b'name: "default"', b"current-jobs-reserved: 1", b"total-jobs: 1", b"current-using: 1", b"current-watching: 1"):
+            self.assertIn(b"\n" + line + b"\n", tube)
+
+    def test_a_first_read_counts_its_own_connection(self) -> None:
+        self.assertIn(b"\ncurrent-using: 1\ncurrent-watching: 1\n", self.door.send(b"stats-tube default\r\n"))
+
+    def test_a_half_closed_connection_is_answered_to_the_end(self) -> None:
+        self.door.protocol.dataReceived(b"put 0 0 9 1\r\na\r\nreserve\r\nreserve\r\nuse t\r\nreserve\r\nput 0 0 9 100\r\nhalf")
+        self.door.protocol.readConnectionLost()
+        self.assertEqual(self.door.later(100), b"INSERTED 1\r\nRESERVED 1 1\r\na\r\nTIMED_OUT\r\nUSING t\r\nTIMED_OUT\r\n")
+        self.assertTrue(self.door.is_closed)
+
+    def test_a_half_closed_connection_that_waits_for_nothing_closes_at_once(self) -> None:
+        self.door.protocol.readConnectionLost()
+        self.assertTrue(self.door.is_closed)
+
+    def test_a_wait_ended_by_a_half_close_gives_back_what_it_was_granted_meanwhile(self) -> None:
+        self.expect(b"reserve\r\n", b"")
+        self.door.protocol.readConnectionLost()
+        other = self.doors.line(1)
+        other.send(b"put 0 0 99 1\r\na\r\n")
+        self.assertEqual(self.door.later(50), b"TIMED_OUT\r\n")
+        self.door.hang_up()
+        self.expect(b"reserve-with-timeout 1\r\n", b"RESERVED 1 1\r\na\r\n", door=other)
+
+    def test_a_draining_node_refuses_puts_only(self) -> None:
+        self.door.send(b"put 0 0 9 1\r\na\r\n")
+        self.doors.counters[self.node].draining = True
+        self.expect(
+            b"put 0 0 9 1\r\nb\r\n",
+            b"DRAINING\r\n",
+            b"put 0 0 9 1\r\nbc\r\n",
+            b"EXPECTED_CRLF\r\n",
+            b"\r\nreserve\r\n",
+            b"UNKNOWN_COMMAND\r\nRESERVED 1 1\r\na\r\n",
+        )
+        self.assertIn(b"\ndraining: true\n", self.door.send(b"stats\r\n"))
+
     def test_connection_counters(self) -> None:
         counters = self.doors.counters[self.node]
         self.door.send(b"put 0 0 9 1\r\na\r\nreserve\r\n")
