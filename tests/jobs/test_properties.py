@@ -113,7 +113,7 @@ class QueueLife(RuleBasedStateMachine):
         for id, job in self.naive.jobs.items():
             got = dict(queries.stats_job(id)(self.machine, self.now, 0, 0))
             for key in ("state", "tube", "pri", "timeouts", "releases", "buries", "kicks", "reserves"):
-                assert str(got[key]).strip("\"") == str(job[key]), (id, key)
+                assert str(got[key]).strip('"') == str(job[key]), (id, key)
         assert set(self.machine.tubes) == self.naive.tubes()
         for name in self.naive.tubes():
             got = dict(queries.stats_tube(name)(self.machine, self.now, 0, 0))
