@@ -35,6 +35,9 @@ SEAL_IDLE_MS = 50
 #: A connection that has not said hello by then (seconds) is closed.
 HELLO_TIMEOUT_S = 5.0
 
+#: A client that takes none of what waits for it for this long (seconds) is dropped, and with it its reservations.
+NO_PROGRESS_S = 10.0
+
 #: While no leader is known, the log says so this often (seconds).
 NO_LEADER_REMINDER_S = 10.0
 

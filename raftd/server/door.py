@@ -17,9 +17,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from raftd.gateway import Session
-from raftd.limits import CONNECTION_BYTES, CONNECTION_IN_FLIGHT, REPLY_BYTES
+from raftd.limits import CONNECTION_BYTES, CONNECTION_IN_FLIGHT, NO_PROGRESS_S, REPLY_BYTES
 from raftd.node import Node
-from raftd.server.sockets import tune, write_at_once
+from raftd.server.sockets import tune, unsent, write_at_once
 
 
 @implementer(IPushProducer, IHalfCloseableProtocol)
@@ -36,7 +36,9 @@ class DoorProtocol(Protocol, ABC):
         self._out: list[bytes] = []
         self._in_flight = 0
         self._bytes_in_flight = 0
-        self._unsent = 0  # handed to the transport since it said that it is full
+        self._written = 0  # bytes handed to the transport, ever
+        self._taken = 0  # how many of them its socket had taken when progress was last looked at
+        self._progress: Any = None
         self._full = False
         self._reading = True
         self._turn: Any = None  # the rest of what has arrived, in another turn of the reactor
@@ -83,6 +85,7 @@ class DoorProtocol(Protocol, ABC):
         """Close once everything said is sent."""
         self._flush()
         self._closed = True
+        self._watch_progress()
         self.transport.unregisterProducer()
         self.transport.loseConnection()
 
@@ -108,6 +111,9 @@ class DoorProtocol(Protocol, ABC):
         if self._turn is not None:
             self._turn.cancel()
             self._turn = None
+        if self._progress is not None:
+            self._progress.cancel()
+            self._progress = None
         self.session.close()
         self.node.wake()
 
@@ -125,18 +131,32 @@ class DoorProtocol(Protocol, ABC):
     def pauseProducing(self) -> None:
         """The transport has more than it likes to hold."""
         self._full = True
-        self._unsent = 0
+        self._watch_progress()
         self._set_reading(False)
 
     def resumeProducing(self) -> None:
         """All of it is sent."""
         self._full = False
-        self._unsent = 0
         self._read()
         self._finish_if_done()
 
     def stopProducing(self) -> None:
         """The connection is being lost; connectionLost follows."""
+
+    def _watch_progress(self) -> None:
+        """Something waits for the client to read: it must take some of it, time and again."""
+        if self._progress is None:
+            self._taken = self._written - unsent(self.transport)
+            self._progress = self._clock.callLater(NO_PROGRESS_S, self._look_at_progress)
+
+    def _look_at_progress(self) -> None:
+        self._progress = None
+        left = unsent(self.transport)
+        if left and self._written - left == self._taken:
+            self._log.info("a client is dropped: it has read nothing for {seconds:g} s", seconds=NO_PROGRESS_S)
+            self.abort()
+        elif left:
+            self._watch_progress()
 
     # -- within -------------------------------------------------------------------------------
 
@@ -191,9 +211,8 @@ class DoorProtocol(Protocol, ABC):
             return
         data = b"".join(self._out)
         self._out.clear()
-        if self._full:
-            self._unsent += len(data)
-            if self._unsent > REPLY_BYTES + self.node.max_job_size:
-                self.abort()
-                return
+        if unsent(self.transport) + len(data) > REPLY_BYTES + self.node.max_job_size:
+            self.abort()
+            return
+        self._written += len(data)
         write_at_once(self.transport, data)

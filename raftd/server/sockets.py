@@ -34,6 +34,13 @@ def write_at_once(transport: Any, data: bytes) -> None:
     transport.write(data)
 
 
+def unsent(transport: Any) -> int:
+    """Bytes that were written to a transport and that its socket has not taken yet."""
+    if not isinstance(transport, tcp.Connection):
+        return 0
+    return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
+
+
 def remove_stale_socket(path: str) -> str | None:
     """Remove a Unix socket that a process left behind; why not, if anything else is there."""
     try:

@@ -109,33 +109,40 @@ def count_fsyncs(cluster: ProcessCluster, node: int) -> int:
 
 def test_one_fsync_of_the_leader_serves_many_puts(tmp_path, capsys):
     with ProcessCluster(tmp_path, 3) as cluster:
-        leader = cluster.leader()
-        before = count_fsyncs(cluster, leader)
-        stop = threading.Event()
-        counts = []
-
-        def produce(node: int) -> None:
-            client, count = cluster.client(node), 0
-            while not stop.is_set():
-                client.put(b"x" * 200)
-                count += 1
-            counts.append(count)
-
-        threads = [threading.Thread(target=produce, args=(cluster.nodes[number % 3],)) for number in range(64)]
-        for thread in threads:
-            thread.start()
-        time.sleep(4)
-        stop.set()
-        for thread in threads:
-            thread.join(timeout=30)
-        assert len(counts) == 64
-        assert cluster.leader() == leader, "the lead changed while it was measured"
-        fsyncs = count_fsyncs(cluster, leader) - before
+        for _ in range(3):
+            leader = cluster.leader()
+            puts, fsyncs = puts_and_fsyncs(cluster, leader)
+            if cluster.leader() == leader:
+                break  # else the lead changed while it was measured
+        else:
+            raise AssertionError("the lead changed in each of three measurements")
     with capsys.disabled():
-        print(
-            f"\n  64 closed-loop connections on three nodes: {sum(counts)} puts, {fsyncs} fsyncs of the leader, {sum(counts) / fsyncs:.1f} puts each"
-        )
-    assert sum(counts) / fsyncs >= 4
+        print(f"\n  64 closed-loop connections on three nodes: {puts} puts, {fsyncs} fsyncs of the leader, {puts / fsyncs:.1f} puts each")
+    assert puts / fsyncs >= 4
+
+
+def puts_and_fsyncs(cluster: ProcessCluster, leader: int) -> tuple[int, int]:
+    """Four seconds of puts by 64 clients, and what they cost the leader."""
+    before = count_fsyncs(cluster, leader)
+    stop = threading.Event()
+    counts = []
+
+    def produce(node: int) -> None:
+        client, count = cluster.client(node), 0
+        while not stop.is_set():
+            client.put(b"x" * 200)
+            count += 1
+        counts.append(count)
+
+    threads = [threading.Thread(target=produce, args=(cluster.nodes[number % 3],)) for number in range(64)]
+    for thread in threads:
+        thread.start()
+    time.sleep(4)
+    stop.set()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert len(counts) == 64
+    return sum(counts), count_fsyncs(cluster, leader) - before
 
 
 def test_without_a_quorum_writes_wait_stats_answer_and_everything_pending_completes(tmp_path):

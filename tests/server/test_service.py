@@ -81,6 +81,67 @@ async def test_put_on_one_node_reserve_on_another_and_stop(tmp_path, count):
             await service.stopService()
 
 
+@pytest.mark.parametrize("last_word", [b"", b"quit\r\n"])
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_reads_nothing_is_dropped_and_its_jobs_are_given_back(tmp_path, monkeypatch, last_word):
+    monkeypatch.setattr("raftd.server.door.NO_PROGRESS_S", 0.3)
+    (service,) = services(tmp_path, 1)
+    service.privilegedStartService()
+    service.startService()
+    talker, deaf = await connect(service), await connect(service)
+    try:
+        body = bytes(60_000)
+        for _ in range(150):
+            talker.transport.write(b"put 0 0 60 60000\r\n" + body + b"\r\n")
+        await talker.expect(sum(len(b"INSERTED %d\r\n" % number) for number in range(1, 151)))
+        deaf.transport.pauseProducing()
+        deaf.transport.write(b"reserve\r\n" * 150 + last_word)
+        machine = service.node.machine
+        assert await until(lambda: machine.counts.reserved > 50), "the jobs are reserved"
+        assert await until(lambda: machine.counts.reserved == 0), "the client is dropped"
+        talker.transport.write(b"use still-served\r\n")
+        assert await talker.expect(20) == b"USING still-served\r\n"
+    finally:
+        for one in (talker, deaf):
+            one.transport.abortConnection()
+        await service.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_reads_slowly_is_not_dropped(tmp_path, monkeypatch):
+    monkeypatch.setattr("raftd.server.door.NO_PROGRESS_S", 0.3)
+    (service,) = services(tmp_path, 1)
+    service.privilegedStartService()
+    service.startService()
+    talker = await connect(service)
+    try:
+        body = bytes(60_000)
+        for _ in range(100):
+            talker.transport.write(b"put 0 0 60 60000\r\n" + body + b"\r\n")
+        await talker.expect(sum(len(b"INSERTED %d\r\n" % number) for number in range(1, 101)))
+        whole = sum(len(b"RESERVED %d 60000\r\n" % number) + 60_002 for number in range(1, 101))
+        waiting = talker.expect(whole)
+        talker.transport.write(b"reserve\r\n" * 100)
+        for _ in range(12):  # two seconds, a little at a time
+            talker.transport.pauseProducing()
+            await deferLater(reactor, 0.16)
+            talker.transport.resumeProducing()
+            await deferLater(reactor, 0.004)
+        assert len(await waiting) == whole
+    finally:
+        talker.transport.abortConnection()
+        await service.stopService()
+
+
+async def until(condition, timeout_s: float = 10.0) -> bool:
+    """Look every few milliseconds until `condition` is true."""
+    for _ in range(int(timeout_s / 0.01)):
+        if condition():
+            return True
+        await deferLater(reactor, 0.01)
+    return bool(condition())
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_node_stops_in_time_beside_a_peer_that_does_not_read(tmp_path):
     first, second, _ = services(tmp_path, 3)
