@@ -111,7 +111,7 @@ APPLY_ENTRIES = 512
 APPLY_BYTES = 4 << 20
 
 #: Commands of one line or client connection that are not answered yet, in number and in bytes, before
-#: reading pauses.
+#: reading pauses. A reserve counts the largest job; one command alone never pauses it.
 CONNECTION_IN_FLIGHT = 128
 CONNECTION_BYTES = 1 << 20
 

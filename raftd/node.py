@@ -27,7 +27,7 @@ from raftd.raft.log import Log
 from raftd.raft.messages import Entry, EntryKind, Message
 from raftd.raft.ready import HardState, ReadState, Ready, RoleChange
 from raftd.storage.store import Clock, Opened, Store
-from raftd.wire.peer import Hello, PeerMessage
+from raftd.wire.peer import Hello, PeerMessage, Refusal
 
 #: How often effects are collected within one turn before the reactor gets its turn again.
 _ROUNDS_PER_TURN = 4
@@ -256,8 +256,10 @@ class Node:
                 self._order(sender, message)
             case ForwardRefused():
                 self.gateway.refused(message, now_ms)
+            case Refusal():
+                pass  # the connection has dealt with it
             case _:
-                self.raft.step(sender, message)  # type: ignore[arg-type]
+                self.raft.step(sender, message)
         self.wake()
 
     # -- one turn -----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -23,6 +24,11 @@ from raftd.wire.line import is_tube_name
 _U32 = 0xFFFF_FFFF
 _LONGEST_MS = _U32 * 1000
 _REQUEST_BYTES = 64
+_ABOUT_TUBES: dict[type, Callable[[int, str], c.Command]] = {
+    w.UseRequest: c.Use,
+    w.WatchRequest: c.Watch,
+    w.IgnoreRequest: c.Ignore,
+}
 
 
 class ClientProtocol(DoorProtocol):
@@ -100,8 +106,7 @@ class ClientProtocol(DoorProtocol):
                 if not is_tube_name(tube):
                     self._answer_here(request.id, w.Failed(_BAD_TUBE))
                     return
-                kind = {w.UseRequest: c.Use, w.WatchRequest: c.Watch, w.IgnoreRequest: c.Ignore}[type(request)]
-                command = kind(number, tube)  # type: ignore[assignment]
+                command = _ABOUT_TUBES[type(request)](number, tube)
             case w.ReserveRequest(timeout_ms=timeout_ms):
                 if timeout_ms is not None and not 0 <= timeout_ms <= _LONGEST_MS:
                     self._answer_here(request.id, w.Failed(f"timeout_ms: expected 0 to {_LONGEST_MS}, or none to wait for ever"))

@@ -165,8 +165,7 @@ class DoorProtocol(Protocol, ABC):
         if self._turn is not None:
             return
         for _ in range(CONNECTION_IN_FLIGHT):
-            too_much = self._in_flight >= CONNECTION_IN_FLIGHT or self._bytes_in_flight >= CONNECTION_BYTES
-            if self._closed or self._deaf or self._full or too_much:
+            if self._closed or self._deaf or self._full or self._has_enough:
                 self._set_reading(False)
                 return
             if not self._take():
@@ -175,6 +174,12 @@ class DoorProtocol(Protocol, ABC):
         # More may be there, but others wait too.
         self._set_reading(False)
         self._turn = self._clock.callLater(0, self._go_on)
+
+    @property
+    def _has_enough(self) -> bool:
+        """Whether no further request is taken. One alone never stops reading, however large its answer may be:
+        a connection that is not read does not notice that its client is gone."""
+        return self._in_flight >= CONNECTION_IN_FLIGHT or (self._in_flight > 1 and self._bytes_in_flight >= CONNECTION_BYTES)
 
     def _go_on(self) -> None:
         self._turn = None
@@ -195,7 +200,7 @@ class DoorProtocol(Protocol, ABC):
 
     def _end_of_turn(self) -> None:
         self._flush()
-        if not self._reading:
+        if not self._reading or self._half_closed:
             self._read_guarded()
 
     def _read_guarded(self) -> None:

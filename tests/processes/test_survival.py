@@ -20,15 +20,15 @@ def test_the_leader_is_killed_three_times_under_load(tmp_path, capsys):
         load.start()
         started = time.monotonic()
         for _ in range(3):
-            time.sleep(2)
+            time.sleep(2)  # of load, with all three
             leader = cluster.leader()
             killed = time.monotonic()
             cluster.kill(leader)
-            time.sleep(2.5)
+            time.sleep(2.5)  # of load, with two: long enough to show a gap over the limit
             gaps.append(load.longest_gap_s(killed, time.monotonic()))
             cluster.start(leader)
             wait_for(lambda leader=leader: cluster.stats(leader), what=f"node {leader} serving again")
-        time.sleep(max(0, started + 20 - time.monotonic()))
+        time.sleep(max(0, started + 20 - time.monotonic()))  # the rest of twenty seconds of load
         load.finish()
         missing = load.missing()
         states = [cluster.stats(node) for node in cluster.nodes]
@@ -50,7 +50,7 @@ def test_all_three_are_killed_at_once_under_load(tmp_path, capsys):
         cluster.leader()
         load = Load(cluster, producers=8, workers=0)
         load.start()
-        time.sleep(3)
+        time.sleep(3)  # of load
         load.stop_putting.set()  # producers end at their next error or answer
         for node in cluster.nodes:
             cluster.running[node].process.kill()
@@ -137,7 +137,7 @@ def puts_and_fsyncs(cluster: ProcessCluster, leader: int) -> tuple[int, int]:
     threads = [threading.Thread(target=produce, args=(cluster.nodes[number % 3],)) for number in range(64)]
     for thread in threads:
         thread.start()
-    time.sleep(4)
+    time.sleep(4)  # of load
     stop.set()
     for thread in threads:
         thread.join(timeout=30)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from raftd.limits import CONNECTION_IN_FLIGHT, REPLY_BYTES
+from raftd.jobs.commands import Settings
+from raftd.limits import CONNECTION_IN_FLIGHT, MAX_JOB_BYTES_CEILING, REPLY_BYTES
 from tests.server.harness import Door, Doors
 
 
@@ -237,6 +238,20 @@ class OneNode(SynchronousTestCase):
     def test_a_half_closed_connection_that_waits_for_nothing_closes_at_once(self) -> None:
         self.door.protocol.readConnectionLost()
         self.assertTrue(self.door.is_closed)
+
+    def test_a_long_pipeline_is_answered_to_the_end_of_a_half_closed_connection(self) -> None:
+        self.door.protocol.dataReceived(b"put 0 0 9 1\r\na\r\n" * (3 * CONNECTION_IN_FLIGHT))
+        self.door.protocol.readConnectionLost()
+        self.assertEqual(self.door.later(300).count(b"INSERTED"), 3 * CONNECTION_IN_FLIGHT)
+        self.assertTrue(self.door.is_closed)
+
+    def test_a_waiting_reserve_never_stops_reading_whatever_size_a_job_may_have(self) -> None:
+        """A connection that is not read does not notice that its client is gone, and would keep its jobs."""
+        node = self.doors.cluster[self.node]
+        node.machine.settings = Settings(MAX_JOB_BYTES_CEILING, 5_000)
+        self.expect(b"put 0 0 99 1\r\na\r\nreserve\r\n", b"INSERTED 1\r\nRESERVED 1 1\r\na\r\n")
+        self.expect(b"reserve\r\n", b"")
+        self.assertEqual(self.door.transport.producerState, "producing")
 
     def test_a_wait_ended_by_a_half_close_gives_back_what_it_was_granted_meanwhile(self) -> None:
         self.expect(b"reserve\r\n", b"")
