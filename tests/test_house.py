@@ -26,6 +26,8 @@ ROOMS: dict[str, tuple[set[str], bool]] = {
         {"raftd.server", "raftd.config", "raftd.raft", "raftd.jobs", "raftd.storage", "raftd.gateway", "raftd.wire", "raftd.node"},
         True,
     ),
+    "raftd.cli": ({"raftd.cli", "raftd.config"}, False),
+    "raftd.__main__": ({"raftd.cli"}, False),
     "raftd.tap": ({"raftd.server", "raftd.config"}, True),
 }
 PURE = ("raftd.raft", "raftd.jobs", "raftd.wire", "raftd.gateway")

@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from raftd import config as configuration
-from tests.processes.harness import TWISTD, Closed, LineClient, NodeProcess, ProcessCluster, free_ports, wait_for
+from raftd.cli.local import LocalNode, free_ports, wait_for
+from tests.processes.harness import TWISTD, Closed, LineClient, ProcessCluster
 
 ROOT = Path(__file__).parent.parent.parent
 DEFAULT_DATA = "raftd-data"
@@ -108,7 +109,7 @@ def test_the_configuration_files_that_ship_are_good():
 def test_a_door_that_is_not_built_yet_is_named_in_the_start_up_line(tmp_path):
     line, peer, http = free_ports(3)
     write(tmp_path / "c.yaml", nodes={1: {"host": "127.0.0.1", "line": line, "peer": peer, "http": http}})
-    node = NodeProcess(tmp_path / "c.yaml", 1, tmp_path / "log")
+    node = LocalNode(tmp_path / "c.yaml", 1, tmp_path / "log")
     try:
         wait_for(lambda: f"http port {http}: that door is not open yet" in (tmp_path / "log").read_text(), what="the start-up line")
     finally:
@@ -146,7 +147,7 @@ def test_a_unix_socket_with_the_line_door_replaces_a_stale_one(tmp_path):
     stale = socket.socket(socket.AF_UNIX)
     stale.bind(str(path))
     stale.close()
-    node = NodeProcess(tmp_path / "c.yaml", 1, tmp_path / "log")
+    node = LocalNode(tmp_path / "c.yaml", 1, tmp_path / "log")
     try:
         wait_for(lambda: "leads now" in (tmp_path / "log").read_text(), what="the node serving")
         with socket.socket(socket.AF_UNIX) as client:

@@ -15,7 +15,8 @@ import subprocess
 
 import pytest
 
-from tests.processes.harness import LineClient, ProcessCluster, free_ports, wait_for
+from raftd.cli.local import free_ports, wait_for
+from tests.processes.harness import LineClient, ProcessCluster
 from tests.processes.test_faces import _try
 
 BEANSTALKD = shutil.which("beanstalkd")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 
+from raftd.cli.local import wait_for
+from raftd.cli.workload import Workload
 from raftd.storage import records
-from tests.processes.harness import Closed, LineClient, ProcessCluster, wait_for
-from tests.processes.load import Load
+from tests.processes.harness import Closed, LineClient, ProcessCluster
 
 PUT_GAP_S = 2.0
 
@@ -16,7 +17,7 @@ def test_the_leader_is_killed_three_times_under_load(tmp_path, capsys):
     gaps = []
     with ProcessCluster(tmp_path, 3) as cluster:
         cluster.leader()
-        load = Load(cluster, producers=8, workers=8)
+        load = Workload([cluster.line_address(node) for node in cluster.nodes], producers=8, workers=8)
         load.start()
         started = time.monotonic()
         for _ in range(3):
@@ -33,7 +34,7 @@ def test_the_leader_is_killed_three_times_under_load(tmp_path, capsys):
         missing = load.missing()
         states = [cluster.stats(node) for node in cluster.nodes]
     with capsys.disabled():
-        doubled = sum(count - 1 for count in load.worked.values())
+        doubled = load.doubled()
         print(
             f"\n  leader killed 3 times: {len(load.acknowledged)} jobs acknowledged, {len(missing)} lost, {doubled} deleted twice, "
             f"longest put gaps {', '.join(f'{gap:.2f} s' for gap in gaps)}"
@@ -48,10 +49,10 @@ def test_the_leader_is_killed_three_times_under_load(tmp_path, capsys):
 def test_all_three_are_killed_at_once_under_load(tmp_path, capsys):
     with ProcessCluster(tmp_path, 3) as cluster:
         cluster.leader()
-        load = Load(cluster, producers=8, workers=0)
+        load = Workload([cluster.line_address(node) for node in cluster.nodes], producers=8, workers=0)
         load.start()
         time.sleep(3)  # of load
-        load.stop_putting.set()  # producers end at their next error or answer
+        load.stop_putting()  # producers end at their next error or answer
         for node in cluster.nodes:
             cluster.running[node].process.kill()
         for node in cluster.nodes:

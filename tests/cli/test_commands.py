@@ -1,0 +1,133 @@
+"""`raftd` as a user runs it: whole processes, real nodes, a real beanstalkd."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raftd.cli.local import free_ports, wait_for
+from tests.processes.harness import ProcessCluster
+
+RAFTD = [str(Path(sys.executable).parent / "raftd")]
+
+
+def run(*arguments: str, **more) -> subprocess.CompletedProcess:
+    return subprocess.run([*RAFTD, *arguments], capture_output=True, text=True, timeout=120, check=False, **more)
+
+
+def processes_below(path: Path) -> list[str]:
+    """The command lines of processes that mention the path."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue  # it has ended meanwhile
+        if str(path) in line:
+            found.append(line)
+    return found
+
+
+def test_the_module_and_the_command_are_one():
+    assert run("--help").stdout.startswith("Usage: raftd ")
+    module = subprocess.run([sys.executable, "-m", "raftd", "--help"], capture_output=True, text=True, check=True)
+    assert module.stdout == run("--help").stdout
+    assert run("--version").stdout == "raftd, version 0.1.0\n"
+
+
+# -- demo --------------------------------------------------------------------------------------
+
+
+def test_the_demo_loses_nothing_and_leaves_nothing_behind(tmp_path, capsys):
+    done = run("demo", env={**os.environ, "TMPDIR": str(tmp_path)})
+    with capsys.disabled():
+        print(f"\n{done.stdout}")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [line.rsplit(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  ") and line.strip()]
+    table = {row[0].strip(): row[1] for row in rows if len(row) == 2}
+    assert table["lost"] == table["duplicated (deleted twice)"] == "0"
+    assert int(table["jobs put and acknowledged"].replace(",", "")) > 100
+    assert table["of them worked and deleted"] == table["jobs put and acknowledged"]
+    assert done.stdout.count("is killed") == 2
+    assert list(tmp_path.iterdir()) == []
+    assert processes_below(tmp_path) == []
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+def test_a_demo_that_is_stopped_takes_its_nodes_with_it(tmp_path, number, status):
+    demo = subprocess.Popen([*RAFTD, "demo"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "TMPDIR": str(tmp_path)})
+    wait_for(lambda: len(processes_below(tmp_path)) == 3, what="three nodes")
+    demo.send_signal(number)
+    output, _ = demo.communicate(timeout=20)
+    assert demo.returncode == status
+    assert b"Traceback" not in output
+    assert processes_below(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- bench -------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("beanstalkd") is None, reason="beanstalkd is not installed, so there is nothing to measure against")
+def test_the_bench_measures_two_servers_in_turns(tmp_path):
+    done = run("bench", "--against", "beanstalkd", "--rounds", "2", "--seconds", "0.2", "-c", "4", "-k", "2", "--data", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    rounds = [line.split()[:4] for line in done.stdout.splitlines() if " round " in line]
+    servers = ["raftd,", "beanstalkd"]
+    assert rounds == [[work, "round", str(number), server] for work in ("put", "cycle") for number in (1, 2) for server in servers]
+    assert "put: raftd does " in done.stdout
+    assert "cycle: raftd does " in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    assert processes_below(tmp_path) == []
+
+
+def test_a_bench_against_what_is_not_there_says_what_to_install(tmp_path):
+    done = run("bench", "--against", "beanstalkd", "--nodes", "1", "--data", str(tmp_path), env={**os.environ, "PATH": ""})
+    assert done.returncode == 1
+    assert done.stderr.startswith("raftd: there is no beanstalkd to measure against; install it")
+
+
+def test_a_bench_needs_sense():
+    done = run("bench", "--connections", "2", "--processes", "3")
+    assert (done.returncode, "each needs a connection" in done.stderr) == (2, True)
+    assert run("bench", "--rounds", "0").returncode == 2
+
+
+# -- status ------------------------------------------------------------------------------------
+
+
+def test_status_shows_who_leads(tmp_path):
+    with ProcessCluster(tmp_path, 3) as cluster:
+        leader = cluster.leader()
+        cluster.client(1).put(b"x")
+        asked = run("status", "--config", str(cluster.config))
+        assert (asked.returncode, asked.stderr) == (0, "")
+        roles = {int(row[1]): row[2] for line in asked.stdout.splitlines() if (row := line.split()) and row[0].startswith("127.0.0.1:")}
+        assert roles == {node: "leader" if node == leader else "follower" for node in (1, 2, 3)}
+        addresses = [":".join(map(str, cluster.line_address(node))) for node in (1, 2)]
+        one, two = json.loads(run("status", "--json", *addresses).stdout)
+        assert [one["address"], two["address"]] == addresses
+        assert one["stats"]["current-jobs-ready"] == "1"
+        assert one["stats"]["leader"] == two["stats"]["leader"] == str(leader)
+
+
+def test_status_says_who_does_not_answer():
+    (port,) = free_ports(1)
+    asked = run("status", f"127.0.0.1:{port}")
+    assert (asked.returncode, asked.stdout) == (1, f"127.0.0.1:{port} does not answer: Connection refused\n")
+    (one,) = json.loads(run("status", "--json", f"127.0.0.1:{port}").stdout)
+    assert one == {"address": f"127.0.0.1:{port}", "error": "Connection refused"}
+
+
+def test_status_says_what_is_no_address_and_no_configuration(tmp_path):
+    asked = run("status", "host:port")
+    assert (asked.returncode, "'host:port' is not HOST:PORT" in asked.stderr) == (2, True)
+    asked = run("status", "--config", str(tmp_path / "none.yaml"))
+    assert (asked.returncode, asked.stderr) == (1, f"raftd: {tmp_path}/none.yaml: No such file or directory\n")
