@@ -38,6 +38,10 @@ HELLO_TIMEOUT_S = 5.0
 #: A client that takes none of what waits for it for this long (seconds) is dropped, and with it its reservations.
 NO_PROGRESS_S = 10.0
 
+#: How much of one turn of the reactor clients' requests may take (milliseconds). What is left of them waits its turn
+#: behind ticks and the other nodes: a crowd must not cost a heartbeat.
+CLIENT_TURN_MS = 10
+
 #: While no leader is known, the log says so this often (seconds).
 NO_LEADER_REMINDER_S = 10.0
 
@@ -87,6 +91,21 @@ SEGMENT_BYTES = 64 << 20
 #: The unit in which a disk loses or tears a write, in bytes. Disks with 4 KiB sectors lose eight.
 SECTOR_BYTES = 512
 
+# -- descriptors --------------------------------------------------------------------------------
+
+#: The limit on open files is raised to what the system allows, but not beyond this: a client costs memory too.
+MOST_DESCRIPTORS = 1 << 16
+
+#: So many of them are never clients': the log, other nodes, strangers at the peer door, listeners. Without
+#: a descriptor for its next segment a node would have to end.
+RESERVED_DESCRIPTORS = 192
+
+#: Clients that are let in even if that leaves too few: a node for nobody would be no use.
+LEAST_CLIENTS = 16
+
+#: Connections to the peer door that have not been recognised. When one more comes, the oldest goes.
+PEER_STRANGERS = 64
+
 # -- counts -------------------------------------------------------------------------------------
 
 #: AppendEntries in flight to one follower, in messages and in bytes, before the leader waits for an
@@ -108,7 +127,7 @@ WATCHED_TUBES = 1_024
 #: Committed entries applied in one turn, in number and in bytes. A node that replays a long log keeps
 #: answering heartbeats.
 APPLY_ENTRIES = 512
-APPLY_BYTES = 4 << 20
+APPLY_BYTES = 64 << 10
 
 #: Commands of one line or client connection that are not answered yet, in number and in bytes, before
 #: reading pauses. A reserve counts the largest job; one command alone never pauses it.

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
@@ -59,15 +59,21 @@ def wait_for(condition: Callable[[], _T | None], timeout_s: float = _START_S, wh
 
 
 class LocalNode:
-    """One process; what it says is in the file `log`."""
+    """One process; what it says is in the file `log`. `popen` is for subprocess.Popen."""
 
-    def __init__(self, config: Path, node: int, log: Path) -> None:
+    def __init__(self, config: Path, node: int, log: Path, **popen: Any) -> None:
         self.node = node
         self.log = log
         arguments = [*TWISTD, "-n", "--pidfile=", "raftd", "--config", str(config), "--node", str(node)]
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=config.parent, start_new_session=True
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=config.parent,
+                start_new_session=True,
+                **popen,
             )
 
     def kill(self) -> None:

@@ -15,6 +15,7 @@ from raftd.jobs import commands as c
 from raftd.jobs.replies import JobTooBig, Reply
 from raftd.limits import HELLO_TIMEOUT_S
 from raftd.node import Node
+from raftd.server.clients import Clients
 from raftd.server.door import DoorProtocol
 from raftd.server.stats import Counters
 from raftd.wire import client as w
@@ -36,8 +37,8 @@ class ClientProtocol(DoorProtocol):
 
     _log = Logger("raftd.client")
 
-    def __init__(self, node: Node, clock: Any, counters: Counters) -> None:
-        super().__init__(node, clock)
+    def __init__(self, node: Node, clock: Any, clients: Clients, counters: Counters) -> None:
+        super().__init__(node, clock, clients)
         self._counters = counters
         self._decoder = FrameDecoder()
         self._greeted = False
@@ -165,9 +166,12 @@ class ClientFactory(Factory):
     noisy = False
     node: Node
 
-    def __init__(self, clock: Any, counters: Counters) -> None:
+    def __init__(self, clock: Any, clients: Clients, counters: Counters) -> None:
         self._clock = clock
+        self._clients = clients
         self._counters = counters
 
-    def buildProtocol(self, addr: object) -> ClientProtocol:
-        return ClientProtocol(self.node, self._clock, self._counters)
+    def buildProtocol(self, addr: object) -> ClientProtocol | None:
+        if not self._clients.admit():
+            return None
+        return ClientProtocol(self.node, self._clock, self._clients, self._counters)

@@ -19,6 +19,7 @@ from zope.interface import implementer
 from raftd.gateway import Session
 from raftd.limits import CONNECTION_BYTES, CONNECTION_IN_FLIGHT, NO_PROGRESS_S, REPLY_BYTES
 from raftd.node import Node
+from raftd.server.clients import Clients
 from raftd.server.sockets import tune, unsent, write_at_once
 
 
@@ -29,10 +30,12 @@ class DoorProtocol(Protocol, ABC):
     transport: Any
     _log = Logger("raftd.door")
 
-    def __init__(self, node: Node, clock: Any) -> None:
+    def __init__(self, node: Node, clock: Any, clients: Clients) -> None:
+        """`clients` has admitted this one."""
         self.node = node
         self.session: Session
         self._clock = clock
+        self._clients = clients
         self._out: list[bytes] = []
         self._in_flight = 0
         self._bytes_in_flight = 0
@@ -41,7 +44,7 @@ class DoorProtocol(Protocol, ABC):
         self._progress: Any = None
         self._full = False
         self._reading = True
-        self._turn: Any = None  # the rest of what has arrived, in another turn of the reactor
+        self._waits = False  # with the rest of what has arrived, for another turn of the reactor
         self._closed = False
         self._deaf = False  # nothing more will be read
         self._half_closed = False  # nothing more will come; what is here is answered, then the connection closes
@@ -108,9 +111,8 @@ class DoorProtocol(Protocol, ABC):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._closed = True
-        if self._turn is not None:
-            self._turn.cancel()
-            self._turn = None
+        self._clients.forget(self)
+        self._clients.left()
         if self._progress is not None:
             self._progress.cancel()
             self._progress = None
@@ -162,18 +164,21 @@ class DoorProtocol(Protocol, ABC):
 
     def _read(self) -> None:
         """Handle what has arrived, as far as the bounds allow."""
-        if self._turn is not None:
+        if self._waits:
             return
         for _ in range(CONNECTION_IN_FLIGHT):
             if self._closed or self._deaf or self._full or self._has_enough:
                 self._set_reading(False)
                 return
+            if not self._clients.has_time():
+                break
             if not self._take():
                 self._set_reading(True)
                 return
         # More may be there, but others wait too.
         self._set_reading(False)
-        self._turn = self._clock.callLater(0, self._go_on)
+        self._waits = True
+        self._clients.wait(self)
 
     @property
     def _has_enough(self) -> bool:
@@ -181,8 +186,9 @@ class DoorProtocol(Protocol, ABC):
         a connection that is not read does not notice that its client is gone."""
         return self._in_flight >= CONNECTION_IN_FLIGHT or (self._in_flight > 1 and self._bytes_in_flight >= CONNECTION_BYTES)
 
-    def _go_on(self) -> None:
-        self._turn = None
+    def go_on(self) -> None:
+        """The turn that it waited for has come."""
+        self._waits = False
         self._read_guarded()
         self._finish_if_done()
 
@@ -195,7 +201,7 @@ class DoorProtocol(Protocol, ABC):
                 self.transport.pauseProducing()
 
     def _finish_if_done(self) -> None:
-        if self._half_closed and not self._closed and not self._in_flight and self._turn is None and not self._full:
+        if self._half_closed and not self._closed and not self._in_flight and not self._waits and not self._full:
             self.finish()
 
     def _end_of_turn(self) -> None:

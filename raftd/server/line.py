@@ -15,6 +15,7 @@ from raftd.jobs import queries as q
 from raftd.jobs.model import Job
 from raftd.jobs.replies import Reply, Using
 from raftd.node import Node
+from raftd.server.clients import Clients
 from raftd.server.door import DoorProtocol
 from raftd.server.stats import Counters, stats
 from raftd.wire.line import (
@@ -74,8 +75,8 @@ _READS: dict[str, Callable[[tuple[Any, ...]], tuple[q.Query, Callable[[Any], byt
 class LineProtocol(DoorProtocol):
     """One client of the line door."""
 
-    def __init__(self, node: Node, clock: Any, counters: Counters) -> None:
-        super().__init__(node, clock)
+    def __init__(self, node: Node, clock: Any, clients: Clients, counters: Counters) -> None:
+        super().__init__(node, clock, clients)
         self._counters = counters
         self._parser = LineParser(node.max_job_size)
         self._is_producer = False
@@ -179,9 +180,12 @@ class LineFactory(Factory):
     noisy = False
     node: Node
 
-    def __init__(self, clock: Any, counters: Counters) -> None:
+    def __init__(self, clock: Any, clients: Clients, counters: Counters) -> None:
         self._clock = clock
+        self._clients = clients
         self._counters = counters
 
-    def buildProtocol(self, addr: object) -> LineProtocol:
-        return LineProtocol(self.node, self._clock, self._counters)
+    def buildProtocol(self, addr: object) -> LineProtocol | None:
+        if not self._clients.admit():
+            return None
+        return LineProtocol(self.node, self._clock, self._clients, self._counters)

@@ -5,6 +5,7 @@ Each side says hello first; a connection carries messages only when both are con
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from enum import Enum
 from random import Random
@@ -16,7 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from raftd.errors import FrameError
-from raftd.limits import HELLO_TIMEOUT_S
+from raftd.limits import HELLO_TIMEOUT_S, PEER_STRANGERS
 from raftd.node import Node
 from raftd.server.sockets import tune_peer, write_at_once
 from raftd.wire.frames import FrameDecoder
@@ -151,6 +152,7 @@ class PeerDoor:
         self._log = Logger("raftd.peer")
         self._open: dict[int, PeerProtocol] = {}
         self._all: set[PeerProtocol] = set()
+        self._strangers: OrderedDict[PeerProtocol, None] = OrderedDict()  # they dialled us, and are not recognised yet
         self._dirty: list[PeerProtocol] = []
         self._told: dict[object, str] = {}  # the last reason logged, so that a retry says nothing new
         self._backoff = backoffPolicy(_RETRY_FIRST_S, _RETRY_LAST_S, 1.5, random.random)
@@ -158,6 +160,11 @@ class PeerDoor:
     def build(self, expected: int) -> PeerProtocol:
         protocol = PeerProtocol(self, expected)
         self._all.add(protocol)
+        if not expected:
+            self._strangers[protocol] = None
+            if len(self._strangers) > PEER_STRANGERS:
+                oldest, _ = self._strangers.popitem(last=False)
+                oldest.transport.abortConnection()
         return protocol
 
     def retry_policy(self, peer: int) -> Callable[[int], float]:
@@ -184,6 +191,7 @@ class PeerDoor:
 
     def opened(self, connection: PeerProtocol) -> None:
         peer = connection.peer
+        self._strangers.pop(connection, None)
         older = self._open.get(peer)
         self._open[peer] = connection
         if older is not None:
@@ -204,6 +212,7 @@ class PeerDoor:
 
     def closed(self, connection: PeerProtocol, reason: str) -> None:
         self._all.discard(connection)
+        self._strangers.pop(connection, None)
         connection.outbox.clear()
         if self._open.get(connection.peer) is connection:
             del self._open[connection.peer]

@@ -28,6 +28,7 @@ from raftd.jobs.commands import Settings
 from raftd.limits import NO_LEADER_REMINDER_S, STOP_TIMEOUT_S, TICK_MS
 from raftd.node import Node, NodeConfig
 from raftd.server.client import ClientFactory
+from raftd.server.clients import Clients, most_clients
 from raftd.server.disk import DiskThread
 from raftd.server.events import LogObserver
 from raftd.server.line import LineFactory
@@ -75,9 +76,10 @@ class RaftdService(service.MultiService):
         directory = f"{config.data}/{node}"
         self._store = Store(RealFileSystem(), directory, owner, self._random, DiskThread(reactor), reactor, self._fatal)
         self._peers = PeerDoor(reactor, self._random)
-        self._counters = Counters()
-        self._lines = LineFactory(reactor, self._counters)
-        self._clients = ClientFactory(reactor, self._counters)
+        counters = self._counters = Counters()
+        clients = Clients(reactor, most_clients())
+        self._lines = LineFactory(reactor, clients, counters)
+        self._clients = ClientFactory(reactor, clients, counters)
         self._ticks: task.LoopingCall | None = None
         self._reminder = internet.TimerService(NO_LEADER_REMINDER_S, self._remind)
         self._reminder.clock = reactor

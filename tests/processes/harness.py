@@ -74,6 +74,13 @@ class LineClient:
     def delete(self, id: int) -> bool:
         return self.ask(b"delete %d" % id) == b"DELETED"
 
+    def reserve_and_delete(self, id: int) -> bool:
+        """The very job, whatever else is there."""
+        word, reserved, size = self.ask(b"reserve-job %d" % id).split()
+        assert (word, int(reserved)) == (b"RESERVED", id)
+        self.data(int(size))
+        return self.delete(id)
+
     def stats(self) -> dict[str, str]:
         word, size = self.ask(b"stats").split()
         assert word == b"OK"

@@ -7,8 +7,9 @@ from typing import Any
 from twisted.internet.protocol import Protocol
 from twisted.internet.testing import StringTransport
 
-from raftd.server.client import ClientProtocol
-from raftd.server.line import LineProtocol
+from raftd.server.client import ClientFactory
+from raftd.server.clients import Clients
+from raftd.server.line import LineFactory
 from raftd.server.stats import Counters
 from raftd.sim.cluster import SimCluster
 from raftd.wire import client as w
@@ -68,14 +69,22 @@ class Doors:
         assert self.cluster.run(5_000, lambda: self.cluster.leader != 0)
         self.cluster.run(100)
         self.counters = {node: Counters() for node in self.cluster.config.voters}
+        clock: Any = self.cluster.clock
+        self.clients = {node: Clients(clock, 1_000) for node in self.cluster.config.voters}
+
+    def _door(self, make: type[LineFactory | ClientFactory], node: int) -> Door:
+        clock: Any = self.cluster.clock
+        factory = make(clock, self.clients[node], self.counters[node])
+        factory.node = self.cluster[node]
+        protocol = factory.buildProtocol(None)
+        assert protocol is not None
+        return Door(self.cluster, protocol)
 
     def line(self, node: int = 1) -> Door:
-        clock: Any = self.cluster.clock
-        return Door(self.cluster, LineProtocol(self.cluster[node], clock, self.counters[node]))
+        return self._door(LineFactory, node)
 
     def client(self, node: int = 1) -> Door:
-        clock: Any = self.cluster.clock
-        return Door(self.cluster, ClientProtocol(self.cluster[node], clock, self.counters[node]))
+        return self._door(ClientFactory, node)
 
 
 def answers(data: bytes) -> list[w.Answer]:

@@ -10,7 +10,7 @@ from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from raftd.limits import HELLO_TIMEOUT_S
+from raftd.limits import HELLO_TIMEOUT_S, PEER_STRANGERS
 from raftd.raft.messages import PreVote, PreVoteReply
 from raftd.server.peer import PeerDoor, PeerProtocol
 from raftd.wire.frames import FrameDecoder, frame
@@ -179,3 +179,15 @@ class PeerDoorTests(SynchronousTestCase):
         protocol.connectionLost(Failure(ConnectionDone()))
         self.door.flush()
         self.assertEqual(self.said(protocol), [self.node.hello()])
+
+    def test_of_too_many_strangers_the_oldest_goes(self) -> None:
+        strangers = [self.connect() for _ in range(PEER_STRANGERS)]
+        known = self.connect()
+        self.assertEqual([stranger.transport.aborted for stranger in strangers[:2]], [True, False])
+        strangers[0].connectionLost(Failure(ConnectionDone()))
+        known.dataReceived(HELLO)
+        self.connect()
+        self.assertFalse(strangers[1].transport.aborted)
+        for _ in range(2 * PEER_STRANGERS):
+            self.connect()
+        self.assertFalse(known.transport.aborted)

@@ -1,0 +1,99 @@
+"""All clients of this process together: how many there may be, and how much of a turn is theirs.
+
+One connection is bounded by itself (`door.py`). A thousand that flood are bounded here: a turn of the reactor gives
+clients so many milliseconds, and who has more to say waits in a queue for the next turns, first come, first served.
+Between two turns ticks, heartbeats and messages of other nodes have theirs, so no crowd costs the node its lead.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections import OrderedDict
+from typing import Any, Protocol
+
+from twisted.logger import Logger
+
+from raftd.limits import CLIENT_TURN_MS, LEAST_CLIENTS, MOST_DESCRIPTORS, RESERVED_DESCRIPTORS
+
+
+class Waiting(Protocol):
+    """A connection with requests that have arrived."""
+
+    def go_on(self) -> None:
+        """Its turn has come."""
+
+
+class Clients:
+    """`most` connections at once, on all doors for clients."""
+
+    _log = Logger("raftd.door")
+
+    def __init__(self, clock: Any, most: int) -> None:
+        self.most = most
+        self._clock = clock
+        self._count = 0
+        self._is_full = False  # and the log says so
+        self._waiting: OrderedDict[Waiting, None] = OrderedDict()
+        self._turn_ends_s: float | None = None  # when this turn's time for clients is over; None: it has not begun
+
+    # -- how many -----------------------------------------------------------------------------
+
+    def admit(self) -> bool:
+        """Whether one more may connect; if so it is counted until it `left`."""
+        if self._count >= self.most:
+            if not self._is_full:
+                self._is_full = True
+                self._log.warn(
+                    "{most} clients are connected, which is all that this process may have open (ulimit -n, less {reserved} for "
+                    "itself): more are turned away",
+                    most=self.most,
+                    reserved=RESERVED_DESCRIPTORS,
+                )
+            return False
+        self._count += 1
+        return True
+
+    def left(self) -> None:
+        """A connection that was admitted is gone."""
+        self._count -= 1
+        self._is_full = self._is_full and self._count > self.most * 9 // 10  # not a line for each that comes and goes
+
+    # -- how much -----------------------------------------------------------------------------
+
+    def has_time(self) -> bool:
+        """Whether this turn has time left for one more request."""
+        now_s: float = self._clock.seconds()
+        if self._turn_ends_s is None:
+            self._turn_ends_s = now_s + CLIENT_TURN_MS / 1000
+            self._clock.callLater(0, self._next_turn)
+        return now_s < self._turn_ends_s
+
+    def wait(self, connection: Waiting) -> None:
+        """`connection` goes on when its turn comes."""
+        self._waiting[connection] = None
+        if self._turn_ends_s is None:
+            self._turn_ends_s = self._clock.seconds()
+            self._clock.callLater(0, self._next_turn)
+
+    def forget(self, connection: Waiting) -> None:
+        self._waiting.pop(connection, None)
+
+    def _next_turn(self) -> None:
+        """Before anything new is read, those that wait; one that is not done waits again, behind the others."""
+        self._turn_ends_s = None
+        for _ in range(len(self._waiting)):
+            if not self.has_time():
+                break
+            connection, _ = self._waiting.popitem(last=False)
+            connection.go_on()
+
+
+def most_clients() -> int:
+    """How many clients the limit on open files allows, once it is raised as far as it may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    allowed = MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
+    return max(LEAST_CLIENTS, allowed - RESERVED_DESCRIPTORS)
