@@ -124,8 +124,8 @@ TIMERS_PER_ENTRY = 4_096
 #: Tubes that one session may watch. A reserve looks at each of them, on every node.
 WATCHED_TUBES = 1_024
 
-#: Committed entries applied in one turn, in number and in bytes. A node that replays a long log keeps
-#: answering heartbeats.
+#: Committed entries applied at a time, in number and in bytes, or one entry if that is larger. A turn does so four
+#: times at most, so a node that replays a long log, or has many commands to answer, keeps its heartbeats.
 APPLY_ENTRIES = 512
 APPLY_BYTES = 64 << 10
 

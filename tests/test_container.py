@@ -1,0 +1,49 @@
+"""The files around the container agree with each other. (No test builds the image: that needs a base image and root.)"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+from raftd import config as configuration
+
+ROOT = Path(__file__).parent.parent
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+COMPOSE = yaml.safe_load((ROOT / "conf/compose.yaml").read_text())
+
+
+def test_all_that_is_copied_is_there_and_not_ignored():
+    copied = [source for line in re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE, re.MULTILINE) for source in line.split()[:-1]]
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert set(copied) == allowed
+    assert all((ROOT / source).exists() for source in copied)
+
+
+def test_the_image_runs_one_node_in_its_volume():
+    config = configuration.load(str(ROOT / "conf/container.yaml"))
+    assert config.data == re.search(r"^VOLUME (.*)$", DOCKERFILE, re.MULTILINE)[1]
+    assert (list(config.nodes), config.address(1).host) == ([1], "0.0.0.0")
+    exposed = re.search(r"^EXPOSE (.*)$", DOCKERFILE, re.MULTILINE)[1].split()
+    assert [str(port) for port in (config.address(1).line, config.address(1).client, config.address(1).peer)] == exposed
+    assert f"$(hostname):{config.address(1).line}" in DOCKERFILE
+
+
+def test_compose_runs_the_three_nodes_of_its_cluster():
+    config = configuration.load(str(ROOT / "conf" / COMPOSE["configs"]["cluster"]["file"]))
+    places = configuration.load(str(ROOT / "conf/cluster.yaml"))
+    nodes, volumes = set(), set()
+    for name, service in COMPOSE["services"].items():
+        node = configuration.choose_node(config, service["command"][-1])
+        nodes.add(node)
+        (volume,) = service["volumes"]
+        volumes.add(volume.partition(":")[0])
+        assert volume.endswith(f":{config.data}")
+        assert name == service["hostname"] == config.address(node).host
+        assert service["command"][:2] == ["--config", service["configs"][0]["target"]]
+        # the host's ports are those that the README gives for three nodes on one machine
+        ours, theirs = places.address(node), config.address(node)
+        assert service["ports"] == [f"127.0.0.1:{ours.line}:{theirs.line}", f"127.0.0.1:{ours.client}:{theirs.client}"]
+    assert nodes == set(config.nodes)
+    assert volumes == set(COMPOSE["volumes"])
