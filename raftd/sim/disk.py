@@ -6,10 +6,13 @@ and of the unsynced sectors of the first as many as the caller's choice says.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
+from random import Random
 
 from raftd.errors import DirectoryLocked
 from raftd.limits import SECTOR_BYTES
+from raftd.storage import records
 from raftd.storage.filesystem import File
 
 #: Says for (path, sector number) whether an unsynced sector reached the platter all the same.
@@ -25,6 +28,7 @@ class _Image:
         self.seen = bytearray()
         self.platter = bytearray()
         self.dirty: set[int] = set()  # sectors that a sync would write
+        self.older: dict[int, bytes] = {}  # what stood on the platter at an offset before it was last synced
         self.named = False  # the directory entry is durable
 
 
@@ -39,7 +43,8 @@ class MemoryFile:
         if len(image) < offset:
             image.extend(bytes(offset - len(image)))
         image[offset : offset + len(data)] = data
-        self._image.dirty |= set(range(offset // SECTOR_BYTES, (offset + len(data) - 1) // SECTOR_BYTES + 1))
+        sector = self._disk.sector
+        self._image.dirty.update(range(offset // sector, (offset + len(data) - 1) // sector + 1))
 
     def sync(self) -> None:
         """As Linux does it: what a failed sync could not write counts as clean from then on."""
@@ -48,9 +53,10 @@ class MemoryFile:
         self._disk.touch("sync")
         self._disk.syncs += 1
         image.platter.extend(bytes(max(0, len(image.seen) - len(image.platter))))
-        for sector in dirty:
-            start = sector * SECTOR_BYTES
-            image.platter[start : start + SECTOR_BYTES] = image.seen[start : start + SECTOR_BYTES]
+        size = self._disk.sector
+        for start in (sector * size for sector in dirty):
+            image.older[start] = bytes(image.platter[start : start + size])
+            image.platter[start : start + size] = image.seen[start : start + size]
 
     def close(self) -> None:
         pass
@@ -59,7 +65,9 @@ class MemoryFile:
 class MemoryFileSystem:
     """One node's disk. `fault(operation)` may raise OSError for "write", "sync" or "read"."""
 
-    def __init__(self) -> None:
+    def __init__(self, sector: int = SECTOR_BYTES) -> None:
+        """`sector`: the unit in which it loses or tears a write, in bytes."""
+        self.sector = sector
         self.files: dict[str, _Image] = {}
         self.directories: set[str] = set()
         self.syncs = 0
@@ -81,14 +89,18 @@ class MemoryFileSystem:
                 del self.files[path]
                 continue
             size = len(image.platter)
-            for start in range(0, len(image.seen), SECTOR_BYTES):
-                stop = start + SECTOR_BYTES
-                if image.seen[start:stop] != image.platter[start:stop] and keep(path, start // SECTOR_BYTES):
+            for start in range(0, len(image.seen), self.sector):
+                stop = start + self.sector
+                if image.seen[start:stop] != image.platter[start:stop] and keep(path, start // self.sector):
                     size = max(size, min(stop, len(image.seen)))
                     image.platter.extend(bytes(max(0, size - len(image.platter))))
                     image.platter[start:stop] = image.seen[start:stop]
             image.seen[:] = image.platter
             image.dirty.clear()
+
+    def exit(self) -> None:
+        """The process is gone, the machine goes on: only locks go."""
+        self._locked.clear()
 
     # -- the FileSystem interface -------------------------------------------------------------
 
@@ -133,3 +145,103 @@ class MemoryFileSystem:
             if name.startswith(f"{path}/"):
                 image.named = True
         self._removed = {name: image for name, image in self._removed.items() if not name.startswith(f"{path}/")}
+
+
+class PowerCut(BaseException):
+    """The machine lost power in the middle of what it was doing. (No `except Exception` may take it for an error.)"""
+
+
+class Disk(MemoryFileSystem):
+    """One that can be told to fail, and whose files can be damaged while nobody uses it."""
+
+    def __init__(self, sector: int = SECTOR_BYTES) -> None:
+        super().__init__(sector)
+        self._armed: dict[str, BaseException] = {}
+        self._cut_in: int | None = None
+        self.fault = self._fault
+
+    def fail_next(self, operation: str, number: int = errno.EIO) -> None:
+        """The next "read", "write" or "sync" raises OSError."""
+        self._armed[operation] = OSError(number, "simulated")
+
+    def cut_power_in(self, operations: int) -> None:
+        """The machine loses power at so many writes and syncs from now."""
+        self._cut_in = operations
+
+    def mend(self) -> None:
+        """No fault that is armed comes."""
+        self._armed.clear()
+        self._cut_in = None
+
+    def _fault(self, operation: str) -> None:
+        error = self._armed.pop(operation, None)
+        if error is not None:
+            raise error
+        if self._cut_in is not None and operation != "read":
+            self._cut_in -= 1
+            if self._cut_in <= 0:
+                self._cut_in = None
+                raise PowerCut
+
+    def after_power_loss(self) -> MemoryFileSystem:
+        """What would be found if power were lost now, and nothing kept that was not synced."""
+        found = MemoryFileSystem(self.sector)
+        found.directories = set(self.directories)
+        for path, image in {**self._removed, **self.files}.items():
+            if image.named:
+                copy = found.files[path] = _Image()
+                copy.seen[:] = image.platter
+                copy.platter[:] = image.platter
+        return found
+
+    # -- damage, while it is not in use -------------------------------------------------------
+
+    def damage(self, kind: str, random: Random) -> str | None:
+        """Do one of DAMAGES to what was durable; what was done, or None if nothing offers itself."""
+        kind, _, which = kind.partition(" ")
+        suffix = ".log" if which == "log" else (".a", ".b")
+        paths = [path for path in sorted(self.files) if path.endswith(suffix) and self.files[path].platter]
+        if kind == "truncated":
+            paths = paths[:-1]  # the end of the last segment is no trace of what was there
+        if not paths:
+            return None
+        path = random.choice(paths)
+        image = self.files[path]
+        if kind == "truncated":
+            size = random.randrange(len(image.platter))
+            del image.platter[size:]
+            return self._damaged(path, f"truncated to {size} bytes")
+        last = len(image.platter)
+        if which != "vote" and path == paths[-1] and kind != "rot":
+            last = self._last_batch(path)  # behind it zeros are no trace either
+        sectors = range(0, max(0, last - self.sector + 1), self.sector) or ([0] if which == "vote" else [])
+        if not sectors:
+            return None
+        start = random.choice(sectors)
+        if kind == "rot":
+            place = random.randrange(start, min(start + self.sector, len(image.platter)))
+            image.platter[place] ^= 1 << random.randrange(8)
+            return self._damaged(path, f"a bit of byte {place} flipped")
+        older = image.older.get(start, b"")
+        image.platter[start : start + self.sector] = older.ljust(min(self.sector, len(image.platter) - start), b"\0")
+        return self._damaged(path, f"an older sector at {start}")
+
+    def _damaged(self, path: str, what: str) -> str:
+        image = self.files[path]
+        image.seen[:] = image.platter
+        return f"{path}: {what}"
+
+    def _last_batch(self, path: str) -> int:
+        """Where the last batch header of a segment is."""
+        data = bytes(self.files[path].platter)
+        scan = records.scan_segment(data, *_named(path), None)
+        return scan.last_batch
+
+
+DAMAGES = ("rot log", "rot vote", "stale log", "stale vote", "truncated log")
+
+
+def _named(path: str) -> tuple[int, bytes]:
+    """The number and the id in the name of a segment's file."""
+    number, id = path.rpartition("/")[2].removesuffix(".log").split("-")
+    return int(number), bytes.fromhex(id)

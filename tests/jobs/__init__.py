@@ -1,1 +1,1 @@
-"""The state machine, fed with entries by hand and compared with a naive model."""
+"""The state machine, fed with entries by hand and compared with the simulator's plain model."""

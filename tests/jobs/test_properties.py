@@ -1,10 +1,11 @@
-"""Random lives of the queue, compared with the naive model after every entry: answers, order, states, counts.
+"""Random lives of the queue, compared with the plain model of the simulator after every entry: answers, order, states, counts.
 
 Sessions, every verb, timers, waits, repeated and missing batches, gateways that die and come again.
 """
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -12,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs.machine import StateMachine
-from tests.jobs.naive import NaiveQueue
+from raftd.sim.model import Model
 
 NODES = (1, 2)
 sessions = st.integers(1, 3)
@@ -46,7 +47,7 @@ class QueueLife(RuleBasedStateMachine):
         super().__init__()
         self.machine = StateMachine()
         self.twin = StateMachine()  # the same entries on another node
-        self.naive = NaiveQueue()
+        self.model = Model()
         self.now = 1_000_000
         self.incarnations = dict.fromkeys(NODES, 1)
         self.seqs = dict.fromkeys(NODES, 0)
@@ -60,7 +61,7 @@ class QueueLife(RuleBasedStateMachine):
         effects = self.machine.apply(self.machine.applied_index + 1, self.now, data)
         twin = self.twin.apply(self.twin.applied_index + 1, self.now, data)
         assert effects == twin
-        assert effects.answers == self.naive.entry(self.now, payload)
+        assert list(map(msgspec.msgpack.encode, effects.answers)) == list(map(msgspec.msgpack.encode, self.model.entry(self.now, data)))
         return effects
 
     @rule(node=st.sampled_from(NODES), batch=st.lists(commands, min_size=1, max_size=6), step=steps)
@@ -109,29 +110,29 @@ class QueueLife(RuleBasedStateMachine):
 
     @invariant()
     def states_and_counts_equal_what_looking_finds(self):
-        assert sorted(self.machine.jobs) == sorted(self.naive.jobs)
-        for id, job in self.naive.jobs.items():
+        assert sorted(self.machine.jobs) == sorted(self.model.jobs)
+        for id, job in self.model.jobs.items():
             got = dict(queries.stats_job(id)(self.machine, self.now, 0, 0))
             for key in ("state", "tube", "pri", "timeouts", "releases", "buries", "kicks", "reserves"):
                 assert str(got[key]).strip('"') == str(job[key]), (id, key)
-        assert set(self.machine.tubes) == self.naive.tubes()
-        for name in self.naive.tubes():
+        assert set(self.machine.tubes) == self.model.tubes()
+        for name in self.model.tubes():
             got = dict(queries.stats_tube(name)(self.machine, self.now, 0, 0))
             for state in ("ready", "reserved", "delayed", "buried"):
-                assert got[f"current-jobs-{state}"] == len(self.naive.in_state(state, name)), (name, state)
-            assert got["current-jobs-urgent"] == sum(job["pri"] < 1024 for job in self.naive.in_state("ready", name))
-            assert got["current-waiting"] == len(self.naive.waiters(name))
-            assert got["current-using"] == sum(session["used"] == name for session in self.naive.sessions.values())
-            assert got["current-watching"] == sum(name in session["watched"] for session in self.naive.sessions.values())
-            assert got["total-jobs"] == self.naive.totals.get(name, 0)
-            assert got["cmd-delete"] == self.naive.deletes.get(name, 0)
+                assert got[f"current-jobs-{state}"] == len(self.model.in_state(state, name)), (name, state)
+            assert got["current-jobs-urgent"] == sum(job["pri"] < 1024 for job in self.model.in_state("ready", name))
+            assert got["current-waiting"] == len(self.model.waiters(name))
+            assert got["current-using"] == sum(session["used"] == name for session in self.model.sessions.values())
+            assert got["current-watching"] == sum(name in session["watched"] for session in self.model.sessions.values())
+            assert got["total-jobs"] == self.model.puts.get(name, 0)
+            assert got["cmd-delete"] == self.model.deletes.get(name, 0)
         for key, value in queries.job_counts(self.machine):
             state = key.removeprefix("current-jobs-")
-            urgent = sum(job["pri"] < 1024 for job in self.naive.in_state("ready"))
-            assert value == (urgent if state == "urgent" else len(self.naive.in_state(state))), state
+            urgent = sum(job["pri"] < 1024 for job in self.model.in_state("ready"))
+            assert value == (urgent if state == "urgent" else len(self.model.in_state(state))), state
         for node, row in self.machine.gateways.items():
-            assert row.waiting == sum(bool(session["wait"]) for key, session in self.naive.sessions.items() if key[0] == node)
-        assert (self.machine.total_jobs, self.machine.job_timeouts) == (self.naive.total, self.naive.timeouts)
+            assert row.waiting == sum(bool(session["wait"]) for key, session in self.model.sessions.items() if key[0] == node)
+        assert (self.machine.total_jobs, self.machine.job_timeouts) == (self.model.total, self.model.timeouts)
 
     @invariant()
     def the_next_timer_is_the_first_due(self):

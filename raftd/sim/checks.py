@@ -1,0 +1,388 @@
+"""The invariants of raft-rules part 2, against a ghost of the cluster that stands outside its nodes.
+
+The ghost knows what every node has made durable, every chain of entries that ever existed, what is committed, and what
+the plain model makes of it. Cheap checks follow every step of a process; whole states are compared now and then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from zlib import crc32
+
+import msgspec
+
+from raftd.errors import CorruptionError
+from raftd.jobs.machine import Effects
+from raftd.raft.messages import AppendEntriesReply, Entry, EntryKind, Message, PreVote, PreVoteReply, RequestVote, RequestVoteReply
+from raftd.raft.ready import Persist, Role
+from raftd.sim.disk import Disk
+from raftd.sim.model import Model
+from raftd.sim.process import Process
+from raftd.storage.log import SegmentedLog
+from raftd.storage.vote import VoteFile
+from raftd.wire.peer import PeerMessage
+
+#: Every so many acknowledgements the disk itself is looked at: too costly for each.
+_LOOK_AT_DISK = 50
+_BUSY_STATES = ("ready", "delayed", "reserved", "buried")
+
+
+class Violation(AssertionError):
+    """An invariant does not hold; the text begins with its number."""
+
+
+def _require(holds: bool, invariant: str, text: str) -> None:
+    if not holds:
+        raise Violation(f"{invariant}: {text}")
+
+
+def _chain(before: int, entry: Entry) -> int:
+    head = b"%d %d %d %d" % (entry.term, entry.index, entry.time_ms, entry.kind)
+    return crc32(entry.data, crc32(head, before))
+
+
+class _Node:
+    """What the ghost knows of one machine, through all its processes."""
+
+    def __init__(self) -> None:
+        self.durable: list[tuple[int, int]] = []  # (term, chain) of every entry that its storage called durable
+        self.durable_term = 0
+        self.voted: dict[int, int] = {}  # term -> whom, as it said
+        self.durable_vote = (0, 0)
+        self.promised = 0  # the last index that it acknowledged as durable and has not replaced since
+        self.damaged = False
+
+
+class _Life:
+    """What the ghost knows of one process."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.chains: list[int] = []
+        self.leads: tuple[int, int] | None = None  # (term, since which tick)
+        self.commit = 0
+        self.applied = 0
+
+
+class Checks:
+    def __init__(self, disks: dict[int, Disk], election_ticks: int) -> None:
+        self.committed: list[Entry] = []
+        self.model = Model()
+        #: The greatest index of which a client was told.
+        self.acknowledged = 0
+        self._election_ticks = election_ticks
+        self._disks = disks
+        self._majority = len(disks) // 2 + 1
+        self._nodes = {node: _Node() for node in disks}
+        self._acknowledgements = 0
+        self._lives: dict[Process, _Life] = {}
+        self._leaders: dict[int, int] = {}  # term -> node
+        self._chains: list[int] = []  # of what is committed
+        self._prefixes: dict[tuple[int, int], int] = {}  # (index, term) -> chain
+        self._answers: list[list[bytes]] = []  # of the model, by index
+
+    # -- a process begins and ends ------------------------------------------------------------
+
+    def started(self, process: Process) -> None:
+        """It has read its disk. What it promised must be there, unless the disk was damaged or it says that it doubts."""
+        node, opened = self._nodes[process.node_id], process.opened
+        life = self._lives[process] = _Life()
+        _require(opened.identity.term >= node.durable_term, "I9", f"node {process.node_id} forgot term {node.durable_term}")
+        for entry in opened.entries:
+            self._extend(life, entry)
+        if not node.damaged and not opened.identity.doubtful:
+            promised = node.durable[node.promised - 1 : node.promised]
+            found = life.chains[node.promised - 1 : node.promised] if node.promised else []
+            _require(
+                [chain for _, chain in promised] == found,
+                "I8",
+                f"node {process.node_id} has lost entry {node.promised}, which it acknowledged",
+            )
+        node.durable = [(entry.term, chain) for entry, chain in zip(opened.entries, life.chains, strict=True)]
+        node.promised = min(node.promised, len(node.durable))
+        node.durable_term, node.durable_vote = opened.identity.term, (opened.identity.term, opened.identity.voted_for)
+        self._watch_apply(process)
+        self._watch_step(process)
+
+    def ended(self, process: Process) -> None:
+        self._lives.pop(process, None)
+
+    def damaged(self, node: int) -> None:
+        """Its disk no longer holds what it called durable."""
+        self._nodes[node].damaged = True
+
+    # -- every step ---------------------------------------------------------------------------
+
+    def stepped(self, process: Process) -> None:
+        life = self._lives[process]
+        raft = process.node.raft
+        log = raft.log
+        entries = life.entries
+        if len(entries) != log.last_index or (entries and log.entry(len(entries)) is not entries[-1]):
+            self._log_changed(process, life)
+        if log.commit_index > len(self.committed):
+            self._commit_advanced(process, life)
+        life.commit = log.commit_index
+        if raft.is_leader:
+            self._check_leader(process, life)
+        elif life.leads is not None:
+            life.leads = None
+
+    def _log_changed(self, process: Process, life: _Life) -> None:
+        log = process.node.raft.log
+        kept = min(len(life.entries), log.last_index)
+        while kept and log.entry(kept) is not life.entries[kept - 1]:
+            kept -= 1
+        if kept < len(life.entries):
+            raft = process.node.raft
+            _require(
+                not (raft.is_leader and life.leads is not None and life.leads[0] == raft.term),
+                "I3",
+                f"node {process.node_id} removed an entry of its own while it leads",
+            )
+            _require(kept >= life.commit, "I14", f"node {process.node_id} removed committed entries behind {kept}")
+            del life.entries[kept:], life.chains[kept:]
+            node = self._nodes[process.node_id]
+            node.promised = min(node.promised, kept)
+        for entry in log.slice(kept + 1, log.last_index):
+            self._extend(life, entry)
+
+    def _extend(self, life: _Life, entry: Entry) -> None:
+        last = life.entries[-1] if life.entries else None
+        _require(last is None or entry.time_ms >= last.time_ms, "I9", f"log time runs back at entry {entry.index}")
+        chain = _chain(life.chains[-1] if life.chains else 0, entry)
+        known = self._prefixes.setdefault((entry.index, entry.term), chain)
+        _require(known == chain, "I4", f"two logs differ before entry {entry.index} of term {entry.term}")
+        life.entries.append(entry)
+        life.chains.append(chain)
+
+    def _commit_advanced(self, process: Process, life: _Life) -> None:
+        commit = process.node.raft.log.commit_index
+        known = len(self.committed)
+        _require(
+            not known or life.chains[known - 1] == self._chains[known - 1], "I6", f"node {process.node_id} committed another entry {known}"
+        )
+        holders = [node for node, ghost in self._nodes.items() if ghost.durable[commit - 1 : commit] == [self._place(life, commit)]]
+        _require(len(holders) >= self._majority, "I7", f"entry {commit} counts as committed, but only {holders} have made it durable")
+        for index in range(known + 1, commit + 1):
+            entry = life.entries[index - 1]
+            self.committed.append(entry)
+            self._chains.append(life.chains[index - 1])
+            answers = self.model.entry(entry.time_ms, entry.data if entry.kind is EntryKind.BATCH else b"")
+            self._answers.append([msgspec.msgpack.encode(answer) for answer in answers])
+
+    @staticmethod
+    def _place(life: _Life, index: int) -> tuple[int, int]:
+        return life.entries[index - 1].term, life.chains[index - 1]
+
+    def _check_leader(self, process: Process, life: _Life) -> None:
+        raft = process.node.raft
+        if life.leads is None or life.leads[0] != raft.term:
+            other = self._leaders.setdefault(raft.term, process.node_id)
+            _require(other == process.node_id, "I1", f"nodes {other} and {process.node_id} both lead in term {raft.term}")
+            life.leads = (raft.term, raft.tick_count)
+            known = len(self.committed)
+            _require(
+                life.chains[known - 1 : known] == self._chains[-1:], "I5", f"node {process.node_id} leads without committed entry {known}"
+            )
+        heard = 1
+        for progress in raft.progress.values():
+            last_tick = progress.last_heard_tick if progress.last_heard_tick is not None else life.leads[1]
+            heard += raft.tick_count - last_tick <= 3 * self._election_ticks
+        _require(
+            heard >= self._majority, "R7", f"node {process.node_id} still leads, and has heard no majority for three election timeouts"
+        )
+
+    # -- what leaves, what is durable ---------------------------------------------------------
+
+    def leaving(self, process: Process, to: int, message: PeerMessage) -> None:
+        """A message leaves: what it claims must be durable (I8)."""
+        node = self._nodes[process.node_id]
+        if type(message) is AppendEntriesReply:
+            if message.success and message.index:
+                life = self._lives[process]
+                if len(life.chains) >= message.index:
+                    place = self._place(life, message.index)
+                    _require(
+                        node.durable[message.index - 1 : message.index] == [place],
+                        "I8",
+                        f"node {process.node_id} acknowledges entry {message.index}, which is not durable",
+                    )
+                    node.promised = max(node.promised, message.index)
+                    self._acknowledgements += 1
+                    if self._acknowledgements % _LOOK_AT_DISK == 0:
+                        self._look_at_log(process, message.index)
+            _require(
+                node.durable_term >= message.term or not message.success, "I8", f"node {process.node_id} acknowledges in a term not durable"
+            )
+        elif type(message) is RequestVote:
+            self._votes(process.node_id, message.term, process.node_id)
+        elif type(message) is RequestVoteReply and message.granted:
+            self._votes(process.node_id, message.term, to)
+
+    def _votes(self, voter: int, term: int, candidate: int) -> None:
+        node = self._nodes[voter]
+        _require(node.voted.setdefault(term, candidate) == candidate, "I2", f"node {voter} votes for two nodes in term {term}")
+        self._look_at_vote(voter, term, candidate)
+        # In a later term it can no longer vote in this one.
+        durable = node.durable_vote == (term, candidate) or node.durable_term > term
+        _require(durable, "I8", f"node {voter} votes for node {candidate} in term {term} before that is durable")
+
+    def _look_at_vote(self, voter: int, term: int, candidate: int) -> None:
+        """Whatever the storage says: what would a loss of power leave?"""
+        found = VoteFile(self._disks[voter].after_power_loss(), f"data/{voter}").read()
+        left = (found.term, found.voted_for) if found is not None else (0, 0)
+        holds = left == (term, candidate) or left[0] > term
+        _require(holds, "I8", f"node {voter} votes for node {candidate} in term {term}; after a loss of power it would know {left}")
+
+    def _look_at_log(self, process: Process, index: int) -> None:
+        node, life = process.node_id, self._lives[process]
+        try:
+            entries = SegmentedLog(self._disks[node].after_power_loss(), f"data/{node}/log", bytes).recover().entries
+        except CorruptionError as error:
+            raise Violation(f"I8: node {node} acknowledges entry {index}; after a loss of power it could not start: {error}") from None
+        there = entries[index - 1 : index] == life.entries[index - 1 : index]
+        _require(there, "I8", f"node {node} acknowledges entry {index}; after a loss of power it would have {len(entries)} entries")
+
+    def durable(self, node_id: int, persist: Persist) -> None:
+        node = self._nodes[node_id]
+        if persist.hard_state is not None:
+            state = persist.hard_state
+            _require(state.term >= node.durable_term, "I9", f"node {node_id} goes back to term {state.term}")
+            node.durable_term = state.term
+            node.durable_vote = (state.term, state.voted_for)
+        if persist.entries:
+            first = persist.entries[0].index
+            del node.durable[first - 1 :]
+            before = node.durable[-1][1] if node.durable else 0
+            for entry in persist.entries:
+                before = _chain(before, entry)
+                node.durable.append((entry.term, before))
+
+    # -- applying -----------------------------------------------------------------------------
+
+    def _watch_apply(self, process: Process) -> None:
+        machine = process.node.machine
+        apply: Callable[[int, int, bytes], Effects] = machine.apply
+        life = self._lives[process]
+
+        def checked(index: int, time_ms: int, data: bytes) -> Effects:
+            self.stepped(process)
+            _require(index == life.applied + 1, "I6", f"node {process.node_id} applies entry {index} after {life.applied}")
+            _require(
+                index <= len(self.committed) and life.chains[index - 1] == self._chains[index - 1],
+                "I6",
+                f"node {process.node_id} applies another entry {index} than was committed",
+            )
+            life.applied = index
+            effects = apply(index, time_ms, data)
+            answers = [msgspec.msgpack.encode(answer) for answer in effects.answers]
+            if answers != self._answers[index - 1]:
+                ours = [msgspec.msgpack.decode(answer) for answer in answers]
+                wanted = [msgspec.msgpack.decode(answer) for answer in self._answers[index - 1]]
+                raise Violation(f"I20: entry {index} gives {ours} on node {process.node_id}, and should give {wanted}")
+            return effects
+
+        machine.apply = checked  # type: ignore[method-assign]
+
+    def _watch_step(self, process: Process) -> None:
+        """R5: who hears a leader lets nobody disturb it."""
+        raft = process.node.raft
+        step: Callable[[int, Message], None] = raft.step
+
+        def checked(sender: int, message: Message) -> None:
+            if type(message) not in (PreVote, RequestVote):
+                step(sender, message)
+                return
+            hears_leader = raft.role is Role.FOLLOWER and raft.leader not in (0, sender) and raft._elapsed_ticks < self._election_ticks
+            term = raft.term
+            step(sender, message)
+            last = raft._send_now[-1:]
+            granted = bool(last) and last[0][0] == sender and isinstance(last[0][1], PreVoteReply) and last[0][1].granted
+            _require(
+                not hears_leader or (raft.term == term and not (type(message) is PreVote and granted)),
+                "R5",
+                f"node {process.node_id} hears leader {raft.leader}, and is disturbed by node {sender}",
+            )
+
+        raft.step = checked  # type: ignore[method-assign]
+
+    # -- clients ------------------------------------------------------------------------------
+
+    def answered(self, index: int, is_read: bool, known_when_asked: int) -> None:
+        """A client was told something that holds at `index`; when it asked, somebody knew of `known_when_asked`."""
+        if is_read:
+            _require(
+                index >= known_when_asked, "I13", f"a read at {index} does not see {known_when_asked}, acknowledged before it was asked"
+            )
+        else:
+            _require(index <= len(self.committed), "I14", f"entry {index} is acknowledged and not committed")
+            self.acknowledged = max(self.acknowledged, index)
+
+    # -- whole states -------------------------------------------------------------------------
+
+    def compare_states(self) -> None:
+        """I12, and I17 to I24: equal places, equal states; and the state is what the model says."""
+        digests: dict[int, tuple[str, int]] = {}
+        for process in self._lives:
+            if not process.alive:
+                continue
+            machine = process.node.machine
+            digest = machine.digest()
+            other = digests.setdefault(machine.applied_index, (digest, process.node_id))
+            _require(
+                other[0] == digest, "I12", f"nodes {other[1]} and {process.node_id} have applied {machine.applied_index}, with two outcomes"
+            )
+            if machine.applied_index == len(self.committed):
+                self._compare_with_model(process)
+
+    def _compare_with_model(self, process: Process) -> None:
+        machine, model = process.node.machine, self.model
+        where = f"node {process.node_id} at entry {machine.applied_index}"
+        jobs: dict[int, dict[str, Any]] = {}
+        for job in machine.jobs.values():
+            state = job.state.name.lower()
+            jobs[job.id] = {
+                "id": job.id,
+                "tube": job.tube.name,
+                "pri": job.pri,
+                "ttr": job.ttr_ms,
+                "body": job.body,
+                "state": state,
+                "deadline": job.deadline_ms if state in ("delayed", "reserved") else None,
+                "holder": job.holder if state == "reserved" else None,
+                "token": job.token,
+                "counts": (job.reserves, job.timeouts, job.releases, job.buries, job.kicks),
+            }
+        wanted = {
+            id: {
+                **{key: job[key] for key in ("id", "tube", "pri", "ttr", "body", "state", "token")},
+                "deadline": job["deadline"] if job["state"] in ("delayed", "reserved") else None,
+                "holder": job["holder"] if job["state"] == "reserved" else None,
+                "counts": tuple(job[key] for key in ("reserves", "timeouts", "releases", "buries", "kicks")),
+            }
+            for id, job in model.jobs.items()
+        }
+        if jobs != wanted:
+            different = [(jobs.get(id), wanted.get(id)) for id in sorted(jobs.keys() | wanted.keys()) if jobs.get(id) != wanted.get(id)]
+            raise Violation(f"I17: {where} has {different[0][0]}, and should have {different[0][1]}")
+        _require(set(machine.tubes) == model.tubes(), "I17", f"{where} has the tubes {sorted(machine.tubes)}, not {sorted(model.tubes())}")
+        counts = machine.counts
+        found = (counts.ready, counts.delayed, counts.reserved, counts.buried)
+        counted = tuple(len(model.in_state(state)) for state in _BUSY_STATES)
+        _require(found == counted, "I24", f"{where} counts {found} jobs ready, delayed, reserved, buried; there are {counted}")
+        urgent = sum(job["pri"] < 1024 for job in model.in_state("ready"))
+        _require(counts.urgent == urgent, "I24", f"{where} counts {counts.urgent} urgent jobs; there are {urgent}")
+        _require(
+            (machine.total_jobs, machine.job_timeouts) == (model.total, model.timeouts), "I24", f"{where}: the totals of jobs or timeouts"
+        )
+        for tube in machine.tubes.values():
+            ours = (tube.ready.count, tube.delayed.count, tube.reserved, len(tube.buried))
+            theirs = tuple(len(model.in_state(state, tube.name)) for state in _BUSY_STATES)
+            _require(ours == theirs, "I24", f"{where}, tube {tube.name} counts {ours}; there are {theirs}")
+            _require(
+                not (tube.waiters and theirs[0] and not tube.pause_until_ms),
+                "I23",
+                f"{where}: somebody waits for tube {tube.name}, which has jobs",
+            )

@@ -1,0 +1,351 @@
+"""Deliberately broken variants of production code. Each must be caught by the simulator, or the simulator checks nothing.
+
+A mutant is one small patch, applied while a life runs and taken back after it. It replaces a method by one that calls
+what it replaces, or does without it; nothing else in the house knows of mutants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from raftd.errors import CorruptionError
+from raftd.jobs import commands as c
+from raftd.jobs.machine import StateMachine
+from raftd.jobs.model import State
+from raftd.jobs.timers import Kind, TimerId, Timers
+from raftd.node import Node
+from raftd.raft.core import Raft
+from raftd.raft.log import Log
+from raftd.raft.messages import AppendEntries, Entry
+from raftd.raft.quorum import majority_value
+from raftd.raft.reads import PendingReads
+from raftd.raft.ready import HardState, Persist
+from raftd.sim.disk import MemoryFile, MemoryFileSystem
+from raftd.storage.log import SegmentedLog, Tail
+from raftd.storage.records import Damage, Scan
+from raftd.storage.store import Store
+from raftd.storage.vote import Identity, VoteFile
+
+#: (class, attribute, what to put there, given what stands there)
+Patch = tuple[Any, str, Callable[[Any], Any]]
+MUTANTS: dict[str, list[Patch]] = {}
+
+
+def _mutant(name: str, owner: Any, attribute: str) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
+    def register(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        MUTANTS.setdefault(name, []).append((owner, attribute, make))
+        return make
+
+    return register
+
+
+@contextmanager
+def applied(name: str) -> Iterator[None]:
+    """Production code with this mutant in it."""
+    before: list[tuple[Any, str, Any]] = []
+    try:
+        for owner, attribute, make in MUTANTS[name]:
+            original = owner.__dict__[attribute]
+            before.append((owner, attribute, original))
+            setattr(owner, attribute, make(original))
+        yield
+    finally:
+        for owner, attribute, original in reversed(before):
+            setattr(owner, attribute, original)
+
+
+# -- durability --------------------------------------------------------------------------------
+
+
+@_mutant("ack before fsync", Store, "_enqueue")
+def _ack_before_fsync(original: Any) -> Any:
+    def enqueue(self: Store, done: Callable[[], None]) -> None:
+        original(self, lambda: None)
+        done()
+
+    return enqueue
+
+
+@_mutant("vote not persisted", Store, "persist")
+def _vote_not_persisted(original: Any) -> Any:
+    def persist(self: Store, persist: Persist, done: Any) -> None:
+        state = persist.hard_state
+        if state is not None:
+            persist = msgspec.structs.replace(persist, hard_state=HardState(state.term, 0, state.doubtful))
+        original(self, persist, done)
+
+    return persist
+
+
+@_mutant("term and vote written apart", Store, "_change")
+def _term_and_vote_written_apart(original: Any) -> Any:
+    def change(self: Store, **changes: Any) -> None:
+        if changes.get("voted_for"):
+            vote = changes.pop("voted_for")
+            original(self, voted_for=0, **changes)
+            if self.identity.term == changes.get("term"):
+                self._clock.callLater(0.05, lambda: self.remember(lambda: None, voted_for=vote))
+            return
+        original(self, **changes)
+
+    return change
+
+
+@_mutant("missing directory fsync", MemoryFileSystem, "sync_directory")
+def _missing_directory_fsync(original: Any) -> Any:
+    return lambda self, path: None if path.endswith("/log") else original(self, path)
+
+
+@_mutant("fsync error ignored", MemoryFile, "sync")
+def _fsync_error_ignored(original: Any) -> Any:
+    def sync(self: MemoryFile) -> None:
+        try:
+            original(self)
+        except OSError:
+            pass
+
+    return sync
+
+
+@_mutant("truncate on any CRC error", SegmentedLog, "_tail")
+def _truncate_on_any_crc_error(original: Any) -> Any:
+    def tail(self: SegmentedLog, name: str, data: bytes, scan: Scan, is_last: bool) -> Tail:
+        try:
+            found: Tail = original(self, name, data, scan, is_last)
+            return found._replace(damage=Damage.TORN)
+        except CorruptionError:
+            return Tail(name, scan.end, len(data) - scan.end, Damage.TORN, scan.reason)
+
+    return tail
+
+
+@_mutant("one vote slot", VoteFile, "write")
+def _one_vote_slot(original: Any) -> Any:
+    def write(self: VoteFile, identity: Identity) -> None:
+        paths, self._paths = self._paths, self._paths[:1]
+        try:
+            original(self, identity)
+        finally:
+            self._paths = paths
+
+    return write
+
+
+# -- elections ---------------------------------------------------------------------------------
+
+
+@_mutant("vote reset within a term", Raft, "_become")
+def _vote_reset_within_a_term(original: Any) -> Any:
+    def become(self: Raft, role: Any, leader: int, reason: str) -> None:
+        original(self, role, leader, reason)
+        if self.role.value == "follower" and self.voted_for:
+            self.voted_for = 0
+            self._hard_state_changed = True
+
+    return become
+
+
+@_mutant("vote without a look at the log", Log, "is_up_to_date")
+def _vote_without_a_look_at_the_log(original: Any) -> Any:
+    return lambda self, index, term: True
+
+
+@_mutant("CheckQuorum off", Raft, "_tick_leader")
+def _check_quorum_off(original: Any) -> Any:
+    def tick(self: Raft) -> None:
+        self._elapsed_ticks = 0
+        original(self)
+
+    return tick
+
+
+@_mutant("PreVote disturbs", Raft, "_is_disturbed_by")
+def _pre_vote_disturbs(original: Any) -> Any:
+    return lambda self, sender: False
+
+
+@_mutant("doubtful votes count in full", Raft, "_on_request_vote_reply")
+def _doubtful_votes_count(original: Any) -> Any:
+    return lambda self, sender, message: original(self, sender, msgspec.structs.replace(message, doubtful=False))
+
+
+@_mutant("stalled disk keeps the lead", Raft, "_disk_stalled")
+def _stalled_disk_keeps_the_lead(original: Any) -> Any:
+    return property(lambda self: False)
+
+
+# -- replication -------------------------------------------------------------------------------
+
+
+@_mutant("old-term commit by counting", Raft, "_advance_commit")
+def _old_term_commit(original: Any) -> Any:
+    def advance(self: Raft) -> None:
+        matches = {peer: progress.match_index for peer, progress in self.progress.items()}
+        matches[self.node] = self.log.durable_index
+        self.log.commit_to(majority_value(self.voters, matches))
+
+    return advance
+
+
+@_mutant("commit beyond prev + n", Raft, "_on_append_entries")
+def _commit_beyond(original: Any) -> Any:
+    def on_append_entries(self: Raft, sender: int, message: AppendEntries) -> None:
+        original(self, sender, message)
+        if message.term == self.term and self.leader == sender:
+            self.log.commit_to(min(message.leader_commit, self.log.last_index))
+
+    return on_append_entries
+
+
+@_mutant("stale AppendEntries truncates", Log, "merge")
+def _stale_append_truncates(original: Any) -> Any:
+    def merge(self: Log, entries: Any) -> None:
+        original(self, entries)
+        if entries and self.commit_index <= entries[-1].index < self.last_index:
+            self._truncate(entries[-1].index + 1)
+
+    return merge
+
+
+@_mutant("match of an earlier incarnation counts", Raft, "_on_append_entries_reply")
+def _match_of_an_earlier_incarnation(original: Any) -> Any:
+    def on_reply(self: Raft, sender: int, message: Any) -> None:
+        progress = self.progress.get(sender)
+        if progress is not None and progress.incarnation:
+            message = msgspec.structs.replace(message, incarnation=progress.incarnation)
+        original(self, sender, message)
+
+    return on_reply
+
+
+@_mutant("durable mark over what was truncated", Log, "_truncate")
+def _durable_mark_over_what_was_truncated(original: Any) -> Any:
+    def truncate(self: Log, index: int) -> None:
+        durable, writes = self.durable_index, [list(write) for write in self._writes]
+        original(self, index)
+        self.durable_index = durable
+        for write, claimed in zip(self._writes, writes, strict=True):
+            write[1] = claimed[1]
+
+    return truncate
+
+
+# -- reads -------------------------------------------------------------------------------------
+
+
+@_mutant("no noop before serving", Raft, "has_committed_own_entry")
+def _no_noop_before_serving(original: Any) -> Any:
+    return property(lambda self: self.is_leader)
+
+
+@_mutant("read without the quorum round", PendingReads, "finished")
+def _read_without_the_quorum_round(original: Any) -> Any:
+    return lambda self, voters, rounds: original(self, voters, dict.fromkeys(voters, self.round))
+
+
+@_mutant("read token reused", PendingReads, "start_round")
+def _read_token_reused(original: Any) -> Any:
+    def start_round(self: PendingReads, commit_index: int) -> bool:
+        if not original(self, commit_index):
+            return False
+        if self.round > 1:
+            self.round = 1
+            for place, (_, index, asker, context) in enumerate(self._waiting):
+                self._waiting[place] = (1, index, asker, context)
+        return True
+
+    return start_round
+
+
+# -- the queue ---------------------------------------------------------------------------------
+
+
+@_mutant("expiry by local clock", Node, "_apply")
+def _expiry_by_local_clock(original: Any) -> Any:
+    def apply(self: Node, entries: list[Entry]) -> None:
+        now_ms = int(self._wall_s() * 1000)
+        late = [msgspec.structs.replace(entry, time_ms=max(entry.time_ms, now_ms, self.machine.now_ms)) for entry in entries]
+        original(self, late)
+
+    return apply
+
+
+@_mutant("token not checked", StateMachine, "_holds")
+def _token_not_checked(original: Any) -> Any:
+    def holds(self: StateMachine, session: Any, id: int, token: int) -> Any:
+        job = self.jobs.get(id)
+        return job if job is not None and job.state is State.RESERVED else None
+
+    return holds
+
+
+@_mutant("gateway seq not checked", StateMachine, "_apply_batch")
+def _gateway_seq_not_checked(original: Any) -> Any:
+    def apply_batch(self: StateMachine, batch: c.Batch) -> None:
+        row = self.gateways.get(batch.node)
+        if row is not None:
+            row.seq = batch.seq - 1
+        original(self, batch)
+
+    return apply_batch
+
+
+@_mutant("lost wake-up of a waiter", StateMachine, "_make_ready")
+def _lost_wake_up(original: Any) -> Any:
+    def make_ready(self: StateMachine, job: Any) -> None:
+        waiters, job.tube.waiters = job.tube.waiters, type(job.tube.waiters)()
+        original(self, job)
+        job.tube.waiters = waiters
+
+    return make_ready
+
+
+@_mutant("waiter granted after its session closed", StateMachine, "_detach")
+def _granted_after_close(original: Any) -> Any:
+    def detach(self: StateMachine, session: Any) -> None:
+        waiting, session.waiting = session.waiting, False
+        original(self, session)
+        session.waiting = waiting
+
+    return detach
+
+
+@_mutant("timers fired in another order", Timers, "pop_due")
+def _timers_in_another_order(original: Any) -> Any:
+    def pop_due(self: Timers, now_ms: int) -> tuple[Kind, TimerId] | None:
+        self.next_due_ms()
+        due = [timer for timer in self._heap if timer[0] <= now_ms and self._is_live(*timer)]
+        if not due:
+            return None
+        last = max(due)
+        self._heap.remove(last)
+        self._heap.sort()
+        return last[1], last[2]
+
+    return pop_due
+
+
+@_mutant("job given to two", StateMachine, "_take_out")
+def _job_given_to_two(original: Any) -> Any:
+    def take_out(self: StateMachine, job: Any) -> None:
+        if job.state is State.READY and job.id % 10 == 0:
+            original(self, job)
+            job.tube.ready.add(job.pri, job.id)
+        else:
+            original(self, job)
+
+    return take_out
+
+
+@_mutant("close drops the reservations", StateMachine, "_give_back")
+def _close_drops_the_reservations(original: Any) -> Any:
+    def give_back(self: StateMachine) -> None:
+        for session in self._closing:
+            session.reserved.clear()
+        original(self)
+
+    return give_back

@@ -1,0 +1,184 @@
+"""One life of a node: production code between a simulated clock, network and disk.
+
+Everything that reaches the process passes `soon` or `later`: a process that is stopped (SIGSTOP) hears nothing until
+it goes on, one that is dead never. After each such step the world looks at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any, Protocol
+
+from raftd.limits import TICK_MS
+from raftd.node import Node, NodeConfig
+from raftd.raft.ready import Persist, RoleChange
+from raftd.sim.disk import Disk, PowerCut
+from raftd.sim.network import Network
+from raftd.sim.scheduler import Call, NodeClock, Scheduler
+from raftd.storage.store import Done, Store
+from raftd.storage.vote import Identity
+from raftd.wire.peer import PeerMessage
+
+
+class World(Protocol):
+    """What a process is part of."""
+
+    scheduler: Scheduler
+    network: Network
+
+    def stepped(self, process: Process) -> None:
+        """The process has done something."""
+
+    def tell(self, line: str) -> None: ...
+
+    def durable(self, process: Process, persist: Persist) -> None:
+        """Its storage has said that this is durable."""
+
+    def disk_us(self, node: int) -> int:
+        """How long its disk takes for the next write."""
+
+    def wall_s(self, node: int) -> float: ...
+
+    def power_cut(self, process: Process) -> None:
+        """The machine has lost power in the middle of a write."""
+
+    def ended_itself(self, process: Process, error: BaseException) -> None:
+        """The process has ended: its data directory failed, or it found a bug in itself."""
+
+
+class Worker:
+    """The disk's thread: one job at a time, each when the disk has had its time; none while it is `stalled`."""
+
+    def __init__(self, process: Process) -> None:
+        self.stalled = False
+        self._process = process
+        self._waiting: list[Callable[[], None]] = []
+
+    def run(self, job: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+        process = self._process
+
+        def execute() -> None:
+            if not process.alive:
+                return
+            if self.stalled:
+                self._waiting.append(execute)
+                return
+            error: BaseException | None = None
+            try:
+                job()
+            except PowerCut:
+                process.world.power_cut(process)
+                return
+            except OSError as raised:
+                error = raised
+            process.soon(done, error)
+
+        # The disk works on while the process is stopped.
+        process.world.scheduler.after(process.world.disk_us(process.node_id), execute)
+
+    def go_on(self) -> None:
+        self.stalled = False
+        waiting, self._waiting = self._waiting, []
+        for execute in waiting:
+            execute()
+
+
+class _Store(Store):
+    """Tells the world what the storage has called durable."""
+
+    process: Process
+
+    def persist(self, persist: Persist, done: Done) -> None:
+        def and_tell() -> None:
+            self.process.world.durable(self.process, persist)
+            done()
+
+        super().persist(persist, and_tell)
+
+
+class Process:
+    """Node `config.node`, started now on `disk`. Raises what opening its data directory raises."""
+
+    def __init__(self, world: World, config: NodeConfig, disk: Disk, random: Random, rate: float, life: int) -> None:
+        self.world = world
+        self.node_id = config.node
+        self.life = life
+        self.alive = True
+        self.stopped = False
+        self.worker = Worker(self)
+        self._backlog: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
+        clock: Any = NodeClock(world.scheduler, self.later, rate, random.randrange(1, 1_000_000))
+        self._tick_us = int(TICK_MS * 1000 / rate)
+        owner = Identity(config.node, config.cluster, config.voters)
+        self.store = _Store(disk, f"data/{config.node}", owner, random, self.worker, clock, self._fail)
+        self.store.process = self
+        self.opened = self.store.open()
+        self.node = Node(config, clock, lambda: world.wall_s(config.node), self, self.store, self.opened, random, self, self._fail)
+        world.scheduler.after(random.randrange(self._tick_us), self._tick)
+
+    # -- what reaches it ----------------------------------------------------------------------
+
+    def soon(self, call: Callable[..., object], *args: object) -> None:
+        """Something has arrived."""
+        if not self.alive:
+            return
+        if self.stopped:
+            self._backlog.append((call, args))
+            return
+        call(*args)
+        if self.alive:
+            self.world.stepped(self)
+
+    def later(self, delay_us: int, call: Callable[..., object], *args: object) -> Call:
+        return self.world.scheduler.after(delay_us, self.soon, call, *args)
+
+    def _tick(self) -> None:
+        """LoopingCall, which skips what it has missed."""
+        if self.alive:
+            if not self.stopped:
+                self.soon(self.node.tick)
+            self.world.scheduler.after(self._tick_us, self._tick)
+
+    def stop(self) -> None:
+        """SIGSTOP."""
+        self.stopped = True
+
+    def go_on(self) -> None:
+        """SIGCONT: first what has come meanwhile."""
+        self.stopped = False
+        backlog, self._backlog = self._backlog, []
+        for call, args in backlog:
+            self.soon(call, *args)
+
+    def die(self) -> None:
+        """SIGKILL."""
+        self.alive = False
+
+    def _fail(self, error: BaseException) -> None:
+        if self.alive:
+            self.alive = False
+            self.world.ended_itself(self, error)
+
+    # -- the node's Transport -----------------------------------------------------------------
+
+    def send(self, node: int, message: PeerMessage) -> None:
+        if self.alive:
+            self.world.network.send(self, node, message)
+
+    def flush(self) -> None:
+        """Frames leave one by one: pieces may hold less than a flush, or the end of one and the beginning of another."""
+
+    # -- the node's Observer ------------------------------------------------------------------
+
+    def told(self, line: str) -> None:
+        self.world.tell(f"node {self.node_id}: {line}")
+
+    def role_changed(self, change: RoleChange) -> None:
+        self.told(f"{change.role.value} in term {change.term}, {change.reason}")
+
+    def gateway_closed(self, incarnation: int) -> None:
+        self.told(f"its sessions were given up by the cluster, it goes on as incarnation {incarnation}")
+
+    def gateway_silent(self, node: int, incarnation: int) -> None:
+        self.told(f"gives up the sessions of node {node}")

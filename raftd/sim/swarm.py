@@ -1,0 +1,180 @@
+"""What a seed means: how large the cluster is, how bad its world, and what happens when.
+
+Every run draws which faults it knows at all, and how often (swarm testing): a run with everything at once hides what a
+run with one thing shows. The plan is drawn beforehand, so that single events can be left out of it.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import msgspec
+
+from raftd.sim.network import Weather
+
+#: How long faults go on, in milliseconds, and how much is asked of the cluster meanwhile.
+FAULT_MS = 20_000
+OPERATIONS = 500
+
+#: What may happen, and how often at most per simulated second when a run knows it.
+FAULTS: dict[str, float] = {
+    "power": 0.5,  # one machine loses power: what was not synced is lost, or some sectors of it
+    "power in a write": 0.4,  # the same between two operations of its storage
+    "kill": 0.4,  # SIGKILL
+    "power everywhere": 0.1,
+    "stop": 0.3,  # SIGSTOP for longer than two election timeouts
+    "partition": 0.4,
+    "one way": 0.2,  # a link is cut in one direction
+    "break": 0.3,  # a connection breaks
+    "clog": 0.2,  # a link is slow for a while
+    "slow disk": 0.15,
+    "stalled disk": 0.08,
+    "failing disk": 0.15,  # a write or fsync fails: the process must end
+    "unreadable disk": 0.05,  # a read fails when it starts
+    "full disk": 0.05,
+    "damaged disk": 0.25,  # of one voter only, while it is off
+    "wall clock": 0.2,  # jumps
+}
+SHAPES = ("one node", "halves", "majorities ring", "bridge")
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something planned: `numbers` decide the rest when it happens."""
+
+    at_ms: int
+    kind: str
+    numbers: tuple[int, ...]
+
+
+class Options(msgspec.Struct, frozen=True):
+    """All that a seed has drawn, but the plan."""
+
+    seed: int
+    nodes: int
+    election_timeout_ms: int
+    heartbeat_ms: int
+    session_grace_ms: int
+    weather: Weather
+    faults: dict[str, float]
+    longest_ms: int  # that a fault lasts, or that a machine is off
+    disk_us: tuple[int, int]
+    sector_bytes: int
+    keep: float  # how much of what was not synced survives a loss of power
+    clock_rates: tuple[float, ...]
+    wall_offsets_s: tuple[int, ...]
+    clients: int
+    pipeline: int  # commands of one client under way at most
+    verbs: dict[str, int]
+    tubes: int
+    limits: dict[str, int]
+    broken_at_the_end: int  # so many nodes stay broken when the world heals
+
+
+#: Weights of what clients ask.
+VERBS = {
+    "put": 30,
+    "put delayed": 8,
+    "reserve": 25,
+    "reserve for ever": 2,
+    "reserve-job": 3,
+    "delete": 20,
+    "release": 6,
+    "bury": 4,
+    "touch": 4,
+    "kick": 4,
+    "kick-job": 2,
+    "use": 4,
+    "watch": 4,
+    "ignore": 2,
+    "pause": 2,
+    "peek": 6,
+    "disconnect": 5,
+}
+
+#: Limits that a run may make small, so that it meets them: module, name, and what to choose from.
+LIMITS: dict[str, tuple[int, ...]] = {
+    "raftd.storage.log.SEGMENT_BYTES": (2_000, 20_000),
+    "raftd.raft.core.APPEND_BYTES": (100, 1_000),
+    "raftd.raft.core.APPLY_ENTRIES": (1, 8),
+    "raftd.raft.progress.WINDOW_MESSAGES": (1, 3),
+    "raftd.raft.core.UNCOMMITTED_BYTES": (2_000,),
+    "raftd.gateway.BATCH_COMMANDS": (1, 4),
+    "raftd.gateway.GATEWAY_IN_FLIGHT": (1, 2),
+    "raftd.gateway.GATEWAY_BYTES": (1_000,),
+    "raftd.jobs.machine.TIMERS_PER_ENTRY": (4_096,),
+}
+
+
+def draw(seed: int) -> Options:
+    """The options of a seed."""
+    random = Random(f"options {seed}")
+    nodes = random.choice((1, 2, 3, 3, 3, 3, 3, 4, 5, 5, 5, 7, 9, 13))
+    calm = random.random() < 0.15
+    storm = random.choice((1, 1, 1, 3, 6))
+    known = {name: round(most * storm * random.uniform(0.2, 1), 3) for name, most in FAULTS.items() if not calm and random.random() < 0.5}
+    if nodes == 1:
+        known.pop("damaged disk", None)
+    election_timeout_ms = random.choice((150, 250, 250, 400))
+    slowest_ms = random.choice((1, 2, 10, 40))
+
+    def rate(most: float) -> float:
+        return round(random.uniform(0, most), 3) if not calm and random.random() < 0.4 else 0.0
+
+    verbs = {name: weight for name, weight in VERBS.items() if name in ("put", "reserve") or random.random() < 0.8}
+    return Options(
+        seed=seed,
+        nodes=nodes,
+        election_timeout_ms=election_timeout_ms,
+        heartbeat_ms=random.choice((20, 50)),
+        session_grace_ms=random.choice((2 * election_timeout_ms, 1_500, 5_000)),
+        weather=Weather(
+            (random.choice((50, 200, 500)), slowest_ms * 1_000), rate(0.1), rate(0.1), rate(0.1), rate(0.3), random.random() < 0.6
+        ),
+        faults=known,
+        longest_ms=random.choice((200, 1_000, 3_000)),
+        disk_us=random.choice(((50, 300), (200, 2_000), (1_000, 20_000))),
+        sector_bytes=random.choice((512, 4096)),
+        keep=random.choice((0.0, 0.5, 0.9)),
+        clock_rates=tuple(round(random.uniform(0.98, 1.02), 4) if random.random() < 0.5 else 1.0 for _ in range(nodes)),
+        wall_offsets_s=tuple(random.choice((0, 0, 1, -3_600, 86_400)) for _ in range(nodes)),
+        clients=random.choice((3, 8, 20)),
+        pipeline=random.choice((1, 1, 4, 16)),
+        verbs=verbs,
+        tubes=random.choice((1, 2, 3)),
+        limits={name: random.choice(values) for name, values in LIMITS.items() if random.random() < 0.2},
+        broken_at_the_end=random.randrange((nodes - 1) // 2 + 1) if random.random() < 0.5 else 0,
+    )
+
+
+def plan(options: Options) -> list[Event]:
+    """What happens when, in order."""
+    random = Random(f"plan {options.seed}")
+
+    def numbers() -> tuple[int, ...]:
+        return tuple(random.randrange(1 << 30) for _ in range(4))
+
+    events = []
+    for kind, per_second in options.faults.items():
+        at_ms = 0.0
+        while (at_ms := at_ms + random.expovariate(per_second) * 1000) < FAULT_MS:
+            events.append(Event(int(at_ms), kind, numbers()))
+    names, weights = list(options.verbs), list(options.verbs.values())
+    for _ in range(OPERATIONS):
+        # Half of it in bursts.
+        at_ms = random.randrange(FAULT_MS)
+        if random.random() < 0.5:
+            at_ms -= at_ms % 500
+        events.append(Event(at_ms, f"client {random.choices(names, weights)[0]}", numbers()))
+    return sorted(events, key=lambda event: event.at_ms)
+
+
+def describe(options: Options) -> str:
+    """All of it, a line each."""
+    raw: dict[str, Any] = msgspec.to_builtins(options)
+    lines = []
+    for name, value in raw.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {number}" for key, number in value.items()) or "none"
+        lines.append(f"{name}: {value}")
+    return "\n".join(lines)
