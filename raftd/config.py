@@ -67,7 +67,7 @@ def load(path: str | None, data: str | None = None) -> Config:
         config = check(raw)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    directory = os.path.abspath(data) if data is not None else os.path.join(base, config.data)
+    directory = os.path.abspath(data) if data is not None else os.path.join(base, os.path.expanduser(config.data))
     nodes = {
         node: msgspec.structs.replace(address, line_socket=os.path.join(base, address.line_socket)) if address.line_socket else address
         for node, address in config.nodes.items()
@@ -91,6 +91,8 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """YAML lets a key stand twice, and the last one count: here that is a mistake."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise yaml.YAMLError(f"merge keys (<<) are not supported, near line {node.start_mark.line + 1}")
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
@@ -106,7 +108,7 @@ def _read(path: str) -> object:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: this is no YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: it cannot be read as YAML: {' '.join(str(error).split())}") from None
 
 
 def check(raw: object) -> Config:
@@ -139,6 +141,20 @@ def check(raw: object) -> Config:
     return msgspec.structs.replace(config, nodes=nodes)
 
 
+#: msgspec's words, and what a user calls them.
+_PLAIN = (
+    ("Object contains unknown field", "unknown key"),
+    ("Object missing required field", "missing key"),
+    ("`object`", "a mapping"),
+    ("`null`", "nothing"),
+    ("`array`", "a list"),
+    ("`int`", "a whole number"),
+    ("`float`", "a number"),
+    ("`str`", "a text"),
+    ("`bool`", "true or false"),
+)
+
+
 def _convert(raw: object, kind: type[_T], where: str) -> _T:
     try:
         return msgspec.convert(raw, kind, strict=True)
@@ -148,7 +164,7 @@ def _convert(raw: object, kind: type[_T], where: str) -> _T:
         place = ".".join(part for part in (where, path) if part)
         if "`key` in" in str(error):
             place, what = "nodes", "expected whole numbers as the ids of nodes"
-        for technical, plain in (("`object`", "a mapping"), ("`null`", "nothing"), ("`array`", "a list")):
+        for technical, plain in _PLAIN:
             what = what.replace(technical, plain)
         what = what[:1].lower() + what[1:]
         raise ConfigError(f"{place}: {what}" if place else what) from None

@@ -211,7 +211,7 @@ class Node:
         else:
             return (
                 f"node {hello.node} has come back with another data directory ({hello.directory_id.hex()}, not {known.hex()}): its disk "
-                f"was wiped or replaced, and with it what it promised. Bring the old data back, or add the node under a new id"
+                f"was wiped or replaced, and with it what it promised. docs/operations.md says what to do (When the others refuse a node)"
             )
         return None
 

@@ -26,7 +26,7 @@ ROOMS: dict[str, tuple[set[str], bool]] = {
         {"raftd.server", "raftd.config", "raftd.raft", "raftd.jobs", "raftd.storage", "raftd.gateway", "raftd.wire", "raftd.node"},
         True,
     ),
-    "raftd.cli": ({"raftd.cli", "raftd.config"}, False),
+    "raftd.cli": ({"raftd.cli", "raftd.config", "raftd.sim"}, False),
     "raftd.__main__": ({"raftd.cli"}, False),
     "raftd.tap": ({"raftd.server", "raftd.config"}, True),
 }

@@ -15,7 +15,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +27,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from raftd.cli import signals
+from raftd.cli.console import wide
 from raftd.cli.load import LATENCY_UNIT_S, Result, Spec, Work
 from raftd.cli.local import LocalCluster, LocalError, free_ports, wait_for
 
@@ -39,10 +41,11 @@ QUANTILES = (0.5, 0.99, 0.999)
 
 
 class Server(msgspec.Struct, frozen=True):
-    """What is measured."""
+    """What is measured. `check` raises LocalError, with the reason, if it has ended by itself."""
 
     name: str
     addresses: list[tuple[str, int]]
+    check: Callable[[], None]
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -98,7 +101,9 @@ def raftd_server(directory: Path, nodes: int) -> Iterator[Server]:
     """A cluster of its own on loopback."""
     with LocalCluster(directory, nodes) as cluster:
         cluster.leader()
-        yield Server(f"raftd, {nodes} node{'s' if nodes > 1 else ''}", [cluster.line_address(node) for node in cluster.nodes])
+        yield Server(
+            f"raftd, {nodes} node{'s' if nodes > 1 else ''}", [cluster.line_address(node) for node in cluster.nodes], cluster.check
+        )
 
 
 @contextmanager
@@ -109,12 +114,17 @@ def beanstalkd_server(directory: Path) -> Iterator[Server]:
         raise LocalError("there is no beanstalkd to measure against; install it (Debian: apt-get install beanstalkd)")
     (port,) = free_ports(1)
     arguments = [program, "-l", "127.0.0.1", "-p", str(port), "-b", str(directory), "-f0"]
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    with signals.held():
+        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         wait_for(lambda: _listens(port) or process.poll() is not None, what="beanstalkd listening")
-        if process.poll() is not None:
-            raise LocalError(f"beanstalkd ended with status {process.returncode}")
-        yield Server("beanstalkd -f0", [("127.0.0.1", port)])
+
+        def check() -> None:
+            if process.poll() is not None:
+                raise LocalError(f"beanstalkd ended with status {process.returncode}")
+
+        check()
+        yield Server("beanstalkd -f0", [("127.0.0.1", port)], check)
     finally:
         process.kill()
         process.wait()
@@ -151,6 +161,9 @@ def measure(server: Server, work: Work, options: Options) -> tuple[Counter[int],
         loads.append(subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     try:
         results = [_result(load, options) for load in loads]
+    except LocalError:
+        server.check()  # then it is the cause
+        raise
     finally:
         for load in loads:
             load.kill()
@@ -177,7 +190,11 @@ def run(options: Options, console: Console) -> None:
     measured: dict[tuple[Work, str], Measured] = {}
     with ExitStack() as stack:
         top = Path(stack.enter_context(TemporaryDirectory(prefix="raftd-bench-", dir=options.data)))
-        console.print(f"data in {top}: a write of {_SYNC_BYTES} bytes and fdatasync take {sync_time_s(top) * 1e3:.2f} ms", highlight=False)
+        console.print(
+            f"data in {top}: a write of {_SYNC_BYTES} bytes and fdatasync take {sync_time_s(top) * 1e3:.2f} ms",
+            highlight=False,
+            soft_wrap=True,
+        )
         servers = []
         for name, start in (("raftd", lambda path: raftd_server(path, options.nodes)), (options.against, beanstalkd_server)):
             if name is not None:
@@ -195,7 +212,7 @@ def run(options: Options, console: Console) -> None:
                     one.add(*measure(server, work, options))
                     progress.advance(task)
                     console.print(f"{work:5}  round {number}  {server.name:16} {one.rates[-1]:10,.0f} /s", highlight=False)
-    console.print(_table(measured, options))
+    wide(console).print(_table(measured, options))
     if options.against is not None:
         for work in options.works:
             ours, theirs = (measured[work, server.name].rate for server in servers)

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from raftd.cli.console import wide
 from raftd.cli.local import LocalCluster, LocalError, wait_for
 from raftd.cli.workload import Workload
 
@@ -55,17 +56,19 @@ class Demo:
         """Whether every acknowledged job was worked, once. Raises LocalError if a node or a client failed; then, and
         if not, what the nodes wrote is kept."""
         directory = Path(mkdtemp(prefix="raftd-demo-"))
-        kept = True
+        keep = True
         try:
-            kept = not self._run(directory)
-            return not kept
+            keep = not self._run(directory)
+            if keep:
+                self._say(f"what the nodes wrote is in {directory}")
+            return not keep
         except (TimeoutError, LocalError) as error:
             raise LocalError(f"{error}\nWhat the nodes wrote is in {directory}") from None
-        except (KeyboardInterrupt, SystemExit):
-            kept = False
+        except (OSError, SystemExit):
+            keep = False
             raise
         finally:
-            if not kept:
+            if not keep:
                 shutil.rmtree(directory, ignore_errors=True)
 
     def _run(self, directory: Path) -> bool:
@@ -73,7 +76,8 @@ class Demo:
             addresses = [self._cluster.line_address(node) for node in self._cluster.nodes]
             self._load = Workload(addresses, _PRODUCERS, _WORKERS)
             doors = ", ".join(str(port) for _, port in addresses)
-            self._say(f"{NODES} nodes start; their line doors are the ports {doors}")
+            self._say(f"{NODES} nodes start in {directory}")
+            self._say(f"their line doors are the ports {doors}")
             leader = self._watched(self._cluster.find_leader, "a leader")
             self._say(f"node {leader} leads; {_PRODUCERS} producers and {_WORKERS} workers begin, on all nodes")
             self._advance(1)
@@ -136,7 +140,7 @@ class Demo:
         self._progress.advance(self._bar, seconds)
 
     def _say(self, text: str) -> None:
-        self._console.print(f"{time.monotonic() - self._began:5.1f} s  {text}", highlight=False)
+        self._console.print(f"{time.monotonic() - self._began:5.1f} s  {text}", highlight=False, soft_wrap=True)
 
     def _show_counts(self) -> None:
         put, worked = self._load.counts()
@@ -157,9 +161,9 @@ class Demo:
         table.add_row("duplicated (deleted twice)", f"{doubled:,}", style="red" if doubled else "green")
         for number, kill in enumerate(self._kills, 1):
             table.add_row(f"put gap at kill {number} (node {kill.node}, then node {kill.successor} led)", f"{kill.put_gap_s:.2f} s")
-        table.add_row("puts cut off with their node (their clients know to ask again)", f"{load.unanswered_puts:,}")
+        table.add_row("puts cut off with their node (done or not: nobody was told)", f"{load.unanswered_puts:,}")
         table.add_row("jobs handed out again (their worker's node was killed)", f"{again:,}")
-        self._console.print(table)
+        wide(self._console).print(table)
         good = not lost and not doubled
         self._console.print(
             "[bold green]Nothing that was acknowledged is lost.[/]" if good else "[bold red]This must never happen.[/]", highlight=False

@@ -7,6 +7,7 @@ Bodies hold no line break, so every answer is one line, a reservation's two.
 
 from __future__ import annotations
 
+import resource
 import select
 import socket
 import sys
@@ -169,6 +170,8 @@ def run(spec: Spec, tube: str) -> Result:
 def main() -> None:
     """The spec and the tube come as arguments, the result goes to standard output as JSON."""
     spec = msgspec.json.decode(sys.argv[1], type=Spec)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a descriptor
     try:
         result = run(spec, sys.argv[2])
     except (LoadError, OSError) as error:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from raftd.cli import signals
 from raftd.cli.ask import NoAnswer, ask_stats
 
 #: twistd of this very Python, wherever its scripts may be.
@@ -100,7 +101,7 @@ class LocalCluster:
     leaves no process behind."""
 
     def __init__(self, directory: Path, count: int, **settings: object) -> None:
-        self.directory = directory
+        self.directory = directory = directory.resolve()
         self.nodes = list(range(1, count + 1))
         ports = iter(free_ports(3 * count))
         self.addresses: dict[int, dict[str, str | int]] = {
@@ -134,7 +135,13 @@ class LocalCluster:
         return (self.directory / f"{node}.log").read_text(errors="replace")
 
     def start(self, node: int) -> None:
-        self.running[node] = LocalNode(self.config, node, self.directory / f"{node}.log")
+        with signals.held():
+            self.running[node] = LocalNode(self.config, node, self.directory / f"{node}.log")
+
+    def check(self) -> None:
+        """Raises LocalError if a node that should run has ended."""
+        for node in self.running.values():
+            node.check()
 
     def kill(self, node: int) -> None:
         """SIGKILL."""
@@ -160,4 +167,4 @@ class LocalCluster:
 
     def leader(self) -> int:
         """Waits for one. Raises LocalError."""
-        return wait_for(self.find_leader, what="a leader")
+        return wait_for(self.find_leader, what="an elected leader")

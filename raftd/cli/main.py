@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -24,14 +25,17 @@ def _fail(reason: object) -> NoReturn:
     raise SystemExit(1)
 
 
-def _end_in_order_on_signals() -> None:
-    """What a command has started ends with it, also when it is told to go."""
+@contextmanager
+def _working() -> Iterator[None]:
+    """What goes wrong is said in one line; what was started is taken along."""
+    from raftd.cli import signals
+    from raftd.cli.local import LocalError
 
-    def end(number: int, frame: object) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, end)
+    signals.end_in_order()
+    try:
+        yield
+    except (LocalError, OSError) as error:
+        _fail(error)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,13 +53,9 @@ def demo() -> None:
     from rich.console import Console
 
     from raftd.cli.demo import Demo
-    from raftd.cli.local import LocalError
 
-    _end_in_order_on_signals()
-    try:
+    with _working():
         good = Demo(Console()).run()
-    except LocalError as error:
-        _fail(error)
     raise SystemExit(0 if good else 1)
 
 
@@ -64,9 +64,9 @@ def _line_doors(ctx: click.Context, param: click.Parameter, values: tuple[str, .
     doors = []
     for value in values:
         host, colon, port = value.rpartition(":")
-        if not colon:
+        if not colon or (host.count(":") and not host.startswith("[")):  # no port, or an IPv6 address without brackets
             host, port = value, str(LINE_PORT)
-        if not host or not (port.isascii() and port.isdigit()) or not 1 <= int(port) <= 65_535:
+        if not host or "/" in host or not (port.isascii() and port.isdigit()) or not 1 <= int(port) <= 65_535:
             raise click.BadParameter(f"{value!r} is not HOST:PORT, the address of a line door")
         doors.append((host.strip("[]"), int(port)))
     return doors
@@ -86,6 +86,7 @@ def status(addresses: list[tuple[str, int]], config: str | None, timeout: float,
 
     from raftd.cli import status as it
     from raftd.cli.ask import NoAnswer
+    from raftd.cli.console import wide
     from raftd.config import load
 
     asked = addresses
@@ -99,10 +100,11 @@ def status(addresses: list[tuple[str, int]], config: str | None, timeout: float,
             _fail(f"{config}: no node has a line door to ask at")
     asked = asked or [("127.0.0.1", LINE_PORT)]
     answers = it.ask_all(asked, timeout)
-    if as_json:
-        click.echo(it.as_json(asked, answers))
-    else:
-        it.show(asked, answers, Console())
+    with _working():
+        if as_json:
+            click.echo(it.as_json(asked, answers))
+        else:
+            it.show(asked, answers, wide(Console()))
     raise SystemExit(1 if any(isinstance(answer, NoAnswer) for answer in answers) else 0)
 
 
@@ -126,17 +128,42 @@ def _option(*names: str, default: object, help: str, kind: Any) -> Callable[[_F]
     help="Keep the servers' data below this directory, on its disk.  [default: where temporary files go]",
 )
 def bench(**asked: Any) -> None:
-    """Measure jobs per second and latencies of a cluster started for it on this machine."""
+    """Measure jobs per second and latencies of a cluster started for it on this machine. Takes a minute or so."""
     from rich.console import Console
 
     from raftd.cli import bench as it
-    from raftd.cli.local import LocalError
 
     options = it.Options(**asked)
     if options.processes > options.connections:
         raise click.UsageError("--processes: each needs a connection at least")
-    _end_in_order_on_signals()
-    try:
+    with _working():
         it.run(options, Console())
-    except LocalError as error:
-        _fail(error)
+
+
+@main.command(short_help="The real node code under every fault, from a seed.")
+@click.option("--seeds", type=click.IntRange(1), default=100, show_default=True, help="How many to run.")
+@click.option("--start", type=click.IntRange(0), default=1, show_default=True, help="The first of them.")
+@click.option("--jobs", "-j", type=click.IntRange(1, 256), default=os.cpu_count() or 1, show_default="all processors", help="Processes.")
+@click.option("--seed", type=click.IntRange(0), help="Run this one, and print what it drew and the hash of its trace.")
+@click.option("--trace", is_flag=True, help="With --seed: print everything that happens.")
+@click.option("--minimise", is_flag=True, help="With --seed: if it goes wrong, the least of its plan that still does.")
+@click.option("--mutants", is_flag=True, help="Instead: how many seeds it takes to catch each broken variant (at most --seeds).")
+def sim(seeds: int, start: int, jobs: int, seed: int | None, trace: bool, minimise: bool, mutants: bool) -> None:
+    """Whole clusters of production code on a virtual clock, network and disk, under faults, every invariant checked.
+
+    Ends with status 1 if any is violated, naming the seed; the same seed always does the same.
+    """
+    from rich.console import Console
+
+    from raftd.cli import sim as it
+
+    if seed is None and (trace or minimise):
+        raise click.UsageError("--trace and --minimise are for one seed: --seed NUMBER")
+    console = Console()
+    if seed is not None:
+        good = it.replay(seed, trace, minimise, console)
+    elif mutants:
+        good = it.run_mutants(seeds, jobs, console)
+    else:
+        good = it.run_seeds(start, seeds, jobs, console)
+    raise SystemExit(0 if good else 1)

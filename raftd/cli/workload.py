@@ -110,8 +110,9 @@ class Workload:
             return set(self.acknowledged) - set(self.worked) - self.perhaps_worked
 
     def counts(self) -> tuple[int, int]:
-        """How many were put, and worked, so far."""
-        return len(self.acknowledged), len(self.worked)
+        """How many were put and acknowledged so far, and how many of those were worked."""
+        with self._lock:
+            return len(self.acknowledged), len(self.acknowledged.keys() & self.worked.keys())
 
     def doubled(self) -> int:
         """Deletes that were answered with DELETED for a job that was deleted already."""

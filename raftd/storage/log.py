@@ -56,7 +56,8 @@ class SegmentedLog:
         self._fs = fs
         self._directory = directory
         self._new_id = new_id
-        self._number = 0
+        #: Of the newest segment, 0 without one.
+        self.number = 0
         self._id = b""
         self._chain = 0
         self._end = 0
@@ -82,8 +83,10 @@ class SegmentedLog:
                     f"{self._directory}/{name} has no segment's name. Nothing was changed. Give it its name back, or move it away"
                 )
         for position, (number, segment_id, name) in enumerate(segments):
-            if position and number != self._number + 1:
-                raise CorruptionError(f"{self._directory}/{name}: segment {self._number + 1} is missing before it")
+            if position and number != self.number + 1:
+                raise CorruptionError(
+                    f"{self._directory}/{name}: segment {self.number + 1} is missing before it. Nothing was changed. {ADVICE}"
+                )
             data = self._fs.read(f"{self._directory}/{name}")
             scan = scan_segment(data, number, segment_id, chain)
             is_last = position == len(segments) - 1
@@ -94,7 +97,7 @@ class SegmentedLog:
             self._merge(entries, scan.entries, name)
             if scan.end or chain is None:
                 chain = scan.chain
-            self._number, self._last_name, self._last_batch = number, name, scan.last_batch
+            self.number, self._last_name, self._last_batch = number, name, scan.last_batch
             size += scan.end
         self._chain = chain or 0
         return Recovered(entries, len(segments), size, tail)
@@ -133,7 +136,7 @@ class SegmentedLog:
             self._fs.truncate(path, tail.offset)
         else:  # not even its header was whole: the segment never began
             self._fs.remove(path)
-            self._number -= 1
+            self.number -= 1
             self._last_name = ""
         self._fs.sync_directory(self._directory)
         return copy
@@ -164,10 +167,10 @@ class SegmentedLog:
             start = b""
         else:
             # Everything before is durable by now: a new segment may begin.
-            self._number += 1
+            self.number += 1
             self._id = self._new_id()
             self._end = SEGMENT_HEADER_BYTES
-            start = segment_header(self._number, self._id, self._chain)
+            start = segment_header(self.number, self._id, self._chain)
         offset = self._end
         data, self._chain = encode_batch(self._id, offset, self._chain, entries)
         self._end += len(data)
@@ -184,7 +187,7 @@ class SegmentedLog:
     def _begin(self, header: bytes) -> None:
         if self._file is not None:
             self._file.close()
-        self._file = self._fs.open(f"{self._directory}/{self._number:08d}-{self._id.hex()}{_SUFFIX}")
+        self._file = self._fs.open(f"{self._directory}/{self.number:08d}-{self._id.hex()}{_SUFFIX}")
         self._file.write(0, header)
         self._file.sync()
         self._fs.sync_directory(self._directory)

@@ -123,6 +123,11 @@ class Store:
         if identity.incarnation > 1 and not self._fs.exists(f"{self.directory}/log"):
             raise CorruptionError(f"{self.directory}/log is missing. Nothing was changed. {ADVICE}")
         recovered = self._log.recover()
+        if self._log.number < identity.segment:
+            raise CorruptionError(
+                f"{self.directory}/log: the last segment is number {self._log.number}, and number {identity.segment} was written: it is "
+                f"missing. Nothing was changed. {ADVICE}"
+            )
         if recovered.entries and recovered.entries[-1].term > identity.term:
             raise CorruptionError(
                 f"{self.directory}: the vote file knows term {identity.term}, the log has entries of term {recovered.entries[-1].term}, so "
@@ -143,7 +148,7 @@ class Store:
             copy = self._log.cut(tail)
             told = f"the last {tail.size} bytes of log/{tail.name} were cut ({tail.reason}); a copy is log/{copy}"
             if not doubtful:
-                notes.append(f"{told}. They are what a crash leaves of a write that was never acknowledged: nothing is lost")
+                notes.append(f"{told}. They look like what a crash leaves of a write that was never acknowledged")
             elif only_voter:
                 notes.append(f"WARNING: {told}. Jobs acknowledged in them, if any, are lost: no other node has a copy")
             else:
@@ -151,7 +156,7 @@ class Store:
                     f"WARNING: {told}. They may have been acknowledged, so this node's votes count for less until it has caught up"
                 )
         self._log.sync_recovered()
-        self.identity = msgspec.structs.replace(identity, incarnation=identity.incarnation + 1)
+        self.identity = msgspec.structs.replace(identity, incarnation=identity.incarnation + 1, segment=self._log.number)
         self._vote.write(self.identity)
         return Opened(self.identity, recovered.entries, notes)
 
@@ -189,25 +194,30 @@ class Store:
             self._start()
 
     def _start(self) -> None:
-        identity = self.identity if self._changed else None
+        identity, changed = self.identity, self._changed
         entries, self._entries = self._entries, []
         waiting, self._waiting = self._waiting, []
         self._changed = False
         self._busy = True
         write = self._log.prepare(entries) if entries else None
+        begun = msgspec.structs.replace(identity, segment=self._log.number) if self._log.number != identity.segment else None
 
         def job() -> None:
             # the vote first: an entry is never durable before the term it belongs to
-            if identity is not None:
+            if changed:
                 self._vote.write(identity)
             if write is not None:
                 write()
+            if begun is not None:
+                self._vote.write(begun)  # from now on this segment must be there
 
         def done(error: BaseException | None) -> None:
             self._busy = False
             if error is not None:
                 self._fail(error)
                 return
+            if begun is not None:
+                self.identity = msgspec.structs.replace(self.identity, segment=begun.segment)
             if write is not None:
                 self.batches_written += 1
                 self._batch_written()

@@ -60,7 +60,20 @@ def test_the_demo_loses_nothing_and_leaves_nothing_behind(tmp_path, capsys):
     assert processes_below(tmp_path) == []
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+def test_every_moment_of_starting_is_a_good_one_to_be_stopped_at(tmp_path):
+    """A signal in the middle of starting a process must not leave it behind."""
+    for nodes in (1, 2, 3) * 3:
+        demo = subprocess.Popen(
+            [*RAFTD, "demo"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "TMPDIR": str(tmp_path)}
+        )
+        wait_for(lambda nodes=nodes: len(processes_below(tmp_path)) >= nodes, what="so many nodes")
+        demo.send_signal(signal.SIGINT)
+        demo.communicate(timeout=20)
+        assert demo.returncode == 130
+        assert processes_below(tmp_path) == []
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_demo_that_is_stopped_takes_its_nodes_with_it(tmp_path, number, status):
     demo = subprocess.Popen([*RAFTD, "demo"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "TMPDIR": str(tmp_path)})
     wait_for(lambda: len(processes_below(tmp_path)) == 3, what="three nodes")
@@ -77,7 +90,7 @@ def test_a_demo_that_is_stopped_takes_its_nodes_with_it(tmp_path, number, status
 
 @pytest.mark.skipif(shutil.which("beanstalkd") is None, reason="beanstalkd is not installed, so there is nothing to measure against")
 def test_the_bench_measures_two_servers_in_turns(tmp_path):
-    done = run("bench", "--against", "beanstalkd", "--rounds", "2", "--seconds", "0.2", "-c", "4", "-k", "2", "--data", str(tmp_path))
+    done = run("bench", "--against", "beanstalkd", "--rounds", "2", "--seconds", "0.2", "-c", "4", "-k", "2", "--data", ".", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rounds = [line.split()[:4] for line in done.stdout.splitlines() if " round " in line]
     servers = ["raftd,", "beanstalkd"]
@@ -109,7 +122,7 @@ def test_status_shows_who_leads(tmp_path):
         cluster.client(1).put(b"x")
         asked = run("status", "--config", str(cluster.config))
         assert (asked.returncode, asked.stderr) == (0, "")
-        roles = {int(row[1]): row[2] for line in asked.stdout.splitlines() if (row := line.split()) and row[0].startswith("127.0.0.1:")}
+        roles = {int(row[1]): row[3] for line in asked.stdout.splitlines() if (row := line.split()) and row[0].startswith("127.0.0.1:")}
         assert roles == {node: "leader" if node == leader else "follower" for node in (1, 2, 3)}
         addresses = [":".join(map(str, cluster.line_address(node))) for node in (1, 2)]
         one, two = json.loads(run("status", "--json", *addresses).stdout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -135,7 +136,7 @@ def test_rates_and_quantiles():
     ("answer", "complaint"),
     [
         (b"UNKNOWN_COMMAND\r\n", "does not speak the beanstalkd protocol"),
-        (b"", "does not speak"),
+        (b"", "it closes the connection; a node that has all the clients"),
         (b"OK 99999999999\r\n", "does not speak"),
         (b"x" * 100_000, "does not speak"),
         (b"OK 6\r\n[1, 2]\r\n", "cannot be read"),
@@ -149,6 +150,29 @@ def test_strange_answers_to_stats_are_no_answer(answer, complaint):
 
     with Scripted(serve) as server, pytest.raises(NoAnswer, match=complaint):
         ask_stats(server.address, 5)
+
+
+def test_a_server_that_dribbles_is_not_waited_for():
+    def serve(file: io.BufferedRWPair) -> None:
+        while file.write(b"x"):
+            time.sleep(0.05)  # it is slow, that is the point
+
+    began = time.monotonic()
+    with Scripted(serve) as server:
+        with pytest.raises(NoAnswer, match="timed out"):
+            ask_stats(server.address, 0.3)
+        assert time.monotonic() - began < 5
+
+
+def test_no_answer_controls_the_terminal():
+    stats = b'role: "\\e[31mleader"\n'
+
+    def serve(file: io.BufferedRWPair) -> None:
+        file.readline()
+        file.write(b"OK %d\r\n%b\r\n" % (len(stats), stats))
+
+    with Scripted(serve) as server:
+        assert ask_stats(server.address, 5) == {"role": "?[31mleader"}
 
 
 @pytest.mark.parametrize(("worked", "good"), [({b"a": 1, b"b": 1}, True), ({b"a": 1}, False), ({b"a": 2, b"b": 1}, False)])

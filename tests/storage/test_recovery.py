@@ -205,6 +205,41 @@ def test_a_missing_segment_is_corruption(monkeypatch):
         machine.start()
 
 
+@pytest.mark.parametrize("lives", [1, 2, 3])
+def test_a_newest_segment_that_is_gone_is_missed(lives):
+    """Nothing in the log tells of it: the vote file does."""
+    machine = Machine()
+    machine.start()
+    for life in range(1, lives + 1):
+        machine.write([entry(life)])
+        machine.disk.crash()
+        if life < lives:
+            machine.start()
+    machine.disk.remove(machine.segment())
+    for _ in range(2):
+        with pytest.raises(
+            CorruptionError, match=rf"the last segment is number {lives - 1}, and number {lives} was written: it is missing"
+        ):
+            machine.start()
+
+
+def test_a_segment_that_never_began_is_not_missed():
+    """Power is lost at every moment of the first batch of a new segment, and of the vote file that tells of it."""
+    for moment in range(1, 9):
+        for keeps in (False, True):
+            machine = Machine()
+            machine.start()
+            machine.write([entry(1)])
+            machine.power_cycle()
+            machine.disk.fault = PowerFailure(moment)
+            done = machine.write([entry(2)])
+            machine.disk.fault = working
+            machine.disk.crash(lambda path, sector, keeps=keeps: keeps)
+            found = machine.start().entries
+            assert [one.index for one in found][:1] == [1]
+            assert not done or len(found) == 2
+
+
 def test_a_torn_tail_is_cut_with_a_copy_and_nothing_is_doubted():
     machine = Machine()
     machine.start()
@@ -516,7 +551,7 @@ def test_while_one_write_runs_the_next_ones_gather():
     machine.worker.step()
     assert [numbers[0] for numbers in durable] == list(range(2, 12))
     assert machine.store.batches_written == 2
-    assert machine.disk.syncs - syncs == 3  # the segment's header and two batches
+    assert machine.disk.syncs - syncs == 5  # the segment's header, two batches, and its number in two vote slots
 
 
 @pytest.mark.parametrize("operation", ["write", "sync"])

@@ -1,0 +1,39 @@
+"""What a command has started ends with it, also when it is told to go: Ctrl-C, SIGTERM and SIGHUP become SystemExit, which
+passes every `finally`, with 128 and the signal's number as status."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_held = 0
+_pending: int | None = None
+
+
+def end_in_order() -> None:
+    """From now on."""
+
+    def end(number: int, frame: object) -> None:
+        global _pending
+        if _held:
+            _pending = number
+        else:
+            raise SystemExit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """A signal waits until this is over: in the middle of starting a process it would leave one that nobody knows."""
+    global _held, _pending
+    _held += 1
+    try:
+        yield
+    finally:
+        _held -= 1
+    if not _held and _pending is not None:
+        number, _pending = _pending, None
+        raise SystemExit(128 + number)

@@ -1,0 +1,178 @@
+"""`raftd sim`: the real node code under every fault, in virtual time, each run reproducible from its seed."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import nullcontext
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from raftd.sim import mutants
+from raftd.sim.life import Life, Outcome
+from raftd.sim.minimise import minimise
+from raftd.sim.swarm import Event, describe, draw, plan
+
+#: Mutants are looked for in clusters up to this size: a larger one finds nothing that a small one does not, slowly.
+_MUTANT_NODES = 5
+
+
+def live(seed: int, mutant: str | None = None) -> Outcome:
+    """One seed, maybe with a mutant in the code."""
+    options = draw(seed)
+    with mutants.applied(mutant) if mutant is not None else nullcontext():
+        return Life(options, plan(options)).run()
+
+
+def seeds_to_catch(mutant: str, most: int) -> tuple[int, Outcome | None]:
+    """How many seeds were tried until one caught it; None if none did."""
+    tried = 0
+    for seed in range(1, 100 * most):
+        if draw(seed).nodes > _MUTANT_NODES:
+            continue
+        tried += 1
+        outcome = live(seed, mutant)
+        if outcome.violation:
+            return tried, outcome
+        if tried == most:
+            break
+    return tried, None
+
+
+def run_seeds(start: int, count: int, jobs: int, console: Console) -> bool:
+    """Many seeds; whether nothing was wrong in any."""
+    began = time.monotonic()
+    outcomes = []
+    for outcome in _with_progress(((seed, None) for seed in range(start, start + count)), count, jobs, console):
+        outcomes.append(outcome)
+        if outcome.violation:
+            console.print(f"[red]seed {outcome.seed}:[/] {_plain(outcome.violation)}", highlight=False, soft_wrap=True)
+    _summarise(outcomes, time.monotonic() - began, jobs, console)
+    wrong = sorted(outcome.seed for outcome in outcomes if outcome.violation)
+    if wrong:
+        console.print(f"[red]{len(wrong)} violations[/]; replay one with: raftd sim --seed {wrong[0]} --trace", highlight=False)
+    return not wrong
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def _with_progress(work: Iterator[tuple[int, str | None]], count: int, jobs: int, console: Console) -> Iterator[Outcome]:
+    """Outcomes as they come, from `jobs` processes."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress, ProcessPoolExecutor(jobs) as pool:
+        task = progress.add_task("seeds", total=count)
+        under_way: set[Future[Outcome]] = set()
+        more = True
+        try:
+            while more or under_way:
+                while more and len(under_way) < 2 * jobs:
+                    item = next(work, None)
+                    if item is None:
+                        more = False
+                    else:
+                        under_way.add(pool.submit(live, *item))
+                done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+                for future in done:
+                    progress.advance(task)
+                    yield future.result()
+        finally:
+            for future in under_way:
+                future.cancel()
+
+
+def _summarise(outcomes: list[Outcome], seconds: float, jobs: int, console: Console) -> None:
+    faults: Counter[str] = Counter()
+    for outcome in outcomes:
+        faults.update(outcome.faults)
+    simulated_s = sum(outcome.simulated_ms for outcome in outcomes) / 1000
+    steps = sum(outcome.steps for outcome in outcomes)
+    operations = sum(outcome.operations for outcome in outcomes)
+    unknown = sum(outcome.unknown for outcome in outcomes)
+    table = Table(box=box.SIMPLE, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    rows = {
+        "seeds": f"{len(outcomes):,}",
+        "simulated hours": f"{simulated_s / 3600:,.1f}",
+        "operations asked for": f"{operations:,}",
+        "of them never answered": f"{unknown:,} ({unknown / max(1, operations):.1%})",
+        "entries committed": f"{sum(outcome.entries for outcome in outcomes):,}",
+        "elections won": f"{sum(outcome.elections for outcome in outcomes):,}",
+        "violations": f"{sum(bool(outcome.violation) for outcome in outcomes)}",
+        "events per second and process": f"{steps / seconds / jobs:,.0f}",
+        "simulated seconds per second and process": f"{simulated_s / seconds / jobs:,.1f}",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    table.add_section()
+    for name, number in sorted(faults.items()):
+        table.add_row(name, f"{number:,}")
+    console.print(table)
+
+
+def replay(seed: int, with_trace: bool, with_minimum: bool, console: Console) -> bool:
+    """One seed: what it drew, its trace hash, its trace, the least of its plan that goes wrong; whether all is well."""
+    options = draw(seed)
+    events = plan(options)
+    life = Life(options, events, keep_trace=with_trace)
+    outcome = life.run()
+    if with_trace:
+        for line in life.trace:
+            print(line)
+    print(describe(options))
+    print(f"events planned: {len(events)}")
+    print(f"trace hash: {outcome.trace_hash}")
+    print(f"violation: {outcome.violation or 'none'}")
+    if with_minimum and outcome.violation:
+        _minimum(seed, events, outcome, console)
+    return not outcome.violation
+
+
+def _minimum(seed: int, events: list[Event], outcome: Outcome, console: Console) -> None:
+    options = draw(seed)
+    invariant = outcome.violation.partition(":")[0]
+
+    def fails(fewer: list[Event]) -> bool:
+        return Life(options, fewer).run().violation.partition(":")[0] == invariant
+
+    with console.status("leaving out …") as status:
+        least = minimise(events, fails, lambda left: status.update(f"{left} events left"))
+    life = Life(options, least, keep_trace=True)
+    life.run()
+    print("\nthe least plan that still goes wrong:")
+    for event in least:
+        print(f"  {event.at_ms:6} ms  {event.kind} {event.numbers}")
+    print("\nits trace:")
+    for line in life.trace:
+        print(line)
+
+
+def run_mutants(most: int, jobs: int, console: Console) -> bool:
+    """Every broken variant must be caught; whether all were."""
+    table = Table(box=box.SIMPLE)
+    for heading in ("mutant", "seeds", "caught by"):
+        table.add_column(heading)
+    escaped = []
+    columns = (TextColumn("mutants"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True) as progress, ProcessPoolExecutor(jobs) as pool:
+        task = progress.add_task("", total=len(mutants.MUTANTS))
+        futures = {name: pool.submit(seeds_to_catch, name, most) for name in mutants.MUTANTS}
+        for name, future in futures.items():
+            tried, outcome = future.result()
+            progress.advance(task)
+            if outcome is None:
+                escaped.append(name)
+                table.add_row(name, str(tried), "[red]nothing[/]")
+            else:
+                table.add_row(name, str(tried), _plain(outcome.violation[:90]))
+    console.print(table)
+    if escaped:
+        console.print(f"[red]{len(escaped)} mutants were not caught:[/] {', '.join(escaped)}", highlight=False)
+    return not escaped
