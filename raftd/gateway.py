@@ -18,7 +18,7 @@ from raftd.jobs.commands import Batch, CloseSession, Command, Forward, ForwardRe
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.queries import Query
 from raftd.jobs.replies import OutOfMemory, Reply
-from raftd.limits import BATCH_BYTES, BATCH_COMMANDS, GATEWAY_BYTES, GATEWAY_IN_FLIGHT
+from raftd.limits import BATCH_BYTES, BATCH_COMMANDS, GATEWAY_BYTES, GATEWAY_IN_FLIGHT, LOCAL_ANSWERS_PER_TURN
 
 #: Called with the reply (or what a read gave) and the log index it belongs to.
 Done = Callable[[object, int], None]
@@ -69,6 +69,7 @@ class Session:
         self.queued: deque[Command] = deque()
         self.is_known = False
         self._hurried = False
+        self._held = False
         self._began = False  # a command was asked for
         self._closed = False
 
@@ -131,11 +132,22 @@ class Session:
             self._steps.append(step)
             self._go_on()
 
+    def hold(self, held: bool) -> None:
+        """While its client does not read, nothing more is begun."""
+        self._held = held
+        self._go_on()
+
+    def go_on(self) -> None:
+        """There is time again."""
+        self._go_on()
+
     def _go_on(self) -> None:
-        while self._steps and not self._blocked:
+        while self._steps and not self._blocked and not self._held:
             start, what, done = self._steps[0]
             if self._unanswered and start is not Session._start_command:
                 return  # the answers to what came before go first, and go on here
+            if start is Session._start_local and not self._gateway.has_time(self):
+                return
             self._steps.popleft()
             start(self, what, done)
 
@@ -193,6 +205,8 @@ class Gateway:
         self.sessions: dict[int, Session] = {}
         #: Of all commands of all sessions that are not answered.
         self.held_bytes = 0
+        self._tired: OrderedDict[Session, None] = OrderedDict()
+        self._local_left = LOCAL_ANSWERS_PER_TURN
         self._timeout_ms = timeout_ms
         self._next_session = 1
         self.is_closed = False
@@ -212,6 +226,23 @@ class Gateway:
 
     def _open(self) -> None:
         self._unapplied.append(_Unapplied(0, encode_payload(OpenGateway(self.node, self.incarnation))))
+
+    def begin_turn(self) -> bool:
+        """Sessions whose local answers were too many for the last turn go on; whether some are left again."""
+        self._local_left = LOCAL_ANSWERS_PER_TURN
+        for _ in range(len(self._tired)):
+            if self._local_left <= 0:
+                break
+            session, _ = self._tired.popitem(last=False)
+            session.go_on()
+        return bool(self._tired)
+
+    def has_time(self, session: Session) -> bool:
+        """Whether this turn has time for one more local answer; if not, `session` goes on in the next."""
+        self._local_left -= 1
+        if self._local_left < 0:
+            self._tired[session] = None
+        return self._local_left >= 0
 
     @property
     def is_full(self) -> bool:
@@ -235,6 +266,7 @@ class Gateway:
         whatever else still comes."""
         self.sessions.pop(session.number, None)
         self._waiting.pop(session, None)
+        self._tired.pop(session, None)
         self.reads = [read for read in self.reads if read.session is not session]
         if session.is_known:
             self._closes.append(session.number)

@@ -42,6 +42,13 @@ NO_PROGRESS_S = 10.0
 #: behind ticks and the other nodes: a crowd must not cost a heartbeat.
 CLIENT_TURN_MS = 10
 
+#: And how much of that one connection may take at a time (milliseconds), so that one more is served soon among a
+#: thousand that flood.
+CLIENT_SHARE_MS = 1
+
+#: How often connections that are not read are looked at for a client that has gone (seconds).
+HANGUP_CHECK_S = 1.0
+
 #: While no leader is known, the log says so this often (seconds).
 NO_LEADER_REMINDER_S = 10.0
 
@@ -106,6 +113,10 @@ LEAST_CLIENTS = 16
 #: Connections to the peer door that have not been recognised. When one more comes, the oldest goes.
 PEER_STRANGERS = 64
 
+#: Lines of the log about strangers, per second, and how much of what they say stands in one, in characters.
+STRANGER_LINES = 10
+STRANGER_TEXT = 200
+
 # -- counts -------------------------------------------------------------------------------------
 
 #: AppendEntries in flight to one follower, in messages and in bytes, before the leader waits for an
@@ -123,6 +134,14 @@ TIMERS_PER_ENTRY = 4_096
 
 #: Tubes that one session may watch. A reserve looks at each of them, on every node.
 WATCHED_TUBES = 1_024
+
+#: What a node answers from its own state in one turn: so many lines that need no command, and reads of so much weight (one,
+#: and one more for every 16 items of a list).
+LOCAL_ANSWERS_PER_TURN = 1_024
+READ_WEIGHT_PER_TURN = 512
+
+#: Jobs that one kick moves at most. The answer says how many it were; ask again for more.
+KICKED_JOBS = 4_096
 
 #: Committed entries applied at a time, in number and in bytes, or one entry if that is larger. A turn does so four
 #: times at most, so a node that replays a long log, or has many commands to answer, keeps its heartbeats.

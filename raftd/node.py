@@ -21,7 +21,7 @@ from raftd.errors import NotLeader, Overloaded
 from raftd.gateway import Gateway, Read, Session
 from raftd.jobs.commands import CloseGateway, Forward, ForwardRefused, Settings, encode_payload
 from raftd.jobs.machine import StateMachine
-from raftd.limits import TICK_MS, TIMER_ENTRY_GAP_MS
+from raftd.limits import READ_WEIGHT_PER_TURN, TICK_MS, TIMER_ENTRY_GAP_MS
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
 from raftd.raft.messages import Entry, EntryKind, Message
@@ -116,6 +116,7 @@ class Node:
         # reads
         self._read_rounds: dict[int, _ReadRound] = {}
         self._reads_ready: list[tuple[int, int, int, list[Read]]] = []  # (index, number, clock_ms, reads), a heap
+        self._read_weight_left = READ_WEIGHT_PER_TURN
         self._read_number = identity.incarnation << 32  # no answer to an earlier process fits
         # leading
         self._refused: dict[int, tuple[int, int]] = {}  # node -> (incarnation, attempt) of which no more is proposed
@@ -268,6 +269,9 @@ class Node:
         self._awake = False
         self._in_turn = True
         now_ms = self._at()
+        if self.gateway.begin_turn():
+            self.wake()
+        self._read_weight_left = READ_WEIGHT_PER_TURN
         for _ in range(_ROUNDS_PER_TURN):
             self._follow_route()
             self._send_forwards(now_ms)
@@ -417,13 +421,19 @@ class Node:
 
     def _run_reads(self) -> None:
         while self._reads_ready and self._reads_ready[0][0] <= self.machine.applied_index:
-            index, _, clock_ms, reads = heappop(self._reads_ready)
+            index, context, clock_ms, reads = heappop(self._reads_ready)
             now_ms = max(clock_ms, self.machine.now_ms)
             at_index = max(index, self.machine.applied_index)
             is_own = self._owns_its_row
-            for read in reads:
+            for place, read in enumerate(reads):
+                if self._read_weight_left <= 0:  # the rest in the next turn, by a state that is newer or the same
+                    heappush(self._reads_ready, (index, context, clock_ms, reads[place:]))
+                    self.wake()
+                    return
                 number = read.session.number if is_own else 0  # until then no session of this process is in the state
-                read.session.read_answered(read, read.query(self.machine, now_ms, self.config.node, number), at_index)
+                result = read.query(self.machine, now_ms, self.config.node, number)
+                self._read_weight_left -= 1 + (len(result) // 16 if isinstance(result, list) else 0)
+                read.session.read_answered(read, result, at_index)
 
     # -- the leader's own entries -------------------------------------------------------------
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import socket
 import time
 
-import yaml
-
 _ANSWER_BYTES = 64 << 10
 _STRANGER = "what listens there does not speak the beanstalkd protocol"
 
@@ -22,15 +20,13 @@ def ask_stats(address: tuple[str, int], timeout_s: float) -> dict[str, str]:
         with socket.create_connection(address, timeout=timeout_s) as connection:
             connection.sendall(b"stats\r\n")
             text = _answer(connection, deadline_s)
-    except OSError as error:
-        raise NoAnswer(error.strerror or str(error)) from None
-    try:
-        stats = yaml.load(text, yaml.BaseLoader)
-    except (yaml.YAMLError, UnicodeDecodeError):
-        stats = None
-    if not isinstance(stats, dict):
+    except (OSError, UnicodeError) as error:
+        raise NoAnswer(getattr(error, "strerror", None) or str(error)) from None
+    head, *lines = text.decode("ascii", errors="replace").splitlines() or [""]
+    stats = {key: _printable(value.strip('"')) for key, colon, value in (line.partition(": ") for line in lines) if colon}
+    if head != "---" or "current-jobs-ready" not in stats:
         raise NoAnswer("its answer to `stats` cannot be read")
-    return {_printable(key): _printable(value) for key, value in stats.items()}
+    return stats
 
 
 def _answer(connection: socket.socket, deadline_s: float) -> bytes:
@@ -40,9 +36,9 @@ def _answer(connection: socket.socket, deadline_s: float) -> bytes:
         head, end, rest = got.partition(b"\r\n")
         if end:
             word, _, size = head.partition(b" ")
-            if word != b"OK" or not size.isdigit() or int(size) > _ANSWER_BYTES:
+            if word != b"OK" or not size.isdigit() or len(size) > 6 or int(size) > _ANSWER_BYTES:
                 raise NoAnswer(_STRANGER)
-            if len(rest) >= int(size):
+            if len(rest) >= int(size) + 2:
                 return rest[: int(size)]
         if len(got) > _ANSWER_BYTES:
             raise NoAnswer(_STRANGER)
@@ -56,6 +52,6 @@ def _answer(connection: socket.socket, deadline_s: float) -> bytes:
         got += data
 
 
-def _printable(value: object) -> str:
+def _printable(value: str) -> str:
     """No node sends control characters; whatever does must not reach a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(value))
+    return "".join(letter if letter.isprintable() else "?" for letter in value)

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -158,12 +158,16 @@ def measure(server: Server, work: Work, options: Options) -> tuple[Counter[int],
         addresses = server.addresses[number:] + server.addresses[:number]
         spec = Spec(addresses, connections, options.in_flight, options.size, work, _WARM_UP_S, options.seconds)
         arguments = [sys.executable, "-m", "raftd.cli.load", msgspec.json.encode(spec).decode(), tube]
-        loads.append(subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        with signals.held():
+            loads.append(subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     try:
+        _begin_together(loads)
         results = [_result(load, options) for load in loads]
     except LocalError:
         server.check()  # then it is the cause
         raise
+    else:
+        server.check()
     finally:
         for load in loads:
             load.kill()
@@ -173,6 +177,18 @@ def measure(server: Server, work: Work, options: Options) -> tuple[Counter[int],
         latencies.update(result.latencies)
     seconds = max(result.seconds for result in results)
     return latencies, seconds, max(result.cpu_s / result.seconds for result in results)
+
+
+def _begin_together(loads: list[subprocess.Popen[bytes]]) -> None:
+    """Each says a line when it is connected, and begins when it is told to. One that has failed says why in the end."""
+    for load in loads:
+        assert load.stdout is not None
+        load.stdout.readline()
+    for load in loads:
+        assert load.stdin is not None
+        with suppress(BrokenPipeError):
+            load.stdin.write(b"\n")
+            load.stdin.flush()
 
 
 def _result(load: subprocess.Popen[bytes], options: Options) -> Result:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from raftd.cli.console import wide
 from raftd.cli.local import LocalCluster, LocalError, wait_for
-from raftd.cli.workload import Workload
+from raftd.cli.workload import Workload, connect
 
 NODES = 3
 KILLS = 2
@@ -49,6 +49,7 @@ class Demo:
         self._bar = self._progress.add_task("", total=1 + KILLS * (_ALL_UP_S + _ONE_DOWN_S) + 1)
         self._began = time.monotonic()
         self._kills: list[Kill] = []
+        self._vanished = 0
         self._cluster: LocalCluster
         self._load: Workload
 
@@ -88,8 +89,16 @@ class Demo:
             self._load.finish_putting()
             self._watched(self._is_empty, "an empty queue on every node")
             self._load.finish()
+            self._vanished = self._count_vanished()
             self._advance(1)
         return self._conclude()
+
+    def _count_vanished(self) -> int:
+        """Jobs that are gone, though nobody deleted them. A worker whose node was killed may not know what became of
+        its delete; the cluster does, and counts."""
+        with connect(self._cluster.line_address(self._cluster.leader())) as client:
+            tube = client.stats_tube("default")
+        return tube["total-jobs"] - tube["cmd-delete"]
 
     def _kill_the_leader(self) -> None:
         self._pass_time(_ALL_UP_S)
@@ -150,7 +159,7 @@ class Demo:
 
     def _conclude(self) -> bool:
         load = self._load
-        lost, doubled = len(load.missing()), load.doubled()
+        lost, doubled = len(load.missing()) + self._vanished, load.doubled()
         again = sum(load.handed_out.values()) - len(load.handed_out)
         table = Table(box=box.SIMPLE, show_header=False)
         table.add_column(no_wrap=True)

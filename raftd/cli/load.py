@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -133,14 +134,16 @@ def _expect(line: bytes, start: bytes) -> bool:
     return True
 
 
-def run(spec: Spec, tube: str) -> Result:
-    """Do what `spec` says with jobs in `tube`. Raises LoadError or OSError."""
+def run(spec: Spec, tube: str, go: Callable[[], None] = lambda: None) -> Result:
+    """Do what `spec` says with jobs in `tube`. `go` is called when all are connected, and returns when it may begin: the windows
+    of several processes must be one. Raises LoadError or OSError."""
     poll = select.epoll()
     connections: dict[int, _Connection] = {}
     for number in range(spec.connections):
         connection = _Connection(spec.addresses[number % len(spec.addresses)], spec, tube)
         connections[connection.socket.fileno()] = connection
         poll.register(connection.socket, select.EPOLLIN)
+    go()
     for connection in connections.values():
         connection.begin()
     began = time.perf_counter_ns()
@@ -161,19 +164,27 @@ def run(spec: Spec, tube: str) -> Result:
             is_warm = True
             latencies.clear()
             counting_from, cpu_s = now, time.process_time()
+    if not is_warm or now <= counting_from:
+        raise LoadError("the server stood still for the whole of the measurement")
     result = Result((now - counting_from) / _NS, dict(latencies), time.process_time() - cpu_s)
     for connection in connections.values():
         connection.socket.close()
     return result
 
 
+def _wait_for_the_others() -> None:
+    print(flush=True)
+    sys.stdin.readline()
+
+
 def main() -> None:
-    """The spec and the tube come as arguments, the result goes to standard output as JSON."""
+    """The spec and the tube come as arguments. Says a line when it is connected, waits for one, and then prints the result
+    as JSON."""
     spec = msgspec.json.decode(sys.argv[1], type=Spec)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a descriptor
     try:
-        result = run(spec, sys.argv[2])
+        result = run(spec, sys.argv[2], _wait_for_the_others)
     except (LoadError, OSError) as error:
         sys.exit(f"{error}")
     sys.stdout.buffer.write(msgspec.json.encode(result))

@@ -124,8 +124,13 @@ class LocalCluster:
         self.close()
 
     def close(self) -> None:
-        for node in list(self.running):
-            self.kill(node)
+        """Every node is killed before any is waited for."""
+        with signals.held():
+            for node in self.running.values():
+                node.process.kill()
+            for node in self.running.values():
+                node.process.wait()
+            self.running.clear()
 
     def line_address(self, node: int) -> tuple[str, int]:
         return "127.0.0.1", int(self.addresses[node]["line"])
@@ -145,7 +150,8 @@ class LocalCluster:
 
     def kill(self, node: int) -> None:
         """SIGKILL."""
-        self.running.pop(node).kill()
+        with signals.held():
+            self.running.pop(node).kill()
 
     def stats(self, node: int) -> dict[str, str] | None:
         """What the node says of itself, None if it does not answer. Raises LocalError if it should and has ended."""

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _held = 0
 _pending: int | None = None
 
@@ -18,10 +19,12 @@ def end_in_order() -> None:
         global _pending
         if _held:
             _pending = number
-        else:
-            raise SystemExit(128 + number)
+            return
+        for any_number in _NUMBERS:  # cleaning up is quick, and is not interrupted by a second Ctrl-C
+            signal.signal(any_number, signal.SIG_IGN)
+        raise SystemExit(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _NUMBERS:
         signal.signal(number, end)
 
 
@@ -36,4 +39,4 @@ def held() -> Iterator[None]:
         _held -= 1
     if not _held and _pending is not None:
         number, _pending = _pending, None
-        raise SystemExit(128 + number)
+        signal.raise_signal(number)

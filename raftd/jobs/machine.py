@@ -18,7 +18,7 @@ from raftd.jobs import commands as c
 from raftd.jobs import replies as r
 from raftd.jobs.model import URGENT_PRI, Counts, Gateway, Job, Session, State, Tube
 from raftd.jobs.timers import Kind, TimerId, Timers
-from raftd.limits import MAX_JOB_BYTES, SESSION_GRACE_MS, TIMERS_PER_ENTRY, WATCHED_TUBES
+from raftd.limits import KICKED_JOBS, MAX_JOB_BYTES, SESSION_GRACE_MS, TIMERS_PER_ENTRY, WATCHED_TUBES
 
 DEFAULT_TUBE = "default"
 #: A worker is warned when a job it holds has this much of its ttr left, and the least ttr (beanstalkd).
@@ -484,13 +484,13 @@ class StateMachine:
 
     def _kick(self, session: Session, kick: c.Kick) -> r.Reply:
         tube = session.used
-        count = 0
+        count, most = 0, min(kick.count, KICKED_JOBS)
         if tube.buried:
-            while count < kick.count and tube.buried:
+            while count < most and tube.buried:
                 self._kick_one(self.jobs[next(iter(tube.buried))])
                 count += 1
         else:
-            while count < kick.count and (least := tube.delayed.least()) is not None:
+            while count < most and (least := tube.delayed.least()) is not None:
                 self._kick_one(self.jobs[least[1]])
                 count += 1
         return r.Kicked(count)

@@ -83,6 +83,7 @@ class Raft:
         self._heartbeat_ticks = heartbeat_ticks
         self._timeout_ticks = 0
         self._elapsed_ticks = 0
+        self._leader_speaks = False  # on the connection that stands
         self._heartbeat_elapsed_ticks = 0
         self.tick_count = 0
         self._draw_timeout()
@@ -220,12 +221,18 @@ class Raft:
                 self.progress[node].message_due = True
 
     def hearing_from(self, sender: int) -> None:
-        """Bytes of an unfinished message of `sender` have arrived: a long one is no silence."""
-        if sender == self.leader:
+        """Bytes of an unfinished message of `sender` have arrived: a long one is no silence.
+
+        Only on a connection on which it has spoken as the leader: one that has restarted asks for votes, and those
+        who still take it for the leader would wait for it for ever (simulator seed 4).
+        """
+        if sender == self.leader and self._leader_speaks:
             self._elapsed_ticks = 0
 
     def link_changed(self, peer: int) -> None:
         """The connection to `peer` came up or went down: whatever was in flight may be lost."""
+        if peer == self.leader:
+            self._leader_speaks = False
         progress = self.progress.get(peer)
         if progress is not None:
             progress.probe(progress.match_index + 1 if progress.match_index else progress.next_index)
@@ -418,6 +425,7 @@ class Raft:
         if self.leader != sender or self.role is not Role.FOLLOWER:
             self._become(Role.FOLLOWER, sender, f"node {sender} leads")
         self._elapsed_ticks = 0
+        self._leader_speaks = True
         self.clock.hear(message.term, message.clock_ms, self.now_ms)
         if message.heard == self.incarnation:
             self._sound_at_index = message.heard_at + 1

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from raftd.errors import FrameError
 from raftd.jobs import commands as c
 from raftd.jobs.replies import JobTooBig, Reply
-from raftd.limits import HELLO_TIMEOUT_S
+from raftd.limits import HELLO_FRAME_BYTES, HELLO_TIMEOUT_S, STRANGER_TEXT
 from raftd.node import Node
 from raftd.server.clients import Clients
 from raftd.server.door import DoorProtocol
@@ -46,7 +46,7 @@ class ClientProtocol(DoorProtocol):
 
     def connectionMade(self) -> None:
         super().connectionMade()
-        self._hello_timeout = self._clock.callLater(HELLO_TIMEOUT_S, self._refuse, f"it said no hello within {HELLO_TIMEOUT_S:g} s")
+        self._hello_timeout = self._clock.callLater(HELLO_TIMEOUT_S, self._said_no_hello)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         super().connectionLost(reason)
@@ -76,14 +76,22 @@ class ClientProtocol(DoorProtocol):
             raise FrameError(f"it asks for cluster {hello.cluster!r}, this is {config.cluster!r}")
         self._hello_timeout.cancel()
         self._greeted = True
-        self._decoder.greeted()
+        self._decoder.greeted(self.node.max_job_size + HELLO_FRAME_BYTES)
         self.say(w.encode_hello(w.NodeHello(config.cluster, config.node, self.node.max_job_size)))
+
+    def _said_no_hello(self) -> None:
+        if self._waits:  # perhaps it did, and waits its turn in a crowd
+            self._hello_timeout = self._clock.callLater(HELLO_TIMEOUT_S, self._said_no_hello)
+        else:
+            self._refuse(f"it said no hello within {HELLO_TIMEOUT_S:g} s")
 
     def _refuse(self, reason: str) -> None:
         if not self._closed:
+            reason = reason[:STRANGER_TEXT]
             address = self.transport.getPeer()
             who = f"{getattr(address, 'host', address)}:{getattr(address, 'port', '')}"
-            self._log.info("the client at {who} is refused: {reason}", who=who, reason=reason)
+            if self._clients.may_log():
+                self._log.info("the client at {who} is refused: {reason}", who=who, reason=reason)
             self.say(w.encode_answer(w.Answer(0, 0, w.Failed(reason))))
             self.finish()
 

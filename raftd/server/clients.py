@@ -8,19 +8,25 @@ Between two turns ticks, heartbeats and messages of other nodes have theirs, so 
 from __future__ import annotations
 
 import resource
+import select
 from collections import OrderedDict
 from typing import Any, Protocol
 
 from twisted.logger import Logger
 
-from raftd.limits import CLIENT_TURN_MS, LEAST_CLIENTS, MOST_DESCRIPTORS, RESERVED_DESCRIPTORS
+from raftd.limits import CLIENT_TURN_MS, LEAST_CLIENTS, MOST_DESCRIPTORS, RESERVED_DESCRIPTORS, STRANGER_LINES
 
 
-class Waiting(Protocol):
-    """A connection with requests that have arrived."""
+class Connection(Protocol):
+    """One client."""
+
+    transport: Any
 
     def go_on(self) -> None:
         """Its turn has come."""
+
+    def hung_up(self, is_gone: bool) -> None:
+        """While it was not read its client has closed its side, or is gone altogether."""
 
 
 class Clients:
@@ -33,7 +39,10 @@ class Clients:
         self._clock = clock
         self._count = 0
         self._is_full = False  # and the log says so
-        self._waiting: OrderedDict[Waiting, None] = OrderedDict()
+        self._waiting: OrderedDict[Connection, None] = OrderedDict()
+        self._unread: OrderedDict[Connection, None] = OrderedDict()
+        self._lines_left = STRANGER_LINES
+        self._lines_second = 0
         self._turn_ends_s: float | None = None  # when this turn's time for clients is over; None: it has not begun
 
     # -- how many -----------------------------------------------------------------------------
@@ -68,15 +77,16 @@ class Clients:
             self._clock.callLater(0, self._next_turn)
         return now_s < self._turn_ends_s
 
-    def wait(self, connection: Waiting) -> None:
+    def wait(self, connection: Connection) -> None:
         """`connection` goes on when its turn comes."""
         self._waiting[connection] = None
         if self._turn_ends_s is None:
             self._turn_ends_s = self._clock.seconds()
             self._clock.callLater(0, self._next_turn)
 
-    def forget(self, connection: Waiting) -> None:
+    def forget(self, connection: Connection) -> None:
         self._waiting.pop(connection, None)
+        self._unread.pop(connection, None)
 
     def _next_turn(self) -> None:
         """Before anything new is read, those that wait; one that is not done waits again, behind the others."""
@@ -86,6 +96,37 @@ class Clients:
                 break
             connection, _ = self._waiting.popitem(last=False)
             connection.go_on()
+
+    # -- who has gone -------------------------------------------------------------------------
+
+    def reading(self, connection: Connection, is_read: bool) -> None:
+        """A connection that is not read hears of no end."""
+        if is_read:
+            self._unread.pop(connection, None)
+        else:
+            self._unread[connection] = None
+
+    def look_for_hangups(self) -> None:
+        """Called every HANGUP_CHECK_S: who waits for a job, and is not read meanwhile, may have gone."""
+        poll = select.poll()
+        places: dict[int, Connection] = {}
+        for connection in self._unread:
+            descriptor = connection.transport.fileno() if hasattr(connection.transport, "fileno") else -1
+            if descriptor >= 0:
+                places[descriptor] = connection
+                poll.register(descriptor, select.POLLRDHUP)
+        for descriptor, event in poll.poll(0) if places else ():
+            places[descriptor].hung_up(bool(event & (select.POLLHUP | select.POLLERR)))
+
+    # -- what is said of them -----------------------------------------------------------------
+
+    def may_log(self) -> bool:
+        """Whether the log bears one more line about a stranger in this second."""
+        second = int(self._clock.seconds())
+        if second != self._lines_second:
+            self._lines_second, self._lines_left = second, STRANGER_LINES
+        self._lines_left -= 1
+        return self._lines_left >= 0
 
 
 def most_clients() -> int:

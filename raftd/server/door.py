@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from raftd.gateway import Session
-from raftd.limits import CONNECTION_BYTES, CONNECTION_IN_FLIGHT, NO_PROGRESS_S, REPLY_BYTES
+from raftd.limits import CLIENT_SHARE_MS, CONNECTION_BYTES, CONNECTION_IN_FLIGHT, NO_PROGRESS_S, REPLY_BYTES
 from raftd.node import Node
 from raftd.server.clients import Clients
 from raftd.server.sockets import tune, unsent, write_at_once
@@ -42,6 +42,8 @@ class DoorProtocol(Protocol, ABC):
         self._written = 0  # bytes handed to the transport, ever
         self._taken = 0  # how many of them its socket had taken when progress was last looked at
         self._progress: Any = None
+        self._answers = 0  # so far
+        self._patience: Any = None
         self._full = False
         self._reading = True
         self._waits = False  # with the rest of what has arrived, for another turn of the reactor
@@ -69,6 +71,7 @@ class DoorProtocol(Protocol, ABC):
         if self._closed:
             return
         self._in_flight -= 1
+        self._answers += 1
         self._bytes_in_flight -= size
         self.say(data)
         if self._half_closed:
@@ -113,15 +116,18 @@ class DoorProtocol(Protocol, ABC):
         self._closed = True
         self._clients.forget(self)
         self._clients.left()
-        if self._progress is not None:
-            self._progress.cancel()
-            self._progress = None
+        for watch in (self._progress, self._patience):
+            if watch is not None:
+                watch.cancel()
+        self._progress = self._patience = None
         self.session.close()
         self.node.wake()
 
     def readConnectionLost(self) -> None:
         """The client will send no more: what it has sent is still executed and answered."""
         self._half_closed = True
+        self._clients.reading(self, True)  # there is nothing more to hear
+        self._watch_answers()
         self.session.hurry()
         self.node.wake()
         self._read()
@@ -133,17 +139,42 @@ class DoorProtocol(Protocol, ABC):
     def pauseProducing(self) -> None:
         """The transport has more than it likes to hold."""
         self._full = True
+        self.session.hold(True)
         self._watch_progress()
         self._set_reading(False)
 
     def resumeProducing(self) -> None:
         """All of it is sent."""
         self._full = False
+        self.session.hold(False)
+        self.node.wake()
         self._read()
         self._finish_if_done()
 
     def stopProducing(self) -> None:
         """The connection is being lost; connectionLost follows."""
+
+    def hung_up(self, is_gone: bool) -> None:
+        """Seen while this is not read. What has arrived is still executed, but it waits for no job any more."""
+        if is_gone:
+            self.abort()
+        else:
+            self.session.hurry()
+            self.node.wake()
+
+    def _watch_answers(self) -> None:
+        """A client that has closed its side, and gets no answer to what it has asked, has probably given up: without a
+        quorum it would be kept, and what it asked for done after all, whenever that comes back."""
+        if self._patience is None:
+            self._patience = self._clock.callLater(NO_PROGRESS_S, self._look_at_answers, self._answers)
+
+    def _look_at_answers(self, before: int) -> None:
+        self._patience = None
+        if self._answers == before and self._in_flight:
+            self._log.info("a client is dropped: it has closed its side, and there was no answer for {seconds:g} s", seconds=NO_PROGRESS_S)
+            self.abort()
+        elif not self._closed:
+            self._watch_answers()
 
     def _watch_progress(self) -> None:
         """Something waits for the client to read: it must take some of it, time and again."""
@@ -166,11 +197,12 @@ class DoorProtocol(Protocol, ABC):
         """Handle what has arrived, as far as the bounds allow."""
         if self._waits:
             return
+        until_s = self._clock.seconds() + CLIENT_SHARE_MS / 1000
         for _ in range(CONNECTION_IN_FLIGHT):
             if self._closed or self._deaf or self._full or self._has_enough:
                 self._set_reading(False)
                 return
-            if not self._clients.has_time():
+            if not self._clients.has_time() or self._clock.seconds() > until_s:
                 break
             if not self._take():
                 self._set_reading(True)
@@ -195,6 +227,7 @@ class DoorProtocol(Protocol, ABC):
     def _set_reading(self, reading: bool) -> None:
         if reading is not self._reading and not self._closed and not self._half_closed:
             self._reading = reading
+            self._clients.reading(self, reading)
             if reading:
                 self.transport.resumeProducing()
             else:
@@ -222,7 +255,8 @@ class DoorProtocol(Protocol, ABC):
             return
         data = b"".join(self._out)
         self._out.clear()
-        if unsent(self.transport) + len(data) > REPLY_BYTES + self.node.max_job_size:
+        if unsent(self.transport) > REPLY_BYTES + self.node.max_job_size:  # before this: any one answer may be sent
+            self._log.info("a client is dropped: it does not read its answers")
             self.abort()
             return
         self._written += len(data)

@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from raftd.errors import FrameError
-from raftd.limits import HELLO_TIMEOUT_S, PEER_STRANGERS
+from raftd.limits import HELLO_TIMEOUT_S, PEER_STRANGERS, STRANGER_LINES, STRANGER_TEXT
 from raftd.node import Node
 from raftd.server.sockets import tune_peer, write_at_once
 from raftd.wire.frames import FrameDecoder
@@ -117,6 +117,14 @@ class PeerProtocol(Protocol):
         self._state = State.CLOSED
         self.transport.loseConnection()
 
+    @property
+    def is_closed(self) -> bool:
+        return self._state is State.CLOSED
+
+    def abort(self) -> None:
+        self._state = State.CLOSED
+        self.transport.abortConnection()
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._state = State.CLOSED
         if self._hello_timeout is not None and self._hello_timeout.active():
@@ -131,7 +139,7 @@ class PeerFactory(Factory):
         self._door = door
         self._expected = expected
 
-    def buildProtocol(self, addr: object) -> PeerProtocol:
+    def buildProtocol(self, addr: object) -> PeerProtocol | None:
         return self._door.build(self._expected)
 
 
@@ -153,18 +161,22 @@ class PeerDoor:
         self._open: dict[int, PeerProtocol] = {}
         self._all: set[PeerProtocol] = set()
         self._strangers: OrderedDict[PeerProtocol, None] = OrderedDict()  # they dialled us, and are not recognised yet
+        self._lines_left, self._lines_second = STRANGER_LINES, 0
         self._dirty: list[PeerProtocol] = []
         self._told: dict[object, str] = {}  # the last reason logged, so that a retry says nothing new
         self._backoff = backoffPolicy(_RETRY_FIRST_S, _RETRY_LAST_S, 1.5, random.random)
 
-    def build(self, expected: int) -> PeerProtocol:
+    def build(self, expected: int) -> PeerProtocol | None:
+        """None if there is no room: those that were sent away keep their descriptors for a moment."""
+        if not expected and len(self._strangers) >= 2 * PEER_STRANGERS:
+            return None
         protocol = PeerProtocol(self, expected)
         self._all.add(protocol)
         if not expected:
             self._strangers[protocol] = None
-            if len(self._strangers) > PEER_STRANGERS:
-                oldest, _ = self._strangers.popitem(last=False)
-                oldest.transport.abortConnection()
+            waiting = [stranger for stranger in self._strangers if not stranger.is_closed]
+            if len(waiting) > PEER_STRANGERS:
+                waiting[0].abort()
         return protocol
 
     def retry_policy(self, peer: int) -> Callable[[int], float]:
@@ -221,6 +233,7 @@ class PeerDoor:
             self.node.link_changed(connection.peer)
 
     def refused(self, peer: int, address: Any, reason: str) -> None:
+        reason = reason[:STRANGER_TEXT]
         who = f"node {peer}" if peer else f"a connection from {getattr(address, 'host', address)}"
         if self._is_news(peer or getattr(address, "host", None), reason):
             self._log.warn("{who} is refused: {reason}", who=who, reason=reason)
@@ -235,7 +248,13 @@ class PeerDoor:
         if len(self._told) > 1_000:
             self._told.clear()  # strangers must not fill our memory
         self._told[who] = reason
-        return True
+        if isinstance(who, int):
+            return True
+        second = int(self.clock.seconds())  # strangers say a new thing every time, if they like
+        if second != self._lines_second:
+            self._lines_second, self._lines_left = second, STRANGER_LINES
+        self._lines_left -= 1
+        return self._lines_left >= 0
 
     def abort_all(self) -> None:
         for connection in list(self._all):

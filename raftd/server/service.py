@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 from raftd.config import Config
 from raftd.errors import StorageError
 from raftd.jobs.commands import Settings
-from raftd.limits import NO_LEADER_REMINDER_S, STOP_TIMEOUT_S, TICK_MS
+from raftd.limits import HANGUP_CHECK_S, NO_LEADER_REMINDER_S, STOP_TIMEOUT_S, TICK_MS
 from raftd.node import Node, NodeConfig
 from raftd.server.client import ClientFactory
 from raftd.server.clients import Clients, most_clients
@@ -80,6 +80,9 @@ class RaftdService(service.MultiService):
         clients = Clients(reactor, most_clients())
         self._lines = LineFactory(reactor, clients, counters)
         self._clients = ClientFactory(reactor, clients, counters)
+        hangups = internet.TimerService(HANGUP_CHECK_S, clients.look_for_hangups)
+        hangups.clock = reactor
+        hangups.setServiceParent(self)
         self._ticks: task.LoopingCall | None = None
         self._reminder = internet.TimerService(NO_LEADER_REMINDER_S, self._remind)
         self._reminder.clock = reactor

@@ -62,15 +62,15 @@ def remove_stale_socket(path: str) -> str | None:
 
 
 def tune(transport: Any) -> None:
-    """No waiting to fill packets."""
+    """No waiting to fill packets; and who vanishes without a word is noticed one day."""
     if hasattr(transport, "setTcpNoDelay"):
         transport.setTcpNoDelay(True)
+    if hasattr(transport, "setTcpKeepAlive"):
+        transport.setTcpKeepAlive(True)
 
 
 def tune_peer(transport: Any) -> None:
     """A peer that vanished without a word is noticed, whether or not anything is on its way to it."""
     tune(transport)
-    if hasattr(transport, "setTcpKeepAlive"):
-        transport.setTcpKeepAlive(True)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            transport.getHandle().setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PEER_TCP_TIMEOUT_MS)
+    if hasattr(transport, "setTcpKeepAlive") and hasattr(socket, "TCP_USER_TIMEOUT"):
+        transport.getHandle().setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PEER_TCP_TIMEOUT_MS)

@@ -51,7 +51,6 @@ class _Node:
         self.voted: dict[int, int] = {}  # term -> whom, as it said
         self.durable_vote = (0, 0)
         self.promised = 0  # the last index that it acknowledged as durable and has not replaced since
-        self.damaged = False
 
 
 class _Life:
@@ -76,6 +75,7 @@ class Checks:
         self._majority = len(disks) // 2 + 1
         self._nodes = {node: _Node() for node in disks}
         self._acknowledgements = 0
+        self._grants: dict[tuple[int, int], dict[int, bool]] = {}  # (term, candidate) -> voter -> whether it doubts
         self._lives: dict[Process, _Life] = {}
         self._leaders: dict[int, int] = {}  # term -> node
         self._chains: list[int] = []  # of what is committed
@@ -85,13 +85,13 @@ class Checks:
     # -- a process begins and ends ------------------------------------------------------------
 
     def started(self, process: Process) -> None:
-        """It has read its disk. What it promised must be there, unless the disk was damaged or it says that it doubts."""
+        """It has read its disk. What it promised must be there, or it must say that it doubts: a damaged disk leaves traces."""
         node, opened = self._nodes[process.node_id], process.opened
         life = self._lives[process] = _Life()
         _require(opened.identity.term >= node.durable_term, "I9", f"node {process.node_id} forgot term {node.durable_term}")
         for entry in opened.entries:
             self._extend(life, entry)
-        if not node.damaged and not opened.identity.doubtful:
+        if not opened.identity.doubtful:
             promised = node.durable[node.promised - 1 : node.promised]
             found = life.chains[node.promised - 1 : node.promised] if node.promised else []
             _require(
@@ -107,10 +107,6 @@ class Checks:
 
     def ended(self, process: Process) -> None:
         self._lives.pop(process, None)
-
-    def damaged(self, node: int) -> None:
-        """Its disk no longer holds what it called durable."""
-        self._nodes[node].damaged = True
 
     # -- every step ---------------------------------------------------------------------------
 
@@ -181,6 +177,7 @@ class Checks:
         if life.leads is None or life.leads[0] != raft.term:
             other = self._leaders.setdefault(raft.term, process.node_id)
             _require(other == process.node_id, "I1", f"nodes {other} and {process.node_id} both lead in term {raft.term}")
+            self._check_votes(process.node_id, raft.term)
             life.leads = (raft.term, raft.tick_count)
             known = len(self.committed)
             _require(
@@ -190,9 +187,22 @@ class Checks:
         for progress in raft.progress.values():
             last_tick = progress.last_heard_tick if progress.last_heard_tick is not None else life.leads[1]
             heard += raft.tick_count - last_tick <= 3 * self._election_ticks
+        waiting = process.worker.waiting_since
+        if waiting is not None and self._majority > 1:
+            stalled = raft.tick_count - max(waiting, life.leads[1])
+            _require(stalled <= 3 * self._election_ticks, "R34", f"node {process.node_id} still leads, and its disk writes nothing")
         _require(
             heard >= self._majority, "R7", f"node {process.node_id} still leads, and has heard no majority for three election timeouts"
         )
+
+    def _check_votes(self, leader: int, term: int) -> None:
+        """A majority of sound votes, or so many of any kind that one of them holds whatever was committed (DESIGN §5)."""
+        if self._majority == 1:
+            return
+        doubts = self._grants.get((term, leader), {})
+        sound = sum(not doubtful for doubtful in doubts.values())
+        enough = sound >= self._majority or len(doubts) >= len(self._nodes) - self._majority + 2
+        _require(enough, "I5", f"node {leader} leads in term {term} with {sound} sound votes and {len(doubts) - sound} of nodes in doubt")
 
     # -- what leaves, what is durable ---------------------------------------------------------
 
@@ -217,12 +227,13 @@ class Checks:
                 node.durable_term >= message.term or not message.success, "I8", f"node {process.node_id} acknowledges in a term not durable"
             )
         elif type(message) is RequestVote:
-            self._votes(process.node_id, message.term, process.node_id)
+            self._votes(process.node_id, message.term, process.node_id, process.node.raft.doubtful)
         elif type(message) is RequestVoteReply and message.granted:
-            self._votes(process.node_id, message.term, to)
+            self._votes(process.node_id, message.term, to, process.node.raft.doubtful)
 
-    def _votes(self, voter: int, term: int, candidate: int) -> None:
+    def _votes(self, voter: int, term: int, candidate: int, doubtful: bool) -> None:
         node = self._nodes[voter]
+        self._grants.setdefault((term, candidate), {})[voter] = doubtful
         _require(node.voted.setdefault(term, candidate) == candidate, "I2", f"node {voter} votes for two nodes in term {term}")
         self._look_at_vote(voter, term, candidate)
         # In a later term it can no longer vote in this one.
@@ -292,6 +303,12 @@ class Checks:
         step: Callable[[int, Message], None] = raft.step
 
         def checked(sender: int, message: Message) -> None:
+            if type(message) is AppendEntriesReply:
+                step(sender, message)
+                progress = raft.progress.get(sender)
+                heard = progress is None or message.term < raft.term or progress.incarnation >= message.incarnation
+                _require(heard, "R12", f"node {process.node_id} does not see that node {sender} was born again")
+                return
             if type(message) not in (PreVote, RequestVote):
                 step(sender, message)
                 return

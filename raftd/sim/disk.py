@@ -218,6 +218,8 @@ class Disk(MemoryFileSystem):
         if not sectors:
             return None
         start = random.choice(sectors)
+        if kind == "rot" and which == "log" and random.random() < 0.5:
+            start = sectors[-1]  # where it may still have been acknowledged, or not
         if kind == "rot":
             place = random.randrange(start, min(start + self.sector, len(image.platter)))
             image.platter[place] ^= 1 << random.randrange(8)

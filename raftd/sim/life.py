@@ -77,6 +77,7 @@ class Life:
         self._wall_offset_s: dict[int, float] = dict(zip(self._nodes, options.wall_offsets_s, strict=True))
         self._slow_until_us: dict[int, int] = {}
         self._damaged: int | None = None
+        self._damages: list[str] = []  # since that node last started
         self._unusable: set[int] = set()  # refused to start
         self._broken: set[int] = set()  # for good
         self._healed = False
@@ -192,8 +193,10 @@ class Life:
             process = Process(self, config, self._disks[node], Random(self._random.random()), options.clock_rates[node - 1], self._lives)
         except StorageError as refused:
             self.note(f"node {node} refuses to start: {refused}")
-            if node != self._damaged:
+            if node != self._damaged or not self._damages:
                 raise Violation(f"I8: node {node} finds its disk damaged, which it is not: {refused}") from None
+            if len(self._damages) == 1 and self._damages[0].endswith("vote"):
+                raise Violation(f"I8: one slot of node {node}'s vote file was damaged, and the other is not enough: {refused}") from None
             self._unusable.add(node)
             return
         except (OSError, PowerCut) as error:
@@ -204,6 +207,8 @@ class Life:
             self._later(node, 500)
             return
         self.note(f"node {node} starts: {'; '.join(process.opened.notes)}")
+        if node == self._damaged:
+            self._damages.clear()
         self._running[node] = process
         self.checks.started(process)
         self.network.started(process)
@@ -255,6 +260,9 @@ class Life:
         if self._healed:
             return
         node = self._nodes[numbers[0] % len(self._nodes)]
+        leader = next((process.node_id for process in self._running.values() if process.node.raft.is_leader), node)
+        if (numbers[0] >> 8) % 100 < 100 * self.options.aims:
+            node = leader
         process = self._running.get(node)
         getattr(self, "_do_" + kind.replace(" ", "_"))(node, process, numbers, 10 + numbers[1] % self.options.longest_ms)
         self.counted(kind)
@@ -325,7 +333,7 @@ class Life:
 
     def _do_stalled_disk(self, node: int, process: Process | None, numbers: tuple[int, ...], ms: int) -> None:
         if process is not None:
-            process.worker.stalled = True
+            process.worker.stall()
             self.scheduler.after(ms * _MS, process.worker.go_on)
 
     def _do_failing_disk(self, node: int, process: Process | None, numbers: tuple[int, ...], ms: int) -> None:
@@ -347,12 +355,15 @@ class Life:
         if process is not None:
             self._end(process, power=True)
             self._later(node, ms)
-        done = self._disks[node].damage(DAMAGES[numbers[2] % len(DAMAGES)], self._random)
-        if done is not None:
-            self._damaged = node
-            self.checks.damaged(node)
-            self.note(f"damage: {done}")
-            self.counted(DAMAGES[numbers[2] % len(DAMAGES)])
+        for place in range(len(DAMAGES)):
+            kind = DAMAGES[(numbers[2] + place) % len(DAMAGES)]
+            done = self._disks[node].damage(kind, self._random)
+            if done is not None:
+                self._damaged = node
+                self._damages.append(kind)
+                self.note(f"damage: {done}")
+                self.counted(kind)
+                return
 
     def _do_wall_clock(self, node: int, process: Process | None, numbers: tuple[int, ...], ms: int) -> None:
         self._wall_offset_s[node] += (-3_600, -1, 1, 3_600)[numbers[2] % 4]

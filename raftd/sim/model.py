@@ -21,6 +21,7 @@ BURIED, JOB_TOO_BIG, OUT_OF_MEMORY = 2, 15, 16
 _LEAST_TTR_MS = 1_000
 _SOON_MS = 1_000
 _MOST_WATCHED = 1_024
+_MOST_KICKED = 4_096
 _MAX_JOB_BYTES = 65_535
 
 Key = tuple[int, int]  # node, session
@@ -286,7 +287,7 @@ class Model:
     def _kick(self, key: Key, session: dict[str, Any], count: int) -> list[Any]:
         buried = sorted(self.in_state("buried", session["used"]), key=lambda job: int(job["buried"]))
         delayed = sorted(self.in_state("delayed", session["used"]), key=lambda job: (job["deadline"], job["id"]))
-        kicked = (buried or delayed)[: max(0, count)]
+        kicked = (buried or delayed)[: max(0, min(count, _MOST_KICKED))]
         for job in kicked:
             job["kicks"] += 1
             self._ready(job)

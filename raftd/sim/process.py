@@ -52,6 +52,8 @@ class Worker:
 
     def __init__(self, process: Process) -> None:
         self.stalled = False
+        #: The tick since which a write has waited for the disk to go on.
+        self.waiting_since: int | None = None
         self._process = process
         self._waiting: list[Callable[[], None]] = []
 
@@ -62,6 +64,8 @@ class Worker:
             if not process.alive:
                 return
             if self.stalled:
+                if self.waiting_since is None:
+                    self.waiting_since = process.node.raft.tick_count
                 self._waiting.append(execute)
                 return
             error: BaseException | None = None
@@ -77,8 +81,12 @@ class Worker:
         # The disk works on while the process is stopped.
         process.world.scheduler.after(process.world.disk_us(process.node_id), execute)
 
+    def stall(self) -> None:
+        self.stalled = True
+
     def go_on(self) -> None:
         self.stalled = False
+        self.waiting_since = None
         waiting, self._waiting = self._waiting, []
         for execute in waiting:
             execute()

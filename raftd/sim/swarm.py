@@ -29,11 +29,11 @@ FAULTS: dict[str, float] = {
     "break": 0.3,  # a connection breaks
     "clog": 0.2,  # a link is slow for a while
     "slow disk": 0.15,
-    "stalled disk": 0.08,
+    "stalled disk": 0.2,
     "failing disk": 0.15,  # a write or fsync fails: the process must end
     "unreadable disk": 0.05,  # a read fails when it starts
     "full disk": 0.05,
-    "damaged disk": 0.25,  # of one voter only, while it is off
+    "damaged disk": 0.4,  # of one voter only, while it is off
     "wall clock": 0.2,  # jumps
 }
 SHAPES = ("one node", "halves", "majorities ring", "bridge")
@@ -66,6 +66,7 @@ class Options(msgspec.Struct, frozen=True):
     clients: int
     pipeline: int  # commands of one client under way at most
     verbs: dict[str, int]
+    aims: float  # how many of the faults aim at whoever leads
     tubes: int
     limits: dict[str, int]
     broken_at_the_end: int  # so many nodes stay broken when the world heals
@@ -121,7 +122,8 @@ def draw(seed: int) -> Options:
     def rate(most: float) -> float:
         return round(random.uniform(0, most), 3) if not calm and random.random() < 0.4 else 0.0
 
-    verbs = {name: weight for name, weight in VERBS.items() if name in ("put", "reserve") or random.random() < 0.8}
+    verbs = {name: weight * random.choice((0, 1, 1, 1, 8)) for name, weight in VERBS.items()}
+    verbs["put"] = max(verbs["put"], 10)
     return Options(
         seed=seed,
         nodes=nodes,
@@ -140,7 +142,8 @@ def draw(seed: int) -> Options:
         wall_offsets_s=tuple(random.choice((0, 0, 1, -3_600, 86_400)) for _ in range(nodes)),
         clients=random.choice((3, 8, 20)),
         pipeline=random.choice((1, 1, 4, 16)),
-        verbs=verbs,
+        verbs={name: weight for name, weight in verbs.items() if weight},
+        aims=random.choice((0.0, 0.5, 0.9)),
         tubes=random.choice((1, 2, 3)),
         limits={name: random.choice(values) for name, values in LIMITS.items() if random.random() < 0.2},
         broken_at_the_end=random.randrange((nodes - 1) // 2 + 1) if random.random() < 0.5 else 0,
@@ -159,12 +162,16 @@ def plan(options: Options) -> list[Event]:
         at_ms = 0.0
         while (at_ms := at_ms + random.expovariate(per_second) * 1000) < FAULT_MS:
             events.append(Event(int(at_ms), kind, numbers()))
+    faults = list(events)
     names, weights = list(options.verbs), list(options.verbs.values())
     for _ in range(OPERATIONS):
-        # Half of it in bursts.
+        # Some of it in bursts, and some right after something has gone wrong.
         at_ms = random.randrange(FAULT_MS)
-        if random.random() < 0.5:
+        choice = random.random()
+        if choice < 0.3:
             at_ms -= at_ms % 500
+        elif choice < 0.7 and faults:
+            at_ms = random.choice(faults).at_ms + random.randrange(3 * options.election_timeout_ms)
         events.append(Event(at_ms, f"client {random.choices(names, weights)[0]}", numbers()))
     return sorted(events, key=lambda event: event.at_ms)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_SMALL = 4096
+
 
 class Buffer:
     """Chunks go in at the end, any number of bytes comes out at the front."""
@@ -21,6 +23,8 @@ class Buffer:
         self._size += len(data)
         if self._at == len(self._chunk):
             self._chunk, self._at = data, 0
+        elif self._later and len(self._later[-1]) < _SMALL:
+            self._later[-1] += data  # a client that sends byte by byte must not cost an object for each
         else:
             self._later.append(data)
 

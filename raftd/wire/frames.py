@@ -34,8 +34,9 @@ class FrameDecoder:
         self._buffer = Buffer()
         self._body_size: int | None = None  # of the frame whose length has arrived
 
-    def greeted(self) -> None:
-        self._limit = FRAME_BYTES
+    def greeted(self, limit: int = FRAME_BYTES) -> None:
+        """From now on frames of up to `limit` bytes may come."""
+        self._limit = limit
 
     @property
     def is_in_frame(self) -> bool:

@@ -139,8 +139,10 @@ def test_rates_and_quantiles():
         (b"", "it closes the connection; a node that has all the clients"),
         (b"OK 99999999999\r\n", "does not speak"),
         (b"x" * 100_000, "does not speak"),
+        (b"OK " + b"9" * 5_000 + b"\r\n", "does not speak"),
+        (b"OK 500\r\n---\ncurrent-jobs-ready: 1\n", "does not speak"),
         (b"OK 6\r\n[1, 2]\r\n", "cannot be read"),
-        (b"OK 5\r\n: : :\r\n", "cannot be read"),
+        (b"OK 8\r\n---\na: 1\r\n", "cannot be read"),
     ],
 )
 def test_strange_answers_to_stats_are_no_answer(answer, complaint):
@@ -165,14 +167,14 @@ def test_a_server_that_dribbles_is_not_waited_for():
 
 
 def test_no_answer_controls_the_terminal():
-    stats = b'role: "\\e[31mleader"\n'
+    stats = b"---\ncurrent-jobs-ready: 1\nrole: \x1b[31mleader\n"
 
     def serve(file: io.BufferedRWPair) -> None:
         file.readline()
         file.write(b"OK %d\r\n%b\r\n" % (len(stats), stats))
 
     with Scripted(serve) as server:
-        assert ask_stats(server.address, 5) == {"role": "?[31mleader"}
+        assert ask_stats(server.address, 5) == {"current-jobs-ready": "1", "role": "?[31mleader"}
 
 
 @pytest.mark.parametrize(("worked", "good"), [({b"a": 1, b"b": 1}, True), ({b"a": 1}, False), ({b"a": 2, b"b": 1}, False)])

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+
 from twisted.trial.unittest import SynchronousTestCase
 
+from raftd.gateway import Gateway
 from raftd.jobs.commands import Settings
-from raftd.limits import CONNECTION_IN_FLIGHT, MAX_JOB_BYTES_CEILING, REPLY_BYTES
+from raftd.limits import (
+    CONNECTION_IN_FLIGHT,
+    KICKED_JOBS,
+    LOCAL_ANSWERS_PER_TURN,
+    MAX_JOB_BYTES_CEILING,
+    NO_PROGRESS_S,
+    READ_WEIGHT_PER_TURN,
+    REPLY_BYTES,
+)
+from raftd.server import door
 from tests.server.harness import Door, Doors
 
 
@@ -164,10 +176,85 @@ class OneNode(SynchronousTestCase):
         self.assertEqual(self.door.transport.producerState, "paused")
         self.door.protocol.resumeProducing()
         self.assertEqual(self.door.later(30), b"INSERTED 1\r\n")
-        self.door.protocol.pauseProducing()
-        self.door.protocol.say(b"x" * (REPLY_BYTES + 70_000))
+        self.patch(door, "unsent", lambda transport: REPLY_BYTES + self.door.protocol.node.max_job_size + 1)
+        self.door.protocol.say(b"x")
         self.door.later(10)
         self.assertTrue(self.door.transport.aborted)
+
+    def test_nothing_more_is_begun_while_its_answers_are_not_read(self) -> None:
+        self.assertEqual(self.door.send(b"put 0 0 9 1\r\na\r\n"), b"INSERTED 1\r\n")
+        self.door.protocol.dataReceived(b"peek 1\r\n" * 10 + b"stats-job 7\r\nnonsense\r\n")
+        self.door.protocol.pauseProducing()
+        before = self.door.later(200).count(b"FOUND 1 ")
+        self.assertLess(before, 2)
+        self.door.protocol.resumeProducing()
+        rest = self.door.later(200)
+        self.assertEqual(before + rest.count(b"FOUND 1 "), 10)
+        self.assertTrue(rest.endswith(b"NOT_FOUND\r\nUNKNOWN_COMMAND\r\n"))
+
+    def test_answers_that_were_held_back_come_in_turns(self) -> None:
+        """Hundreds of connections that wait for one job, each with a pipeline of statistics behind it."""
+        doors = [self.doors.line(self.node) for _ in range(30)]
+        for one in doors:
+            one.send(b"reserve-with-timeout 1\r\n" + b"nonsense\r\n" * 100, ms=1)
+        turns: list[int] = []
+        begin = Gateway.begin_turn
+
+        def counted(gateway: Gateway) -> bool:
+            turns.append(sum(one.transport.value().count(b"UNKNOWN") for one in doors))
+            return begin(gateway)
+
+        self.patch(Gateway, "begin_turn", counted)
+        self.doors.cluster.run(1_500)
+        self.assertLessEqual(max(after - before for before, after in itertools.pairwise(turns)), LOCAL_ANSWERS_PER_TURN)
+        for one in doors:
+            self.assertEqual(one.later(0), b"TIMED_OUT\r\n" + b"UNKNOWN_COMMAND\r\n" * 100)
+
+    def test_long_lists_for_many_are_read_in_turns(self) -> None:
+        for tube in range(200):
+            self.door.send(b"watch tube%d\r\n" % tube, ms=1)
+        self.door.later(200)
+        doors = [self.doors.line(self.node) for _ in range(300)]
+        for one in doors:
+            one.protocol.dataReceived(b"list-tubes\r\n")
+        turns: list[int] = []
+        begin = Gateway.begin_turn
+
+        def counted(gateway: Gateway) -> bool:
+            turns.append(sum(bool(one.transport.value()) for one in doors))
+            return begin(gateway)
+
+        self.patch(Gateway, "begin_turn", counted)
+        self.doors.cluster.run(500)
+        self.assertEqual(turns[-1], 300)
+        self.assertLessEqual(max(after - before for before, after in itertools.pairwise(turns)), READ_WEIGHT_PER_TURN // 13 + 1)
+
+    def test_a_kick_moves_so_many_and_says_it(self) -> None:
+        self.door.send((b"put 0 100 60 0\r\n\r\n") * (KICKED_JOBS + 10), ms=5_000)
+        self.expect(b"kick 9999999\r\n", b"KICKED %d\r\n" % KICKED_JOBS, b"kick 9999999\r\n", b"KICKED 10\r\n")
+
+    def test_who_has_closed_its_side_and_gets_no_answer_is_dropped(self) -> None:
+        for node in self.doors.cluster.config.voters:
+            if node != self.node:
+                self.doors.cluster.crash(node)
+        if self.nodes == 1:
+            self.doors.cluster.processes[self.node].worker.stalled = True
+        self.door.send(b"put 0 0 9 1\r\na\r\n", ms=100)
+        self.door.protocol.readConnectionLost()
+        self.door.later(1_000 * NO_PROGRESS_S - 1_000)
+        self.assertFalse(self.door.is_closed)
+        self.door.later(2_000)
+        self.assertTrue(self.door.transport.aborted)
+
+    def test_a_client_that_hung_up_while_it_was_not_read_waits_for_no_job(self) -> None:
+        self.assertEqual(self.door.send(b"reserve\r\nquit\r\n"), b"")
+        self.door.protocol.hung_up(False)
+        self.assertEqual(self.door.later(50), b"TIMED_OUT\r\n")
+        self.assertTrue(self.door.is_closed)
+        other = self.doors.line(self.node)
+        other.send(b"reserve\r\nquit\r\n")
+        other.protocol.hung_up(True)
+        self.assertTrue(other.transport.aborted)
 
     def test_the_life_of_a_job(self) -> None:
         self.expect(
