@@ -1,0 +1,85 @@
+"""The checker of histories finds each kind of lie, and believes the truth."""
+
+from __future__ import annotations
+
+import pytest
+
+from raftd.jobs import commands as c
+from raftd.sim.history import Call, LogEntry, check
+
+PUT = [1, 0, 0, 60_000, b"a", ""]
+
+
+def log(*batches: list[c.Command]) -> list[LogEntry]:
+    """Node 1's gateway opens, then one entry for each batch."""
+    payloads: list[c.Payload] = [c.OpenGateway(1, 1), *(c.Batch(1, 1, place, batch) for place, batch in enumerate(batches, 1))]
+    return [LogEntry(place, 1_000 * place, c.encode_payload(payload)) for place, payload in enumerate(payloads, 1)]
+
+
+ENTRIES = log([c.Put(7, 0, 0, 60_000, b"a")], [c.Reserve(7, 0)], [c.Delete(7, 1)])
+
+
+def calls(**changes: dict[str, object]) -> list[Call]:
+    history = {
+        "put": Call(PUT, 1.0, (1, 7), 2.0, 2, [1, 1]),
+        "reserve": Call([5, 0], 3.0, (1, 7), 4.0, 3, [6, 1, b"a", 1]),
+        "delete": Call([7, 1, 0], 5.0, (1, 7), 6.0, 4, [9]),
+        "peek": Call(["peek", 1], 4.5, (1, 7), 4.9, 3, b"a"),
+    }
+    for name, change in changes.items():
+        for field, value in change.items():
+            setattr(history[name], field, value)
+    return list(history.values())
+
+
+def test_what_happened_is_believed():
+    verdict = check(ENTRIES, calls())
+    assert verdict.problems == []
+    assert verdict.proves_something
+
+
+def test_who_a_client_was_need_not_be_known():
+    assert check(ENTRIES, calls(put={"who": None}, delete={"who": None})).problems == []
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"put": {"index": 9}}, "lost: [1, 0, 0, 60000, b'a', ''] was answered"),
+        ({"put": {"answer": [1, 2]}}, "lost: "),
+        ({"delete": {"answer": [10]}}, "lost: [7, 1, 0] was answered with [10] at entry 4"),
+        ({"delete": {"who": (2, 7)}}, "lost: "),
+        ({"put": {"answered": 2.0, "index": 0, "answer": [16]}}, "phantom: nobody asked for [1, 0, 0, 60000, b'a', '']"),
+        ({"reserve": {"asked": 7.0, "answered": 8.0}}, "order: [5, 0] was applied at 3, though 5 or later"),
+        ({"peek": {"answer": None}}, "read: ['peek', 1] at entry 3 gave None and should have given b'a'"),
+        ({"peek": {"asked": 6.5, "answered": 7.0}}, "order: ['peek', 1] was applied at 3, though 4 or later"),
+    ],
+)
+def test_each_lie_is_found(change, problem):
+    problems = check(ENTRIES, calls(**change)).problems
+    assert any(found.startswith(problem) for found in problems), problems
+
+
+def test_what_nobody_asked_for_is_found():
+    without = [call for call in calls() if call.what[0] != 7]
+    assert check(ENTRIES, without).problems == ["phantom: nobody asked for [7, 1, 0], which stands in entry 4"]
+
+
+def test_without_an_answer_it_may_have_happened_or_not():
+    history = calls(delete={"answered": None, "index": 0, "answer": None})
+    assert check(ENTRIES, history).problems == []
+    assert check(ENTRIES[:3], history).problems == []
+    assert check(ENTRIES, history).unknown == 1
+
+
+def test_one_answer_is_given_to_one():
+    twice = [*calls(), Call([7, 1, 0], 5.0, (1, 7), 6.0, 4, [9])]
+    assert len(check(ENTRIES, twice).problems) == 1
+
+
+def test_a_history_of_which_little_is_known_proves_nothing():
+    unknown = Call(PUT, 1.0, (1, 8))
+    assert not check([], []).proves_something
+    assert not check(ENTRIES, [*calls(), unknown, unknown]).proves_something
+    assert check(ENTRIES, [*calls(), unknown]).proves_something
+    assert [check(ENTRIES, calls()[:count]).calls for count in (1, 2)] == [1, 2]
