@@ -313,9 +313,9 @@ class Checks:
                 step(sender, message)
                 return
             hears_leader = raft.role is Role.FOLLOWER and raft.leader not in (0, sender) and raft._elapsed_ticks < self._election_ticks
-            term = raft.term
+            term, waiting = raft.term, len(raft._send_now)
             step(sender, message)
-            last = raft._send_now[-1:]
+            last = raft._send_now[waiting:]
             granted = bool(last) and last[0][0] == sender and isinstance(last[0][1], PreVoteReply) and last[0][1].granted
             _require(
                 not hears_leader or (raft.term == term and not (type(message) is PreVote and granted)),

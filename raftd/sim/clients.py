@@ -29,6 +29,9 @@ class World(Protocol):
     def process_for(self, number: int) -> Process | None:
         """A process that can be connected to."""
 
+    def process_at(self, node: int) -> Process | None:
+        """That of a node, if it can be connected to."""
+
     def note(self, text: str) -> None: ...
 
     def now_us(self) -> int: ...
@@ -37,8 +40,9 @@ class World(Protocol):
 class SimClient:
     """One of them. `numbers` of an event decide whatever there is to choose."""
 
-    def __init__(self, world: World, number: int, pipeline: int, tubes: int, jobs: list[int]) -> None:
-        """`jobs`: ids that anybody was told of, shared by all clients."""
+    def __init__(self, world: World, number: int, pipeline: int, tubes: int, jobs: list[int], home: int = 0) -> None:
+        """`jobs`: ids that anybody was told of, shared by all clients. `home`: the only node that it connects to, 0: any."""
+        self._home = home
         self.calls: list[Call] = []
         #: Calls without an answer on a connection that stands.
         self.pending: list[Call] = []
@@ -83,7 +87,7 @@ class SimClient:
 
     def _is_connected(self, number: int) -> bool:
         if self._session is None:
-            self.process = self._world.process_for(number)
+            self.process = self._world.process_at(self._home) if self._home else self._world.process_for(number)
             if self.process is None:
                 return False
             self._session = self.process.node.open_session(self.forget)

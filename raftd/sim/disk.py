@@ -211,15 +211,20 @@ class Disk(MemoryFileSystem):
             size = random.randrange(len(image.platter))
             del image.platter[size:]
             return self._damaged(path, f"truncated to {size} bytes")
+        if kind == "rot" and which == "log" and random.random() < 0.5:
+            path = paths[-1]  # in the last batch, of which nobody can tell whether it was acknowledged
+            image = self.files[path]
+            place = random.randrange(self._last_batch(path), len(image.platter))
+            image.platter[place] ^= 1 << random.randrange(8)
+            return self._damaged(path, f"a bit of byte {place} flipped, in the last batch")
         last = len(image.platter)
         if which != "vote" and path == paths[-1] and kind != "rot":
             last = self._last_batch(path)  # behind it zeros are no trace either
-        sectors = range(0, max(0, last - self.sector + 1), self.sector) or ([0] if which == "vote" else [])
+        # an older sector must be a whole one
+        sectors = range(0, last if kind == "rot" or which == "vote" else max(0, last - self.sector + 1), self.sector)
         if not sectors:
             return None
         start = random.choice(sectors)
-        if kind == "rot" and which == "log" and random.random() < 0.5:
-            start = sectors[-1]  # where it may still have been acknowledged, or not
         if kind == "rot":
             place = random.randrange(start, min(start + self.sector, len(image.platter)))
             image.platter[place] ^= 1 << random.randrange(8)

@@ -34,6 +34,8 @@ from raftd.wire.peer import PeerMessage
 
 _WALL_S = 1_700_000_000.0
 _MS = 1_000
+#: Time for clients to connect before a leader is cut off.
+_PROBE_MS = 60
 _COMPARE_STEPS = 2_000
 #: After healing: a leader within so many election timeouts, and then everything else within so many milliseconds.
 _LEADER_TIMEOUTS = 10
@@ -82,8 +84,9 @@ class Life:
         self._broken: set[int] = set()  # for good
         self._healed = False
         self.network = Network(self.scheduler, self._random, options.weather, self)
-        jobs: list[int] = []
-        self._clients = [SimClient(self, number, options.pipeline, options.tubes, jobs) for number in range(options.clients)]
+        self._jobs: list[int] = []
+        self._clients = [SimClient(self, number, options.pipeline, options.tubes, self._jobs) for number in range(options.clients)]
+        self._probers: list[SimClient] = []
 
     def run(self) -> Outcome:
         """Live. Nothing is raised: what was wrong is in the outcome."""
@@ -94,7 +97,7 @@ class Life:
         except (Violation, AssertionError) as wrong:
             violation = f"{type(wrong).__name__ if not isinstance(wrong, Violation) else ''}{wrong}" or repr(wrong)
             self.note(f"VIOLATION {violation}")
-        calls = [call for client in self._clients for call in client.calls]
+        calls = self._calls
         return Outcome(
             self.options.seed,
             violation,
@@ -152,6 +155,14 @@ class Life:
 
     def now_us(self) -> int:
         return self.scheduler.now_us
+
+    @property
+    def _calls(self) -> list[history.Call]:
+        return [call for client in self._clients + self._probers for call in client.calls]
+
+    def process_at(self, node: int) -> Process | None:
+        process = self._running.get(node)
+        return process if process is not None and not process.stopped else None
 
     def process_for(self, number: int) -> Process | None:
         usable = [process for _, process in sorted(self._running.items()) if not process.stopped]
@@ -222,7 +233,7 @@ class Life:
         process.die()
         self._running.pop(node, None)
         self.checks.ended(process)
-        for client in self._clients:
+        for client in self._clients + self._probers:
             if client.process is process:
                 client.forget()
         self.network.ended(node)
@@ -260,9 +271,8 @@ class Life:
         if self._healed:
             return
         node = self._nodes[numbers[0] % len(self._nodes)]
-        leader = next((process.node_id for process in self._running.values() if process.node.raft.is_leader), node)
         if (numbers[0] >> 8) % 100 < 100 * self.options.aims:
-            node = leader
+            node = self._leader() or node
         process = self._running.get(node)
         getattr(self, "_do_" + kind.replace(" ", "_"))(node, process, numbers, 10 + numbers[1] % self.options.longest_ms)
         self.counted(kind)
@@ -304,8 +314,55 @@ class Life:
         else:  # each hears a majority, no two the same
             groups = [{nodes[(place + step) % len(nodes)] for step in range(half + 1)} for place in range(len(nodes))]
         self.counted(f"partition: {shape}")
-        self.network.partition(self._nodes, *groups)
-        self.scheduler.after(ms * _MS, self._end_of_partition, self.network.cut)
+        leader = self._leader()
+        if leader is not None and shape in ("one node", "halves"):
+            self._probe(leader, _PROBE_MS)
+
+        def cut() -> None:
+            if not self._healed:
+                self.network.partition(self._nodes, *groups)
+                self.scheduler.after(ms * _MS, self._end_of_partition, self.network.cut)
+
+        self.scheduler.after(_PROBE_MS * _MS, cut)
+
+    def _do_deaf_leader(self, node: int, process: Process | None, numbers: tuple[int, ...], ms: int) -> None:
+        leader = self._leader()
+        if leader is None:
+            return
+        others = [other for other in self._nodes if other != leader]
+        late_us = (200 + numbers[2] % 600) * _MS
+        clogged = {(other, leader): late_us for other in others}
+        self.network.clogged.update(clogged)
+
+        def cut() -> None:
+            if self._healed:
+                return
+            self.network.cut = {(leader, other) for other in others}
+            self.scheduler.after((2 * self.options.election_timeout_ms + ms) * _MS, self._end_of_partition, self.network.cut)
+
+        self.scheduler.after(late_us // 2, cut)
+        self._probe(leader, late_us // 2 // _MS)
+
+    def _leader(self) -> int | None:
+        return next((process.node_id for process in self._running.values() if process.node.raft.is_leader), None)
+
+    def _probe(self, leader: int, ms: int) -> None:
+        """One leader will be cut off in `ms`, and another may be elected: put on one side, read on the other, again and again,
+        with sessions that are open before."""
+        others = [node for node in self._nodes if node != leader]
+        if not others:
+            return
+        number = len(self._clients) + len(self._probers)
+        writer = SimClient(self, number, 3, 1, self._jobs, self._random.choice(others))
+        reader = SimClient(self, number + 1, 3, 1, self._jobs, leader)
+        self._probers += [writer, reader]
+        writer.do("put", (0, 0, 0, 3))
+        reader.do("peek", (0, 0, 0, 3))
+        timeout_us = self.options.election_timeout_ms * _MS
+        for step in range(40):
+            for client, verb in ((writer, "put"), (reader, "peek")):
+                # reads ask for the newest job: the number that decides which is 0
+                self.scheduler.after(ms * _MS + timeout_us + step * timeout_us // 25, client.do, verb, (0, 0, step, 3))
 
     def _do_one_way(self, node: int, process: Process | None, numbers: tuple[int, ...], ms: int) -> None:
         other = self._nodes[numbers[2] % len(self._nodes)]
@@ -349,9 +406,15 @@ class Life:
         self._disks[node].fail_next("write", 28)  # ENOSPC
 
     def _do_damaged_disk(self, node: int, process: Process | None, numbers: tuple[int, ...], ms: int) -> None:
-        """Only ever one voter's, so that a good copy exists."""
+        """Only ever one voter's, so that a good copy exists. Sometimes all lose power with it, and most come back later:
+        then its vote is wanted while it is in doubt."""
         if self._damaged not in (None, node):
             return
+        if numbers[3] % 2:
+            for other, running in sorted(self._running.items()):
+                if other != node:
+                    self._end(running, power=True)
+                    self._later(other, ms + self._random.randrange(3_000))
         if process is not None:
             self._end(process, power=True)
             self._later(node, ms)
@@ -419,7 +482,7 @@ class Life:
         """Calls without an answer, but for those that may wait for ever."""
         return [
             f"{call.what} of {call.who}"
-            for client in self._clients
+            for client in self._clients + self._probers
             for call in client.pending
             if not any(earlier.what == [5, None] for earlier in client.pending)
         ]
@@ -449,7 +512,7 @@ class Life:
             history.LogEntry(entry.index, entry.time_ms, entry.data if entry.kind is EntryKind.BATCH else b"")
             for entry in self.checks.committed
         ]
-        verdict = history.check(entries, [call for client in self._clients for call in client.calls])
+        verdict = history.check(entries, self._calls)
         if verdict.problems:
             raise Violation(f"history: {verdict.problems[0]}")
 
