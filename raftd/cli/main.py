@@ -160,10 +160,11 @@ def sim(seeds: int, start: int, jobs: int, seed: int | None, trace: bool, minimi
     if seed is None and (trace or minimise):
         raise click.UsageError("--trace and --minimise are for one seed: --seed NUMBER")
     console = Console()
-    if seed is not None:
-        good = it.replay(seed, trace, minimise, console)
-    elif mutants:
-        good = it.run_mutants(seeds, jobs, console)
-    else:
-        good = it.run_seeds(start, seeds, jobs, console)
+    with _working():
+        if seed is not None:
+            good = it.replay(seed, trace, minimise, console)
+        elif mutants:
+            good = it.run_mutants(seeds, jobs, console)
+        else:
+            good = it.run_seeds(start, seeds, jobs, console)
     raise SystemExit(0 if good else 1)
