@@ -23,6 +23,7 @@ RAFTD = str(Path(sys.executable).parent / "raftd")
 REGRESSIONS = {
     15: "a vote was thought to be spoken of before it was durable, when a later term was (a check of ours)",
     24: "the same, in a process that had been stopped",
+    1181: "a node that was stopped won an election of an old term, and had not what was committed since (a check of ours)",
     4: "bytes of a restarted leader's vote requests counted as hearing from the leader",
 }
 
