@@ -183,7 +183,9 @@ class Checks:
             # of earlier terms: who wakes up may win an election that was over long ago (seed 1181)
             known = bisect_left(self.committed, raft.term, key=lambda entry: entry.term)
             _require(
-                not known or life.chains[known - 1 : known] == self._chains[known - 1 : known], "I5", f"node {process.node_id} leads without committed entry {known}"
+                not known or life.chains[known - 1 : known] == self._chains[known - 1 : known],
+                "I5",
+                f"node {process.node_id} leads without committed entry {known}",
             )
         heard = 1
         for progress in raft.progress.values():
