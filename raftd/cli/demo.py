@@ -141,7 +141,7 @@ class Demo:
         """So much of load."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            time.sleep(min(left, _REFRESH_S))
+            time.sleep(min(left, _REFRESH_S))  # the passing of time is what is wanted here
             self._show_counts()
             self._advance(_REFRESH_S)
 

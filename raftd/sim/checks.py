@@ -299,7 +299,7 @@ class Checks:
                 raise Violation(f"I20: entry {index} gives {ours} on node {process.node_id}, and should give {wanted}")
             return effects
 
-        machine.apply = checked  # type: ignore[method-assign]
+        machine.apply = checked  # type: ignore[method-assign]  # of this one machine, to be watched
 
     def _watch_step(self, process: Process) -> None:
         """R5: who hears a leader lets nobody disturb it."""
@@ -327,7 +327,7 @@ class Checks:
                 f"node {process.node_id} hears leader {raft.leader}, and is disturbed by node {sender}",
             )
 
-        raft.step = checked  # type: ignore[method-assign]
+        raft.step = checked  # type: ignore[method-assign]  # of this one node, to be watched
 
     # -- clients ------------------------------------------------------------------------------
 
