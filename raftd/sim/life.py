@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from random import Random
+from traceback import format_exception
 from typing import Any
 
 import msgspec
@@ -94,8 +95,12 @@ class Life:
         try:
             with _limited(self.options.limits):
                 self._live()
-        except (Violation, AssertionError) as wrong:
-            violation = f"{type(wrong).__name__ if not isinstance(wrong, Violation) else ''}{wrong}" or repr(wrong)
+        except Violation as wrong:
+            violation = str(wrong)
+        except Exception as error:  # of the simulator's own, or one that nobody may raise here
+            violation = f"bug: {error!r}"
+            self.trace += format_exception(error)
+        if violation:
             self.note(f"VIOLATION {violation}")
         calls = self._calls
         return Outcome(
@@ -337,7 +342,7 @@ class Life:
         def cut() -> None:
             if self._healed:
                 return
-            self.network.cut = {(leader, other) for other in others}
+            self.network.cut_off({(leader, other) for other in others})
             self.scheduler.after((2 * self.options.election_timeout_ms + ms) * _MS, self._end_of_partition, self.network.cut)
 
         self.scheduler.after(late_us // 2, cut)
@@ -367,8 +372,7 @@ class Life:
     def _do_one_way(self, node: int, process: Process | None, numbers: tuple[int, ...], ms: int) -> None:
         other = self._nodes[numbers[2] % len(self._nodes)]
         if other != node:
-            self.network.heal()
-            self.network.cut = {(node, other)}
+            self.network.cut_off({(node, other)})
             self.scheduler.after(ms * _MS, self._end_of_partition, self.network.cut)
 
     def _end_of_partition(self, cut: set[tuple[int, int]]) -> None:

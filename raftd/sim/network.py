@@ -58,7 +58,9 @@ class _End:
         self.decoder = FrameDecoder()
         self.decoder.greeted()
         self.early: list[bytes] = []  # what came before it was open
-        self.last_arrival_us = 0
+        self.sent = 0  # pieces of the stream towards it
+        self.read = 0  # of them
+        self.arrived: dict[int, bytes] = {}  # before an earlier one
 
 
 class Connection:
@@ -67,8 +69,7 @@ class Connection:
     def __init__(self, one: Process, other: Process) -> None:
         self.ends = {one.node_id: _End(one, other.node_id), other.node_id: _End(other, one.node_id)}
         self.is_broken = False
-        self.sent = 0
-        self.held: list[tuple[int, int, bytes]] = []  # (when sent, to, bytes) on cut links
+        self.held: list[tuple[int, int, bytes]] = []  # (to, number, bytes) on cut links
         self.held_since_us: int | None = None
 
 
@@ -211,21 +212,22 @@ class Network:
         end.process.soon(end.process.node.receive, end.peer, decode(body))
 
     def _transmit(self, connection: Connection, sender: int, to: int, data: bytes) -> None:
-        if (sender, to) in self.cut:
-            if self.weather.holds:
-                connection.sent += 1
-                self._hold(connection, connection.sent, to, data)
+        if (sender, to) in self.cut and not self.weather.holds:
             return
+        pieces = [data]
         if self.weather.split and len(data) > 1 and self._random.random() < self.weather.split:
             self._observer.counted("frame split")
             at = self._random.randrange(1, len(data))
-            self._schedule(connection, to, data[:at])
-            self._schedule(connection, to, data[at:])
-        else:
-            self._schedule(connection, to, data)
+            pieces = [data[:at], data[at:]]
+        for piece in pieces:
+            connection.ends[to].sent += 1
+            self._travel(connection, to, connection.ends[to].sent, piece)
 
-    def _hold(self, connection: Connection, number: int, to: int, data: bytes) -> None:
-        connection.held.append((number, to, data))
+    def _travel(self, connection: Connection, to: int, number: int, data: bytes) -> None:
+        self._scheduler.after(self._delay_us(connection.ends[to].peer, to), self._arrive, connection, to, number, data)
+
+    def _hold(self, connection: Connection, to: int, number: int, data: bytes) -> None:
+        connection.held.append((to, number, data))
         if connection.held_since_us is None:
             connection.held_since_us = self._scheduler.now_us
             self._scheduler.after(PEER_TCP_TIMEOUT_MS * 1000, self._held_too_long, connection, connection.held_since_us)
@@ -241,27 +243,23 @@ class Network:
         delay_us = least if least == most else self._random.randrange(least, most)
         return delay_us + self.clogged.get((sender, to), 0)
 
-    def _schedule(self, connection: Connection, to: int, data: bytes, number: int = 0) -> None:
-        if not number:
-            connection.sent += 1
-            number = connection.sent
-        end = connection.ends[to]
-        end.last_arrival_us = max(end.last_arrival_us, self._scheduler.now_us + self._delay_us(end.peer, to))
-        self._scheduler.after(end.last_arrival_us - self._scheduler.now_us, self._arrive, connection, number, to, data)
-
-    def _arrive(self, connection: Connection, number: int, to: int, data: bytes) -> None:
+    def _arrive(self, connection: Connection, to: int, number: int, data: bytes) -> None:
+        """A piece arrives: it is read when all before it have been."""
         end = connection.ends[to]
         if connection.is_broken or not end.process.alive:
             return
         if (end.peer, to) in self.cut:
             if self.weather.holds:
-                self._hold(connection, number, to, data)
+                self._hold(connection, to, number, data)
             else:
                 # part of a frame is gone: no TCP goes on after that
                 self.break_connection(*sorted((to, end.peer)))
             return
         self._observer.happened("arrives", end.peer, to, len(data))
-        end.process.soon(self._read, end, data)
+        end.arrived[number] = data
+        while not connection.is_broken and (piece := end.arrived.pop(end.read + 1, None)) is not None:
+            end.read += 1
+            end.process.soon(self._read, end, piece)
 
     def _read(self, end: _End, data: bytes) -> None:
         """What PeerProtocol does with what has arrived."""
@@ -278,18 +276,20 @@ class Network:
 
     # -- partitions ---------------------------------------------------------------------------
 
-    def heal(self) -> None:
-        """All links work again: what was held goes on its way."""
-        self.cut = set()
-        self.clogged = {}
+    def cut_off(self, links: set[tuple[int, int]]) -> None:
+        """Nothing arrives on these directed links from now on; all others work: what they held goes on its way."""
+        self.cut = links
         for _, connection in sorted(self._connections.items()):
             held, connection.held, connection.held_since_us = sorted(connection.held), [], None
-            for number, to, data in held:
-                self._schedule(connection, to, data, number)
+            for to, number, data in held:
+                self._travel(connection, to, number, data)
+
+    def heal(self) -> None:
+        """All links work again, as fast as ever."""
+        self.clogged = {}
+        self.cut_off(set())
 
     def partition(self, nodes: list[int], *groups: set[int]) -> None:
         """Only nodes of one group hear each other; a node may be in several."""
-        self.heal()
-        for one, other in combinations(sorted(nodes), 2):
-            if not any({one, other} <= group for group in groups):
-                self.cut |= {(one, other), (other, one)}
+        apart = [pair for pair in combinations(sorted(nodes), 2) if not any(set(pair) <= group for group in groups)]
+        self.cut_off({link for one, other in apart for link in ((one, other), (other, one))})
