@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import yaml
 
@@ -108,10 +108,11 @@ class LocalCluster:
             node: {"host": "127.0.0.1", **{door: next(ports) for door in ("line", "client", "peer")}} for node in self.nodes
         }
         self.config = directory / "cluster.yaml"
-        self.config.write_text(yaml.safe_dump({"cluster": "local", "data": "data", "nodes": self.addresses, **settings}))
+        self._settings = settings
+        self.write_config(self.config, self.addresses)
         self.running: dict[int, LocalNode] = {}
 
-    def __enter__(self) -> LocalCluster:
+    def __enter__(self) -> Self:
         try:
             for node in self.nodes:
                 self.start(node)
@@ -133,15 +134,25 @@ class LocalCluster:
             self.running.clear()
 
     def line_address(self, node: int) -> tuple[str, int]:
-        return "127.0.0.1", int(self.addresses[node]["line"])
+        return self.address(node, "line")
+
+    def address(self, node: int, door: str) -> tuple[str, int]:
+        return "127.0.0.1", int(self.addresses[node][door])
 
     def log(self, node: int) -> str:
         """All that the node's processes have said so far."""
         return (self.directory / f"{node}.log").read_text(errors="replace")
 
+    def write_config(self, path: Path, addresses: dict[int, dict[str, str | int]]) -> None:
+        path.write_text(yaml.safe_dump({"cluster": "local", "data": "data", "nodes": addresses, **self._settings}))
+
+    def config_of(self, node: int) -> Path:
+        """The file that this node reads."""
+        return self.config
+
     def start(self, node: int) -> None:
         with signals.held():
-            self.running[node] = LocalNode(self.config, node, self.directory / f"{node}.log")
+            self.running[node] = LocalNode(self.config_of(node), node, self.directory / f"{node}.log")
 
     def check(self) -> None:
         """Raises LocalError if a node that should run has ended."""

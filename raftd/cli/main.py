@@ -168,3 +168,20 @@ def sim(seeds: int, start: int, jobs: int, seed: int | None, trace: bool, minimi
         else:
             good = it.run_seeds(start, seeds, jobs, console)
     raise SystemExit(0 if good else 1)
+
+
+@main.command(short_help="Three real nodes under kills, stops and partitions.")
+@_option("--minutes", "-m", default=1.0, kind=click.FloatRange(0.05, 1_440), help="How long.")
+def chaos(minutes: float) -> None:
+    """Three nodes as processes on this machine, with a proxy between them, are killed, stopped, parted and slowed down, while
+    clients put and work jobs. Then all that clients were told is held beside the committed log.
+
+    Ends with status 1 if anything was lost, invented or out of order, or if too little was answered to know.
+    """
+    from rich.console import Console
+
+    from raftd.cli import chaos as it
+
+    with _working():
+        good = it.run(minutes, Console())
+    raise SystemExit(0 if good else 1)

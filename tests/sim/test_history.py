@@ -72,6 +72,14 @@ def test_without_an_answer_it_may_have_happened_or_not():
     assert check(ENTRIES, history).unknown == 1
 
 
+def test_a_reserve_of_a_client_that_went_may_stand_in_the_log_without_its_wait():
+    waiting = Call([5, 1_000], 3.0)
+    without = [call for call in calls() if call.what[0] != 5]
+    assert check(ENTRIES, [*without, waiting]).problems == []
+    answered = Call([5, 1_000], 3.0, None, 4.0, 3, [6, 1, b"a", 1])
+    assert check(ENTRIES, [*without, answered]).problems == ["phantom: nobody asked for [5, 0], which stands in entry 3"]
+
+
 def test_one_answer_is_given_to_one():
     twice = [*calls(), Call([7, 1, 0], 5.0, (1, 7), 6.0, 4, [9])]
     assert len(check(ENTRIES, twice).problems) == 1
