@@ -87,6 +87,7 @@ class Network:
         self._random = random
         self._observer = observer
         self._connections: dict[tuple[int, int], Connection] = {}
+        self._refused: dict[tuple[int, int], str] = {}  # (by whom, who): why, so that it is said once
 
     # -- connections --------------------------------------------------------------------------
 
@@ -127,9 +128,13 @@ class Network:
 
         def meet() -> None:
             reason = process.node.meet(hello, lambda: self._accepted(connection, node))
-            if reason is not None:
+            if reason is None:
+                self._refused.pop((node, peer), None)
+                return
+            if self._refused.get((node, peer)) != reason:
+                self._refused[node, peer] = reason
                 process.told(f"node {peer} is refused: {reason}")
-                self.break_connection(*sorted((node, peer)))
+            self.break_connection(*sorted((node, peer)))
 
         process.soon(meet)
 

@@ -69,11 +69,11 @@ class Doors:
         assert self.cluster.run(5_000, lambda: self.cluster.leader != 0)
         self.cluster.run(100)
         self.counters = {node: Counters() for node in self.cluster.config.voters}
-        clock: Any = self.cluster.clock
+        clock: Any = self.cluster.scheduler
         self.clients = {node: Clients(clock, 1_000) for node in self.cluster.config.voters}
 
     def _door(self, make: type[LineFactory | ClientFactory], node: int) -> Door:
-        clock: Any = self.cluster.clock
+        clock: Any = self.cluster.scheduler
         factory = make(clock, self.clients[node], self.counters[node])
         factory.node = self.cluster[node]
         protocol = factory.buildProtocol(None)
