@@ -31,6 +31,12 @@ class _Image:
         self.older: dict[int, bytes] = {}  # what stood on the platter at an offset before it was last synced
         self.named = False  # the directory entry is durable
 
+    def copy(self) -> _Image:
+        copy = _Image()
+        copy.seen[:], copy.platter[:] = self.seen, self.platter
+        copy.dirty, copy.older, copy.named = set(self.dirty), dict(self.older), self.named
+        return copy
+
 
 class MemoryFile:
     def __init__(self, disk: MemoryFileSystem, path: str) -> None:
@@ -88,6 +94,7 @@ class MemoryFileSystem:
             if not image.named and not keep(path, -1):
                 del self.files[path]
                 continue
+            image.named = True
             size = len(image.platter)
             for start in range(0, len(image.seen), self.sector):
                 stop = start + self.sector
@@ -97,6 +104,14 @@ class MemoryFileSystem:
                     image.platter[start:stop] = image.seen[start:stop]
             image.seen[:] = image.platter
             image.dirty.clear()
+
+    def copy(self) -> MemoryFileSystem:
+        """Another disk with the same on it, in nobody's use."""
+        copy = MemoryFileSystem(self.sector)
+        copy.directories = set(self.directories)
+        copy.files = {path: image.copy() for path, image in self.files.items()}
+        copy._removed = {path: image.copy() for path, image in self._removed.items()}
+        return copy
 
     def exit(self) -> None:
         """The process is gone, the machine goes on: only locks go."""
@@ -185,13 +200,8 @@ class Disk(MemoryFileSystem):
 
     def after_power_loss(self) -> MemoryFileSystem:
         """What would be found if power were lost now, and nothing kept that was not synced."""
-        found = MemoryFileSystem(self.sector)
-        found.directories = set(self.directories)
-        for path, image in {**self._removed, **self.files}.items():
-            if image.named:
-                copy = found.files[path] = _Image()
-                copy.seen[:] = image.platter
-                copy.platter[:] = image.platter
+        found = self.copy()
+        found.crash()
         return found
 
     # -- damage, while it is not in use -------------------------------------------------------
