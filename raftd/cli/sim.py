@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import nullcontext
+from hashlib import blake2b
 
 from rich import box
 from rich.console import Console
@@ -106,6 +107,7 @@ def _summarise(outcomes: list[Outcome], seconds: float, jobs: int, console: Cons
         "entries committed": f"{sum(outcome.entries for outcome in outcomes):,}",
         "elections won": f"{sum(outcome.elections for outcome in outcomes):,}",
         "violations": f"{sum(bool(outcome.violation) for outcome in outcomes)}",
+        "hash of all traces": _hash_of_all(outcomes),
         "events per second and process": f"{steps / seconds / jobs:,.0f}",
         "simulated seconds per second and process": f"{simulated_s / seconds / jobs:,.1f}",
     }
@@ -115,6 +117,14 @@ def _summarise(outcomes: list[Outcome], seconds: float, jobs: int, console: Cons
     for name, number in sorted(faults.items()):
         table.add_row(name, f"{number:,}")
     console.print(table)
+
+
+def _hash_of_all(outcomes: list[Outcome]) -> str:
+    """The same for the same seeds, wherever they run."""
+    digest = blake2b(digest_size=8)
+    for outcome in sorted(outcomes, key=lambda outcome: outcome.seed):
+        digest.update(outcome.trace_hash.encode())
+    return digest.hexdigest()
 
 
 def replay(seed: int, with_trace: bool, with_minimum: bool, console: Console) -> bool:

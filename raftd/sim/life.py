@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from random import Random
@@ -132,11 +132,11 @@ class Life:
             if self.scheduler.steps % _COMPARE_STEPS == 0:
                 self.checks.compare_states()
 
-    def _wait(self, ms: int, until: Any, what: str) -> None:
+    def _wait(self, ms: int, until: Callable[[], bool], what: Callable[[], str]) -> None:
         end_us = self.scheduler.now_us + ms * _MS
         while not until():
             if self.scheduler.now_us >= end_us:
-                raise Violation(f"liveness: {what}")
+                raise Violation(f"liveness: {what()}")
             self._pass(TICK_MS)
 
     # -- what processes and the network see ---------------------------------------------------
@@ -473,11 +473,14 @@ class Life:
             return
         longest_ms = _LEADER_TIMEOUTS * self.options.election_timeout_ms
         # a slow node may still be coming up
-        self._wait(3_000, lambda: all(node in self._running for node in alive if node not in self._unusable), "a node does not start")
-        self._wait(longest_ms + 2_000, self._is_led, f"no leader within {_LEADER_TIMEOUTS} election timeouts after healing")
-        self._wait(_REST_MS, self._nobody_waits, f"commands never end: {self._waiting()[:3]}")
-        self._wait(_REST_MS, self._all_agree, "the nodes do not catch up with each other")
-        self._wait(_REST_MS, self._no_timer_is_due, "timers that are due do not fire")
+        self._wait(
+            3_000, lambda: all(node in self._running for node in alive if node not in self._unusable), lambda: "a node does not start"
+        )
+        self._wait(longest_ms + 2_000, self._is_led, lambda: f"no leader within {_LEADER_TIMEOUTS} election timeouts after healing")
+        self._wait(_REST_MS, self._nobody_waits, lambda: f"commands never end: {self._waiting()[:3]}")
+        self._wait(_REST_MS, self._all_agree, lambda: "the nodes do not catch up with each other")
+        self._wait(_REST_MS, self._no_timer_is_due, lambda: "timers that are due do not fire")
+        self._wait(_REST_MS, lambda: not self._left_over(), lambda: f"not at rest: {self._left_over()}")
 
     def _is_led(self) -> bool:
         return any(process.node.raft.has_committed_own_entry for process in self._running.values())
@@ -497,6 +500,34 @@ class Life:
     def _all_agree(self) -> bool:
         applied = {process.node.machine.applied_index for process in self._running.values()}
         return applied == {len(self.checks.committed)}
+
+    def _left_over(self) -> list[str]:
+        """What a cluster at rest may not hold: buffers that something was left in, peers that are never found equal (R33),
+        nodes that doubt though all are up."""
+        found = []
+        for node, process in sorted(self._running.items()):
+            raft, gateway = process.node.raft, process.node.gateway
+            buffers: dict[str, Any] = {
+                "batches": gateway._unapplied,
+                "sessions with commands": gateway._waiting,
+                "closes": gateway._closes,
+                "reads": gateway.reads,
+                "rounds of reads": process.node._read_rounds,
+                "reads that wait for an entry": process.node._reads_ready,
+                "messages that wait for the disk": process.node._held,
+                "bytes of sessions": gateway.held_bytes - sum(session._held_bytes for session in gateway.sessions.values()),
+            }
+            if raft.is_leader:
+                buffers["uncommitted bytes"] = raft._uncommitted_bytes
+                buffers |= {
+                    f"to do for node {peer}": progress.match_index < raft.log.last_index or progress._in_flight
+                    for peer, progress in raft.progress.items()
+                    if peer in self._running
+                }
+            if len(self._running) == len(self._nodes):
+                buffers["doubts"] = raft.doubtful
+            found += [f"node {node} has {what}" for what, content in buffers.items() if content]
+        return found
 
     def _no_timer_is_due(self) -> bool:
         leader = next((process for process in self._running.values() if process.node.raft.has_committed_own_entry), None)
