@@ -27,15 +27,10 @@ class Log:
         for position, entry in enumerate(self._entries):
             if entry.index != offset + 1 + position:
                 raise ValueError(f"entry {entry.index} stands where {offset + 1 + position} should")
-        self.handed_index = self.last_index
-        self.durable_index = self.last_index
+        self.last_index = self.handed_index = self.durable_index = offset + len(self._entries)
         self.commit_index = offset
         self.applied_index = offset
         self._writes: deque[list[int]] = deque()  # [persist number, last index still claimed]
-
-    @property
-    def last_index(self) -> int:
-        return self.offset + len(self._entries)
 
     @property
     def last_term(self) -> int:
@@ -96,6 +91,7 @@ class Log:
         if entries and entries[0].index != self.last_index + 1:
             raise ValueError(f"entry {entries[0].index} does not follow {self.last_index}")
         self._entries.extend(entries)
+        self.last_index += len(entries)
 
     def merge(self, entries: Sequence[Entry]) -> None:
         """A follower's append: skip what is held already, truncate only at a real conflict (R10)."""
@@ -115,6 +111,7 @@ class Log:
         if index <= self.commit_index:
             raise AssertionError(f"entry {index} is committed (up to {self.commit_index}) and would be truncated")
         del self._entries[index - self.offset - 1 :]
+        self.last_index = index - 1
         self.handed_index = min(self.handed_index, index - 1)
         self.durable_index = min(self.durable_index, index - 1)
         for write in self._writes:

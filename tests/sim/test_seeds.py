@@ -24,6 +24,8 @@ REGRESSIONS = {
     15: "a vote was thought to be spoken of before it was durable, when a later term was (a check of ours)",
     24: "the same, in a process that had been stopped",
     1181: "a node that was stopped won an election of an old term, and had not what was committed since (a check of ours)",
+    40053: "the same with an entry of an old term, committed in a later one (a check of ours)",
+    20126: "a piece of a stream overtook one that had been held at a cut (of the simulator's own)",
     4: "bytes of a restarted leader's vote requests counted as hearing from the leader",
 }
 
