@@ -45,6 +45,8 @@ class Model:
         self.last_id = self.last_token = self.total = self.timeouts = 0
         self._order = 0  # of waits and of burying
         self._answers: list[Answer] = []
+        #: For each answer of the last entry, the command that it is for, without its session.
+        self.answered: list[list[Any]] = []
 
     # -- looking ------------------------------------------------------------------------------
 
@@ -75,7 +77,7 @@ class Model:
         if time_ms < self.now_ms:
             raise ValueError(f"log time runs back from {self.now_ms} to {time_ms}")
         self.now_ms = time_ms
-        self._answers = []
+        self._answers, self.answered = [], []
         while (timer := self._first_due()) is not None:
             self._fire(*timer)
         if data:
@@ -138,8 +140,7 @@ class Model:
             self.timeouts += 1
             self._ready(self.jobs[what])
         else:
-            self.sessions[what]["wait"] = None
-            self._answers.append((*what, [TIMED_OUT if kind == 4 else DEADLINE_SOON]))
+            self._end_wait(what, [TIMED_OUT if kind == 4 else DEADLINE_SOON])
 
     def _ready(self, job: dict[str, Any]) -> None:
         job["state"] = "ready"
@@ -150,8 +151,16 @@ class Model:
             ready, waiters = self.in_state("ready", tube), self.waiters(tube)
             if not ready or not waiters:
                 return
-            self.sessions[waiters[0]]["wait"] = None
-            self._answers.append((*waiters[0], self._grant(waiters[0], min(ready, key=_urgency))))
+            self._end_wait(waiters[0], self._grant(waiters[0], min(ready, key=_urgency)))
+
+    def _answer(self, key: Key, command: list[Any], reply: list[Any]) -> None:
+        self._answers.append((*key, reply))
+        self.answered.append(command)
+
+    def _end_wait(self, key: Key, reply: list[Any]) -> None:
+        *_, command = self.sessions[key]["wait"]
+        self.sessions[key]["wait"] = None
+        self._answer(key, command, reply)
 
     def _grant(self, key: Key, job: dict[str, Any]) -> list[Any]:
         self.last_token += 1
@@ -183,11 +192,10 @@ class Model:
             return
         session = self.sessions.setdefault(key, {"used": "default", "watched": ["default"], "wait": None})
         if session["wait"]:
-            session["wait"] = None
-            self._answers.append((*key, [TIMED_OUT]))
+            self._end_wait(key, [TIMED_OUT])
         reply = _VERBS[tag](self, key, session, *args)
         if reply is not None:
-            self._answers.append((*key, reply))
+            self._answer(key, [tag, *args], reply)
         self._forget_tubes()
 
     def _put(self, key: Key, session: dict[str, Any], pri: int, delay_ms: int, ttr_ms: int, body: bytes, tube: str) -> list[Any]:
@@ -238,7 +246,7 @@ class Model:
         if timeout_ms == 0:
             return [TIMED_OUT]
         self._order += 1
-        session["wait"] = (self._order, None if timeout_ms is None else self.now_ms + timeout_ms)
+        session["wait"] = (self._order, None if timeout_ms is None else self.now_ms + timeout_ms, [RESERVE, timeout_ms])
         return None
 
     def _reserve_job(self, key: Key, session: dict[str, Any], id: int) -> list[Any]:

@@ -77,7 +77,53 @@ def test_a_reserve_of_a_client_that_went_may_stand_in_the_log_without_its_wait()
     without = [call for call in calls() if call.what[0] != 5]
     assert check(ENTRIES, [*without, waiting]).problems == []
     answered = Call([5, 1_000], 3.0, None, 4.0, 3, [6, 1, b"a", 1])
-    assert check(ENTRIES, [*without, answered]).problems == ["phantom: nobody asked for [5, 0], which stands in entry 3"]
+    assert check(ENTRIES, [*without, answered]).problems[-1] == "phantom: nobody asked for [5, 0], which stands in entry 3"
+
+
+def test_an_answer_belongs_to_its_command():
+    """Two puts with their ids swapped; an answer taken from somebody else's command; one that no command gives."""
+    entries = log([c.Put(7, 0, 0, 60_000, b"a")], [c.Put(7, 0, 0, 60_000, b"b")])
+    other = [1, 0, 0, 60_000, b"b", ""]
+    assert check(entries, [Call(PUT, 1.0, None, 2.0, 2, [1, 1]), Call(other, 1.0, None, 2.0, 3, [1, 2])]).problems == []
+    swapped = check(entries, [Call(PUT, 1.0, None, 2.0, 3, [1, 2]), Call(other, 1.0, None, 2.0, 2, [1, 1])]).problems
+    assert [problem.split(":")[0] for problem in swapped] == ["lost", "lost", "phantom", "phantom"]
+    borrowed = check(entries, [Call(PUT, 1.0), Call(other, 1.0, None, 2.0, 3, [1, 2]), Call([7, 1, 0], 1.0, None, 2.0, 2, [1, 1])])
+    assert borrowed.problems == ["lost: [7, 1, 0] was answered with [1, 1] at entry 2, which gives no such answer"]
+
+
+def test_a_refusal_is_the_only_answer_that_comes_without_an_entry():
+    assert check([], [Call(PUT, 1.0, None, 2.0, 0, [16])]).problems == []
+    assert check([], [Call(PUT, 1.0, None, 2.0, 0, [1, 1])]).problems[0].startswith("refused: ")
+
+
+def test_who_is_known_takes_his_own_answer_first():
+    entries = log([c.Use(7, "t")], [c.Use(8, "t")])
+    use = [2, "t"]
+    both = [Call(use, 1.0, None, 2.0, 2, [3, "t"]), Call(use, 1.0, (1, 8), 2.0, 3, [3, "t"])]
+    assert check(entries, both).problems == []
+    entries = [LogEntry(1, 1, entries[0].data), LogEntry(2, 2, c.encode_payload(c.Batch(1, 1, 1, [c.Use(7, "t"), c.Use(8, "t")])))]
+    both = [Call(use, 1.0, None, 2.0, 2, [3, "t"]), Call(use, 1.0, (1, 7), 2.0, 2, [3, "t"])]
+    assert check(entries, both).problems == []
+
+
+def test_nothing_happens_before_it_was_asked_for():
+    """A call of unknown outcome explains no entry of which somebody had been told before."""
+    entries = log([c.Put(7, 0, 0, 60_000, b"a")], [c.Use(7, "t")])
+    told = Call([2, "t"], 1.0, None, 2.0, 3, [3, "t"])
+    assert check(entries, [told, Call(PUT, 1.5)]).problems == []
+    assert check(entries, [told, Call(PUT, 2.5)]).problems == [
+        "phantom: nobody asked for [1, 0, 0, 60000, b'a', ''], which stands in entry 2"
+    ]
+
+
+def test_a_read_behind_the_end_of_the_log_is_found():
+    assert check(ENTRIES, calls(peek={"index": 9, "asked": 7.0, "answered": 8.0, "answer": None})).problems == [
+        "lost: ['peek', 1] was answered at entry 9, which there is not"
+    ]
+
+
+def test_of_one_moment_nobody_knows_what_came_first():
+    assert check(ENTRIES, calls(put={"answered": 5.0}, delete={"asked": 5.0})).problems == []
 
 
 def test_one_answer_is_given_to_one():
