@@ -7,15 +7,16 @@ the plain model makes of it. Cheap checks follow every step of a process; whole 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 from zlib import crc32
 
 import msgspec
 
 from raftd.errors import CorruptionError
-from raftd.jobs.machine import Effects
+from raftd.jobs.commands import Forward
+from raftd.jobs.machine import Effects, StateMachine
 from raftd.raft.messages import AppendEntriesReply, Entry, EntryKind, Message, PreVote, PreVoteReply, RequestVote, RequestVoteReply
 from raftd.raft.ready import Persist, Role
+from raftd.sim.compare import describe_machine, describe_model, difference
 from raftd.sim.disk import Disk
 from raftd.sim.model import Model
 from raftd.sim.process import Process
@@ -25,7 +26,9 @@ from raftd.wire.peer import PeerMessage
 
 #: Every so many acknowledgements the disk itself is looked at: too costly for each.
 _LOOK_AT_DISK = 50
-_BUSY_STATES = ("ready", "delayed", "reserved", "buried")
+#: Monotonic clocks differ by 2 % at most; what rounding and delays may add up to.
+_FASTEST_CLOCK = 1.02
+_CLOCK_SLACK_MS = 500
 
 
 class Violation(AssertionError):
@@ -50,7 +53,9 @@ class _Node:
         self.durable_term = 0
         self.voted: dict[int, int] = {}  # term -> whom, as it said
         self.durable_vote = (0, 0)
-        self.promised = 0  # the last index that it acknowledged as durable and has not replaced since
+        self.promised = 0  # the last index that it made durable and has not replaced since
+        self.owed: tuple[int, int] | None = None  # (index, chain) of a promise that it doubts
+        self.incarnation = 0  # the newest that it spoke of
 
 
 class _Life:
@@ -62,6 +67,7 @@ class _Life:
         self.leads: tuple[int, int] | None = None  # (term, since which tick)
         self.commit = 0
         self.applied = 0
+        self.matches: dict[int, tuple[int, int, int]] = {}  # peer -> (term, incarnation, match), while it leads
 
 
 class Checks:
@@ -79,6 +85,7 @@ class Checks:
         self._lives: dict[Process, _Life] = {}
         self._leaders: dict[int, int] = {}  # term -> node
         self._chains: list[int] = []  # of what is committed
+        self._clock = (0, 0)  # the furthest log time that a leader began with, and when, in the world's microseconds
         self._committed_in: list[int] = []  # the term of the leader that committed it
         self._prefixes: dict[tuple[int, int], int] = {}  # (index, term) -> chain
         self._answers: list[list[bytes]] = []  # of the model, by index
@@ -92,13 +99,18 @@ class Checks:
         _require(opened.identity.term >= node.durable_term, "I9", f"node {process.node_id} forgot term {node.durable_term}")
         for entry in opened.entries:
             self._extend(life, entry)
-        if not opened.identity.doubtful:
-            promised = node.durable[node.promised - 1 : node.promised]
-            found = life.chains[node.promised - 1 : node.promised] if node.promised else []
+        voted = node.voted.get(opened.identity.term, 0)
+        _require(voted in (0, opened.identity.voted_for), "I2", f"node {process.node_id} has forgotten that it voted for node {voted}")
+        again = opened.identity.incarnation
+        _require(again > node.incarnation, "I9", f"node {process.node_id} starts as incarnation {again}, which it was before")
+        node.incarnation = again
+        if node.promised:
+            promise = node.durable[node.promised - 1][1]
+            kept = life.chains[node.promised - 1 : node.promised] == [promise]
+            if not kept and opened.identity.doubtful and (node.owed is None or node.owed[0] <= node.promised):
+                node.owed = (node.promised, promise)
             _require(
-                [chain for _, chain in promised] == found,
-                "I8",
-                f"node {process.node_id} has lost entry {node.promised}, which it acknowledged",
+                kept or opened.identity.doubtful, "I8", f"node {process.node_id} has lost entry {node.promised}, which it acknowledged"
             )
         node.durable = [(entry.term, chain) for entry, chain in zip(opened.entries, life.chains, strict=True)]
         node.promised = min(node.promised, len(node.durable))
@@ -121,10 +133,22 @@ class Checks:
         if log.commit_index > len(self.committed):
             self._commit_advanced(process, life)
         life.commit = log.commit_index
+        node = self._nodes[process.node_id]
+        node.promised = max(node.promised, log.durable_index)
+        if node.owed is not None and not raft.doubtful:
+            self._sound_again(process, node, *node.owed)
         if raft.is_leader:
             self._check_leader(process, life)
         elif life.leads is not None:
             life.leads = None
+            life.matches.clear()
+
+    def _sound_again(self, process: Process, node: _Node, index: int, chain: int) -> None:
+        """What it may have lost and others committed with its help must be there again (DESIGN §5)."""
+        node.owed = None
+        if self._chains[index - 1 : index] == [chain]:
+            there = [durable for _, durable in node.durable[index - 1 : index]]
+            _require(there == [chain], "I7", f"node {process.node_id} doubts no more, and has not got entry {index} back")
 
     def _log_changed(self, process: Process, life: _Life) -> None:
         log = process.node.raft.log
@@ -180,6 +204,7 @@ class Checks:
             other = self._leaders.setdefault(raft.term, process.node_id)
             _require(other == process.node_id, "I1", f"nodes {other} and {process.node_id} both lead in term {raft.term}")
             self._check_votes(process.node_id, raft.term)
+            self._check_clock(process)
             life.leads = (raft.term, raft.tick_count)
             # in earlier terms: who wakes up may win an election that was over long ago (seeds 1181 and 40053)
             known = max((index for index, term in enumerate(self._committed_in, 1) if term < raft.term), default=0)
@@ -189,7 +214,16 @@ class Checks:
                 f"node {process.node_id} leads without committed entry {known}",
             )
         heard = 1
-        for progress in raft.progress.values():
+        for peer, progress in raft.progress.items():
+            match = (raft.term, progress.incarnation, progress.match_index)
+            before = life.matches.get(peer, match)
+            life.matches[peer] = match
+            grows = match[2] >= before[2] or match[:2] != before[:2]
+            _require(
+                grows and match[2] < progress.next_index,
+                "R12",
+                f"node {process.node_id} takes node {peer} to be at {match[2]}, before {before[2]}, and sends {progress.next_index} next",
+            )
             last_tick = progress.last_heard_tick if progress.last_heard_tick is not None else life.leads[1]
             heard += raft.tick_count - last_tick <= 3 * self._election_ticks
         waiting = process.worker.waiting_since
@@ -209,11 +243,36 @@ class Checks:
         enough = sound >= self._majority or len(doubts) >= len(self._nodes) - self._majority + 2
         _require(enough, "I5", f"node {leader} leads in term {term} with {sound} sound votes and {len(doubts) - sound} of nodes in doubt")
 
+    def _check_clock(self, process: Process) -> None:
+        """While one of the voters has an estimate, log time goes on as it went (`logtime.py`): not ahead of the furthest that any
+        leader would be at by now, nor behind what all voters think."""
+        node, raft, now_us = process.node_id, process.node.raft, process.world.scheduler.now_us
+        clock_ms = raft.clock_ms() or 0
+        voters = set(self._grants.get((raft.term, node), {})) - {node}
+        estimates = {}
+        for other in self._lives:
+            if other.node_id in voters and other.alive:
+                own_ms = int(other.node._clock.seconds() * 1_000)  # a process that is stopped has not looked at it for long
+                estimates[other.node_id] = other.node.raft.clock.estimate_ms(own_ms)
+        known = [estimate for estimate in estimates.values() if estimate is not None]
+        at_ms, at_us = self._clock
+        furthest_ms = at_ms + (now_us - at_us) * _FASTEST_CLOCK // 1_000
+        if known:
+            ahead_ms = int(clock_ms - furthest_ms)
+            _require(ahead_ms <= _CLOCK_SLACK_MS, "I22", f"node {node} begins with log time {ahead_ms} ms ahead of every earlier leader's")
+        if voters and len(known) == len(voters):
+            behind_ms = min(known) - clock_ms
+            _require(behind_ms <= _CLOCK_SLACK_MS, "I22", f"node {node} begins with log time {behind_ms} ms behind all its voters")
+        if clock_ms > furthest_ms:
+            self._clock = (clock_ms, now_us)
+
     # -- what leaves, what is durable ---------------------------------------------------------
 
     def leaving(self, process: Process, to: int, message: PeerMessage) -> None:
         """A message leaves: what it claims must be durable (I8)."""
         node = self._nodes[process.node_id]
+        if isinstance(message, AppendEntriesReply | Forward):
+            self._speaks_as(process.node_id, message.incarnation)
         if type(message) is AppendEntriesReply:
             if message.success and message.index:
                 life = self._lives[process]
@@ -224,7 +283,6 @@ class Checks:
                         "I8",
                         f"node {process.node_id} acknowledges entry {message.index}, which is not durable",
                     )
-                    node.promised = max(node.promised, message.index)
                     self._acknowledgements += 1
                     if self._acknowledgements % _LOOK_AT_DISK == 0:
                         self._look_at_log(process, message.index)
@@ -235,6 +293,16 @@ class Checks:
             self._votes(process.node_id, message.term, process.node_id, process.node.raft.doubtful)
         elif type(message) is RequestVoteReply and message.granted:
             self._votes(process.node_id, message.term, to, process.node.raft.doubtful)
+
+    def _speaks_as(self, node: int, incarnation: int) -> None:
+        """A new one is durable before anybody hears of it: the next process must not take it again."""
+        ghost = self._nodes[node]
+        if incarnation <= ghost.incarnation:
+            return
+        found = VoteFile(self._disks[node].after_power_loss(), f"data/{node}").read()
+        known = found.incarnation if found is not None else 0
+        _require(known >= incarnation, "I8", f"node {node} speaks as incarnation {incarnation}; a loss of power would leave {known}")
+        ghost.incarnation = incarnation
 
     def _votes(self, voter: int, term: int, candidate: int, doubtful: bool) -> None:
         node = self._nodes[voter]
@@ -357,54 +425,10 @@ class Checks:
                 other[0] == digest, "I12", f"nodes {other[1]} and {process.node_id} have applied {machine.applied_index}, with two outcomes"
             )
             if machine.applied_index == len(self.committed):
-                self._compare_with_model(process)
+                self._compare_with_model(machine, process.node_id)
 
-    def _compare_with_model(self, process: Process) -> None:
-        machine, model = process.node.machine, self.model
-        where = f"node {process.node_id} at entry {machine.applied_index}"
-        jobs: dict[int, dict[str, Any]] = {}
-        for job in machine.jobs.values():
-            state = job.state.name.lower()
-            jobs[job.id] = {
-                "id": job.id,
-                "tube": job.tube.name,
-                "pri": job.pri,
-                "ttr": job.ttr_ms,
-                "body": job.body,
-                "state": state,
-                "deadline": job.deadline_ms if state in ("delayed", "reserved") else None,
-                "holder": job.holder if state == "reserved" else None,
-                "token": job.token,
-                "counts": (job.reserves, job.timeouts, job.releases, job.buries, job.kicks),
-            }
-        wanted = {
-            id: {
-                **{key: job[key] for key in ("id", "tube", "pri", "ttr", "body", "state", "token")},
-                "deadline": job["deadline"] if job["state"] in ("delayed", "reserved") else None,
-                "holder": job["holder"] if job["state"] == "reserved" else None,
-                "counts": tuple(job[key] for key in ("reserves", "timeouts", "releases", "buries", "kicks")),
-            }
-            for id, job in model.jobs.items()
-        }
-        if jobs != wanted:
-            different = [(jobs.get(id), wanted.get(id)) for id in sorted(jobs.keys() | wanted.keys()) if jobs.get(id) != wanted.get(id)]
-            raise Violation(f"I17: {where} has {different[0][0]}, and should have {different[0][1]}")
-        _require(set(machine.tubes) == model.tubes(), "I17", f"{where} has the tubes {sorted(machine.tubes)}, not {sorted(model.tubes())}")
-        counts = machine.counts
-        found = (counts.ready, counts.delayed, counts.reserved, counts.buried)
-        counted = tuple(len(model.in_state(state)) for state in _BUSY_STATES)
-        _require(found == counted, "I24", f"{where} counts {found} jobs ready, delayed, reserved, buried; there are {counted}")
-        urgent = sum(job["pri"] < 1024 for job in model.in_state("ready"))
-        _require(counts.urgent == urgent, "I24", f"{where} counts {counts.urgent} urgent jobs; there are {urgent}")
-        _require(
-            (machine.total_jobs, machine.job_timeouts) == (model.total, model.timeouts), "I24", f"{where}: the totals of jobs or timeouts"
-        )
-        for tube in machine.tubes.values():
-            ours = (tube.ready.count, tube.delayed.count, tube.reserved, len(tube.buried))
-            theirs = tuple(len(model.in_state(state, tube.name)) for state in _BUSY_STATES)
-            _require(ours == theirs, "I24", f"{where}, tube {tube.name} counts {ours}; there are {theirs}")
-            _require(
-                not (tube.waiters and theirs[0] and not tube.pause_until_ms),
-                "I23",
-                f"{where}: somebody waits for tube {tube.name}, which has jobs",
-            )
+    def _compare_with_model(self, machine: StateMachine, node: int) -> None:
+        for ours, model in zip(describe_machine(machine), describe_model(self.model), strict=True):
+            if ours != model:
+                what, mine, wanted = difference(ours, model)
+                raise Violation(f"I17 to I24: node {node} at entry {machine.applied_index} has {what} {mine}, and should have {wanted}")
