@@ -67,6 +67,7 @@ class _Life:
         self.leads: tuple[int, int] | None = None  # (term, since which tick)
         self.commit = 0
         self.applied = 0
+        self.votes: set[tuple[int, int]] = set()  # (term, voter) that it has heard
         self.matches: dict[int, tuple[int, int, int]] = {}  # peer -> (term, incarnation, match), while it leads
 
 
@@ -85,7 +86,8 @@ class Checks:
         self._lives: dict[Process, _Life] = {}
         self._leaders: dict[int, int] = {}  # term -> node
         self._chains: list[int] = []  # of what is committed
-        self._clock = (0, 0)  # the furthest log time that a leader began with, and when, in the world's microseconds
+        self._estimates: dict[tuple[int, int, int], tuple[int | None, int]] = {}  # (term, candidate, voter) -> log time, and when
+        self._clock = (0.0, 0)  # the furthest log time that a leader began with, and when, in the world's microseconds
         self._committed_in: list[int] = []  # the term of the leader that committed it
         self._prefixes: dict[tuple[int, int], int] = {}  # (index, term) -> chain
         self._answers: list[list[bytes]] = []  # of the model, by index
@@ -226,9 +228,8 @@ class Checks:
             )
             last_tick = progress.last_heard_tick if progress.last_heard_tick is not None else life.leads[1]
             heard += raft.tick_count - last_tick <= 3 * self._election_ticks
-        waiting = process.worker.waiting_since
-        if waiting is not None and self._majority > 1:
-            stalled = raft.tick_count - max(waiting, life.leads[1])
+        if process.unfinished and self._majority > 1:
+            stalled = raft.tick_count - max(process.unfinished[0], life.leads[1])
             _require(stalled <= 3 * self._election_ticks, "R34", f"node {process.node_id} still leads, and its disk writes nothing")
         _require(
             heard >= self._majority, "R7", f"node {process.node_id} still leads, and has heard no majority for three election timeouts"
@@ -244,24 +245,20 @@ class Checks:
         _require(enough, "I5", f"node {leader} leads in term {term} with {sound} sound votes and {len(doubts) - sound} of nodes in doubt")
 
     def _check_clock(self, process: Process) -> None:
-        """While one of the voters has an estimate, log time goes on as it went (`logtime.py`): not ahead of the furthest that any
-        leader would be at by now, nor behind what all voters think."""
+        """While one of those whose votes it has heard had an estimate, log time goes on as it went (`logtime.py`): not ahead of the
+        furthest that any leader would be at by now, nor behind what all of them thought."""
         node, raft, now_us = process.node_id, process.node.raft, process.world.scheduler.now_us
         clock_ms = raft.clock_ms() or 0
-        voters = set(self._grants.get((raft.term, node), {})) - {node}
-        estimates = {}
-        for other in self._lives:
-            if other.node_id in voters and other.alive:
-                own_ms = int(other.node._clock.seconds() * 1_000)  # a process that is stopped has not looked at it for long
-                estimates[other.node_id] = other.node.raft.clock.estimate_ms(own_ms)
-        known = [estimate for estimate in estimates.values() if estimate is not None]
+        votes = self._lives[process].votes
+        estimates = [self._estimates[raft.term, node, voter] for term, voter in votes if term == raft.term]
+        known = [at_ms + (now_us - at_us) / 1_000 for at_ms, at_us in estimates if at_ms is not None]
         at_ms, at_us = self._clock
-        furthest_ms = at_ms + (now_us - at_us) * _FASTEST_CLOCK // 1_000
+        furthest_ms = at_ms + (now_us - at_us) * _FASTEST_CLOCK / 1_000
         if known:
-            ahead_ms = int(clock_ms - furthest_ms)
+            ahead_ms = round(clock_ms - furthest_ms)
             _require(ahead_ms <= _CLOCK_SLACK_MS, "I22", f"node {node} begins with log time {ahead_ms} ms ahead of every earlier leader's")
-        if voters and len(known) == len(voters):
-            behind_ms = min(known) - clock_ms
+        if known and len(known) == len(estimates):
+            behind_ms = round(min(known) - clock_ms)
             _require(behind_ms <= _CLOCK_SLACK_MS, "I22", f"node {node} begins with log time {behind_ms} ms behind all its voters")
         if clock_ms > furthest_ms:
             self._clock = (clock_ms, now_us)
@@ -293,6 +290,9 @@ class Checks:
             self._votes(process.node_id, message.term, process.node_id, process.node.raft.doubtful)
         elif type(message) is RequestVoteReply and message.granted:
             self._votes(process.node_id, message.term, to, process.node.raft.doubtful)
+            now_ms = int(process.node._clock.seconds() * 1_000)
+            estimate = process.node.raft.clock.estimate_ms(now_ms)
+            self._estimates[message.term, to, process.node_id] = (estimate, process.world.scheduler.now_us)
 
     def _speaks_as(self, node: int, incarnation: int) -> None:
         """A new one is durable before anybody hears of it: the next process must not take it again."""
@@ -376,6 +376,8 @@ class Checks:
         step: Callable[[int, Message], None] = raft.step
 
         def checked(sender: int, message: Message) -> None:
+            if type(message) is RequestVoteReply and message.granted:
+                self._lives[process].votes.add((message.term, sender))
             if type(message) is AppendEntriesReply:
                 step(sender, message)
                 progress = raft.progress.get(sender)

@@ -14,7 +14,7 @@ from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs import replies as r
 from raftd.jobs.model import Job
-from raftd.sim.checks import Checks
+from raftd.sim.checks import Checks, Violation
 from raftd.sim.history import Call
 from raftd.sim.process import Process
 
@@ -44,10 +44,9 @@ class SimClient:
         """`jobs`: ids that anybody was told of, shared by all clients. `home`: the only node that it connects to, 0: any."""
         self._home = home
         self.calls: list[Call] = []
-        #: Calls without an answer on a connection that stands.
+        #: Calls without an answer on a connection that stands, in order.
         self.pending: list[Call] = []
-        self.process: Process | None = None
-        self._session: Session | None = None
+        self._connection: _Connection | None = None
         self._world = world
         self._number = number
         self._pipeline = pipeline
@@ -56,43 +55,51 @@ class SimClient:
         self._held: list[tuple[int, int]] = []  # (job, token)
         self._asked = 0
 
+    @property
+    def process(self) -> Process | None:
+        """The one that it is connected to."""
+        return self._connection.process if self._connection is not None else None
+
     def do(self, verb: str, numbers: tuple[int, ...]) -> None:
         """Ask, or go."""
         if verb == "disconnect":
             self.disconnect()
             return
-        if len(self.pending) >= self._pipeline or not self._is_connected(numbers[0]):
+        connection = self._connected(numbers[0])
+        if connection is None or len(self.pending) >= self._pipeline:
             return
-        assert self._session is not None
-        assert self.process is not None
         if verb == "peek":
-            self._read(self._session, self._job(numbers[1]))
+            self._read(connection, self._job(numbers[1]))
         else:
-            self._submit(self._session, self._command(verb, self._session.number, numbers))
-        self.process.node.wake()
+            self._submit(connection, self._command(verb, connection.session.number, numbers))
 
     def disconnect(self) -> None:
         """The connection ends: what was not answered never will be."""
-        session, process = self._session, self.process
+        connection = self._connection
         self.forget()
-        if session is not None and process is not None and process.alive:
-            session.close()
-            process.node.wake()
+        if connection is not None:
+            connection.process.soon(connection.close)
 
     def forget(self) -> None:
         """The connection is gone, whoever ended it."""
         self.pending.clear()
         self._held.clear()
-        self._session = self.process = None
+        self._connection = None
 
-    def _is_connected(self, number: int) -> bool:
-        if self._session is None:
-            self.process = self._world.process_at(self._home) if self._home else self._world.process_for(number)
-            if self.process is None:
-                return False
-            self._session = self.process.node.open_session(self.forget)
-        assert self.process is not None
-        return not self.process.stopped
+    def _connected(self, number: int) -> _Connection | None:
+        """Nobody can connect to a process that is stopped; what a connection that stands sends to it waits there."""
+        if self._connection is None:
+            process = self._world.process_at(self._home) if self._home else self._world.process_for(number)
+            if process is not None:
+                connection = self._connection = _Connection(process)
+                connection.session = process.node.open_session(lambda: self._lost(connection))
+        return self._connection
+
+    def _lost(self, connection: _Connection) -> None:
+        """The node has ended it."""
+        connection.is_closed = True
+        if self._connection is connection:
+            self.forget()
 
     # -- asking -------------------------------------------------------------------------------
 
@@ -144,33 +151,42 @@ class SimClient:
             body += bytes(700 + two % 3_000)  # whole sectors of zeros
         return c.Put(session, two % 3 * 1_000, delay_ms, _TTRS_MS[three % len(_TTRS_MS)], body)
 
-    def _begin(self, session: Session, what: list[Any]) -> Call:
+    def _begin(self, connection: _Connection, what: list[Any]) -> Call:
         self._asked += 1
-        assert self.process is not None
-        call = Call(what, self._world.now_us(), (self.process.node_id, session.number))
+        call = Call(what, self._world.now_us(), (connection.process.node_id, connection.session.number))
         self.calls.append(call)
         self.pending.append(call)
         return call
 
-    def _submit(self, session: Session, command: c.Command) -> None:
+    def _submit(self, connection: _Connection, command: c.Command) -> None:
         tag, _, *args = msgspec.msgpack.decode(msgspec.msgpack.encode(command))
-        call = self._begin(session, [tag, *args])
-        session.submit(command, self._done(call, lambda reply: msgspec.msgpack.decode(msgspec.msgpack.encode(reply))))
+        call = self._begin(connection, [tag, *args])
+        done = self._done(connection, call, lambda reply: msgspec.msgpack.decode(msgspec.msgpack.encode(reply)))
+        connection.ask(lambda session: session.submit(command, done))
 
-    def _read(self, session: Session, job: int) -> None:
-        session.introduce()
-        call = self._begin(session, ["peek", job])
-        session.read(queries.peek(job), self._done(call, lambda found: found.body if isinstance(found, Job) else None))
+    def _read(self, connection: _Connection, job: int) -> None:
+        call = self._begin(connection, ["peek", job])
+        done = self._done(connection, call, lambda found: found.body if isinstance(found, Job) else None)
 
-    def _done(self, call: Call, describe: Callable[[object], object]) -> Callable[[object, int], None]:
-        process, known = self.process, self._world.checks.acknowledged
+        def read(session: Session) -> None:
+            session.introduce()
+            session.read(queries.peek(job), done)
+
+        connection.ask(read)
+
+    def _done(self, connection: _Connection, call: Call, describe: Callable[[object], object]) -> Callable[[object, int], None]:
+        known = self._world.checks.acknowledged
 
         def done(reply: object, index: int) -> None:
-            if process is None or not process.alive:
+            if not connection.process.alive:
                 return
-            if call not in self.pending:
-                raise AssertionError(f"answered twice, or after the connection had ended: {call}")
-            self.pending.remove(call)
+            if connection.is_closed:
+                raise Violation(f"an answer on a connection that has ended: {call}")
+            if connection is not self._connection:
+                return  # nobody is there to hear it
+            if self.pending[:1] != [call]:
+                raise Violation(f"{call} is answered before what was asked before it, or twice")
+            self.pending.pop(0)
             call.answered, call.index, call.answer = self._world.now_us(), index, describe(reply)
             self._world.note(f"client {self._number} {call.what} -> {call.answer} at {index}")
             if index:
@@ -181,3 +197,29 @@ class SimClient:
                 self._held.append((reply.id, reply.token))
 
         return done
+
+
+class _Connection:
+    """Between a client and a process."""
+
+    session: Session
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.is_closed = False  # as the process sees it
+
+    def ask(self, request: Callable[[Session], None]) -> None:
+        """The request arrives."""
+
+        def arrive() -> None:
+            if not self.is_closed:
+                request(self.session)
+                self.process.node.wake()
+
+        self.process.soon(arrive)
+
+    def close(self) -> None:
+        if not self.is_closed:
+            self.is_closed = True
+            self.session.close()
+            self.process.node.wake()

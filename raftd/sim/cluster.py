@@ -108,7 +108,7 @@ class SimCluster:
         self.failures.append((process.node_id, error))
         self.crash(process.node_id)
 
-    def power_cut(self, process: Process) -> None:
+    def interrupted(self, process: Process, power: bool) -> None:
         self.crash(process.node_id)
 
     # Whoever checks invariants wants to know these.

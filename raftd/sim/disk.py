@@ -162,8 +162,13 @@ class MemoryFileSystem:
         self._removed = {name: image for name, image in self._removed.items() if not name.startswith(f"{path}/")}
 
 
-class PowerCut(BaseException):
-    """The machine lost power in the middle of what it was doing. (No `except Exception` may take it for an error.)"""
+class Interrupted(BaseException):
+    """The process ended in the middle of what it was doing; with `power`, because the machine lost it. (No `except Exception` may
+    take it for an error.)"""
+
+    def __init__(self, power: bool) -> None:
+        super().__init__("power is lost" if power else "SIGKILL")
+        self.power = power
 
 
 class Disk(MemoryFileSystem):
@@ -171,32 +176,40 @@ class Disk(MemoryFileSystem):
 
     def __init__(self, sector: int = SECTOR_BYTES) -> None:
         super().__init__(sector)
+        self.is_full = False
         self._armed: dict[str, BaseException] = {}
-        self._cut_in: int | None = None
+        self._interrupt: tuple[int, bool] | None = None  # (in so many operations, whether power is lost)
         self.fault = self._fault
 
     def fail_next(self, operation: str, number: int = errno.EIO) -> None:
         """The next "read", "write" or "sync" raises OSError."""
         self._armed[operation] = OSError(number, "simulated")
 
-    def cut_power_in(self, operations: int) -> None:
-        """The machine loses power at so many writes and syncs from now."""
-        self._cut_in = operations
+    def interrupt_in(self, operations: int, power: bool) -> None:
+        """The process is interrupted at so many writes and syncs from now."""
+        self._interrupt = (operations, power)
+
+    def make_room(self) -> None:
+        """It is full no more."""
+        self.is_full = False
 
     def mend(self) -> None:
         """No fault that is armed comes."""
         self._armed.clear()
-        self._cut_in = None
+        self._interrupt = None
 
     def _fault(self, operation: str) -> None:
         error = self._armed.pop(operation, None)
         if error is not None:
             raise error
-        if self._cut_in is not None and operation != "read":
-            self._cut_in -= 1
-            if self._cut_in <= 0:
-                self._cut_in = None
-                raise PowerCut
+        if self.is_full and operation == "write":
+            raise OSError(errno.ENOSPC, "simulated")
+        if self._interrupt is not None and operation != "read":
+            left, power = self._interrupt
+            self._interrupt = (left - 1, power)
+            if left <= 1:
+                self._interrupt = None
+                raise Interrupted(power)
 
     def after_power_loss(self) -> MemoryFileSystem:
         """What would be found if power were lost now, and nothing kept that was not synced."""
@@ -209,7 +222,7 @@ class Disk(MemoryFileSystem):
     def damage(self, kind: str, random: Random) -> str | None:
         """Do one of DAMAGES to what was durable; what was done, or None if nothing offers itself."""
         kind, _, which = kind.partition(" ")
-        suffix = ".log" if which == "log" else (".a", ".b")
+        suffix = (".a", ".b") if which == "vote" else ".log"
         paths = [path for path in sorted(self.files) if path.endswith(suffix) and self.files[path].platter]
         if kind == "truncated":
             paths = paths[:-1]  # the end of the last segment is no trace of what was there
@@ -217,11 +230,14 @@ class Disk(MemoryFileSystem):
             return None
         path = random.choice(paths)
         image = self.files[path]
+        if kind == "gone":
+            del self.files[path]
+            return f"{path}: gone"
         if kind == "truncated":
             size = random.randrange(len(image.platter))
             del image.platter[size:]
             return self._damaged(path, f"truncated to {size} bytes")
-        if kind == "rot" and which == "log" and random.random() < 0.5:
+        if which == "tail":
             path = paths[-1]  # in the last batch, of which nobody can tell whether it was acknowledged
             image = self.files[path]
             place = random.randrange(self._last_batch(path), len(image.platter))
@@ -255,7 +271,8 @@ class Disk(MemoryFileSystem):
         return scan.last_batch
 
 
-DAMAGES = ("rot log", "rot vote", "stale log", "stale vote", "truncated log")
+#: Rot in the last batch is the only damage of which nobody can tell whether anything was acknowledged: it comes more often.
+DAMAGES = ("rot log", "rot tail", "rot vote", "rot tail", "stale log", "rot tail", "stale vote", "truncated log", "gone log")
 
 
 def _named(path: str) -> tuple[int, bytes]:

@@ -148,17 +148,18 @@ class Network:
         for data in early:
             self._read(end, data)
 
-    def break_connection(self, one: int, other: int) -> None:
-        """Whatever is on its way is gone; both sides notice soon, and dial again."""
+    def break_connection(self, one: int, other: int) -> bool:
+        """Whatever is on its way is gone; both sides notice soon, and dial again. Whether there was one."""
         connection = self._connections.pop((one, other), None)
         if connection is None:
-            return
+            return False
         connection.is_broken = True
         self._observer.happened("broken", one, other)
         for end in connection.ends.values():
             if end.process.alive and end.is_open:
                 self._scheduler.after(self._random.randrange(_NOTICE_US), self._noticed, end)
         self._redial(one, other, 0)
+        return True
 
     def _noticed(self, end: _End) -> None:
         if end.process.alive:

@@ -6,6 +6,7 @@ it goes on, one that is dead never. After each such step the world looks at it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from random import Random
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 from raftd.limits import TICK_MS
 from raftd.node import Node, NodeConfig
 from raftd.raft.ready import Persist, RoleChange
-from raftd.sim.disk import Disk, PowerCut
+from raftd.sim.disk import Disk, Interrupted
 from raftd.sim.network import Network
 from raftd.sim.scheduler import Call, NodeClock, Scheduler
 from raftd.storage.store import Done, Store
@@ -40,8 +41,8 @@ class World(Protocol):
 
     def wall_s(self, node: int) -> float: ...
 
-    def power_cut(self, process: Process) -> None:
-        """The machine has lost power in the middle of a write."""
+    def interrupted(self, process: Process, power: bool) -> None:
+        """It was killed in the middle of a write, or its machine has lost power."""
 
     def ended_itself(self, process: Process, error: BaseException) -> None:
         """The process has ended: its data directory failed, or it found a bug in itself."""
@@ -52,8 +53,6 @@ class Worker:
 
     def __init__(self, process: Process) -> None:
         self.stalled = False
-        #: The tick since which a write has waited for the disk to go on.
-        self.waiting_since: int | None = None
         self._process = process
         self._waiting: list[Callable[[], None]] = []
 
@@ -64,15 +63,13 @@ class Worker:
             if not process.alive:
                 return
             if self.stalled:
-                if self.waiting_since is None:
-                    self.waiting_since = process.node.raft.tick_count
                 self._waiting.append(execute)
                 return
             error: BaseException | None = None
             try:
                 job()
-            except PowerCut:
-                process.world.power_cut(process)
+            except Interrupted as interrupted:
+                process.world.interrupted(process, interrupted.power)
                 return
             except OSError as raised:
                 error = raised
@@ -86,7 +83,6 @@ class Worker:
 
     def go_on(self) -> None:
         self.stalled = False
-        self.waiting_since = None
         waiting, self._waiting = self._waiting, []
         for execute in waiting:
             execute()
@@ -98,7 +94,10 @@ class _Store(Store):
     process: Process
 
     def persist(self, persist: Persist, done: Done) -> None:
+        self.process.unfinished.append(self.process.node.raft.tick_count)
+
         def and_tell() -> None:
+            self.process.unfinished.popleft()
             self.process.world.durable(self.process, persist)
             done()
 
@@ -115,6 +114,8 @@ class Process:
         self.alive = True
         self.stopped = False
         self.worker = Worker(self)
+        #: The ticks at which what is not durable yet was handed to the storage.
+        self.unfinished: deque[int] = deque()
         self._backlog: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
         clock: Any = NodeClock(world.scheduler, self.later, rate, random.randrange(1, 1_000_000))
         self._tick_us = int(TICK_MS * 1000 / rate)

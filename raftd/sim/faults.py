@@ -1,0 +1,287 @@
+"""What goes wrong: each fault of the plan, carried out. One that finds nothing to spoil is not counted.
+
+Half of the faults or more aim at whoever leads, if the seed has drawn so.
+"""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import TYPE_CHECKING
+
+from raftd.sim.disk import DAMAGES
+from raftd.sim.process import Process
+from raftd.sim.swarm import SHAPES, Event
+
+if TYPE_CHECKING:
+    from raftd.sim.life import Life
+
+Numbers = tuple[int, ...]
+
+_MS = 1_000
+#: Time for clients to connect before a leader is cut off.
+_PROBE_MS = 60
+_FORK_MS = 3_000
+_FORK_LOOK_US = 2_000
+_WRITERS = 6
+
+
+class Faults:
+    """`do` an event; the rest is asked by the life it happens in. Every method below gets the node, its process if it runs, the
+    numbers of the event that decide the rest, and how long it may last; it says whether it did anything."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self._damaged: int | None = None  # the one voter whose disk is damaged in this run
+        self._damages: list[str] = []  # since it last started
+
+    def do(self, event: Event) -> None:
+        life, (number, length, *_) = self._life, event.numbers
+        node = life.nodes[number % len(life.nodes)]
+        if (number >> 8) % 100 < 100 * life.options.aims:
+            node = life.leader() or node
+        ms = 10 + length % life.options.longest_ms
+        if getattr(self, "_" + event.kind.replace(" ", "_"))(node, life.running.get(node), event.numbers, ms):
+            life.counted(event.kind)
+            life.note(f"fault: {event.kind}, node {node}, {length}")
+
+    # -- what damage explains -----------------------------------------------------------------
+
+    def started(self, node: int) -> None:
+        """It has read its disk, and repaired it."""
+        if node == self._damaged:
+            self._damages.clear()
+
+    def explains(self, node: int) -> str | None:
+        """Why a node may not refuse to start; None if what was done to its disk explains it."""
+        if node != self._damaged or not self._damages:
+            return "finds its disk damaged, which it is not"
+        if len(self._damages) == 1 and self._damages[0].endswith("vote"):
+            return "has one bad slot of its vote file, and does not start with the other"
+        return None
+
+    def doubted(self) -> set[int]:
+        """Nodes whose votes may count for less."""
+        doubtful = {node for node, process in self._life.running.items() if process.node.raft.doubtful}
+        return doubtful | ({self._damaged} - self._life.unusable if self._damaged is not None else set())
+
+    # -- processes and machines ---------------------------------------------------------------
+
+    def _power(self, node: int, process: Process | None, numbers: Numbers, ms: int, power: bool = True) -> bool:
+        if process is None:
+            return False
+        self._life.end(process, power)
+        self._life.start_later(node, ms)
+        return True
+
+    def _kill(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        return self._power(node, process, numbers, ms, power=False)
+
+    def _power_in_a_write(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        self._life.disks[node].interrupt_in(1 + numbers[2] % 8, power=True)
+        return process is not None
+
+    def _kill_in_a_write(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        self._life.disks[node].interrupt_in(1 + numbers[2] % 8, power=False)
+        return process is not None
+
+    def _power_everywhere(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        return self._lose_all_but(0, ms, 1_000)
+
+    def _lose_all_but(self, spared: int, ms: int, more_ms: int) -> bool:
+        life = self._life
+        lost = [(node, process) for node, process in sorted(life.running.items()) if node != spared]
+        for node, process in lost:
+            life.end(process, power=True)
+            life.start_later(node, ms + life.random.randrange(more_ms))
+        return bool(lost)
+
+    def _stop(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        if process is None or process.stopped:
+            return False
+        process.stop()
+        self._life.scheduler.after((2 * self._life.options.election_timeout_ms + ms) * _MS, process.go_on)
+        return True
+
+    def _wall_clock(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        self._life.wall_offset_s[node] += (-3_600, -1, 1, 3_600)[numbers[2] % 4]
+        return True
+
+    # -- the network --------------------------------------------------------------------------
+
+    def _cut(self, links: set[tuple[int, int]], ms: int) -> bool:
+        network = self._life.network
+        network.cut_off(links)
+        self._life.scheduler.after(ms * _MS, self._end_of_cut, links)
+        return bool(links)
+
+    def _end_of_cut(self, links: set[tuple[int, int]]) -> None:
+        if self._life.network.cut is links and not self._life.healed:
+            self._life.network.heal()
+
+    def _partition(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        life = self._life
+        first = numbers[2] % len(life.nodes)
+        nodes = life.nodes[first:] + life.nodes[:first]
+        half = len(nodes) // 2
+        shape = SHAPES[numbers[3] % len(SHAPES)]
+        if shape == "one node":
+            hears = {one: {node} if one == node else set(nodes) - {node} for one in nodes}
+        elif shape == "halves":
+            hears = {one: set(nodes[:half]) if one in nodes[:half] else set(nodes[half:]) for one in nodes}
+        elif shape == "bridge":
+            hears = {one: set(nodes) if one == node else {node, *(nodes[:half] if one in nodes[:half] else nodes[half:])} for one in nodes}
+        else:  # each hears a majority, no two the same
+            hears = {one: {nodes[(place + step) % len(nodes)] for step in range(half + 1)} for place, one in enumerate(nodes)}
+        links = {(one, other) for one, other in permutations(nodes, 2) if one not in hears[other]}
+        if not links:
+            return False
+        leader = life.leader()
+        if leader is not None and shape in ("one node", "halves"):
+            self._probe(leader, _PROBE_MS)
+        life.scheduler.after(_PROBE_MS * _MS, lambda: life.healed or self._cut(links, ms))
+        life.counted(f"partition: {shape}")
+        return True
+
+    def _deaf_leader(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        """It hears answers late, and then nobody hears it; or it hears nobody, and all hear it."""
+        life = self._life
+        leader = life.leader()
+        others = [other for other in life.nodes if other != leader]
+        if leader is None or not others:
+            return False
+        ms += 2 * life.options.election_timeout_ms
+        if numbers[3] % 3 == 0:
+            return self._cut({(other, leader) for other in others}, ms)
+        late_us = (200 + numbers[2] % 600) * _MS
+        life.network.clogged.update({(other, leader): late_us for other in others})
+        links = {(leader, other) for other in others}
+        life.scheduler.after(late_us // 2, lambda: life.healed or self._cut(links, ms))
+        self._probe(leader, late_us // 2 // _MS)
+        return True
+
+    def _probe(self, leader: int, ms: int) -> None:
+        """One leader will be cut off in `ms`, and another may be elected: put on one side, read on the other, again and again,
+        with sessions that are open before."""
+        life = self._life
+        others = [node for node in life.nodes if node != leader]
+        if not others:
+            return
+        writer, reader = life.visit(life.random.choice(others), 3), life.visit(leader, 3)
+        writer.do("put", (0, 0, 0, 3))
+        reader.do("peek", (0, 0, 0, 3))
+        timeout_us = life.options.election_timeout_ms * _MS
+        for step in range(40):
+            for client, verb in ((writer, "put"), (reader, "peek")):
+                # reads ask for the newest job: the number that decides which is 0
+                life.scheduler.after(ms * _MS + timeout_us + step * timeout_us // 25, client.do, verb, (0, 0, step, 3))
+
+    def _fork(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        """Two logs with different ends meet in an election: a leader goes on alone, with clients that put; another is elected, and
+        is gone as soon as the links are back. The one with the longer log may be the one with less."""
+        life = self._life
+        leader = life.leader()
+        if leader is None or len(life.nodes) < 3:
+            return False
+        writers = [life.visit(leader, 8) for _ in range(_WRITERS)]
+        for writer in writers:
+            writer.do("put", (0, 0, 0, 3))
+        links = {link for other in life.nodes if other != leader for link in ((leader, other), (other, leader))}
+
+        def part() -> None:
+            if life.healed:
+                return
+            self._cut(links, _FORK_MS)
+            for step in range(4):
+                for writer in writers:
+                    life.scheduler.after(step * 20 * _MS, writer.do, "put", (0, 0, step, 3))
+            look()
+
+        def look() -> None:
+            if life.healed or life.network.cut is not links:
+                return
+            new = next((other for one, other in sorted(life.running.items()) if one != leader and other.node.raft.is_leader), None)
+            if new is None or (numbers[2] % 2 and not new.node.raft.has_committed_own_entry):
+                life.scheduler.after(_FORK_LOOK_US, look)
+                return
+            life.end(new, power=True)
+            life.start_later(new.node_id, 4 * life.options.election_timeout_ms + ms)
+            life.network.heal()
+            life.counted("fork: both sides met")
+
+        life.scheduler.after(_PROBE_MS * _MS, part)
+        return True
+
+    def _one_way(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        other = self._life.nodes[numbers[2] % len(self._life.nodes)]
+        return other != node and self._cut({(node, other)}, ms)
+
+    def _break(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        other = self._life.nodes[numbers[2] % len(self._life.nodes)]
+        return other != node and self._life.network.break_connection(min(node, other), max(node, other))
+
+    def _clog(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        other = self._life.nodes[numbers[2] % len(self._life.nodes)]
+        clogged = self._life.network.clogged
+        clogged[node, other] = 20_000 + numbers[3] % 800_000
+        self._life.scheduler.after(ms * _MS, clogged.pop, (node, other), None)
+        return other != node
+
+    # -- disks --------------------------------------------------------------------------------
+
+    def _slow_disk(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        self._life.slow_until_us[node] = self._life.scheduler.now_us + ms * _MS
+        return True
+
+    def _stalled_disk(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        if process is None or process.worker.stalled:
+            return False
+        process.worker.stall()
+        self._life.scheduler.after(ms * _MS, process.worker.go_on)
+        return True
+
+    def _failing_disk(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        self._life.disks[node].fail_next(("write", "sync")[numbers[2] % 2])
+        return process is not None
+
+    def _unreadable_disk(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        if not self._power(node, process, numbers, ms):
+            return False
+        self._life.disks[node].fail_next("read")
+        return True
+
+    def _full_disk(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        """For a while, also for the processes that start meanwhile."""
+        disk = self._life.disks[node]
+        if disk.is_full:
+            return False
+        disk.is_full = True
+        self._life.scheduler.after(ms * _MS, disk.make_room)
+        return True
+
+    def _damaged_disk(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        """Only ever one voter's, so that a good copy exists. Sometimes all lose power with it, and most come back later: then its
+        vote is wanted while it is in doubt. Sometimes it loses power again while it starts."""
+        life = self._life
+        if self._damaged is not None:
+            node = self._damaged  # the plan does not know whose it is
+            process = life.running.get(node)
+        if node in life.unusable:
+            return False
+        if numbers[3] % 2:
+            self._lose_all_but(node, ms, 3_000)
+        self._power(node, process, numbers, ms)
+        for place in range(len(DAMAGES)):
+            kind = DAMAGES[(numbers[2] + place) % len(DAMAGES)]
+            on_votes = [one for one in (kind, *self._damages) if one.endswith("vote")]
+            if kind in on_votes and len(on_votes) > 1 and "stale vote" in on_votes:
+                continue  # an old copy in one slot, and the other bad too: nobody could tell (seed 41092)
+            done = life.disks[node].damage(kind, life.random)
+            if done is not None:
+                self._damaged = node
+                self._damages.append(kind)
+                life.note(f"damage: {done}")
+                life.counted(kind)
+                if numbers[1] % 4 == 0:
+                    life.disks[node].interrupt_in(1 + numbers[1] // 4 % 12, power=True)
+                return True
+        return False

@@ -1,0 +1,197 @@
+"""After the faults: a random majority is healed, the rest stays broken for good, and the cluster must come to rest.
+
+There must be a leader soon, every command that waits must end, all must agree, every due timer fires, nothing stays in
+any buffer, what dead nodes held is given back, new clients are served, and nobody calls another election.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from raftd.raft.messages import EntryKind
+from raftd.raft.progress import State
+from raftd.sim import history
+from raftd.sim.checks import Violation
+from raftd.sim.process import Process
+from raftd.wire.peer import PeerMessage
+
+if TYPE_CHECKING:
+    from raftd.sim.life import Life
+
+#: After healing: a leader within so many election timeouts, and the time that it takes to dial again.
+_LEADER_TIMEOUTS = 10
+_DIAL_MS = 1_000
+_START_MS = 3_000
+_REST_MS = 20_000
+_SERVE_MS = 3_000
+_CALM_MS = 2_000
+_DUE_MS = 1_000
+
+
+class Rest:
+    """The last part of a life."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self._deaf: set[int] = set()  # broken, but running: they send and never hear
+
+    # -- healing ------------------------------------------------------------------------------
+
+    def heal(self) -> None:
+        """Everything but a minority works again, that for good."""
+        life = self._life
+        life.healed = True
+        life.note("healing")
+        life.broken = set(life.unusable)
+        if not life.faults.doubted():  # the votes of one count for less: it may need all the others
+            candidates = [node for node in life.nodes if node not in life.broken]
+            while candidates and len(life.broken) < life.options.broken_at_the_end:
+                node = candidates.pop(life.random.randrange(len(candidates)))
+                life.broken.add(node)
+                if node in life.running and life.random.random() < 0.5:
+                    self._deaf.add(node)
+        life.network.weather = msgspec.structs.replace(life.network.weather, loss=0.0, double=0.0, reorder=0.0)
+        life.network.heal()
+        life.network.interfere = self._hears
+        life.slow_until_us.clear()
+        for disk in life.disks.values():
+            disk.mend()
+            disk.make_room()
+        for node in sorted(life.broken & life.running.keys() - self._deaf):
+            life.end(life.running[node], power=True)
+        for client in life.clients:
+            if client.process is not None and client.process.node_id in self._deaf:
+                client.disconnect()
+        for process in list(life.running.values()):
+            if process.stopped:
+                process.go_on()
+            process.worker.go_on()
+        # Frames were lost on connections that stand, which no TCP does: they are made anew.
+        for place, one in enumerate(life.nodes):
+            for other in life.nodes[place + 1 :]:
+                life.network.break_connection(one, other)
+        for node in life.nodes:
+            life.start(node)
+
+    def _hears(self, sender: int, to: int, message: PeerMessage) -> int:
+        return 0 if to in self._deaf else 1
+
+    # -- rest ---------------------------------------------------------------------------------
+
+    @property
+    def _alive(self) -> dict[int, Process]:
+        return {node: process for node, process in sorted(self._life.running.items()) if node not in self._life.broken}
+
+    def come(self) -> None:
+        """Raises Violation."""
+        life = self._life
+        life.wait(_START_MS, self._all_run, lambda: "a node does not start")
+        if len(self._alive) <= len(life.nodes) // 2:
+            life.counted("(too few nodes are left to go on)")
+            return
+        longest_ms = _LEADER_TIMEOUTS * life.options.election_timeout_ms + _DIAL_MS
+        life.wait(longest_ms, self._is_led, lambda: f"no leader within {_LEADER_TIMEOUTS} election timeouts after healing")
+        life.wait(_REST_MS, lambda: not self._waiting(), lambda: f"commands never end: {self._waiting()[:3]}")
+        life.wait(_REST_MS, self._all_agree, lambda: "the nodes do not catch up with each other")
+        life.wait(_REST_MS, self._no_timer_is_due, lambda: "timers that are due do not fire")
+        life.wait(_REST_MS, lambda: not self._left_over(), lambda: f"not at rest: {self._left_over()}")
+        elections = life.elections
+        visitors = [life.visit(node, 2) for node in self._alive]
+        for visitor in visitors:
+            visitor.do("put", (0, 0, 0, 3))
+            visitor.do("peek", (0, 0, 0, 3))
+        life.wait(_SERVE_MS, lambda: not any(visitor.pending for visitor in visitors), lambda: "new clients are not served")
+        life.pass_time(_CALM_MS)
+        if life.elections != elections or not self._is_led():
+            raise Violation("liveness: another election, though nothing happens any more")
+        life.wait(_REST_MS, self._all_agree, lambda: "the nodes do not agree at the end")
+
+    def _all_run(self) -> bool:
+        """A slow node may still be coming up, and one may refuse."""
+        life = self._life
+        return all(node in life.running for node in life.nodes if node not in life.broken | life.unusable)
+
+    def _is_led(self) -> bool:
+        """One leads in the newest term, and a majority follows it."""
+        alive = self._alive.values()
+        newest = max(process.node.raft.term for process in alive)
+        leader = next((one for one in alive if one.node.raft.has_committed_own_entry and one.node.raft.term == newest), None)
+        if leader is None:
+            return False
+        followers = [one for one in alive if one.node.raft.leader == leader.node_id and one.node.raft.term == newest]
+        return len(followers) > len(self._life.nodes) // 2
+
+    def _waiting(self) -> list[str]:
+        """Calls without an answer, but for a wait without end and what was asked behind it."""
+        found = []
+        for client in self._life.clients:
+            for call in client.pending:
+                if call.what == [5, None]:
+                    break
+                found.append(f"{call.what} of {call.who}")
+        return found
+
+    def _all_agree(self) -> bool:
+        applied = {process.node.machine.applied_index for process in self._alive.values()}
+        return applied == {len(self._life.checks.committed)}
+
+    def _no_timer_is_due(self) -> bool:
+        leader = next((process for process in self._alive.values() if process.node.raft.has_committed_own_entry), None)
+        if leader is None:
+            return False
+        due_ms = leader.node.machine.next_due_ms()
+        return due_ms is None or due_ms > (leader.node.raft.clock_ms() or 0) - _DUE_MS
+
+    def _left_over(self) -> list[str]:
+        """What a cluster at rest may not hold: buffers that something was left in, peers that are never found equal (R33), nodes
+        that doubt though all are up, sessions of nobody."""
+        found = []
+        for node, process in self._alive.items():
+            raft, gateway, machine = process.node.raft, process.node.gateway, process.node.machine
+            contents: dict[str, Any] = {
+                "batches": gateway._unapplied,
+                "sessions with commands": gateway._waiting,
+                "closes": gateway._closes,
+                "reads": gateway.reads,
+                "rounds of reads": process.node._read_rounds,
+                "reads that wait for an entry": process.node._reads_ready,
+                "messages that wait for the disk": process.node._held,
+                "bytes of sessions": gateway.held_bytes - sum(session._held_bytes for session in gateway.sessions.values()),
+                "doubts": raft.doubtful and len(self._alive) == len(self._life.nodes),
+            }
+            row = machine.gateways.get(node)
+            if row is None or not row.is_open or row.incarnation != gateway.incarnation:
+                contents["no open gateway"] = True
+            else:
+                contents["sessions that nobody has"] = row.sessions.keys() - gateway.sessions.keys()
+            contents["open gateways of dead nodes"] = [
+                other for other, row in machine.gateways.items() if row.is_open and other not in self._alive
+            ]
+            if raft.is_leader:
+                contents["uncommitted bytes"] = raft._uncommitted_bytes
+                for peer in self._alive.keys() - {node}:
+                    progress = raft.progress[peer]
+                    done = (progress.state, progress.match_index, list(progress._in_flight))
+                    contents[f"something to do for node {peer}"] = done != (State.REPLICATE, raft.log.last_index, [])
+            found += [f"node {node} has {what}" for what, content in contents.items() if content]
+        return found
+
+    # -- judging ------------------------------------------------------------------------------
+
+    def judge(self) -> None:
+        """Raises Violation."""
+        checks = self._life.checks
+        checks.compare_states()
+        batches = checks.model.batches
+        if len(set(batches)) != len(batches):
+            raise Violation("I15: a batch took effect twice")
+        entries = [
+            history.LogEntry(entry.index, entry.time_ms, entry.data if entry.kind is EntryKind.BATCH else b"") for entry in checks.committed
+        ]
+        verdict = history.check(entries, self._life.calls)
+        if verdict.problems:
+            raise Violation(f"history: {verdict.problems[0]}")
+        if not verdict.proves_something:
+            self._life.counted("(run with too few answers to judge by them alone)")
