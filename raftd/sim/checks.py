@@ -195,6 +195,7 @@ class Checks:
             self._committed_in.append(process.node.raft.term)
             answers = self.model.entry(entry.time_ms, entry.data if entry.kind is EntryKind.BATCH else b"")
             self._answers.append([msgspec.msgpack.encode(answer) for answer in answers])
+            _require(not self.model.passed, "I21", f"a command passes a reserve that waits before it: {self.model.passed}")
 
     @staticmethod
     def _place(life: _Life, index: int) -> tuple[int, int]:

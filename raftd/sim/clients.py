@@ -46,6 +46,8 @@ class SimClient:
         self.calls: list[Call] = []
         #: Calls without an answer on a connection that stands, in order.
         self.pending: list[Call] = []
+        #: Called after each answer.
+        self.when_answered: Callable[[], object] = lambda: None
         self._connection: _Connection | None = None
         self._world = world
         self._number = number
@@ -195,6 +197,7 @@ class SimClient:
                 self._jobs.append(reply.id)
             elif isinstance(reply, r.Reserved):
                 self._held.append((reply.id, reply.token))
+            self.when_answered()
 
         return done
 

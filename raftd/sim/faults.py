@@ -80,6 +80,56 @@ class Faults:
         self._life.disks[node].interrupt_in(1 + numbers[2] % 8, power=True)
         return process is not None
 
+    def _power_at_an_answer(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        """A leader loses power as soon as it has acknowledged a put, when no other node may know that it was committed; who reads
+        elsewhere must see it."""
+        life = self._life
+        leader = life.leader()
+        others = [other for other in life.nodes if other != leader]
+        if leader is None or not others:
+            return False
+        leading = life.running[leader]
+        writer = life.visit(leader, 1)
+        readers = [life.visit(other, 3) for other in others[:4]]
+        for reader in readers:
+            reader.do("peek", (0, 0, 0, 3))
+
+        def answered() -> None:
+            if life.healed or not leading.alive:
+                return
+            life.counted("power at an answer: came")
+            life.end(leading, power=True)
+            life.start_later(leader, 3 * life.options.election_timeout_ms + ms)
+            if numbers[2] % 2:
+                self._spoil_the_tail(leader if numbers[2] % 4 == 1 else others[numbers[3] % len(others)], ms)
+            for step in range(30):
+                for reader in readers:
+                    life.scheduler.after(step * life.options.election_timeout_ms * _MS // 10, reader.do, "peek", (0, 0, step, 3))
+
+        writer.when_answered = lambda: life.scheduler.after(0, answered)
+        writer.do("put", (0, 0, 0, 3))
+        return True
+
+    def _spoil_the_tail(self, node: int, ms: int) -> None:
+        """This node loses power too, and its last batch is damaged, which it has just acknowledged: its vote will be wanted while
+        it is in doubt. It may lose power again while it starts, or soon after."""
+        life = self._life
+        if self._damaged not in (None, node) or node in life.unusable:
+            return
+        self._power(node, life.running.get(node), (), ms)
+        if self._spoil(node, "rot tail"):
+            choice = life.random.randrange(3)
+            if choice == 0:
+                life.disks[node].interrupt_in(1 + life.random.randrange(15), power=True)
+            elif choice == 1:
+                life.scheduler.after((ms + life.random.randrange(1, 60)) * _MS, self._once_more, node)
+
+    def _once_more(self, node: int) -> None:
+        process = self._life.running.get(node)
+        if process is not None and not self._life.healed:
+            self._life.end(process, power=True)
+            self._life.start_later(node, 10)
+
     def _kill_in_a_write(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         self._life.disks[node].interrupt_in(1 + numbers[2] % 8, power=False)
         return process is not None
@@ -160,20 +210,23 @@ class Faults:
         return True
 
     def _probe(self, leader: int, ms: int) -> None:
-        """One leader will be cut off in `ms`, and another may be elected: put on one side, read on the other, again and again,
-        with sessions that are open before."""
+        """One leader will be cut off in `ms`, and another may be elected: put on one side, read on both, again and again, with
+        sessions that are open before."""
         life = self._life
         others = [node for node in life.nodes if node != leader]
         if not others:
             return
-        writer, reader = life.visit(life.random.choice(others), 3), life.visit(leader, 3)
+        writer = life.visit(life.random.choice(others), 3)
+        readers = [life.visit(node, 3) for node in (leader, *others[:3])]
         writer.do("put", (0, 0, 0, 3))
-        reader.do("peek", (0, 0, 0, 3))
+        for reader in readers:
+            reader.do("peek", (0, 0, 0, 3))
         timeout_us = life.options.election_timeout_ms * _MS
         for step in range(40):
-            for client, verb in ((writer, "put"), (reader, "peek")):
-                # reads ask for the newest job: the number that decides which is 0
-                life.scheduler.after(ms * _MS + timeout_us + step * timeout_us // 25, client.do, verb, (0, 0, step, 3))
+            at_us = ms * _MS + timeout_us + step * timeout_us // 25
+            life.scheduler.after(at_us, writer.do, "put", (0, 0, step, 3))
+            for reader in readers:  # of the newest job: the number that decides which is 0
+                life.scheduler.after(at_us, reader.do, "peek", (0, 0, step, 3))
 
     def _fork(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         """Two logs with different ends meet in an election: a leader goes on alone, with clients that put; another is elected, and
@@ -185,7 +238,7 @@ class Faults:
         writers = [life.visit(leader, 8) for _ in range(_WRITERS)]
         for writer in writers:
             writer.do("put", (0, 0, 0, 3))
-        links = {link for other in life.nodes if other != leader for link in ((leader, other), (other, leader))}
+        links = self._links_of(leader)
 
         def part() -> None:
             if life.healed:
@@ -200,16 +253,63 @@ class Faults:
             if life.healed or life.network.cut is not links:
                 return
             new = next((other for one, other in sorted(life.running.items()) if one != leader and other.node.raft.is_leader), None)
-            if new is None or (numbers[2] % 2 and not new.node.raft.has_committed_own_entry):
+            if new is None or (numbers[2] % 4 == 0 and not new.node.raft.has_committed_own_entry):
                 life.scheduler.after(_FORK_LOOK_US, look)
-                return
-            life.end(new, power=True)
-            life.start_later(new.node_id, 4 * life.options.election_timeout_ms + ms)
-            life.network.heal()
-            life.counted("fork: both sides met")
+            elif numbers[2] % 4 == 1:
+                self._cut({*links, *self._links_of(new.node_id)}, _FORK_MS)
+                self._figure_8(leader, new)
+            else:
+                life.end(new, power=True)
+                life.start_later(new.node_id, 4 * life.options.election_timeout_ms + ms)
+                life.network.heal()
+                life.counted("fork: both sides met")
 
         life.scheduler.after(_PROBE_MS * _MS, part)
         return True
+
+    def _links_of(self, node: int) -> set[tuple[int, int]]:
+        return {link for other in self._life.nodes if other != node for link in ((node, other), (other, node))}
+
+    def _figure_8(self, old: int, new: Process) -> None:
+        """Paper, figure 8: the newer leader has an entry that nobody else has, and is gone; the older one leads again and copies
+        what it had to a majority; before that is committed by an entry of its new term it is gone too, and the newer one comes
+        back, with an entry of a later term in the same place."""
+        life = self._life
+        timeout_ms = life.options.election_timeout_ms
+        until_us = life.scheduler.now_us + 10 * timeout_ms * _MS
+        term, was_committed = new.node.raft.term, 0
+
+        def wait_for_the_disk() -> None:
+            if not new.alive or life.healed:
+                return
+            if new.node.raft.log.durable_index < new.node.raft.log.last_index:
+                life.scheduler.after(_FORK_LOOK_US, wait_for_the_disk)
+                return
+            life.end(new, power=True)
+            life.network.heal()
+            look()
+
+        def look() -> None:
+            nonlocal was_committed
+            process = life.running.get(old)
+            raft = process.node.raft if process is not None else None
+            if life.healed or life.scheduler.now_us > until_us or raft is None:
+                life.start(new.node_id)
+                return
+            if raft.is_leader and raft.term > term:
+                copied = 1 + sum(progress.match_index > was_committed for progress in raft.progress.values())
+                if raft.has_committed_own_entry or copied > len(life.nodes) // 2:
+                    assert process is not None
+                    life.counted(f"fork: figure 8{' (too late)' if raft.has_committed_own_entry else ''}")
+                    life.end(process, power=True)
+                    life.start_later(old, 4 * timeout_ms)
+                    life.start(new.node_id)
+                    return
+            else:
+                was_committed = raft.log.commit_index
+            life.scheduler.after(_FORK_LOOK_US // 10, look)
+
+        wait_for_the_disk()
 
     def _one_way(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         other = self._life.nodes[numbers[2] % len(self._life.nodes)]
@@ -271,17 +371,22 @@ class Faults:
             self._lose_all_but(node, ms, 3_000)
         self._power(node, process, numbers, ms)
         for place in range(len(DAMAGES)):
-            kind = DAMAGES[(numbers[2] + place) % len(DAMAGES)]
-            on_votes = [one for one in (kind, *self._damages) if one.endswith("vote")]
-            if kind in on_votes and len(on_votes) > 1 and "stale vote" in on_votes:
-                continue  # an old copy in one slot, and the other bad too: nobody could tell (seed 41092)
-            done = life.disks[node].damage(kind, life.random)
-            if done is not None:
-                self._damaged = node
-                self._damages.append(kind)
-                life.note(f"damage: {done}")
-                life.counted(kind)
+            if self._spoil(node, DAMAGES[(numbers[2] + place) % len(DAMAGES)]):
                 if numbers[1] % 4 == 0:
-                    life.disks[node].interrupt_in(1 + numbers[1] // 4 % 12, power=True)
+                    life.disks[node].interrupt_in(1 + numbers[1] // 4 % 15, power=True)
                 return True
         return False
+
+    def _spoil(self, node: int, kind: str) -> bool:
+        """Damage the disk of a node that does not run."""
+        on_votes = [one for one in (kind, *self._damages) if one.endswith("vote")]
+        if kind in on_votes and len(on_votes) > 1 and "stale vote" in on_votes:
+            return False  # an old copy in one slot, and the other bad too: nobody could tell (seed 41092)
+        done = self._life.disks[node].damage(kind, self._life.random)
+        if done is None:
+            return False
+        self._damaged = node
+        self._damages.append(kind)
+        self._life.note(f"damage: {done}")
+        self._life.counted(kind)
+        return True

@@ -47,6 +47,8 @@ class Model:
         self._answers: list[Answer] = []
         #: For each answer of the last entry, the command that it is for, without its session.
         self.answered: list[list[Any]] = []
+        #: Commands that came while their session waited for a job: no gateway sends any, but one that ends the wait.
+        self.passed: list[tuple[Key, list[Any]]] = []
 
     # -- looking ------------------------------------------------------------------------------
 
@@ -193,6 +195,8 @@ class Model:
         session = self.sessions.setdefault(key, {"used": "default", "watched": ["default"], "wait": None})
         if session["wait"]:
             self._end_wait(key, [TIMED_OUT])
+            if [tag, *args[:1]] != [TOUCH, 0]:
+                self.passed.append((key, command))
         reply = _VERBS[tag](self, key, session, *args)
         if reply is not None:
             self._answer(key, [tag, *args], reply)

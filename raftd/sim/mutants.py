@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from raftd.errors import CorruptionError
+from raftd.gateway import Gateway, Session
 from raftd.jobs import commands as c
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.model import State
@@ -20,7 +21,9 @@ from raftd.jobs.timers import Kind, TimerId, Timers
 from raftd.node import Node
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
-from raftd.raft.messages import AppendEntries, Entry
+from raftd.raft.logtime import LogClock
+from raftd.raft.messages import AppendEntries, AppendEntriesReply, Entry
+from raftd.raft.progress import Progress
 from raftd.raft.quorum import majority_value
 from raftd.raft.reads import PendingReads
 from raftd.raft.ready import HardState, Persist
@@ -135,7 +138,46 @@ def _one_vote_slot(original: Any) -> Any:
     return write
 
 
+@_mutant("newest segment not remembered", VoteFile, "write")
+def _newest_segment_not_remembered(original: Any) -> Any:
+    return lambda self, identity: original(self, msgspec.structs.replace(identity, segment=0))
+
+
+@_mutant("doubt not persisted", VoteFile, "write")
+def _doubt_not_persisted(original: Any) -> Any:
+    return lambda self, identity: original(self, msgspec.structs.replace(identity, doubtful=False))
+
+
+@_mutant("incarnation spoken of before it is durable", Node, "_take_new_incarnation")
+def _incarnation_spoken_of_early(original: Any) -> Any:
+    def take(self: Node) -> None:
+        original(self)
+        if self.gateway.is_closed:
+            self.raft.incarnation = self.gateway.incarnation + 1
+
+    return take
+
+
 # -- elections ---------------------------------------------------------------------------------
+
+
+@_mutant("index compared before term", Log, "is_up_to_date")
+def _index_before_term(original: Any) -> Any:
+    return lambda self, index, term: (index, term) >= (self.last_index, self.last_term)
+
+
+@_mutant("wall clocks count beside estimates", LogClock, "lead")
+def _wall_clocks_count(original: Any) -> Any:
+    def lead(self: LogClock, term: int, stamp: int, estimates: Any, walls: Any, now_ms: int) -> None:
+        walls = list(walls)
+        original(self, term, stamp, [*estimates, max(walls)], walls, now_ms)
+
+    return lead
+
+
+@_mutant("log time begins at the last stamp", LogClock, "lead")
+def _log_time_begins_at_the_last_stamp(original: Any) -> Any:
+    return lambda self, term, stamp, estimates, walls, now_ms: original(self, term, stamp, [stamp] if stamp else [], walls, now_ms)
 
 
 @_mutant("vote reset within a term", Raft, "_become")
@@ -186,7 +228,11 @@ def _old_term_commit(original: Any) -> Any:
     def advance(self: Raft) -> None:
         matches = {peer: progress.match_index for peer, progress in self.progress.items()}
         matches[self.node] = self.log.durable_index
-        self.log.commit_to(majority_value(self.voters, matches))
+        index, before = majority_value(self.voters, matches), self.log.commit_index
+        if self.log.commit_to(index):
+            own = self.log.slice(max(before + 1, self._first_own_index), index) if index >= self._first_own_index else []
+            self._uncommitted_bytes -= sum(entry.size_bytes for entry in own)
+            self._recover_from_doubt()
 
     return advance
 
@@ -232,6 +278,74 @@ def _durable_mark_over_what_was_truncated(original: Any) -> Any:
             write[1] = claimed[1]
 
     return truncate
+
+
+@_mutant("whole durable log acknowledged", Raft, "_on_append_entries")
+def _whole_durable_log_acknowledged(original: Any) -> Any:
+    def on_append_entries(self: Raft, sender: int, message: AppendEntries) -> None:
+        waiting = len(self._send_now)
+        original(self, sender, message)
+        for place, (to, reply) in enumerate(self._send_now[waiting:], waiting):
+            if type(reply) is AppendEntriesReply and reply.success:
+                self._send_now[place] = (to, msgspec.structs.replace(reply, index=max(reply.index, self.log.durable_index)))
+
+    return on_append_entries
+
+
+@_mutant("match falls", Progress, "acknowledged")
+def _match_falls(original: Any) -> Any:
+    def acknowledged(self: Progress, index: int) -> bool:
+        news: bool = original(self, index)
+        self.match_index = index
+        return news
+
+    return acknowledged
+
+
+# -- sessions ----------------------------------------------------------------------------------
+
+
+@_mutant("dead gateway never closed", Node, "_propose_once")
+def _dead_gateway_never_closed(original: Any) -> Any:
+    return lambda self, key, payload: False if isinstance(payload, c.CloseGateway) else original(self, key, payload)
+
+
+@_mutant("close of a session lost", Gateway, "forget")
+def _close_of_a_session_lost(original: Any) -> Any:
+    def forget(self: Gateway, session: Session) -> None:
+        session.is_known = False
+        original(self, session)
+
+    return forget
+
+
+@_mutant("read passes earlier commands", Session, "_go_on")
+def _read_passes_earlier_commands(original: Any) -> Any:
+    def go_on(self: Session) -> None:
+        if self._steps and self._steps[0].start is Session._start_read and self._unanswered and not self._blocked:
+            step = self._steps.popleft()
+            step.start(self, step.what, step.done)
+        original(self)
+
+    return go_on
+
+
+@_mutant("nothing waits behind a reserve", Session, "_start_command")
+def _nothing_waits_behind_a_reserve(original: Any) -> Any:
+    def start(self: Session, command: Any, done: Any) -> None:
+        original(self, command, done)
+        self._blocked = False
+
+    return start
+
+
+@_mutant("bytes of answered commands are kept", Session, "answered")
+def _bytes_are_kept(original: Any) -> Any:
+    def answered(self: Session, reply: Any, index: int) -> None:
+        self._gateway.held_bytes += 1
+        original(self, reply, index)
+
+    return answered
 
 
 # -- reads -------------------------------------------------------------------------------------

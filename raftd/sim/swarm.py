@@ -21,6 +21,7 @@ OPERATIONS = 500
 FAULTS: dict[str, float] = {
     "power": 0.5,  # one machine loses power: what was not synced is lost, or some sectors of it
     "power in a write": 0.4,  # the same between two operations of its storage
+    "power at an answer": 0.2,  # of a leader, as soon as it has acknowledged a put
     "kill": 0.4,  # SIGKILL
     "kill in a write": 0.2,
     "power everywhere": 0.1,
@@ -99,7 +100,7 @@ VERBS = {
 #: Limits that a run may make small, so that it meets them: module, name, and what to choose from.
 LIMITS: dict[str, tuple[int, ...]] = {
     "raftd.storage.log.SEGMENT_BYTES": (2_000, 20_000),
-    "raftd.raft.core.APPEND_BYTES": (100, 1_000),
+    "raftd.raft.core.APPEND_BYTES": (1, 100, 1_000),
     "raftd.raft.core.APPLY_ENTRIES": (1, 8),
     "raftd.raft.progress.WINDOW_MESSAGES": (1, 3),
     "raftd.raft.core.UNCOMMITTED_BYTES": (2_000,),
@@ -147,7 +148,7 @@ def draw(seed: int) -> Options:
         verbs={name: weight for name, weight in verbs.items() if weight},
         aims=random.choice((0.0, 0.5, 0.9)),
         tubes=random.choice((1, 2, 3)),
-        limits={name: random.choice(values) for name, values in LIMITS.items() if random.random() < 0.2},
+        limits={name: random.choice(values) for name, values in LIMITS.items() if random.random() < 0.3},
         broken_at_the_end=random.randrange((nodes - 1) // 2 + 1) if random.random() < 0.5 else 0,
     )
 
