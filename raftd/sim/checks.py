@@ -216,25 +216,24 @@ class Checks:
                 "I5",
                 f"node {process.node_id} leads without committed entry {known}",
             )
-        heard = 1
+        heard, node = 1, process.node_id
         for peer, progress in raft.progress.items():
             match = (raft.term, progress.incarnation, progress.match_index)
-            before = life.matches.get(peer, match)
-            life.matches[peer] = match
-            grows = match[2] >= before[2] or match[:2] != before[:2]
-            _require(
-                grows and match[2] < progress.next_index,
-                "R12",
-                f"node {process.node_id} takes node {peer} to be at {match[2]}, before {before[2]}, and sends {progress.next_index} next",
-            )
+            before = life.matches.get(peer)
+            if match != before:
+                life.matches[peer] = match
+                if before is not None and match[2] < before[2] and match[:2] == before[:2]:
+                    raise Violation(f"R12: node {node} takes node {peer} to be at {match[2]}, after {before[2]}")
+            if match[2] >= progress.next_index:
+                raise Violation(f"R12: node {node} sends {progress.next_index} next to node {peer}, which has {match[2]}")
             last_tick = progress.last_heard_tick if progress.last_heard_tick is not None else life.leads[1]
             heard += raft.tick_count - last_tick <= 3 * self._election_ticks
+        if heard < self._majority:
+            raise Violation(f"R7: node {node} still leads, and has heard no majority for three election timeouts")
         if process.unfinished and self._majority > 1:
             stalled = raft.tick_count - max(process.unfinished[0], life.leads[1])
-            _require(stalled <= 3 * self._election_ticks, "R34", f"node {process.node_id} still leads, and its disk writes nothing")
-        _require(
-            heard >= self._majority, "R7", f"node {process.node_id} still leads, and has heard no majority for three election timeouts"
-        )
+            if stalled > 3 * self._election_ticks:
+                raise Violation(f"R34: node {node} still leads, and its disk writes nothing")
 
     def _check_votes(self, leader: int, term: int) -> None:
         """A majority of sound votes, or so many of any kind that one of them holds whatever was committed (DESIGN §5)."""

@@ -212,9 +212,13 @@ class Disk(MemoryFileSystem):
                 raise Interrupted(power)
 
     def after_power_loss(self) -> MemoryFileSystem:
-        """What would be found if power were lost now, and nothing kept that was not synced."""
-        found = self.copy()
-        found.crash()
+        """What would be found if power were lost now, and nothing kept that was not synced; to be read only."""
+        found = MemoryFileSystem(self.sector)
+        found.directories = set(self.directories)
+        for path, image in {**self._removed, **self.files}.items():
+            if image.named:
+                left = found.files[path] = _Image()
+                left.seen = left.platter = image.platter  # nobody writes on it
         return found
 
     # -- damage, while it is not in use -------------------------------------------------------

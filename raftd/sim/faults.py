@@ -253,7 +253,7 @@ class Faults:
             if life.healed or life.network.cut is not links:
                 return
             new = next((other for one, other in sorted(life.running.items()) if one != leader and other.node.raft.is_leader), None)
-            if new is None or (numbers[2] % 4 == 0 and not new.node.raft.has_committed_own_entry):
+            if new is None or (numbers[2] % 4 in (0, 3) and not new.node.raft.has_committed_own_entry):
                 life.scheduler.after(_FORK_LOOK_US, look)
             elif numbers[2] % 4 == 1:
                 self._cut({*links, *self._links_of(new.node_id)}, _FORK_MS)
