@@ -26,9 +26,10 @@ from raftd.wire.peer import PeerMessage
 
 #: Every so many acknowledgements the disk itself is looked at: too costly for each.
 _LOOK_AT_DISK = 50
-#: Monotonic clocks differ by 2 % at most; what rounding and delays may add up to.
+#: Monotonic clocks differ by 2 % at most; what rounding may add up to; and how late a vote may arrive with what its voter thought.
 _FASTEST_CLOCK = 1.02
 _CLOCK_SLACK_MS = 500
+_VOTE_LATE_MS = 2_000
 
 
 class Violation(AssertionError):
@@ -259,7 +260,7 @@ class Checks:
             _require(ahead_ms <= _CLOCK_SLACK_MS, "I22", f"node {node} begins with log time {ahead_ms} ms ahead of every earlier leader's")
         if known and len(known) == len(estimates):
             behind_ms = round(min(known) - clock_ms)
-            _require(behind_ms <= _CLOCK_SLACK_MS, "I22", f"node {node} begins with log time {behind_ms} ms behind all its voters")
+            _require(behind_ms <= _VOTE_LATE_MS, "I22", f"node {node} begins with log time {behind_ms} ms behind all its voters")
         if clock_ms > furthest_ms:
             self._clock = (clock_ms, now_us)
 

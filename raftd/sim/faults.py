@@ -80,6 +80,10 @@ class Faults:
         self._life.disks[node].interrupt_in(1 + numbers[2] % 8, power=True)
         return process is not None
 
+    def _kill_in_a_write(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        self._life.disks[node].interrupt_in(1 + numbers[2] % 8, power=False)
+        return process is not None
+
     def _power_at_an_answer(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         """A leader loses power as soon as it has acknowledged a put, when no other node may know that it was committed; who reads
         elsewhere must see it."""
@@ -129,10 +133,6 @@ class Faults:
         if process is not None and not self._life.healed:
             self._life.end(process, power=True)
             self._life.start_later(node, 10)
-
-    def _kill_in_a_write(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
-        self._life.disks[node].interrupt_in(1 + numbers[2] % 8, power=False)
-        return process is not None
 
     def _power_everywhere(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         return self._lose_all_but(0, ms, 1_000)

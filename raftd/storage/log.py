@@ -83,7 +83,7 @@ class SegmentedLog:
                     f"{self._directory}/{name} has no segment's name. Nothing was changed. Give it its name back, or move it away"
                 )
         for position, (number, segment_id, name) in enumerate(segments):
-            if position and number != self.number + 1:
+            if number != self.number + 1:
                 raise CorruptionError(
                     f"{self._directory}/{name}: segment {self.number + 1} is missing before it. Nothing was changed. {ADVICE}"
                 )

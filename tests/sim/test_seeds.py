@@ -26,6 +26,8 @@ REGRESSIONS = {
     1181: "a node that was stopped won an election of an old term, and had not what was committed since (a check of ours)",
     40053: "the same with an entry of an old term, committed in a later one (a check of ours)",
     20126: "a piece of a stream overtook one that had been held at a cut (of the simulator's own)",
+    50681: "the first segment of a log was gone, and nothing stood in the next: the node took its log for an empty one",
+    50262: "a vote that came late brought an old estimate of log time (a check of ours)",
     4: "bytes of a restarted leader's vote requests counted as hearing from the leader",
 }
 

@@ -223,6 +223,23 @@ def test_a_newest_segment_that_is_gone_is_missed(lives):
             machine.start()
 
 
+def test_an_oldest_segment_that_is_gone_is_missed_also_if_nothing_stands_in_the_next(monkeypatch):
+    """Simulator seed 50681: the process ended after the header of its second segment, and then the first was lost."""
+    monkeypatch.setattr("raftd.storage.log.SEGMENT_BYTES", 10)
+    machine = Machine()
+    machine.start()
+    machine.write([entry(1)])
+    machine.disk.fault = PowerFailure(3)  # the header's write and sync succeed
+    machine.write([entry(2)])
+    machine.disk.fault = working
+    machine.disk.exit()
+    first, second = (machine.segment(place) for place in (0, 1))
+    assert len(machine.disk.files[second].seen) == SEGMENT_HEADER_BYTES
+    machine.disk.remove(first)
+    with pytest.raises(CorruptionError, match="segment 1 is missing before it"):
+        machine.start()
+
+
 def test_a_segment_that_never_began_is_not_missed():
     """Power is lost at every moment of the first batch of a new segment, and of the vote file that tells of it."""
     for moment in range(1, 9):
@@ -404,8 +421,11 @@ def test_a_whole_segment_that_does_not_belong_is_refused_and_never_cut():
     machine.disk.files[path].seen[:] = newer
     refused("format 2; this raftd reads format 1")
     machine.disk.files[path].seen[:] = good
-    other = path.replace("00000001", "00000007")
-    machine.disk.files[other] = machine.disk.files.pop(path)
+    later = path.replace("00000001", "00000007")
+    machine.disk.files[later] = machine.disk.files.pop(path)
+    refused("segment 1 is missing before it")
+    other = path[: -len(".log") - 2] + "00.log"
+    machine.disk.files[other] = machine.disk.files.pop(later)
     refused("does not belong to this file name")
     machine.disk.files[path + ".log"] = machine.disk.files.pop(other)
     refused("no segment's name")
