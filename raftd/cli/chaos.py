@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -23,12 +24,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from twisted.internet import reactor as _reactor
+from twisted.logger import LogEvent, globalLogPublisher
 
 from raftd.cli import signals
 from raftd.cli.console import wide
 from raftd.cli.local import LocalCluster, LocalError
 from raftd.cli.proxy import Pair, Proxy
-from raftd.cli.recorded import RecordedClient, Watch
+from raftd.cli.recorded import RecordedClient, Visitor, Watch
+from raftd.errors import StorageError
 from raftd.raft.messages import Entry, EntryKind
 from raftd.sim import history
 from raftd.storage.filesystem import RealFileSystem
@@ -45,6 +48,8 @@ _TURN_S = 0.02
 _WATCH_S = 0.1
 _START_S = 20.0
 _REST_S = 30.0
+#: A command that ends for a signal has a status from here on.
+_SIGNALLED = 128
 #: Between the beginnings of two faults, on average; and how long each lasts at most.
 _FAULT_EVERY_S = 1.0
 _LONGEST_S = 2.5
@@ -89,13 +94,34 @@ class Chaos:
         self._leaders: list[tuple[int, int]] = []  # (term, node), as they were seen
         self._busy: set[int] = set()  # nodes that something happens to already
         self._cluster: ProxiedCluster
-        self._clients: list[RecordedClient]
-        self._watches: dict[int, Watch]
+        self._clients: list[RecordedClient] = []
+        self._watches: dict[int, Watch] = {}
 
     def run(self) -> bool:
         """Whether nothing was wrong, and enough is known to say so. Raises LocalError if a node ended by itself."""
+        observer = cast(Any, self._logged)
+        globalLogPublisher.addObserver(observer)
+        try:
+            return self._run()
+        finally:
+            globalLogPublisher.removeObserver(observer)
+
+    def _logged(self, event: LogEvent) -> None:
+        """The reactor goes on after an exception in a callback; this run must not."""
+        if "log_failure" in event:
+            self._problems.append(f"bug: {event['log_failure'].getTraceback()}")
+
+    def _run(self) -> bool:
+        try:
+            commit = self._live()
+        finally:
+            self._write_history()
+        return self._judge(commit)
+
+    def _live(self) -> int:
+        """Everything until the nodes have ended; the commit index that they agreed on."""
         with ProxiedCluster(self._directory, NODES, self._random) as self._cluster:
-            self._watches = {node: Watch(reactor, self._cluster.address(node, "client"), _WATCH_S) for node in self._cluster.nodes}
+            self._watch_anew()
             doors = [self._cluster.address(node, "client") for node in self._cluster.nodes]
             self._clients = [RecordedClient(reactor, self._random, number, doors, _PIPELINE, _PAUSE_S) for number in range(_CLIENTS)]
             self._until(lambda: self._leader() != 0, _START_S, "an elected leader")
@@ -106,9 +132,21 @@ class Chaos:
             commit = max((status.commit_index for status in self._statuses()), default=0)
             for watch in self._watches.values():
                 watch.close()
-            for node in self._cluster.nodes:
-                self._cluster.running[node].stop()
-        return self._judge(commit)
+            for node, local in sorted(self._cluster.running.items()):
+                try:
+                    local.stop()
+                except subprocess.TimeoutExpired:
+                    self._problems.append(f"liveness: node {node} does not end after SIGTERM")
+                    continue
+                if local.process.returncode not in (0, -signal.SIGTERM):  # twistd ends by the signal, after its service
+                    self._problems.append(f"bug: node {node} ends with status {local.process.returncode}")
+        return commit
+
+    def _watch_anew(self) -> None:
+        """Nothing that a node said before counts any more."""
+        for watch in self._watches.values():
+            watch.close()
+        self._watches = {node: Watch(reactor, self._cluster.address(node, "client"), _WATCH_S) for node in self._cluster.nodes}
 
     # -- time ---------------------------------------------------------------------------------
 
@@ -198,8 +236,7 @@ class Chaos:
         self._cluster.signal(node, signal.SIGCONT)
 
     def _cut(self, pairs: set[Pair], seconds: float) -> None:
-        self._cluster.proxy.cut(pairs, holds=self._random.random() < 0.5)
-        self._later(seconds, self._cluster.proxy.heal, pairs)
+        self._cluster.proxy.cut(pairs, seconds, holds=self._random.random() < 0.5)
 
     def _isolate(self, node: int, other: int, seconds: float) -> None:
         self._count("partition: one node alone")
@@ -212,15 +249,14 @@ class Chaos:
 
     def _deafen(self, node: int, other: int, seconds: float) -> None:
         self._count("partition: one way")
-        self._cut({(node, one) for one in self._cluster.nodes if one != node and self._random.random() < 0.7}, seconds)
+        third = {(node, one) for one in self._cluster.nodes if one not in (node, other) and self._random.random() < 0.5}
+        self._cut({(node, other), *third}, seconds)
 
     def _slow_down(self, node: int, other: int, seconds: float) -> None:
         self._count("slow links")
         slowest = self._random.choice((0.02, 0.1, 0.5))
         pairs = {(node, one) for one in self._cluster.nodes if one != node} | {(other, node)}
-        for pair in pairs:
-            self._cluster.proxy.links[pair].delay_s = (slowest / 4, slowest)
-        self._later(seconds, self._cluster.proxy.heal, pairs)
+        self._cluster.proxy.slow_down(pairs, seconds, (slowest / 4, slowest))
 
     def _break(self, node: int, other: int, seconds: float) -> None:
         self._count("connection cut in a frame")
@@ -236,35 +272,57 @@ class Chaos:
             client.finish()
         try:
             self._until(lambda: all(client.is_done for client in self._clients), _REST_S, "an answer for every client after healing")
+            visitors = [
+                Visitor(reactor, self._random, len(self._clients) + node, [self._cluster.address(node, "client")], 1, _PAUSE_S)
+                for node in self._cluster.nodes
+            ]
+            self._clients += visitors
+            for visitor in visitors:
+                visitor.start()
+            self._until(lambda: all(visitor.is_done for visitor in visitors), _REST_S, "a put at every node after healing")
             for client in self._clients:
                 client.close()
-            self._until(self._agree, _REST_S, "all nodes at the same entry after healing")
+            self._watch_anew()
+            self._until(self._agree, _REST_S, "one leader, and all nodes at the same entry, after healing")
         except LocalError as late:
+            self._cluster.check()  # if a node has ended, that is what is wrong
             self._problems.append(f"liveness: {late}")
 
     def _agree(self) -> bool:
         statuses = self._statuses()
         places = {place for status in statuses for place in (status.commit_index, status.applied_index)}
-        return len(statuses) == NODES and len(places) == 1
+        leaders = {status.leader for status in statuses}
+        told = max((call.index for client in self._clients for call in client.calls), default=0)
+        return len(statuses) == NODES and len(places) == len(leaders) == 1 and 0 not in leaders and max(places) >= told
 
     # -- judging ------------------------------------------------------------------------------
 
+    @property
+    def _calls(self) -> list[history.Call]:
+        return [call for client in self._clients for call in client.calls]
+
+    def _write_history(self) -> None:
+        (self._directory / "history.json").write_bytes(msgspec.json.encode(self._calls))
+
     def _judge(self, commit: int) -> bool:
-        logs = {node: self._committed(node, commit) for node in self._cluster.nodes}
-        hashes = {node: _hash(entries) for node, entries in logs.items()}
+        verdict, entries, hashes = history.Verdict([]), 0, {}
+        try:
+            logs = {node: self._committed(node, commit) for node in self._cluster.nodes}
+            hashes = {node: _hash(log) for node, log in logs.items()}
+            log = max(logs.values(), key=len)
+            entries = len(log)
+            verdict = history.check(
+                [history.LogEntry(entry.index, entry.time_ms, entry.data if entry.kind is EntryKind.BATCH else b"") for entry in log],
+                self._calls,
+            )
+        except (StorageError, ValueError) as error:  # a log that cannot be read, or that no leader writes
+            self._problems.append(f"bug: {error}")
         if len(set(hashes.values())) > 1:
             self._problems.append(f"the nodes' logs differ in what is committed: {hashes}")
-        longest = max(logs.values(), key=len)
-        entries = [history.LogEntry(entry.index, entry.time_ms, entry.data if entry.kind is EntryKind.BATCH else b"") for entry in longest]
-        calls = [call for client in self._clients for call in client.calls]
-        verdict = history.check(entries, calls)
         self._problems += [problem for client in self._clients for problem in client.problems]
         problems = self._problems + verdict.problems
-        self._show(verdict, problems, len(entries), next(iter(hashes.values())))
-        good = not problems and verdict.proves_something
-        if not good:
-            (self._directory / "history.json").write_bytes(msgspec.json.encode(calls))
-        return good
+        self._show(verdict, problems, entries, ", ".join(sorted(set(hashes.values()))))
+        return not problems and verdict.proves_something
 
     def _committed(self, node: int, commit: int) -> list[Entry]:
         """What the node's disk holds of the entries that count as committed."""
@@ -298,7 +356,9 @@ class Chaos:
         console.print(table)
         for problem in problems[:20]:
             console.print(problem, style="red", markup=False, highlight=False, soft_wrap=True)
-        if not verdict.proves_something:
+        if not verdict.calls:
+            console.print("nothing was asked: such a run proves nothing", style="red")
+        elif not verdict.proves_something:
             console.print(f"more than {history.MOST_UNKNOWN:.0%} was never answered: such a run proves nothing", style="red")
 
 
@@ -320,8 +380,8 @@ def run(minutes: float, console: Console) -> bool:
         return not keep
     except LocalError as error:
         raise LocalError(f"{error}\nWhat the nodes wrote is in {directory}") from None
-    except SystemExit:
-        keep = False
+    except SystemExit as gone:
+        keep = not (isinstance(gone.code, int) and gone.code >= _SIGNALLED)
         raise
     finally:
         if not keep:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
+from click.core import ParameterSource
 
 import raftd
 from raftd.errors import ConfigError
@@ -140,6 +141,11 @@ def bench(**asked: Any) -> None:
         it.run(options, Console())
 
 
+def _is_given(name: str) -> bool:
+    """Whether an option of this command was given, rather than left to its default."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
 @main.command(short_help="The real node code under every fault, from a seed.")
 @click.option("--seeds", type=click.IntRange(1), default=100, show_default=True, help="How many to run.")
 @click.option("--start", type=click.IntRange(0), default=1, show_default=True, help="The first of them.")
@@ -159,6 +165,11 @@ def sim(seeds: int, start: int, jobs: int, seed: int | None, trace: bool, minimi
 
     if seed is None and (trace or minimise):
         raise click.UsageError("--trace and --minimise are for one seed: --seed NUMBER")
+    given = {name for name in ("seeds", "start", "jobs", "mutants") if _is_given(name)}
+    if seed is not None and given:
+        raise click.UsageError(f"--seed is for one seed: leave out --{sorted(given)[0]}")
+    if mutants and "start" in given:
+        raise click.UsageError("--start: mutants are looked for from seed 1 on")
     console = Console()
     with _working():
         if seed is not None:
@@ -182,6 +193,8 @@ def chaos(minutes: float) -> None:
 
     from raftd.cli import chaos as it
 
+    if minutes != minutes:
+        raise click.BadParameter("it must be a number", param_hint="--minutes")
     with _working():
         good = it.run(minutes, Console())
     raise SystemExit(0 if good else 1)

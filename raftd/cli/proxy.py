@@ -24,25 +24,39 @@ class Link:
     """The way from one node to another."""
 
     def __init__(self, proxy: Proxy) -> None:
-        #: How long a frame takes, in seconds: from, to.
-        self.delay_s = (0.0, 0.0)
-        self.is_cut = False
+        self._delay_s = (0.0, 0.0)  # how long a frame takes: from, to
+        self._slow_until_s = 0.0
+        self._cut_until_s = 0.0
         self._holds = False
         self._proxy = proxy
         self._held: deque[tuple[_Side, bytes]] = deque()
         self._under_way: deque[tuple[float, _Side, bytes]] = deque()  # (when it arrives, …)
 
-    def cut(self, holds: bool) -> None:
-        """Nothing leaves here until it is healed."""
-        self.is_cut, self._holds = True, holds
+    @property
+    def is_cut(self) -> bool:
+        return float(self._proxy.reactor.seconds()) < self._cut_until_s
+
+    def cut(self, seconds: float, holds: bool) -> None:
+        """Nothing leaves here for so long; of cuts that overlap the longest counts."""
+        clock = self._proxy.reactor
+        self._cut_until_s, self._holds = max(self._cut_until_s, clock.seconds() + seconds), holds
+        clock.callLater(seconds, self._let_go)
+
+    def slow_down(self, seconds: float, delay_s: tuple[float, float]) -> None:
+        """For so long a frame takes as long as this."""
+        self._slow_until_s, self._delay_s = self._proxy.reactor.seconds() + seconds, delay_s
 
     def heal(self) -> None:
+        """It works again, as fast as ever."""
+        self._cut_until_s = self._slow_until_s = 0.0
+        self._let_go()
+
+    def _let_go(self) -> None:
         """What was held goes on its way."""
-        self.is_cut = False
-        self.delay_s = (0.0, 0.0)
-        held, self._held = self._held, deque()
-        for to, data in held:
-            self.carry(to, data)
+        if not self.is_cut:
+            held, self._held = self._held, deque()
+            for to, data in held:
+                self.carry(to, data)
 
     def carry(self, to: _Side, data: bytes) -> None:
         """One frame, which none of this link overtakes."""
@@ -52,10 +66,12 @@ class Link:
             if self._holds:
                 self._held.append((to, data))
             return
+        self._let_go()  # of what came before it
         counts["frames carried"] += 1
         now_s = clock.seconds()
         earliest_s = self._under_way[-1][0] if self._under_way else now_s
-        arrival_s = max(earliest_s, now_s + self._proxy.random.uniform(*self.delay_s))
+        delay_s = self._proxy.random.uniform(*self._delay_s) if now_s < self._slow_until_s else 0.0
+        arrival_s = max(earliest_s, now_s + delay_s)
         if not self._under_way and arrival_s <= now_s:
             to.write(data)
             return
@@ -113,6 +129,7 @@ class _Side(Protocol):
             return
         if self._breaks:
             self._proxy.counts["connections cut in a frame"] += 1
+            self._is_open = False  # nothing may follow
             self.transport.write(data[: len(data) // 2])
             self.transport.loseConnection()
         else:
@@ -190,14 +207,17 @@ class Proxy:
         number: int = self._listening[one, other].getHost().port
         return number
 
-    def cut(self, pairs: set[Pair], holds: bool) -> None:
+    def cut(self, pairs: set[Pair], seconds: float, holds: bool) -> None:
         for pair in pairs:
-            self.links[pair].cut(holds)
+            self.links[pair].cut(seconds, holds)
 
-    def heal(self, pairs: set[Pair] | None = None) -> None:
-        """These links, or all."""
-        for pair in pairs if pairs is not None else self.links:
-            self.links[pair].heal()
+    def slow_down(self, pairs: set[Pair], seconds: float, delay_s: tuple[float, float]) -> None:
+        for pair in pairs:
+            self.links[pair].slow_down(seconds, delay_s)
+
+    def heal(self) -> None:
+        for link in self.links.values():
+            link.heal()
 
     def break_connections(self, pair: Pair) -> None:
         """In the middle of the next frame on this link."""

@@ -30,6 +30,8 @@ _REDIAL_S = 0.1
 #: Longer than any wait for a job and an election.
 _PATIENCE_S = 4.0
 _LOOK_S = 0.25
+#: Fewer puts than reserves and deletes: the queue stays short, and the plain model quick.
+_PUTS = 0.25
 #: How often a client goes right after it has asked.
 _GOES = 0.003
 
@@ -106,6 +108,7 @@ class RecordedClient:
         self._pending: dict[int, Call] = {}
         self._held: list[tuple[int, int]] = []  # (job, token)
         self._asked = 0
+        self._connections = 0
         self._finishing = False
         self._done = False
 
@@ -136,6 +139,7 @@ class RecordedClient:
             self._reactor.callLater(_REDIAL_S, self._dial)
 
         def build() -> Connection:
+            self._connections += 1
             connection = self._connection = Connection(lambda: self._ask(connection), self._answered, lambda: self._lost(connection))
             return connection
 
@@ -157,7 +161,7 @@ class RecordedClient:
         if self._done:
             return
         oldest = next(iter(self._pending.values()), None)
-        if self._connection is not None and oldest is not None and time.monotonic() - oldest.asked > _PATIENCE_S:
+        if self._connection is not None and oldest is not None and not self._finishing and time.monotonic() - oldest.asked > _PATIENCE_S:
             self._connection.transport.abortConnection()
         self._reactor.callLater(_LOOK_S, self._look)
 
@@ -169,7 +173,7 @@ class RecordedClient:
         if len(self._pending) < self._pipeline:
             self._asked += 1
             what, request = self._choose(self._asked)
-            call = Call(what, time.monotonic())
+            call = Call(what, time.monotonic(), connection=self._number * 1_000_000 + self._connections)
             self.calls.append(call)
             self._pending[self._asked] = call
             connection.ask(request)
@@ -181,12 +185,12 @@ class RecordedClient:
         """A command as it will stand in the log, and the request for it."""
         random = self._random
         choice = random.random()
-        if choice < 0.33:
+        if choice < _PUTS:
             body = b"client %d job %d" % (self._number, id) + b"." * random.choice((0, 100, 3_000))
             tube = random.choice(("", *_TUBES))
             pri, delay_ms, ttr_ms = random.randrange(3), random.choice(_DELAYS_MS), random.choice(_TTRS_MS)
             return [PUT, pri, delay_ms, ttr_ms, body, tube], w.PutRequest(id, body, tube, pri, delay_ms, ttr_ms)
-        if choice < 0.63 or (choice < 0.95 and not self._held):
+        if choice < 0.62 or (choice < 0.95 and not self._held):
             timeout_ms = random.choice(_WAITS_MS)
             return [RESERVE, timeout_ms], w.ReserveRequest(id, timeout_ms)
         if choice < 0.95:
@@ -210,6 +214,22 @@ class RecordedClient:
         call.index = 0 if isinstance(answer.reply, w.Failed) else answer.index  # 0: certainly not applied
         if call.what[0] == RESERVE and len(args) == 3:
             self._held.append((args[0], args[2]))
+
+
+class Visitor(RecordedClient):
+    """One put at one node."""
+
+    def _ask(self, connection: Connection) -> None:
+        super()._ask(connection)
+        self.finish()
+
+    def _choose(self, id: int) -> tuple[list[Any], w.Request]:
+        body = b"visitor %d" % self._number
+        return [PUT, 1, 0, _TTRS_MS[-1], body, "default"], w.PutRequest(id, body, "default", 1, 0, _TTRS_MS[-1])
+
+    @property
+    def is_done(self) -> bool:
+        return bool(self.calls) and self.calls[-1].answered is not None
 
 
 class Watch:

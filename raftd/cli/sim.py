@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from hashlib import blake2b
 
 from rich import box
@@ -64,28 +64,38 @@ def _plain(text: str) -> str:
     return text.replace("[", "\\[")
 
 
+@contextmanager
+def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end at once if this one is told to go, whatever is left for them to do."""
+    pool = ProcessPoolExecutor(jobs)
+    try:
+        yield pool
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
 def _with_progress(work: Iterator[tuple[int, str | None]], count: int, jobs: int, console: Console) -> Iterator[Outcome]:
     """Outcomes as they come, from `jobs` processes."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress, ProcessPoolExecutor(jobs) as pool:
+    with Progress(*columns, console=console, transient=True) as progress, _workers(jobs) as pool:
         task = progress.add_task("seeds", total=count)
         under_way: set[Future[Outcome]] = set()
         more = True
-        try:
-            while more or under_way:
-                while more and len(under_way) < 2 * jobs:
-                    item = next(work, None)
-                    if item is None:
-                        more = False
-                    else:
-                        under_way.add(pool.submit(live, *item))
-                done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
-                for future in done:
-                    progress.advance(task)
-                    yield future.result()
-        finally:
-            for future in under_way:
-                future.cancel()
+        while more or under_way:
+            while more and len(under_way) < 2 * jobs:
+                item = next(work, None)
+                if item is None:
+                    more = False
+                else:
+                    under_way.add(pool.submit(live, *item))
+            done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+            for future in done:
+                progress.advance(task)
+                yield future.result()
 
 
 def _summarise(outcomes: list[Outcome], seconds: float, jobs: int, console: Console) -> None:
@@ -171,7 +181,7 @@ def run_mutants(most: int, jobs: int, console: Console) -> bool:
         table.add_column(heading)
     escaped = []
     columns = (TextColumn("mutants"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True) as progress, ProcessPoolExecutor(jobs) as pool:
+    with Progress(*columns, console=console, transient=True) as progress, _workers(jobs) as pool:
         task = progress.add_task("", total=len(mutants.MUTANTS))
         futures = {name: pool.submit(seeds_to_catch, name, most) for name in mutants.MUTANTS}
         for name, future in futures.items():

@@ -26,10 +26,9 @@ from raftd.wire.peer import PeerMessage
 
 #: Every so many acknowledgements the disk itself is looked at: too costly for each.
 _LOOK_AT_DISK = 50
-#: Monotonic clocks differ by 2 % at most; what rounding may add up to; and how late a vote may arrive with what its voter thought.
+#: Monotonic clocks differ by 2 % at most; and what rounding may add up to.
 _FASTEST_CLOCK = 1.02
 _CLOCK_SLACK_MS = 500
-_VOTE_LATE_MS = 2_000
 
 
 class Violation(AssertionError):
@@ -87,7 +86,7 @@ class Checks:
         self._lives: dict[Process, _Life] = {}
         self._leaders: dict[int, int] = {}  # term -> node
         self._chains: list[int] = []  # of what is committed
-        self._estimates: dict[tuple[int, int, int], tuple[int | None, int]] = {}  # (term, candidate, voter) -> log time, and when
+        self._estimates: dict[tuple[int, int, int], int | None] = {}  # (term, candidate, voter) -> log time, as it voted
         self._clock = (0.0, 0)  # the furthest log time that a leader began with, and when, in the world's microseconds
         self._committed_in: list[int] = []  # the term of the leader that committed it
         self._prefixes: dict[tuple[int, int], int] = {}  # (index, term) -> chain
@@ -247,20 +246,20 @@ class Checks:
 
     def _check_clock(self, process: Process) -> None:
         """While one of those whose votes it has heard had an estimate, log time goes on as it went (`logtime.py`): not ahead of the
-        furthest that any leader would be at by now, nor behind what all of them thought."""
+        furthest that any leader would be at by now, nor behind what all of them thought when they voted."""
         node, raft, now_us = process.node_id, process.node.raft, process.world.scheduler.now_us
         clock_ms = raft.clock_ms() or 0
         votes = self._lives[process].votes
         estimates = [self._estimates[raft.term, node, voter] for term, voter in votes if term == raft.term]
-        known = [at_ms + (now_us - at_us) / 1_000 for at_ms, at_us in estimates if at_ms is not None]
+        known = [estimate for estimate in estimates if estimate is not None]
         at_ms, at_us = self._clock
         furthest_ms = at_ms + (now_us - at_us) * _FASTEST_CLOCK / 1_000
         if known:
             ahead_ms = round(clock_ms - furthest_ms)
             _require(ahead_ms <= _CLOCK_SLACK_MS, "I22", f"node {node} begins with log time {ahead_ms} ms ahead of every earlier leader's")
         if known and len(known) == len(estimates):
-            behind_ms = round(min(known) - clock_ms)
-            _require(behind_ms <= _VOTE_LATE_MS, "I22", f"node {node} begins with log time {behind_ms} ms behind all its voters")
+            behind_ms = min(known) - clock_ms
+            _require(behind_ms <= _CLOCK_SLACK_MS, "I22", f"node {node} begins with log time {behind_ms} ms behind all its voters")
         if clock_ms > furthest_ms:
             self._clock = (clock_ms, now_us)
 
@@ -274,7 +273,10 @@ class Checks:
         if type(message) is AppendEntriesReply:
             if message.success and message.index:
                 life = self._lives[process]
-                if len(life.chains) >= message.index:
+                if message.term < process.node.raft.term:
+                    # It was true of the log when it was made (seed 101230): that is durable, whatever stands there since.
+                    _require(len(node.durable) >= message.index, "I8", f"node {process.node_id} acknowledges {message.index} too early")
+                elif len(life.chains) >= message.index:
                     place = self._place(life, message.index)
                     _require(
                         node.durable[message.index - 1 : message.index] == [place],
@@ -292,8 +294,7 @@ class Checks:
         elif type(message) is RequestVoteReply and message.granted:
             self._votes(process.node_id, message.term, to, process.node.raft.doubtful)
             now_ms = int(process.node._clock.seconds() * 1_000)
-            estimate = process.node.raft.clock.estimate_ms(now_ms)
-            self._estimates[message.term, to, process.node_id] = (estimate, process.world.scheduler.now_us)
+            self._estimates[message.term, to, process.node_id] = process.node.raft.clock.estimate_ms(now_ms)
 
     def _speaks_as(self, node: int, incarnation: int) -> None:
         """A new one is durable before anybody hears of it: the next process must not take it again."""

@@ -56,6 +56,7 @@ class SimClient:
         self._jobs = jobs
         self._held: list[tuple[int, int]] = []  # (job, token)
         self._asked = 0
+        self._connections = 0
 
     @property
     def process(self) -> Process | None:
@@ -93,7 +94,8 @@ class SimClient:
         if self._connection is None:
             process = self._world.process_at(self._home) if self._home else self._world.process_for(number)
             if process is not None:
-                connection = self._connection = _Connection(process)
+                self._connections += 1
+                connection = self._connection = _Connection(process, self._number * 1_000_000 + self._connections)
                 connection.session = process.node.open_session(lambda: self._lost(connection))
         return self._connection
 
@@ -155,7 +157,7 @@ class SimClient:
 
     def _begin(self, connection: _Connection, what: list[Any]) -> Call:
         self._asked += 1
-        call = Call(what, self._world.now_us(), (connection.process.node_id, connection.session.number))
+        call = Call(what, self._world.now_us(), (connection.process.node_id, connection.session.number), connection=connection.number)
         self.calls.append(call)
         self.pending.append(call)
         return call
@@ -207,8 +209,9 @@ class _Connection:
 
     session: Session
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, number: int) -> None:
         self.process = process
+        self.number = number  # of all connections of a run
         self.is_closed = False  # as the process sees it
 
     def ask(self, request: Callable[[Session], None]) -> None:

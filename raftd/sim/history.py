@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from raftd.sim.model import BATCH, CLOSE_SESSION, OUT_OF_MEMORY, RESERVE, TOUCH, Model
+from raftd.sim.model import BATCH, CLOSE_SESSION, OUT_OF_MEMORY, PUT, RESERVE, TOUCH, Model
 
 #: Answers that may come with index 0: certainly not applied. (41: a request of the client door that was wrong.)
 _REFUSALS = (OUT_OF_MEMORY, 41)
@@ -25,7 +25,8 @@ MOST_UNKNOWN = 0.2
 class Call(msgspec.Struct):
     """Something a client asked for. `what` is the command as it stands in the log without its session ([tag, …]), or for a
     read ["peek", id]. Times count in any unit. Without an answer `answered` is None: it may have happened or not. `index` 0
-    with an answer: certainly not applied. `who` is (node, session) where known."""
+    with an answer: certainly not applied. `who` is (node, session) where known. Calls of one `connection` were asked in this
+    order; `session` (node, incarnation, number) is filled in where the log tells whose it was."""
 
     what: list[Any]
     asked: float
@@ -33,6 +34,8 @@ class Call(msgspec.Struct):
     answered: float | None = None
     index: int = 0
     answer: Any = None
+    connection: int | None = None
+    session: tuple[int, int, int] | None = None
 
     @property
     def is_read(self) -> bool:
@@ -64,16 +67,21 @@ def _key(value: Any) -> bytes:
 
 
 def check(entries: Sequence[LogEntry], calls: Iterable[Call]) -> Verdict:
-    """Lost, phantom, out of order, or answered with what the queue never said?"""
+    """Lost, phantom, out of order, or answered with what the queue never said? Fills in `session` where the log tells it."""
     calls = list(calls)
     verdict = Verdict([], len(calls), sum(call.answered is None for call in calls))
-    after = _disorder(calls, verdict.problems)
-    answers = _replay(entries, [call for call in calls if call.is_read and call.answered is not None], verdict.problems)
+    problems = verdict.problems
+    problems += [
+        f"lost: the log has entry {entry.index} in place {place}" for place, entry in enumerate(entries, 1) if entry.index != place
+    ][:1]
+    after = _disorder(calls, problems)
+    answers, commands = _replay(entries, [call for call in calls if call.is_read and call.answered is not None], problems)
+    _recognise(commands, calls, problems)
     # Who is known takes his own answer before anybody of whom nothing is known could take it.
-    for call in sorted(calls, key=lambda call: call.who is None):
+    for call in sorted(calls, key=lambda call: call.who is None and call.session is None):
         if call.answered is not None and not call.is_read:
-            _find_answer(call, answers, verdict.problems)
-    _find_calls(entries, calls, after, verdict.problems)
+            _find_answer(call, answers, problems)
+    _find_calls(commands, calls, after, problems)
     return verdict
 
 
@@ -91,30 +99,93 @@ def _find_answer(call: Call, answers: dict[int, list[_Given]], problems: list[st
             problems.append(f"refused: {call.what} was not applied, and was answered with {call.answer}")
         return
     there = answers[call.index]
+    who = (call.session[0], call.session[2]) if call.session is not None else call.who
     wanted = (_key(call.what), _key(call.answer))
     for place, given in enumerate(there):
-        if (given.what, given.answer) == wanted and call.who in (None, given.who):
+        if (given.what, given.answer) == wanted and who in (None, given.who):
             del there[place]  # an answer is given to one
             return
     problems.append(f"lost: {call.what} was answered with {call.answer} at entry {call.index}, which gives no such answer")
 
 
-def _replay(entries: Sequence[LogEntry], reads: list[Call], problems: list[str]) -> dict[int, list[_Given]]:
-    """All answers by index; reads are compared on the way."""
+class _Command(NamedTuple):
+    """One that took effect. `session` is (node, incarnation, number)."""
+
+    entry: int
+    session: tuple[int, int, int]
+    what: list[Any]
+
+    @property
+    def who(self) -> tuple[int, int]:
+        return self.session[0], self.session[2]
+
+
+def _replay(entries: Sequence[LogEntry], reads: list[Call], problems: list[str]) -> tuple[dict[int, list[_Given]], list[_Command]]:
+    """All answers by index, and all commands that took effect, but for a gateway's own; reads are compared on the way."""
     answers: dict[int, list[_Given]] = defaultdict(list)
+    commands: list[_Command] = []
     reads = sorted(reads, key=lambda call: call.index, reverse=True)
     model = Model()
     for entry in entries:
         while reads and reads[-1].index < entry.index:
             _compare(model, reads.pop(), problems)
+        taken = len(model.batches)
         given = model.entry(entry.time_ms, entry.data)
         answers[entry.index] = [
             _Given((node, session), _key(what), _key(answer)) for (node, session, answer), what in zip(given, model.answered, strict=True)
         ]
+        if len(model.batches) > taken:
+            tag, node, incarnation, _, batch = msgspec.msgpack.decode(entry.data)
+            assert tag == BATCH
+            commands += [
+                _Command(entry.index, (node, incarnation, session), [verb, *args])
+                for verb, session, *args in batch
+                if verb != CLOSE_SESSION and not (verb == TOUCH and args[0] == 0)
+            ]
     while reads and reads[-1].index <= len(entries):
         _compare(model, reads.pop(), problems)
     problems += [f"lost: {read.what} was answered at entry {read.index}, which there is not" for read in reads]
-    return answers
+    return answers, commands
+
+
+def _recognise(commands: list[_Command], calls: list[Call], problems: list[str]) -> None:
+    """Which session was which connection? A put whose body nobody else has put tells. What a session did is then the beginning of
+    what its connection asked, in the same order."""
+    asked: dict[int, list[Call]] = defaultdict(list)
+    for call in calls:
+        if call.connection is not None and not call.is_read and (call.answered is None or call.index):
+            asked[call.connection].append(call)
+    puts: dict[bytes, set[int]] = defaultdict(set)
+    for connection, its_calls in asked.items():
+        for call in its_calls:
+            if call.what[0] == PUT:
+                puts[_key(call.what)].add(connection)
+    did: dict[tuple[int, int, int], list[_Command]] = defaultdict(list)
+    for command in commands:
+        did[command.session].append(command)
+    for its_commands in did.values():
+        known = [puts[_key(command.what)] for command in its_commands if command.what[0] == PUT]
+        connections = next((found for found in known if len(found) == 1), set())
+        for connection in connections:
+            for call in asked[connection]:
+                call.session = its_commands[0].session
+            _follow(its_commands, asked[connection], problems)
+
+
+def _follow(commands: list[_Command], asked: list[Call], problems: list[str]) -> None:
+    """Do these commands of a session follow what its connection asked, one after the other?"""
+    calls = iter(asked)
+    for command in commands:
+        for call in calls:
+            hurried = command.what == [RESERVE, 0] and call.what[0] == RESERVE and call.answered is None
+            if command.what == call.what or hurried:
+                break
+            if call.what[0] != PUT or call.answered is not None:  # (a put may have been refused, and nobody heard of it)
+                problems.append(f"order: {command.what} in entry {command.entry} comes from a connection that asked for {call.what} next")
+                return
+        else:
+            problems.append(f"order: {command.what} in entry {command.entry} comes from a connection that had asked for nothing more")
+            return
 
 
 def _compare(model: Model, read: Call, problems: list[str]) -> None:
@@ -153,23 +224,26 @@ class _Asked:
         self.answered: deque[Call] = deque()  # by index
         self.unknown: list[Call] = []
 
-    def take(self, index: int, who: tuple[int, int], after: dict[int, int]) -> bool:
-        """One that may stand in entry `index`: his own rather than one of whom nothing is known, one that must be found
-        rather than one that may never have happened, and of those the one that must be soonest."""
-        while self.answered and self.answered[0].index < index:
+    def take(self, command: _Command, is_known: bool, after: dict[int, int]) -> bool:
+        """One that this command may be: one that must be found rather than one that may never have happened, one of this node and
+        session rather than one of anybody, and of those the one that must be soonest. `is_known`: the session was recognised."""
+        while self.answered and self.answered[0].index < command.entry:
             self.answered.popleft()
-        for calls, whose in ((self.answered, who), (self.answered, None), (self.unknown, who), (self.unknown, None)):
-            for place, call in enumerate(calls):
-                # Only a reserve is answered by a later entry than its own.
-                if call.answered is not None and call.index > index and call.what[0] != RESERVE:
-                    break
-                if call.who == whose and after[id(call)] < index:
-                    del calls[place]
-                    return True
+        owners: list[tuple[object, object]] = [(command.session, None)] if is_known else [(None, command.who), (None, None)]
+        for calls in (self.answered, self.unknown):
+            for whose in owners:
+                for place, call in enumerate(calls):
+                    # Only a reserve is answered by a later entry than its own.
+                    if call.answered is not None and call.index > command.entry and call.what[0] != RESERVE:
+                        break
+                    known = (call.session, None if call.session is not None else call.who)
+                    if known == whose and after[id(call)] < command.entry:
+                        del calls[place]
+                        return True
         return False
 
 
-def _find_calls(entries: Sequence[LogEntry], calls: list[Call], after: dict[int, int], problems: list[str]) -> None:
+def _find_calls(commands: list[_Command], calls: list[Call], after: dict[int, int], problems: list[str]) -> None:
     """Each command that took effect belongs to a call, one that was not refused, and was asked for before."""
     asked: dict[bytes, _Asked] = defaultdict(_Asked)
     hurried = _Asked()
@@ -183,20 +257,9 @@ def _find_calls(entries: Sequence[LogEntry], calls: list[Call], after: dict[int,
                 hurried.unknown.append(call)
         elif call.index:
             asked[_key(call.what)].answered.append(call)
-    model = Model()  # says which batches took effect
-    for entry in entries:
-        taken = len(model.batches)
-        model.entry(entry.time_ms, entry.data)
-        if len(model.batches) == taken:
-            continue
-        payload = msgspec.msgpack.decode(entry.data)
-        assert payload[0] == BATCH
-        for tag, session, *args in payload[4]:
-            if tag == CLOSE_SESSION or (tag == TOUCH and args[0] == 0):
-                continue  # a gateway's own
-            who, command = (payload[1], session), [tag, *args]
-            if asked[_key(command)].take(entry.index, who, after):
-                continue
-            if command == [RESERVE, 0] and hurried.take(entry.index, who, after):
-                continue
-            problems.append(f"phantom: nobody asked for {command}, which stands in entry {entry.index}")
+    known = {call.session for call in calls}
+    for command in commands:
+        is_known = command.session in known
+        found = asked[_key(command.what)].take(command, is_known, after)
+        if not found and not (command.what == [RESERVE, 0] and hurried.take(command, is_known, after)):
+            problems.append(f"phantom: nobody asked for {command.what}, which stands in entry {command.entry}")

@@ -84,7 +84,11 @@ class RealFileSystem:
             missing.append(path)
             path = os.path.dirname(path)
         for directory in reversed(missing):
-            os.mkdir(directory, 0o750)
+            try:
+                os.mkdir(directory, 0o750)
+            except FileExistsError:  # nodes that start together may share the directory above their own
+                if not os.path.isdir(directory):
+                    raise
             self.sync_directory(os.path.dirname(directory) or ".")
         if not missing:  # a process that died in here may have made it, and not synced
             self.sync_directory(os.path.dirname(path) or ".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from random import Random
 
 import pytest_twisted
@@ -96,8 +97,8 @@ async def test_the_proxy_carries_frames_both_ways_in_order():
 @pytest_twisted.ensureDeferred
 async def test_a_cut_link_holds_frames_until_it_is_healed_and_the_other_way_goes_on():
     async with Pair() as pair:
-        pair.proxy.cut({(2, 1)}, holds=True)
-        pair.proxy.links[1, 2].delay_s = (0.01, 0.03)
+        pair.proxy.cut({(2, 1)}, 60, holds=True)
+        pair.proxy.slow_down({(1, 2)}, 60, (0.01, 0.03))
         for number in range(3):
             pair.caller.transport.write(frame(b"held %d" % number))
             pair.callee.transport.write(frame(b"late %d" % number))
@@ -116,7 +117,7 @@ async def test_a_link_that_loses_takes_whole_frames():
     async with Pair() as pair:
         pair.caller.transport.write(frame(b"one"))
         await pair.callee.wait_for(1)
-        pair.proxy.cut({(2, 1)}, holds=False)
+        pair.proxy.cut({(2, 1)}, 60, holds=False)
         pair.caller.transport.write(frame(b"two"))
         pair.callee.transport.write(frame(b"two went before this was asked"))
         await pair.caller.wait_for(1)
@@ -133,9 +134,23 @@ async def test_a_connection_breaks_in_the_middle_of_a_frame():
     async with Pair() as pair:
         pair.proxy.break_connections((2, 1))
         pair.caller.transport.write(frame(b"never whole"))
+        pair.caller.transport.write(frame(b"nothing follows"))
         await pair.callee.wait_for(1)
         await pair.caller.wait_for(1)
         assert (pair.callee.got, pair.callee.in_frame, pair.callee.is_gone, pair.caller.is_gone) == ([], True, True, True)
+
+
+@pytest_twisted.ensureDeferred
+async def test_of_cuts_that_overlap_the_longest_counts():
+    async with Pair() as pair:
+        pair.proxy.cut({(2, 1)}, 60, holds=True)
+        pair.proxy.cut({(2, 1)}, 0.01, holds=True)
+        pair.proxy.slow_down({(2, 1)}, 0.01, (0, 0))
+        pair.proxy.cut({(1, 2)}, 0.05, holds=True)
+        pair.caller.transport.write(frame(b"held"))
+        pair.callee.transport.write(frame(b"held for a moment"))
+        await pair.caller.wait_for(1)
+        assert (pair.callee.got, pair.caller.got) == ([], [b"held for a moment"])
 
 
 def _a_turn() -> Deferred[None]:
@@ -146,12 +161,16 @@ def _a_turn() -> Deferred[None]:
 
 def test_a_short_run_loses_nothing_and_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    done = run("chaos", "--minutes", "0.15")
-    with capsys.disabled():
-        print(f"\n{done.stdout}")
+    for _ in range(3):
+        done = run("chaos", "--minutes", "0.12")
+        with capsys.disabled():
+            print(f"\n{done.stdout}")
+        table = {line[:40].strip(): line.split()[-1] for line in done.stdout.splitlines() if line.startswith("  ") and line.strip()}
+        assert [table[row] for row in ("lost", "phantoms", "out of order", "other problems")] == ["0"] * 4, done.stderr
+        assert processes_below(tmp_path) == []
+        if "proves nothing" not in done.stdout:  # all nodes may be down for most of so short a time
+            break
+        shutil.rmtree(next(tmp_path.iterdir()))
     assert (done.returncode, done.stderr) == (0, "")
-    table = {line[:40].strip(): line.split()[-1] for line in done.stdout.splitlines() if line.startswith("  ") and line.strip()}
-    assert [table[row] for row in ("lost", "phantoms", "out of order", "other problems")] == ["0"] * 4
-    assert int(table["entries committed"].replace(",", "")) > 100
+    assert int(table["entries committed"].replace(",", "")) > 50
     assert list(tmp_path.iterdir()) == []
-    assert processes_below(tmp_path) == []

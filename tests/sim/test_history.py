@@ -137,3 +137,28 @@ def test_a_history_of_which_little_is_known_proves_nothing():
     assert not check(ENTRIES, [*calls(), unknown, unknown]).proves_something
     assert check(ENTRIES, [*calls(), unknown]).proves_something
     assert [check(ENTRIES, calls()[:count]).calls for count in (1, 2)] == [1, 2]
+
+
+A, B, USE = [1, 0, 0, 60_000, b"a", ""], [1, 0, 0, 60_000, b"b", ""], [2, "t"]
+
+
+def test_what_one_connection_asks_happens_in_its_order():
+    """Nobody needs to know which session it was: its puts tell."""
+    entries = log([c.Put(7, 0, 0, 60_000, b"a"), c.Use(7, "t")], [c.Put(7, 0, 0, 60_000, b"b")])
+    asked = [Call(what, 1.0, connection=5) for what in (A, USE, B)]
+    assert check(entries, asked).problems == []
+    assert {call.session for call in asked} == {(1, 1, 7)}
+    swapped = [Call(what, 1.0, connection=5) for what in (A, B, USE)]
+    assert check(entries, swapped).problems == [
+        "order: [1, 0, 0, 60000, b'b', ''] in entry 3 comes from a connection that had asked for nothing more"
+    ]
+    swapped = [Call(what, 1.0, connection=5) for what in (USE, A, B)]
+    assert check(entries, swapped).problems == [
+        "order: [1, 0, 0, 60000, b'a', ''] in entry 2 comes from a connection that asked for [2, 't'] next"
+    ]
+    refused = [1, 0, 0, 60_000, b"refused, and the connection was lost with the answer", ""]
+    assert check(entries, [Call(what, 1.0, connection=5) for what in (A, refused, USE, B)]).problems == []
+
+
+def test_a_log_with_a_gap_is_found():
+    assert check([ENTRIES[0], ENTRIES[2]], []).problems[0] == "lost: the log has entry 3 in place 2"

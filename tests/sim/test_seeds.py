@@ -28,6 +28,10 @@ REGRESSIONS = {
     20126: "a piece of a stream overtook one that had been held at a cut (of the simulator's own)",
     50681: "the first segment of a log was gone, and nothing stood in the next: the node took its log for an empty one",
     50262: "a vote that came late brought an old estimate of log time (a check of ours)",
+    101953: "the same, to a candidate that had been stopped",
+    102304: "with one node in doubt all others must vote for the same, which takes longer (a check of ours)",
+    101230: "an acknowledgement left in a later term, true of the log as it was when it was made (a check of ours)",
+    100818: "a write on a slow disk was still under way when all seemed at rest (a check of ours)",
     4: "bytes of a restarted leader's vote requests counted as hearing from the leader",
 }
 
