@@ -78,8 +78,20 @@ def test_the_command_replays_a_seed():
     assert "violation: none" in done.stdout
     outcome = live(2)
     assert f"trace hash: {outcome.trace_hash}" in done.stdout
-    wrong = subprocess.run([RAFTD, "sim", "--trace"], capture_output=True, text=True, check=False)
-    assert (wrong.returncode, "for one seed" in wrong.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--trace"], "for one seed"),
+        (["--seed", "3", "--mutants"], "leave out --mutants"),
+        (["--seed", "3", "--jobs", "2"], "leave out --jobs"),
+        (["--mutants", "--start", "4"], "from seed 1 on"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, reason):
+    done = subprocess.run([RAFTD, "sim", *options], capture_output=True, text=True, check=False)
+    assert (done.returncode, reason in done.stderr) == (2, True)
 
 
 def test_a_plan_is_cut_down_to_what_goes_wrong():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from random import Random
 from zlib import crc32
 
@@ -617,6 +618,19 @@ def test_r01_the_vote_is_durable_before_an_entry_of_its_term():
 
 
 # -- the real file system ----------------------------------------------------------------------
+
+
+def test_nodes_that_start_together_may_share_the_directory_above_theirs(tmp_path, monkeypatch):
+    """Found by `raftd chaos`: each saw that it was not there, and all but one could not make it."""
+    make = os.mkdir
+
+    def another_was_quicker(path: str, mode: int) -> None:
+        make(path, mode)
+        make(path, mode)
+
+    monkeypatch.setattr("os.mkdir", another_was_quicker)
+    RealFileSystem().make_directory(str(tmp_path / "data" / "1"))
+    assert (tmp_path / "data" / "1").is_dir()
 
 
 def test_the_real_file_system_keeps_the_same_promises(tmp_path):
