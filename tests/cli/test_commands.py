@@ -119,6 +119,7 @@ def test_a_bench_needs_sense():
 def test_status_shows_who_leads(tmp_path):
     with ProcessCluster(tmp_path, 3) as cluster:
         leader = cluster.leader()
+        wait_for(lambda: all((stats := cluster.stats(node)) and stats["leader"] == str(leader) for node in (1, 2, 3)))
         cluster.client(1).put(b"x")
         asked = run("status", "--config", str(cluster.config))
         assert (asked.returncode, asked.stderr) == (0, "")
