@@ -314,6 +314,8 @@ class Raft:
         self.voted_for = 0
         self._hard_state_changed = True
         self._sound_at_index = 0
+        # R14: what an earlier leader sent may be replaced before it reaches the disk; nobody needs to hear that it came
+        self._send_after = [(to, message) for to, message in self._send_after if type(message) is not AppendEntriesReply]
         self._become(Role.FOLLOWER, 0, reason)
 
     def _start_election(self, reason: str) -> None:

@@ -296,6 +296,15 @@ def test_r14_an_acknowledgement_leaves_only_when_its_own_entries_are_durable():
     assert [message.index for message in sent(peer, AppendEntriesReply)] == [2]
 
 
+def test_r14_entries_that_were_replaced_before_they_were_written_are_never_acknowledged():
+    """Simulator seed 202572: an old leader's entries and a new one's in their place arrive in one turn."""
+    peer = alone(term=1)
+    peer.raft.step(2, append(1, batch=entries(1, 1)))
+    peer.raft.step(3, append(2, 1, 1, batch=entries(2, first=2)))
+    peer.raft.step(3, append(2, 2, 2, batch=entries(2, first=3)))
+    assert [(message.term, message.index) for message in sent(peer, AppendEntriesReply)] == [(2, 2), (2, 3)]
+
+
 def test_r15_completions_out_of_order_never_move_the_durable_mark_back():
     log = Log()
     log.append(entries(1))

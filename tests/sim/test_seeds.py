@@ -22,6 +22,7 @@ RAFTD = str(Path(sys.executable).parent / "raftd")
 #: Seeds that went wrong, with what was wrong then. (Those from before the last new fault draw other things now: docs/testing.md.)
 REGRESSIONS = {
     50681: "the first segment of a log was gone, and nothing stood in the next: the node took its log for an empty one",
+    202572: "entries that a new leader's replaced in the same turn were acknowledged, and never written",
     50262: "a vote that came late brought an old estimate of log time (a check of ours)",
     101953: "the same, to a candidate that had been stopped",
     102304: "with one node in doubt all others must vote for the same, which takes longer (a check of ours)",
