@@ -41,7 +41,6 @@ class SimCluster:
         #: Errors after which a process ended itself.
         self.failures: list[tuple[int, BaseException]] = []
         self._random = Random(seed)
-        self._lives = 0
         self.network = Network(self.scheduler, self._random, Weather((_LATENCY_US, _LATENCY_US), holds=False), self)
 
     def __getitem__(self, node: int) -> Node:
@@ -58,9 +57,8 @@ class SimCluster:
     def start(self, *nodes: int) -> None:
         """Start nodes, all by default."""
         for node in nodes or self.config.voters:
-            self._lives += 1
             config = msgspec.structs.replace(self.config, node=node)
-            process = self.processes[node] = Process(self, config, self.disks[node], Random(self._random.random()), 1.0, self._lives)
+            process = self.processes[node] = Process(self, config, self.disks[node], Random(self._random.random()), 1.0)
             self.network.started(process)
 
     def crash(self, node: int, keep: Keep = keep_nothing) -> None:

@@ -86,7 +86,6 @@ class Life:
         self._keep_trace = keep_trace
         self._hash = blake2b(digest_size=16)
         self._counts: Counter[str] = Counter()
-        self._lives = 0
 
     def run(self) -> Outcome:
         """Live. Nothing is raised: what was wrong is in the outcome."""
@@ -216,7 +215,6 @@ class Life:
     def start(self, node: int) -> None:
         if node in self.running or node in self.unusable or node in self.broken:
             return
-        self._lives += 1
         options = self.options
         config = NodeConfig(
             node,
@@ -227,7 +225,7 @@ class Life:
             Settings(MAX_JOB_BYTES, options.session_grace_ms),
         )
         try:
-            process = Process(self, config, self.disks[node], Random(self.random.random()), options.clock_rates[node - 1], self._lives)
+            process = Process(self, config, self.disks[node], Random(self.random.random()), options.clock_rates[node - 1])
         except StorageError as refused:
             self.note(f"node {node} refuses to start: {refused}")
             why_not = self.faults.explains(node)

@@ -107,10 +107,9 @@ class _Store(Store):
 class Process:
     """Node `config.node`, started now on `disk`. Raises what opening its data directory raises."""
 
-    def __init__(self, world: World, config: NodeConfig, disk: Disk, random: Random, rate: float, life: int) -> None:
+    def __init__(self, world: World, config: NodeConfig, disk: Disk, random: Random, rate: float) -> None:
         self.world = world
         self.node_id = config.node
-        self.life = life
         self.alive = True
         self.stopped = False
         self.worker = Worker(self)

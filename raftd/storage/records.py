@@ -16,8 +16,8 @@ Reading stops at the first bad place. Then there are three cases (DESIGN §5):
   ends early, or whole sectors are zeros), nothing in it was acknowledged: TORN.
 - Any other bytes: the batch may have been acknowledged: DOUBTFUL.
 
-Zeros are evidence of a torn write only where the batch as written had none: a batch that holds a sector
-of zeros of its own (a job's body may) says so in its header, and is then never called torn for zeros.
+Zeros are evidence of a torn write because no batch is written with a sector of zeros in it: where it would have
+one (a job's body may), its header says so, and its records are masked with the segment's id.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SEGMENT_HEADER_BYTES = _SEGMENT.size + _CRC.size
 _BATCH_HEADER_BYTES = _BATCH.size + _CRC.size
 _RECORD_HEADER_BYTES = _RECORD.size + _CRC.size
 _ENTRY = 1
-_OWN_ZEROS = 1
+_MASKED = 1
 _END_MARK = b"\x01"  # at least one, so that no batch ends in zeros
 
 
@@ -117,8 +117,16 @@ def encode_batch(segment_id: bytes, offset: int, chain: int, entries: Sequence[E
 
     data, crc = assemble(0)
     if bytes(64) in data and any(_zero_sectors(data, offset, offset, end)):
-        data, crc = assemble(_OWN_ZEROS)
+        data, crc = assemble(_MASKED)
+        place, stop = _BATCH_HEADER_BYTES, _BATCH_HEADER_BYTES + size
+        data = data[:place] + _mask(data[place:stop], segment_id) + end_mark
     return data, crc
+
+
+def _mask(data: bytes, segment_id: bytes) -> bytes:
+    """`data` with the id laid over it again and again; the same once more takes it off."""
+    over = (segment_id * (len(data) // ID_BYTES + 1))[: len(data)]
+    return (int.from_bytes(data) ^ int.from_bytes(over)).to_bytes(len(data))
 
 
 def _zero_sectors(data: bytes, base: int, first: int, last: int) -> list[tuple[int, int]]:
@@ -190,27 +198,30 @@ def _read_batch(data: bytes, segment_id: bytes, offset: int, chain: int) -> tupl
     place = offset + _BATCH_HEADER_BYTES
     if header is None:
         raise _Bad("the batch header is damaged", offset, place)
-    end, count, got_chain, _, crc = header
+    end, count, got_chain, flags, crc = header
     if got_chain != chain:
         raise _Bad("the batch does not continue the one before", offset, place)
+    body = data[place:end]
+    records = _mask(body, segment_id) if flags & _MASKED else body
     entries = []
+    at = 0  # in `records`, which begin at `place`
     for position in range(count):
         name = f"record {position + 1} of {count}"
-        stop = place + _RECORD_HEADER_BYTES
-        if stop >= end or stop > len(data):
-            raise _Bad(f"{name} is cut short", place, stop)
-        length, kind_of_record, kind, index, term, time_ms = _RECORD.unpack_from(data, place)
-        (got_crc,) = _CRC.unpack_from(data, place + _RECORD.size)
-        if stop + length >= end or stop + length > len(data):
-            raise _Bad(f"{name} is cut short or its length is damaged", place, min(stop + length, end))
-        payload = data[stop : stop + length]
-        crc = crc32(payload, crc32(data[place : place + _RECORD.size], crc))
+        stop = at + _RECORD_HEADER_BYTES
+        if place + stop >= end or stop > len(records):
+            raise _Bad(f"{name} is cut short", place + at, place + stop)
+        length, kind_of_record, kind, index, term, time_ms = _RECORD.unpack_from(records, at)
+        (got_crc,) = _CRC.unpack_from(records, at + _RECORD.size)
+        if place + stop + length >= end or stop + length > len(records):
+            raise _Bad(f"{name} is cut short or its length is damaged", place + at, min(place + stop + length, end))
+        payload = records[stop : stop + length]
+        crc = crc32(payload, crc32(records[at : at + _RECORD.size], crc))
         if crc != got_crc or kind_of_record != _ENTRY:
-            raise _Bad(f"{name} is damaged", place, stop + length)
+            raise _Bad(f"{name} is damaged", place + at, place + stop + length)
         entries.append(Entry(term, index, time_ms, EntryKind(kind), payload))
-        place = stop + length
-    if end <= place or data[place:end] != _END_MARK * (end - place):
-        raise _Bad("the end mark of the batch is damaged", place, max(end, place + 1))
+        at = stop + length
+    if end <= place + at or body[at:] != _END_MARK * (end - place - at):
+        raise _Bad("the end mark of the batch is damaged", place + at, max(end, place + at + 1))
     return entries, crc, end
 
 
@@ -223,11 +234,11 @@ def _judge(data: bytes, segment_id: bytes, offset: int, bad: _Bad) -> Damage:
         place = data.find(segment_id, place + 1)
     header = _batch_header(data, segment_id, offset) if offset else None
     if header is not None:
-        end, flags = header[0], header[3]
+        end = header[0]
         if end > len(data):
             return Damage.TORN  # the file ends before the batch does
-        if flags & _OWN_ZEROS or end < len(data):  # a later batch was begun, so this one was durable
-            return Damage.DOUBTFUL
+        if end < len(data):
+            return Damage.DOUBTFUL  # a later batch was begun, so this one was durable
         last = end
     elif not offset and len(data) > SEGMENT_HEADER_BYTES:
         return Damage.DOUBTFUL  # a segment's header is durable before its first batch is written

@@ -105,6 +105,20 @@ def test_a_body_of_zeros_is_never_evidence_of_a_torn_write():
         assert scan(damaged).damage is Damage.DOUBTFUL
 
 
+def test_no_sector_is_written_as_zeros_wherever_a_job_has_them():
+    """Simulator seed 202369: a torn write of such a job was doubted, and a cluster of three with one node gone stood still."""
+    for before in range(0, 1_100, 7):
+        bodies = [entry(1, data=b"a" * before), entry(2, data=bytes(1_500)), entry(3, data=bytes(40) + b"z" + bytes(600))]
+        data, ends = image([[entry(0)], bodies])
+        assert scan(data).entries == [entry(0), *bodies]
+        sectors = [max(ends[1], start) for start in range(ends[1] // SECTOR_BYTES * SECTOR_BYTES, len(data), SECTOR_BYTES)]
+        for start, stop in zip(sectors, [*sectors[1:], len(data)], strict=True):
+            assert any(data[start:stop])
+            result = scan(data[:start] + bytes(stop - start) + data[stop:])
+            assert result.damage is Damage.TORN
+            assert result.entries == [entry(0)]
+
+
 def test_zeros_elsewhere_in_the_batch_explain_no_rot():
     data, ends = image([[entry(1)], [entry(2, data=b"a" * 600), entry(3, data=b"b" * 2_000)]])
     damaged = bytearray(data)
