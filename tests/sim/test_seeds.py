@@ -28,6 +28,7 @@ REGRESSIONS = {
     101953: "the same, to a candidate that had been stopped",
     102304: "with one node in doubt all others must vote for the same, which takes longer (a check of ours)",
     101230: "an acknowledgement left in a later term, true of the log as it was when it was made (a check of ours)",
+    302209: "a new leader's only follower took long to catch up (a check of ours)",
     100818: "a write on a slow disk was still under way when all seemed at rest (a check of ours)",
 }
 
