@@ -10,11 +10,23 @@ Pure: it is told the time, and gives what is to be sent.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from raftd.jobs.commands import Batch, CloseSession, Command, Forward, ForwardRefused, OpenGateway, Put, Reserve, Touch, encode_payload
+from raftd.jobs.commands import (
+    Batch,
+    CloseSession,
+    Command,
+    Forward,
+    ForwardRefused,
+    OpenGateway,
+    Put,
+    Reserve,
+    Touch,
+    decode_payload,
+    encode_payload,
+)
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.queries import Query
 from raftd.jobs.replies import OutOfMemory, Reply
@@ -131,6 +143,11 @@ class Session:
         if not self._closed:
             self._steps.append(step)
             self._go_on()
+
+    @property
+    def unanswered(self) -> int:
+        """Commands that wait for their reply, in the gateway or in the log."""
+        return len(self._unanswered)
 
     def hold(self, held: bool) -> None:
         """While its client does not read, nothing more is begun."""
@@ -345,6 +362,27 @@ class Gateway:
             self._sent = max(0, self._sent - 1)
             self._waited_since_ms = now_ms if self._unapplied else None
             self._patience_ms = self._timeout_ms
+
+    def installed(self, machine: StateMachine, now_ms: int) -> None:
+        """A snapshot has taken the place of the state: what it covers was applied elsewhere, and its answers were never seen here.
+        Who waits for one is told that the outcome is unknown; only a reserve that still waits in the state goes on waiting.
+        """
+        self.applied(machine, now_ms)
+        row = machine.gateways.get(self.node)
+        if self.is_closed or row is None or row.incarnation != self.incarnation:
+            return  # nothing of this incarnation is in it
+        later: Counter[int] = Counter()
+        for batch in self._unapplied:
+            payload = decode_payload(batch.payload)
+            assert isinstance(payload, Batch)
+            later.update(command.session for command in payload.commands)
+        for session in list(self.sessions.values()):
+            missed = session.unanswered - len(session.queued) - later[session.number]
+            in_state = row.sessions.get(session.number)
+            if missed > 1 or (missed == 1 and not (in_state is not None and in_state.waiting)):
+                self.forget(session)
+                session.abandon()
+        self.resend()
 
     def _abandon(self) -> None:
         """The cluster closed this gateway. What its clients asked may or may not have happened: they are told."""

@@ -92,8 +92,34 @@ UNCOMMITTED_BYTES = 64 << 20
 #: with an error that says it did not happen.
 GATEWAY_BYTES = 64 << 20
 
+#: Only whole segments are ever removed: with a smaller bound on the log between two snapshots they are smaller too.
+SEGMENTS_PER_SNAPSHOT = 4
+
+#: Applied entries that stay in memory, in bytes, up to twice as much: followers that keep pace need no disk.
+LOG_MEMORY_BYTES = 16 << 20
+
 #: A log segment is closed when it has grown past this many bytes.
 SEGMENT_BYTES = 64 << 20
+
+#: The next snapshot is due when so many times the size of the last one has been applied since, or this many bytes if that is
+#: more; but no later than the configuration says. So writing them costs a fixed share of what is written anyway.
+SNAPSHOT_FACTOR = 2
+SNAPSHOT_LEAST_BYTES = 16 << 20
+
+#: The default of that bound, and the least that it can be, in bytes. What it bounds is the disk, and how long a start takes.
+SNAPSHOT_LOG_BYTES = 256 << 20
+SNAPSHOT_LOG_MIN_BYTES = 1 << 20
+
+#: What one InstallSnapshot carries, in bytes, and how many go to one follower before it must have answered: a heartbeat
+#: behind them waits for no more than a megabyte.
+SNAPSHOT_CHUNK_BYTES = 256 << 10
+SNAPSHOT_CHUNKS_IN_FLIGHT = 4
+
+#: A piece of a snapshot, in bytes: this many, or one job. It is loaded in one turn of the reactor.
+SNAPSHOT_PIECE_BYTES = 128 << 10
+
+#: How many bytes of the log lie between two places at which reading for a follower may begin.
+LOG_MARK_BYTES = 64 << 10
 
 #: The unit in which a disk loses or tears a write, in bytes. Disks with 4 KiB sectors lose eight.
 SECTOR_BYTES = 512

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from raftd.errors import NotLeader, Overloaded
+from raftd.compaction import Compaction, load
+from raftd.errors import CorruptionError, NotLeader, Overloaded
 from raftd.gateway import Gateway, Read, Session
 from raftd.jobs.commands import CloseGateway, Forward, ForwardRefused, Settings, encode_payload
 from raftd.jobs.machine import StateMachine
@@ -44,7 +45,7 @@ class Transport(Protocol):
 
 
 class NodeConfig(msgspec.Struct, frozen=True):
-    """What a node must know of itself. Times in milliseconds."""
+    """What a node must know of itself. Times in milliseconds. After `snapshot_log_bytes` of log there is a snapshot at the latest."""
 
     node: int
     voters: tuple[int, ...]
@@ -52,12 +53,15 @@ class NodeConfig(msgspec.Struct, frozen=True):
     election_timeout_ms: int
     heartbeat_ms: int
     settings: Settings
+    snapshot_log_bytes: int
 
 
 class Observer(Protocol):
     """Told what an operator would want to know."""
 
     def role_changed(self, change: RoleChange) -> None: ...
+
+    def noted(self, text: str) -> None: ...
 
     def gateway_closed(self, incarnation: int) -> None:
         """The cluster gave this node up; its clients' connections are dropped, it goes on as `incarnation`."""
@@ -73,7 +77,8 @@ class _ReadRound(NamedTuple):
 
 
 class Node:
-    """A member of the cluster. `fail` is called with an error after which the process must end."""
+    """A member of the cluster. `fail` is called with an error after which the process must end. Raises CorruptionError for a
+    snapshot that cannot be loaded."""
 
     def __init__(
         self,
@@ -88,12 +93,14 @@ class Node:
         fail: Callable[[BaseException], None],
     ) -> None:
         self.config = config
-        self.machine = StateMachine()
+        self.machine = load(store.snapshots.pieces()) if opened.base.index else StateMachine()
+        if self.machine.applied_index != opened.base.index:
+            raise CorruptionError(f"{store.snapshots.directory}: the snapshot holds the state at another entry than it says")
         identity = opened.identity
         self.raft = Raft(
             config.node,
             config.voters,
-            Log(opened.entries),
+            Log(opened.entries, opened.base, opened.older),
             HardState(identity.term, identity.voted_for, identity.doubtful),
             identity.incarnation,
             random,
@@ -125,6 +132,9 @@ class Node:
         self._housekeeping: set[object] = set()  # proposed once in this term
         self._timer_call: Any = None
         self._timer_call_at_ms = 0
+        self._compaction = Compaction(
+            config.cluster, config.snapshot_log_bytes, self.raft, store, clock, self._compacting, self._swap, observer.noted
+        )
         self._at()
 
     # -- what doors and operators see ---------------------------------------------------------
@@ -302,6 +312,8 @@ class Node:
                 self._transport.send(to, message)
         if ready.persist is not None:
             self._store.persist(ready.persist, partial(self._guarded, self._persisted, ready.persist.number))
+        self._compaction.fetch(ready.fetches)
+        self._compaction.receive(ready.chunks)
         for read in ready.reads:
             round_ = self._read_rounds.pop(read.context, None)
             if round_ is not None:
@@ -337,10 +349,24 @@ class Node:
                 gateway.resend()
         if self.raft.is_leader:
             self.raft.notify_commit(concerned - {node})
+        self._compaction.applied(machine, entries)
         if node in concerned:
             gateway.applied(machine, self.raft.now_ms)
             if gateway.is_closed:
                 self._take_new_incarnation()
+
+    def _compacting(self, call: Callable[..., None], *args: object) -> None:
+        """The disk has done something for a snapshot: see what follows from it."""
+        self._at()
+        self._guarded(call, *args)
+        self.wake()
+
+    def _swap(self, machine: StateMachine) -> None:
+        """A leader's snapshot is the state from now on."""
+        self.machine = machine
+        self.gateway.installed(machine, self.raft.now_ms)
+        if self.gateway.is_closed:
+            self._take_new_incarnation()
 
     @property
     def _owns_its_row(self) -> bool:
@@ -373,6 +399,9 @@ class Node:
         self._refused.clear()
         self._housekeeping.clear()
         self._leads_since_tick = None
+        if self.raft.is_leader and not self.machine.settings_index:
+            # In a new cluster they come before the first put, or the defaults would hold for it.
+            self._propose_once(self.config.settings, self.config.settings)
         if route is not None:
             self.gateway.resend()
             for round_ in self._read_rounds.values():

@@ -360,3 +360,134 @@ def test_a_frame_of_the_leader_that_takes_long_is_no_reason_for_an_election():
         cluster[quiet].hearing_from(cluster.leader)
         cluster.run(10)
     assert cluster[quiet].status()["role"] == "follower"
+
+
+def test_the_first_put_of_a_new_cluster_knows_its_settings():
+    cluster = SimCluster(1)
+    cluster.config = msgspec.structs.replace(cluster.config, settings=c.Settings(200_000, limits.SESSION_GRACE_MS))
+    cluster.start()
+    client = Client(cluster, 1)
+    client.put(b"x" * 100_000)
+    assert cluster.run(5_000, lambda: bool(client.told))
+    assert client.told == [r.Inserted(1)]
+
+
+# -- snapshots ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_logs(monkeypatch):
+    """A snapshot after every kilobyte, and segments as small."""
+    monkeypatch.setattr("raftd.storage.log.SEGMENT_BYTES", 1_000)
+    monkeypatch.setattr("raftd.compaction.SNAPSHOT_LEAST_BYTES", 1_000)
+    monkeypatch.setattr("raftd.compaction.SNAPSHOT_FACTOR", 0)
+
+
+def left_behind(cluster: SimCluster) -> tuple[int, int]:
+    """(a node, another) of three; the first is cut off until the others' logs begin behind all that it has."""
+    away = follower(cluster)
+    other = cluster.leader
+    cluster.partition({away}, {1, 2, 3} - {away})
+    client = Client(cluster, other)
+    had = cluster[away].raft.log.last_index
+    for number in range(100):
+        client.put(b"%d" % number * 100)
+        cluster.run(10)
+        if cluster[other].raft.log.offset > had:
+            break
+    assert cluster[other].raft.log.offset > had
+    return away, other
+
+
+def caught_up(cluster: SimCluster) -> None:
+    cluster.heal()
+    assert cluster.run(10_000, lambda: len({cluster[node].machine.applied_index for node in (1, 2, 3)}) == 1)
+    assert len({cluster[node].machine.digest() for node in (1, 2, 3)}) == 1
+
+
+def test_a_node_that_was_cut_off_for_too_long_takes_over_a_snapshot(small_logs):
+    cluster = started()
+    away, other = left_behind(cluster)
+    caught_up(cluster)
+    assert cluster[away].raft.log.offset == cluster[away].raft.snapshot.index
+    assert cluster[away].status()["applied-index"] == cluster[other].status()["applied-index"]
+    client = Client(cluster, away)
+    client.put(b"and it serves")
+    cluster.run(200)
+    assert type(client.told[0]) is r.Inserted
+
+
+def test_clients_of_a_node_that_takes_over_a_snapshot_learn_what_can_be_known(small_logs):
+    """The outcome of what was applied in it is unknown here; who still waits in it goes on waiting; the rest is sent again."""
+    cluster = started()
+    away = follower(cluster)
+    waits, idle, unknown, later = (Client(cluster, away) for _ in range(4))
+    for client in (waits, idle, unknown, later):
+        client.submit(c.Watch(client.session.number, "jobs"))
+        client.submit(c.Ignore(client.session.number, "default"))
+    cluster.run(100)
+    waits.reserve(None)
+    cluster.run(100)
+    others = {1, 2, 3} - {away}
+    unknown.put(b"is it there?", "elsewhere")
+    cluster.network.cut_off({(node, away) for node in others})  # it arrives, and nothing comes back
+    cluster.run(2_000)
+    assert unknown.told[2:] == []
+    assert any(job.body == b"is it there?" for node in others for job in cluster[node].machine.jobs.values())
+    cluster.partition({away}, others)
+    later.put(b"asked while alone", "elsewhere")
+    writer = Client(cluster, cluster.leader)
+    had = cluster[away].raft.log.last_index
+    while cluster[cluster.leader].raft.log.offset <= had:
+        writer.put(b"x" * 100)
+        cluster.run(10)
+    caught_up(cluster)
+    cluster.run(500)
+    assert unknown.lost
+    assert not any(client.lost for client in (waits, idle, later))
+    assert waits.told[2:] == []
+    assert type(later.told[2]) is r.Inserted
+    writer.put(b"for who waits", "jobs")
+    cluster.run(500)
+    assert type(waits.told[2]) is r.Reserved
+    caught_up(cluster)
+
+
+def test_a_gateway_that_was_closed_in_the_snapshot_drops_its_clients_and_opens_again(small_logs):
+    cluster = started()
+    away = follower(cluster)
+    client = Client(cluster, away)
+    client.reserve(None)
+    cluster.run(100)
+    cluster.partition({away}, {1, 2, 3} - {away})
+    cluster.run(limits.SESSION_GRACE_MS + 2_000)
+    writer = Client(cluster, cluster.leader)
+    had = cluster[away].raft.log.last_index
+    while cluster[cluster.leader].raft.log.offset <= had:
+        writer.put(b"x" * 100)
+        cluster.run(10)
+    caught_up(cluster)
+    assert client.lost
+    fresh = Client(cluster, away)
+    fresh.reserve(0)
+    cluster.run(500)
+    assert type(fresh.told[0]) is r.Reserved
+
+
+def test_entries_below_the_applied_index_leave_memory_and_come_from_the_disk(small_logs, monkeypatch):
+    monkeypatch.setattr("raftd.raft.log.LOG_MEMORY_BYTES", 500)
+    monkeypatch.setattr("raftd.compaction.SNAPSHOT_LEAST_BYTES", 1 << 30)
+    cluster = started()
+    away = follower(cluster)
+    cluster.crash(away)
+    client = Client(cluster, cluster.leader)
+    for number in range(200):
+        client.put(b"%d" % number * 30)
+        cluster.run(5)
+    cluster.run(500)
+    log = cluster[cluster.leader].raft.log
+    assert log.last_index - log.forgotten_index < 50
+    assert log.offset == 0
+    cluster.start(away)
+    caught_up(cluster)
+    assert len(cluster[away].machine.jobs) == 200

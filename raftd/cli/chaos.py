@@ -36,6 +36,7 @@ from raftd.raft.messages import Entry, EntryKind
 from raftd.sim import history
 from raftd.storage.filesystem import RealFileSystem
 from raftd.storage.log import SegmentedLog
+from raftd.storage.vote import VoteFile
 from raftd.wire.client import Status
 
 reactor = cast(Any, _reactor)
@@ -326,8 +327,11 @@ class Chaos:
 
     def _committed(self, node: int, commit: int) -> list[Entry]:
         """What the node's disk holds of the entries that count as committed."""
-        directory = str(self._directory / "data" / str(node) / "log")
-        return SegmentedLog(RealFileSystem(), directory, bytes).recover().entries[:commit]
+        directory = self._directory / "data" / str(node)
+        identity = VoteFile(RealFileSystem(), str(directory)).read()
+        if identity is not None and identity.first_segment > 1:
+            raise LocalError("the run was so long that the beginning of the log is gone, without which nothing can be judged")
+        return SegmentedLog(RealFileSystem(), str(directory / "log"), bytes).recover().entries[:commit]
 
     def _show(self, verdict: history.Verdict, problems: list[str], entries: int, log_hash: str) -> None:
         table = Table(box=box.SIMPLE, show_header=False)

@@ -141,6 +141,28 @@ def bench(**asked: Any) -> None:
         it.run(options, Console())
 
 
+@main.command(short_help="How large a queue may become here: memory, disk, restart.")
+@_option("--jobs", default=1_000_000, kind=click.IntRange(1, 100_000_000), help="How many.")
+@_option("--size", default=200, kind=click.IntRange(0, 65_535), help="Bytes in the body of a job.")
+@click.option("--churn", is_flag=True, help="Delete them again, ten thousand at a time, instead of keeping them all.")
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Keep the nodes' data below this directory, on its disk.  [default: where temporary files go]",
+)
+def scale(jobs: int, size: int, churn: bool, data: Path | None) -> None:
+    """Fill three nodes on this machine, start them again, and let a fourth catch up; print what it took.
+
+    A million small jobs take some minutes, three gigabytes of memory and as much of disk.
+    """
+    from rich.console import Console
+
+    from raftd.cli import scale as it
+
+    with _working():
+        it.run(jobs, size, churn, data, Console())
+
+
 def _is_given(name: str) -> bool:
     """Whether an option of this command was given, rather than left to its default."""
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE

@@ -182,8 +182,9 @@ def run_mutants(most: int, jobs: int, console: Console) -> bool:
     escaped = []
     columns = (TextColumn("mutants"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True) as progress, _workers(jobs) as pool:
-        task = progress.add_task("", total=len(mutants.MUTANTS))
-        futures = {name: pool.submit(seeds_to_catch, name, most) for name in mutants.MUTANTS}
+        names = [name for name in mutants.MUTANTS if name not in mutants.BY_TESTS]
+        task = progress.add_task("", total=len(names))
+        futures = {name: pool.submit(seeds_to_catch, name, most) for name in names}
         for name, future in futures.items():
             tried, outcome = future.result()
             progress.advance(task)

@@ -56,9 +56,10 @@ class StateMachine:
         self.last_token = 0
         self.total_jobs = 0
         self.job_timeouts = 0
-        self._default = self._tube(DEFAULT_TUBE)
-        self._timers = Timers(self._is_live)
-        self._closing: deque[Session] = deque()  # closed, but still holding reservations
+        self.default = self.tube(DEFAULT_TUBE)
+        self.timers = Timers(self._is_live)
+        #: Sessions that are gone, but still hold reservations.
+        self.closing: deque[Session] = deque()
         self._budget = 0
         self._effects = Effects([], set(), set())
         self._verbs: dict[type, Callable[[Session, Any], r.Reply | None]] = {
@@ -105,7 +106,7 @@ class StateMachine:
 
     def next_due_ms(self) -> int | None:
         """The log time at which an entry is needed for timers, None if there are none. It may have passed."""
-        return self.now_ms if self._closing else self._timers.next_due_ms()
+        return self.now_ms if self.closing else self.timers.next_due_ms()
 
     def session(self, node: int, session: int) -> Session | None:
         gateway = self.gateways.get(node)
@@ -151,9 +152,9 @@ class StateMachine:
                     self._give_back()
                 continue
             if session is None:
-                session = row.sessions[number] = Session((node, number), self._default)
-                self._default.using += 1
-                self._default.watching += 1
+                session = row.sessions[number] = Session((node, number), self.default)
+                self.default.using += 1
+                self.default.watching += 1
             elif session.waiting:
                 # Gateways hold commands back behind a waiting reserve; one that comes all the same ends the wait.
                 self._end_wait(session)
@@ -173,14 +174,14 @@ class StateMachine:
         for tube in session.watched.values():
             tube.watching -= 1
             self._drop_if_unused(tube)
-        self._closing.append(session)
+        self.closing.append(session)
 
     def _give_back(self) -> None:
-        while self._closing and self._budget > 0:
+        while self.closing and self._budget > 0:
             self._budget -= 1
-            session = self._closing[0]
+            session = self.closing[0]
             if not session.reserved:
-                self._closing.popleft()
+                self.closing.popleft()
                 continue
             id, token = session.reserved.popitem(last=False)
             job = self.jobs.get(id)
@@ -195,7 +196,7 @@ class StateMachine:
             del tube.waiters[session]
         for due_ms in (session.wait_until_ms, session.soon_ms):
             if due_ms:
-                self._timers.cancelled()
+                self.timers.cancelled()
         session.wait_until_ms = session.soon_ms = 0
 
     def _holds(self, session: Session, id: int, token: int) -> Job | None:
@@ -207,18 +208,19 @@ class StateMachine:
 
     # -- tubes --------------------------------------------------------------------------------
 
-    def _tube(self, name: str) -> Tube:
+    def tube(self, name: str) -> Tube:
+        """The tube of this name, made if there is none."""
         tube = self.tubes.get(name)
         if tube is None:
             tube = self.tubes[name] = Tube(name, self.jobs)
         return tube
 
     def _drop_if_unused(self, tube: Tube) -> None:
-        if tube.is_referenced or tube is self._default or tube.name not in self.tubes:
+        if tube.is_referenced or tube is self.default or tube.name not in self.tubes:
             return
         del self.tubes[tube.name]
         if tube.pause_until_ms:
-            self._timers.cancelled()
+            self.timers.cancelled()
 
     def _is_paused(self, tube: Tube) -> bool:
         """Until the timer has fired: waiters are served then, and nobody may overtake them before."""
@@ -251,7 +253,7 @@ class StateMachine:
         job.deadline_ms = self.now_ms + delay_ms
         job.tube.delayed.add(job.deadline_ms, job.id)
         self.counts.delayed += 1
-        self._timers.add(job.deadline_ms, Kind.DELAY, job.id)
+        self.timers.add(job.deadline_ms, Kind.DELAY, job.id)
 
     def _take_out(self, job: Job) -> None:
         """Remove a job that nobody holds from the queue it stands in; its state says which."""
@@ -266,7 +268,7 @@ class StateMachine:
         elif state is State.DELAYED:
             tube.delayed.removed()
             self.counts.delayed -= 1
-            self._timers.cancelled()
+            self.timers.cancelled()
         else:
             del tube.buried[job.id]
             self.counts.buried -= 1
@@ -284,14 +286,14 @@ class StateMachine:
         job.tube.reserved += 1
         self.counts.reserved += 1
         session.reserved[job.id] = job.token
-        self._timers.add(job.deadline_ms, Kind.TTR, job.id)
+        self.timers.add(job.deadline_ms, Kind.TTR, job.id)
         return r.Reserved(job.id, job.body, job.token)
 
     def _unreserve(self, job: Job) -> None:
         """Nobody holds `job` any more; the caller gives it its next state. Its timer is stale then."""
         job.tube.reserved -= 1
         self.counts.reserved -= 1
-        self._timers.cancelled()
+        self.timers.cancelled()
         holder = self.session(*job.holder)
         if holder is not None and holder.reserved.get(job.id) == job.token:
             del holder.reserved[job.id]
@@ -311,7 +313,7 @@ class StateMachine:
 
     def _fire_timers(self) -> None:
         while self._budget > 0:
-            timer = self._timers.pop_due(self.now_ms)
+            timer = self.timers.pop_due(self.now_ms)
             if timer is None:
                 return
             self._budget -= 1
@@ -349,7 +351,7 @@ class StateMachine:
     def _put(self, session: Session, put: c.Put) -> r.Reply:
         if len(put.body) > self.settings.max_job_size:
             return r.JobTooBig()
-        tube = self._tube(put.tube) if put.tube else session.used
+        tube = self.tube(put.tube) if put.tube else session.used
         self.last_id += 1
         job = Job(self.last_id, tube, put.pri, put.delay_ms, max(put.ttr_ms, LEAST_TTR_MS), put.body, self.now_ms)
         self.jobs[job.id] = job
@@ -363,7 +365,7 @@ class StateMachine:
         return r.Inserted(job.id)
 
     def _use(self, session: Session, use: c.Use) -> r.Reply:
-        tube = self._tube(use.tube)
+        tube = self.tube(use.tube)
         tube.using += 1
         session.used.using -= 1
         self._drop_if_unused(session.used)
@@ -374,7 +376,7 @@ class StateMachine:
         if watch.tube not in session.watched:
             if len(session.watched) >= WATCHED_TUBES:
                 return r.OutOfMemory()
-            tube = session.watched[watch.tube] = self._tube(watch.tube)
+            tube = session.watched[watch.tube] = self.tube(watch.tube)
             tube.watching += 1
         return r.Watching(len(session.watched))
 
@@ -407,7 +409,7 @@ class StateMachine:
             tube.waiters[session] = None
         if reserve.timeout_ms is not None:
             session.wait_until_ms = self.now_ms + reserve.timeout_ms
-            self._timers.add(session.wait_until_ms, Kind.WAIT, session.key)
+            self.timers.add(session.wait_until_ms, Kind.WAIT, session.key)
         self._warn_at(session, soon_ms)
         return None
 
@@ -420,7 +422,7 @@ class StateMachine:
     def _warn_at(self, session: Session, soon_ms: int) -> None:
         session.soon_ms = soon_ms
         if soon_ms:
-            self._timers.add(soon_ms, Kind.SOON, session.key)
+            self.timers.add(soon_ms, Kind.SOON, session.key)
 
     def _reserve_job(self, session: Session, reserve: c.ReserveJob) -> r.Reply:
         job = self.jobs.get(reserve.id)
@@ -478,8 +480,8 @@ class StateMachine:
             return r.NotFound()
         if job.deadline_ms != self.now_ms + job.ttr_ms:
             job.deadline_ms = self.now_ms + job.ttr_ms
-            self._timers.cancelled()
-            self._timers.add(job.deadline_ms, Kind.TTR, job.id)
+            self.timers.cancelled()
+            self.timers.add(job.deadline_ms, Kind.TTR, job.id)
         return r.Touched()
 
     def _kick(self, session: Session, kick: c.Kick) -> r.Reply:
@@ -513,11 +515,11 @@ class StateMachine:
             return r.NotFound()
         tube.cmd_pause_tube += 1
         if tube.pause_until_ms:
-            self._timers.cancelled()
+            self.timers.cancelled()
         tube.pause_ms = pause.pause_ms
         tube.pause_until_ms = self.now_ms + pause.pause_ms if pause.pause_ms else 0
         if pause.pause_ms:
-            self._timers.add(tube.pause_until_ms, Kind.PAUSE, tube.name)
+            self.timers.add(tube.pause_until_ms, Kind.PAUSE, tube.name)
         else:
             self._match(tube)
         return r.Paused()
@@ -547,7 +549,7 @@ class StateMachine:
             [(*job[:1], job[1].name, *job[2:]) for job in jobs],
             tubes,
             rows,
-            [_describe(session) for session in self._closing],
+            [(session.key, list(session.reserved.items())) for session in self.closing],
         ]
         return sha256(msgspec.msgpack.encode(state)).hexdigest()
 

@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterable, Sequence
 from random import Random
 
 from raftd.errors import NotLeader, Overloaded
-from raftd.limits import APPEND_BYTES, APPLY_BYTES, APPLY_ENTRIES, UNCOMMITTED_BYTES
+from raftd.limits import APPLY_BYTES, APPLY_ENTRIES, UNCOMMITTED_BYTES
 from raftd.raft.log import Log
 from raftd.raft.logtime import LogClock
 from raftd.raft.messages import (
@@ -29,6 +29,8 @@ from raftd.raft.messages import (
     AppendEntriesReply,
     Entry,
     EntryKind,
+    InstallSnapshot,
+    InstallSnapshotReply,
     Message,
     PreVote,
     PreVoteReply,
@@ -36,11 +38,13 @@ from raftd.raft.messages import (
     ReadIndexReply,
     RequestVote,
     RequestVoteReply,
+    Snapshot,
 )
 from raftd.raft.progress import Progress
 from raftd.raft.quorum import Tally, has_majority, majority_value
 from raftd.raft.reads import PendingReads
-from raftd.raft.ready import HardState, Persist, ReadState, Ready, Role, RoleChange
+from raftd.raft.ready import Base, ChunkFetch, EntriesFetch, HardState, Persist, ReadState, Ready, Role, RoleChange
+from raftd.raft.replication import Replication
 
 
 class Raft:
@@ -75,7 +79,6 @@ class Raft:
         self.role = Role.FOLLOWER
         self.leader = 0
         self.clock = LogClock()
-        self.progress: dict[int, Progress] = {}
         self.now_ms = 0
         self.wall_ms = 0
         self._random = random
@@ -95,11 +98,16 @@ class Raft:
         self._walls: list[int] = []
         self._own_vote_number = 0  # the persist that makes it durable, 0 until handed over
         # leading
+        self._replication: Replication | None = None
         self._reads = PendingReads()
         self._first_own_index = 0  # of this term, as leader
         self._uncommitted_bytes = 0
         # a doubtful node is sound again once this index is committed and durable here; 0: not known
         self._sound_at_index = 0
+        #: The newest that is durable here, for followers that need one.
+        self.snapshot: Snapshot | None = None
+        #: A leader's snapshot is whole, and is about to take the place of the log (R30).
+        self.is_installing = False
         # effects not collected yet
         self._hard_state_changed = False
         self._hard_state_number = 0  # the last persist that carried it
@@ -109,12 +117,23 @@ class Raft:
         self._send_after: list[tuple[int, Message]] = []
         self._finished_reads: list[ReadState] = []
         self._changes: list[RoleChange] = []
+        self._chunks: list[tuple[int, InstallSnapshot]] = []
 
     # -- what the driver may look at ----------------------------------------------------------
 
     @property
     def is_leader(self) -> bool:
         return self.role is Role.LEADER
+
+    @property
+    def progress(self) -> dict[int, Progress]:
+        """What this leader knows of each follower; empty on others."""
+        return self._replication.progress if self._replication is not None else {}
+
+    @property
+    def snapshots_in_use(self) -> set[Snapshot]:
+        """Those that are on their way to followers: their files must stay."""
+        return self._replication.snapshots_in_use if self._replication is not None else set()
 
     @property
     def has_committed_own_entry(self) -> bool:
@@ -143,7 +162,7 @@ class Raft:
         self._elapsed_ticks += 1
         if self.is_leader:
             self._tick_leader()
-        elif self._elapsed_ticks >= self._timeout_ticks and self._hard_state_durable and not self._disk_stalled:
+        elif self._elapsed_ticks >= self._timeout_ticks and self._hard_state_durable and not self._disk_stalled and not self.is_installing:
             # (A vote of our own needs the disk; one that is on its way to it is not overtaken by another.)
             self.campaign("no leader heard within the election timeout")
 
@@ -181,6 +200,10 @@ class Raft:
                 self._on_pre_vote_reply(sender, message)
             case RequestVoteReply():
                 self._on_request_vote_reply(sender, message)
+            case InstallSnapshot():
+                self._on_install_snapshot(sender, message)
+            case InstallSnapshotReply():
+                self._on_install_snapshot_reply(sender, message)
             case ReadIndex():
                 if self.is_leader and message.term == self.term:
                     self._reads.ask(sender, message.context)
@@ -216,9 +239,8 @@ class Raft:
 
     def notify_commit(self, nodes: Iterable[int]) -> None:
         """Tell these followers the commit index at once, not with the next heartbeat."""
-        for node in nodes:
-            if node in self.progress:
-                self.progress[node].message_due = True
+        if self._replication is not None:
+            self._replication.due(nodes)
 
     def hearing_from(self, sender: int) -> None:
         """Bytes of an unfinished message of `sender` have arrived: a long one is no silence.
@@ -233,10 +255,46 @@ class Raft:
         """The connection to `peer` came up or went down: whatever was in flight may be lost."""
         if peer == self.leader:
             self._leader_speaks = False
-        progress = self.progress.get(peer)
-        if progress is not None:
-            progress.probe(progress.match_index + 1 if progress.match_index else progress.next_index)
-            progress.message_due = True
+        if self._replication is not None:
+            self._replication.link_changed(peer)
+
+    # -- input: the disk ----------------------------------------------------------------------
+
+    def entries_fetched(self, fetch: EntriesFetch, entries: Sequence[Entry]) -> None:
+        """What the disk holds from `fetch.first` on. An entry that was replaced may be among them, before the one that replaced it."""
+        if self._replication is not None:
+            self._replication.entries_fetched(fetch, entries)
+
+    def chunk_fetched(self, fetch: ChunkFetch, data: bytes) -> None:
+        """A piece of a snapshot was read, for a follower."""
+        if self._replication is not None:
+            self._replication.chunk_fetched(fetch, data)
+
+    def compacted(self, snapshot: Snapshot, purged_index: int) -> None:
+        """`snapshot` is durable, and the log on the disk begins behind `purged_index`, which may be the same as before."""
+        self.snapshot = snapshot
+        if purged_index > self.log.offset:
+            self.log.purge(purged_index)
+
+    def chunk_kept(self, sender: int, snapshot: Snapshot, have: int) -> None:
+        """So many bytes of a leader's snapshot are here, one after the other."""
+        if sender == self.leader:
+            self._send_now.append((sender, InstallSnapshotReply(self.term, snapshot.index, have, self.incarnation)))
+
+    def begin_install(self, snapshot: Snapshot) -> bool:
+        """A leader's snapshot is here, whole and sound: no campaign from now on, nothing appended or applied, until `installed` (R30).
+        False if it cannot be now, or is not wanted any more."""
+        self.is_installing = self.role is Role.FOLLOWER and snapshot.index > self.log.commit_index
+        return self.is_installing
+
+    def installed(self, snapshot: Snapshot, base: Base) -> None:
+        """It has taken the place of the log and of the state, durably (R29)."""
+        self.is_installing = False
+        self.snapshot = snapshot
+        self.log = Log((), base)
+        if self.leader not in (0, self.node) and self._hard_state_durable:
+            self._acknowledge(self.leader)
+        self._recover_from_doubt()
 
     def persisted(self, number: int) -> None:
         """All persists up to `number` are durable."""
@@ -254,15 +312,16 @@ class Raft:
 
     def ready(self) -> Ready:
         """Everything that must happen now."""
-        if self.is_leader:
+        fetches: list[EntriesFetch | ChunkFetch] = []
+        if self._replication is not None:
             self._finish_reads()
             if self.has_committed_own_entry and self._reads.start_round(self.log.commit_index):
                 self._finish_reads()  # the only voter confirms itself
                 self.notify_commit(self.peers)
-            for peer, progress in self.progress.items():
-                self._replicate(peer, progress)
+            self._replication.replicate(self.snapshot, self.clock_ms() or 0, self._reads.round)
+            fetches, self._replication.fetches = self._replication.fetches, fetches
         persist = self._collect_persist()
-        apply = self.log.next_to_apply(APPLY_ENTRIES, APPLY_BYTES)
+        apply = [] if self.is_installing else self.log.next_to_apply(APPLY_ENTRIES, APPLY_BYTES)
         ready = Ready(
             send_now=self._send_now,
             persist=persist,
@@ -271,8 +330,11 @@ class Raft:
             apply=apply,
             reads=self._finished_reads,
             changes=self._changes,
+            fetches=fetches,
+            chunks=self._chunks,
         )
         self._send_now, self._send_after, self._finished_reads, self._changes = [], [], [], []
+        self._chunks = []
         return ready
 
     def _collect_persist(self) -> Persist | None:
@@ -304,7 +366,7 @@ class Raft:
             self._elapsed_ticks = 0
         self.role, self.leader = role, leader
         if role is not Role.LEADER:
-            self.progress = {}
+            self._replication = None
             self._reads = PendingReads()
             self._uncommitted_bytes = 0
 
@@ -334,7 +396,7 @@ class Raft:
     def _become_leader(self) -> None:
         self._become(Role.LEADER, self.node, "a majority voted for it")
         self.clock.lead(self.term, self.log.last_time_ms, [*self._estimates, self.clock_ms()], [*self._walls, self.wall_ms], self.now_ms)
-        self.progress = {peer: Progress(self.log.last_index + 1) for peer in self.peers}
+        self._replication = Replication(self.term, self.log, self.peers, lambda to, message: self._send_now.append((to, message)))
         self._heartbeat_elapsed_ticks = 0
         self._uncommitted_bytes = 0
         self._first_own_index = self._sound_at_index = self.log.last_index + 1
@@ -429,6 +491,10 @@ class Raft:
         self._elapsed_ticks = 0
         self._leader_speaks = True
         self.clock.hear(message.term, message.clock_ms, self.now_ms)
+        if self.is_installing:
+            if self._hard_state_durable:
+                self._acknowledge(sender, message.read_round)
+            return
         if message.heard == self.incarnation:
             self._sound_at_index = message.heard_at + 1
 
@@ -451,6 +517,33 @@ class Raft:
         leave_at_once = index <= log.durable_index and self._hard_state_durable
         (self._send_now if leave_at_once else self._send_after).append((sender, reply))
         self._recover_from_doubt()
+
+    def _acknowledge(self, leader: int, read_round: int = 0) -> None:
+        """What is committed and durable here, whatever was asked."""
+        index = min(self.log.commit_index, self.log.durable_index)
+        self._send_now.append((leader, AppendEntriesReply(self.term, True, index, 0, 0, read_round, self.incarnation, self.doubtful)))
+
+    def _on_install_snapshot(self, sender: int, message: InstallSnapshot) -> None:
+        if message.term < self.term:
+            self._send_now.append((sender, InstallSnapshotReply(self.term, message.snapshot.index, 0, self.incarnation)))  # R8
+            return
+        if message.term > self.term:
+            self._adopt_term(message.term, f"node {sender} leads in a later term")
+        if self.is_leader:
+            raise AssertionError(f"nodes {self.node} and {sender} both lead in term {self.term}")
+        if self.leader != sender or self.role is not Role.FOLLOWER:
+            self._become(Role.FOLLOWER, sender, f"node {sender} leads")
+        self._elapsed_ticks = 0
+        if self.is_installing:
+            return
+        snapshot = message.snapshot
+        if snapshot.index > self.log.commit_index and self.log.term_at(snapshot.index) == snapshot.term:
+            self.log.commit_to(snapshot.index)  # R29: what stands behind it stays
+        if snapshot.index <= self.log.commit_index:
+            if self._hard_state_durable:
+                self._acknowledge(sender)
+            return
+        self._chunks.append((sender, message))  # R31: it moves nothing yet
 
     def _refuse(self, sender: int, message: AppendEntries) -> None:
         """Name the greatest index at which the logs can agree (R13)."""
@@ -483,67 +576,36 @@ class Raft:
             return
         if self._elapsed_ticks >= self._election_ticks:
             self._elapsed_ticks = 0
-            active = {peer for peer, progress in self.progress.items() if progress.recently_active}
+            active = self._replication.recently_active() if self._replication is not None else set()
             if not has_majority(self.voters, active | {self.node}):
                 self._become(Role.FOLLOWER, 0, "no majority answered within the election timeout")  # R7
                 return
-            for progress in self.progress.values():
-                progress.recently_active = False
         self._heartbeat_elapsed_ticks += 1
         if self._heartbeat_elapsed_ticks >= self._heartbeat_ticks:
             self._heartbeat_elapsed_ticks = 0
             self.notify_commit(self.peers)
 
-    def _replicate(self, peer: int, progress: Progress) -> None:
-        """Send what the window allows; an empty AppendEntries if one is due all the same."""
-        while progress.next_index <= self.log.last_index and progress.may_send:
-            entries = self.log.limited(progress.next_index, self.log.last_index, APPEND_BYTES)
-            self._send_append_entries(peer, progress, entries)
-            progress.sent(entries[-1].index, sum(entry.size_bytes for entry in entries))
-        if progress.message_due:
-            self._send_append_entries(peer, progress, ())
-
-    def _send_append_entries(self, peer: int, progress: Progress, entries: tuple[Entry, ...]) -> None:
-        prev = progress.next_index - 1
-        prev_term = self.log.term_at(prev)
-        if prev_term is None:
-            raise AssertionError(f"entry {prev}, the one before node {peer}'s next, is not in the log")
-        progress.message_due = False
-        message = AppendEntries(
-            self.term,
-            prev,
-            prev_term,
-            entries,
-            self.log.commit_index,
-            self.clock_ms() or 0,
-            self._reads.round,
-            progress.incarnation,
-            progress.heard_at,
-        )
-        self._send_now.append((peer, message))
-
     def _on_append_entries_reply(self, sender: int, message: AppendEntriesReply) -> None:
         if message.term > self.term:
             self._adopt_term(message.term, f"node {sender} is in a later term")
             return
-        if not self.is_leader or message.term < self.term:
+        if self._replication is None or message.term < self.term:
             return
-        progress = self.progress[sender]
-        if message.incarnation < progress.incarnation:
-            return  # of a process that is gone
-        if message.incarnation > progress.incarnation:
-            progress.reborn(message.incarnation, self.log.last_index)
+        progress = self._replication.heard(sender, message.incarnation, self.tick_count)
+        if progress is None:
+            return
         if message.doubtful and self.log.last_index == progress.heard_at:
             self._append([(EntryKind.NOOP, b"")])  # an idle cluster would leave it in doubt for ever
-        progress.recently_active = True
-        progress.last_heard_tick = self.tick_count
-        progress.read_round = max(progress.read_round, message.read_round)
-        if not message.success:
-            if progress.refused(message.index):
-                agreed = self.log.last_with_term_at_most(message.hint_term, message.hint_index)
-                progress.back_to(agreed + 1)
-        elif message.index <= self.log.last_index and progress.acknowledged(message.index):
+        if self._replication.answered(progress, message):
             self._advance_commit()
+
+    def _on_install_snapshot_reply(self, sender: int, message: InstallSnapshotReply) -> None:
+        if message.term > self.term:
+            self._adopt_term(message.term, f"node {sender} is in a later term")
+        elif self._replication is not None and message.term == self.term:
+            progress = self._replication.heard(sender, message.incarnation, self.tick_count)
+            if progress is not None:
+                self._replication.snapshot_answered(progress, message)
 
     def _advance_commit(self) -> None:
         """§5.3, §5.4.2: only entries of the own term are committed by counting (R9)."""

@@ -104,6 +104,32 @@ class AppendEntriesReply(_Message, frozen=True, tag=6):
     doubtful: bool
 
 
+class Snapshot(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True):
+    """A snapshot file: the last entry that it stands for, its size in bytes, and the CRC that it ends with."""
+
+    index: int
+    term: int
+    size_bytes: int
+    crc: int
+
+
+class InstallSnapshot(_Message, frozen=True, tag=9):
+    """§7: a piece of the file, from `offset` on. One without data asks how much the receiver has already."""
+
+    snapshot: Snapshot
+    offset: int
+    data: bytes
+
+
+class InstallSnapshotReply(_Message, frozen=True, tag=10):
+    """So many bytes of the snapshot of `index` are here: the offset that is wanted next. It promises nothing; that the snapshot
+    is installed is said by an AppendEntriesReply."""
+
+    index: int
+    have: int
+    incarnation: int
+
+
 class ReadIndex(_Message, frozen=True, tag=7):
     """A follower asks for a read index (thesis §6.4)."""
 
@@ -118,4 +144,15 @@ class ReadIndexReply(_Message, frozen=True, tag=8):
     clock_ms: int
 
 
-Message = PreVote | PreVoteReply | RequestVote | RequestVoteReply | AppendEntries | AppendEntriesReply | ReadIndex | ReadIndexReply
+Message = (
+    PreVote
+    | PreVoteReply
+    | RequestVote
+    | RequestVoteReply
+    | AppendEntries
+    | AppendEntriesReply
+    | ReadIndex
+    | ReadIndexReply
+    | InstallSnapshot
+    | InstallSnapshotReply
+)

@@ -6,7 +6,7 @@ from enum import Enum
 
 import msgspec
 
-from raftd.raft.messages import Entry, Message
+from raftd.raft.messages import Entry, InstallSnapshot, Message, Snapshot
 
 
 class Role(Enum):
@@ -46,6 +46,32 @@ class ReadState(msgspec.Struct, frozen=True):
     clock_ms: int
 
 
+class Base(msgspec.Struct, frozen=True):
+    """The last entry that a snapshot stands for; all 0 without one. `time_ms` is log time in its state."""
+
+    index: int = 0
+    term: int = 0
+    time_ms: int = 0
+
+
+NO_BASE = Base()
+
+
+class EntriesFetch(msgspec.Struct, frozen=True):
+    """Entries that a follower needs and that have left memory: from `first` on, to be handed to `raft.entries_fetched`."""
+
+    peer: int
+    first: int
+
+
+class ChunkFetch(msgspec.Struct, frozen=True):
+    """A piece of the snapshot that a follower needs, to be handed to `raft.chunk_fetched`."""
+
+    peer: int
+    snapshot: Snapshot
+    offset: int
+
+
 class RoleChange(msgspec.Struct, frozen=True):
     """For the operator: what this node is now, and why. `leader` is 0 while none is known."""
 
@@ -63,6 +89,9 @@ class Ready(msgspec.Struct):
     3. `send_after_persist` leaves when persist number `after` is durable (0: nothing to wait for).
     4. `apply` is applied in order; `reads` are finished. Both may happen before 2 is durable.
     5. Applying is done in slices: while `apply` was not empty, ready() may have more to give.
+    6. `fetches` are read from the disk, whenever that is convenient. Nothing else waits for them.
+    7. `chunks` of a snapshot (from whom, what) are kept; `raft.chunk_kept` tells how much there is. Once it is whole and
+       sound: `raft.begin_install`, then, with its state loaded and the file durable, `raft.installed`.
     """
 
     send_now: list[tuple[int, Message]]
@@ -72,3 +101,5 @@ class Ready(msgspec.Struct):
     apply: list[Entry]
     reads: list[ReadState]
     changes: list[RoleChange]
+    fetches: list[EntriesFetch | ChunkFetch]
+    chunks: list[tuple[int, InstallSnapshot]]

@@ -1,4 +1,4 @@
-"""The thread that writes to the disk, one job after the other."""
+"""A thread for the disk, which does one job after the other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class DiskThread:
     """Started by its first job, which is after twistd has forked. A daemon thread: a disk that hangs must
     not keep the process from ending."""
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(self, reactor: Any, name: str) -> None:
+        self._name = name
         self._reactor = reactor
         self._jobs: SimpleQueue[_Job] = SimpleQueue()
         self._thread: Thread | None = None
@@ -22,7 +23,7 @@ class DiskThread:
     def run(self, job: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
         """Run `job` in the thread; `done` is called in the reactor with what it raised, or None."""
         if self._thread is None:
-            self._thread = Thread(target=self._work, name="raftd-disk", daemon=True)
+            self._thread = Thread(target=self._work, name=self._name, daemon=True)
             self._thread.start()
         self._jobs.put((job, done))
 

@@ -29,6 +29,10 @@ class LogObserver:
         else:
             say("this node follows, in term {term}, and knows no leader: {reason}", term=term, reason=reason)
 
+    def noted(self, text: str) -> None:
+        say = self._log.warn if text.startswith("WARNING") else self._log.info
+        say("{text}", text=text)
+
     def gateway_closed(self, incarnation: int) -> None:
         self._log.warn(
             "the cluster had not heard this node for the session grace and gave its clients' reservations back; "

@@ -25,12 +25,13 @@ from twisted.python.failure import Failure
 from raftd.config import Config
 from raftd.errors import StorageError
 from raftd.jobs.commands import Settings
-from raftd.limits import HANGUP_CHECK_S, NO_LEADER_REMINDER_S, STOP_TIMEOUT_S, TICK_MS
+from raftd.limits import HANGUP_CHECK_S, NO_LEADER_REMINDER_S, SEGMENTS_PER_SNAPSHOT, STOP_TIMEOUT_S, TICK_MS
 from raftd.node import Node, NodeConfig
 from raftd.server.client import ClientFactory
 from raftd.server.clients import Clients, most_clients
 from raftd.server.disk import DiskThread
 from raftd.server.events import LogObserver
+from raftd.server.fork import ForkCopier
 from raftd.server.line import LineFactory
 from raftd.server.peer import PeerDoor, PeerFactory, dial
 from raftd.server.sockets import remove_stale_socket
@@ -74,7 +75,18 @@ class RaftdService(service.MultiService):
         self._random = SystemRandom()
         owner = Identity(node, config.cluster, tuple(sorted(config.nodes)))
         directory = f"{config.data}/{node}"
-        self._store = Store(RealFileSystem(), directory, owner, self._random, DiskThread(reactor), reactor, self._fatal)
+        self._store = Store(
+            RealFileSystem(),
+            directory,
+            owner,
+            self._random,
+            DiskThread(reactor, "raftd-disk"),
+            DiskThread(reactor, "raftd-read"),
+            ForkCopier(reactor),
+            reactor,
+            self._fatal,
+            config.snapshot_log_bytes // SEGMENTS_PER_SNAPSHOT,
+        )
         self._peers = PeerDoor(reactor, self._random)
         counters = self._counters = Counters()
         clients = Clients(reactor, most_clients())
@@ -121,6 +133,7 @@ class RaftdService(service.MultiService):
     def startService(self) -> None:
         try:
             opened = self._store.open()
+            node = self._make_node(opened)
         except StorageError as unusable:
             self._cannot_start(str(unusable))
             return
@@ -129,7 +142,7 @@ class RaftdService(service.MultiService):
             return
         super().startService()
         signal.signal(signal.SIGUSR1, lambda number, frame: self._reactor.callFromThread(self._drain))
-        self.node = self._peers.node = self._lines.node = self._clients.node = self._make_node(opened)
+        self.node = self._peers.node = self._lines.node = self._clients.node = node
         self._log.info("{line}", line=self._introduction())
         for note in opened.notes:
             say = self._log.warn if note.startswith("WARNING") else self._log.info
@@ -174,6 +187,7 @@ class RaftdService(service.MultiService):
                 config.election_timeout_ms,
                 config.heartbeat_ms,
                 Settings(config.max_job_size, config.session_grace_ms),
+                config.snapshot_log_bytes,
             ),
             self._reactor,
             time.time,

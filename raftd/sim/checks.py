@@ -14,13 +14,23 @@ import msgspec
 from raftd.errors import CorruptionError
 from raftd.jobs.commands import Forward
 from raftd.jobs.machine import Effects, StateMachine
-from raftd.raft.messages import AppendEntriesReply, Entry, EntryKind, Message, PreVote, PreVoteReply, RequestVote, RequestVoteReply
-from raftd.raft.ready import Persist, Role
+from raftd.raft.messages import (
+    AppendEntriesReply,
+    Entry,
+    EntryKind,
+    Message,
+    PreVote,
+    PreVoteReply,
+    RequestVote,
+    RequestVoteReply,
+    Snapshot,
+)
+from raftd.raft.ready import Base, Persist, Role
 from raftd.sim.compare import describe_machine, describe_model, difference
 from raftd.sim.disk import Disk
 from raftd.sim.model import Model
 from raftd.sim.process import Process
-from raftd.storage.log import SegmentedLog
+from raftd.storage.store import look
 from raftd.storage.vote import VoteFile
 from raftd.wire.peer import PeerMessage
 
@@ -91,6 +101,7 @@ class Checks:
         self._committed_in: list[int] = []  # the term of the leader that committed it
         self._prefixes: dict[tuple[int, int], int] = {}  # (index, term) -> chain
         self._answers: list[list[bytes]] = []  # of the model, by index
+        self._digests: dict[int, str] = {}  # of states of which a snapshot was taken, by index
 
     # -- a process begins and ends ------------------------------------------------------------
 
@@ -98,6 +109,9 @@ class Checks:
         """It has read its disk. What it promised must be there, or it must say that it doubts: a damaged disk leaves traces."""
         node, opened = self._nodes[process.node_id], process.opened
         life = self._lives[process] = _Life()
+        self._begin_with(life, process.node_id, opened.base)
+        if opened.base.index:
+            self._compare_restored(process)
         _require(opened.identity.term >= node.durable_term, "I9", f"node {process.node_id} forgot term {node.durable_term}")
         for entry in opened.entries:
             self._extend(life, entry)
@@ -114,11 +128,20 @@ class Checks:
             _require(
                 kept or opened.identity.doubtful, "I8", f"node {process.node_id} has lost entry {node.promised}, which it acknowledged"
             )
-        node.durable = [(entry.term, chain) for entry, chain in zip(opened.entries, life.chains, strict=True)]
+        node.durable = [(entry.term, chain) for entry, chain in zip(life.entries, life.chains, strict=True)]
         node.promised = min(node.promised, len(node.durable))
         node.durable_term, node.durable_vote = opened.identity.term, (opened.identity.term, opened.identity.voted_for)
         self._watch_apply(process)
         self._watch_step(process)
+        self._watch_snapshots(process)
+
+    def _begin_with(self, life: _Life, node: int, base: Base) -> None:
+        """A snapshot stands for everything up to `base`, which must be committed."""
+        index = base.index
+        known = self.committed[index - 1].term if 0 < index <= len(self.committed) else 0
+        _require(known == base.term, "I14", f"node {node} has a snapshot of entry {index} of term {base.term}, which was not committed")
+        life.entries, life.chains = self.committed[:index], self._chains[:index]
+        life.applied = life.commit = index
 
     def ended(self, process: Process) -> None:
         self._lives.pop(process, None)
@@ -130,7 +153,8 @@ class Checks:
         raft = process.node.raft
         log = raft.log
         entries = life.entries
-        if len(entries) != log.last_index or (entries and log.entry(len(entries)) is not entries[-1]):
+        in_memory = log.last_index > log.forgotten_index
+        if len(entries) != log.last_index or (in_memory and log.entry(len(entries)) is not entries[-1]):
             self._log_changed(process, life)
         if log.commit_index > len(self.committed):
             self._commit_advanced(process, life)
@@ -155,7 +179,7 @@ class Checks:
     def _log_changed(self, process: Process, life: _Life) -> None:
         log = process.node.raft.log
         kept = min(len(life.entries), log.last_index)
-        while kept and log.entry(kept) is not life.entries[kept - 1]:
+        while kept > log.forgotten_index and log.entry(kept) is not life.entries[kept - 1]:
             kept -= 1
         if kept < len(life.entries):
             raft = process.node.raft
@@ -325,11 +349,12 @@ class Checks:
     def _look_at_log(self, process: Process, index: int) -> None:
         node, life = process.node_id, self._lives[process]
         try:
-            entries = SegmentedLog(self._disks[node].after_power_loss(), f"data/{node}/log", bytes).recover().entries
+            _, left = look(self._disks[node].after_power_loss(), f"data/{node}")
         except CorruptionError as error:
             raise Violation(f"I8: node {node} acknowledges entry {index}; after a loss of power it could not start: {error}") from None
-        there = entries[index - 1 : index] == life.entries[index - 1 : index]
-        _require(there, "I8", f"node {node} acknowledges entry {index}; after a loss of power it would have {len(entries)} entries")
+        place = index - left.base.index - 1
+        there = place < 0 or (left.holds_base and left.entries[place : place + 1] == life.entries[index - 1 : index])
+        _require(there, "I8", f"node {node} acknowledges entry {index}; after a loss of power it would have {left.last_index} entries")
 
     def durable(self, node_id: int, persist: Persist) -> None:
         node = self._nodes[node_id]
@@ -371,6 +396,41 @@ class Checks:
             return effects
 
         machine.apply = checked  # type: ignore[method-assign]  # of this one machine, to be watched
+
+    def _watch_snapshots(self, process: Process) -> None:
+        """I11: what a snapshot restores is the state that was, wherever it was taken."""
+        compaction, raft, node, life = process.node._compaction, process.node.raft, process.node_id, self._lives[process]
+        take, swap, installed = compaction._take, compaction._swap, raft.installed
+
+        def checked_take(machine: StateMachine) -> None:
+            digest = machine.digest()
+            _require(self._digests.setdefault(machine.applied_index, digest) == digest, "I12", f"node {node} takes another snapshot")
+            process.world.counted("(snapshot written)")
+            take(machine)
+
+        def checked_installed(snapshot: Snapshot, base: Base) -> None:
+            _require(base.index > life.commit, "R29", f"node {node} installs a snapshot of {base.index}, and has committed {life.commit}")
+            kept = life.chains[base.index - 1 : base.index] == self._chains[base.index - 1 : base.index]
+            _require(not kept, "R29", f"node {node} drops a log that goes on from the snapshot of entry {base.index}")
+            installed(snapshot, base)
+            self._begin_with(life, node, base)
+            self._nodes[node].durable = [(entry.term, chain) for entry, chain in zip(life.entries, life.chains, strict=True)]
+            self._nodes[node].promised = base.index
+            process.world.counted("(snapshot of the leader installed)")
+
+        def checked_swap(machine: StateMachine) -> None:
+            swap(machine)
+            self._watch_apply(process)
+            self._compare_restored(process)
+
+        compaction._take = checked_take  # type: ignore[method-assign]  # of this one node, to be watched
+        compaction._swap = checked_swap
+        raft.installed = checked_installed  # type: ignore[method-assign]
+
+    def _compare_restored(self, process: Process) -> None:
+        machine = process.node.machine
+        was = self._digests.get(machine.applied_index)
+        _require(machine.digest() == was, "I11", f"node {process.node_id} restores another state at entry {machine.applied_index}")
 
     def _watch_step(self, process: Process) -> None:
         """R5: who hears a leader lets nobody disturb it."""

@@ -11,7 +11,7 @@ from random import Random
 import msgspec
 
 from raftd.jobs.commands import Settings
-from raftd.limits import ELECTION_TIMEOUT_MS, HEARTBEAT_MS, MAX_JOB_BYTES, SESSION_GRACE_MS
+from raftd.limits import ELECTION_TIMEOUT_MS, HEARTBEAT_MS, MAX_JOB_BYTES, SESSION_GRACE_MS, SNAPSHOT_LOG_BYTES
 from raftd.node import Node, NodeConfig
 from raftd.raft.ready import Persist
 from raftd.sim.disk import Disk, Keep, keep_nothing
@@ -33,7 +33,13 @@ class SimCluster:
         self.scheduler = Scheduler()
         self.tell = tell
         self.config = NodeConfig(
-            0, tuple(range(1, count + 1)), "sim", ELECTION_TIMEOUT_MS, HEARTBEAT_MS, Settings(MAX_JOB_BYTES, SESSION_GRACE_MS)
+            0,
+            tuple(range(1, count + 1)),
+            "sim",
+            ELECTION_TIMEOUT_MS,
+            HEARTBEAT_MS,
+            Settings(MAX_JOB_BYTES, SESSION_GRACE_MS),
+            SNAPSHOT_LOG_BYTES,
         )
         self.disks = {node: Disk() for node in self.config.voters}
         #: Those that run.

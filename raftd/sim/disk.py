@@ -80,6 +80,7 @@ class MemoryFileSystem:
         self.fault: Callable[[str], None] = lambda operation: None
         self._locked: set[str] = set()
         self._removed: dict[str, _Image] = {}  # but not durably
+        self._renamed: dict[str, str] = {}  # new name -> old name, not durably
 
     def touch(self, operation: str) -> None:
         self.fault(operation)
@@ -87,8 +88,11 @@ class MemoryFileSystem:
     def crash(self, keep: Keep = keep_nothing) -> None:
         """Power is lost: locks go, and all that was not synced and is not kept."""
         self._locked.clear()
-        self.files = {**self._removed, **self.files}
-        self._removed = {}
+        for path, old in self._renamed.items():
+            if path in self.files and (not self._removed[old].named or keep(path, -1)):
+                self.files[path].named = self._removed.pop(old).named  # a file has one name or the other
+        self.files = {**{path: image for path, image in self._removed.items() if not keep(path, -1)}, **self.files}
+        self._removed, self._renamed = {}, {}
         for path in list(self.files):
             image = self.files[path]
             if not image.named and not keep(path, -1):
@@ -111,6 +115,7 @@ class MemoryFileSystem:
         copy.directories = set(self.directories)
         copy.files = {path: image.copy() for path, image in self.files.items()}
         copy._removed = {path: image.copy() for path, image in self._removed.items()}
+        copy._renamed = dict(self._renamed)
         return copy
 
     def exit(self) -> None:
@@ -141,6 +146,13 @@ class MemoryFileSystem:
         self.touch("read")
         return bytes(self.files[path].seen)
 
+    def read_at(self, path: str, offset: int, size: int) -> bytes:
+        self.touch("read")
+        return bytes(self.files[path].seen[offset : offset + size])
+
+    def size(self, path: str) -> int:
+        return len(self.files[path].seen)
+
     def open(self, path: str) -> File:
         self.files.setdefault(path, _Image())
         return MemoryFile(self, path)
@@ -153,6 +165,14 @@ class MemoryFileSystem:
 
     def remove(self, path: str) -> None:
         self._removed[path] = self.files.pop(path)
+        self._renamed.pop(path, None)
+
+    def rename(self, path: str, to: str) -> None:
+        self.touch("write")
+        self._removed[path] = self.files.pop(path)
+        image = self.files[to] = self._removed[path].copy()
+        image.named = False
+        self._renamed[to] = path
 
     def sync_directory(self, path: str) -> None:
         self.touch("sync")
@@ -160,6 +180,7 @@ class MemoryFileSystem:
             if name.startswith(f"{path}/"):
                 image.named = True
         self._removed = {name: image for name, image in self._removed.items() if not name.startswith(f"{path}/")}
+        self._renamed = {name: old for name, old in self._renamed.items() if not name.startswith(f"{path}/")}
 
 
 class Interrupted(BaseException):
@@ -226,7 +247,7 @@ class Disk(MemoryFileSystem):
     def damage(self, kind: str, random: Random) -> str | None:
         """Do one of DAMAGES to what was durable; what was done, or None if nothing offers itself."""
         kind, _, which = kind.partition(" ")
-        suffix = (".a", ".b") if which == "vote" else ".log"
+        suffix = {"vote": (".a", ".b"), "snap": (".snap",)}.get(which, (".log",))
         paths = [path for path in sorted(self.files) if path.endswith(suffix) and self.files[path].platter]
         if kind == "truncated":
             paths = paths[:-1]  # the end of the last segment is no trace of what was there
@@ -248,7 +269,7 @@ class Disk(MemoryFileSystem):
             image.platter[place] ^= 1 << random.randrange(8)
             return self._damaged(path, f"a bit of byte {place} flipped, in the last batch")
         last = len(image.platter)
-        if which != "vote" and path == paths[-1] and kind != "rot":
+        if suffix == (".log",) and path == paths[-1] and kind != "rot":
             last = self._last_batch(path)  # behind it zeros are no trace either
         # an older sector must be a whole one
         sectors = range(0, last if kind == "rot" or which == "vote" else max(0, last - self.sector + 1), self.sector)
@@ -276,7 +297,12 @@ class Disk(MemoryFileSystem):
 
 
 #: Rot in the last batch is the only damage of which nobody can tell whether anything was acknowledged: it comes more often.
-DAMAGES = ("rot log", "rot tail", "rot vote", "rot tail", "stale log", "rot tail", "stale vote", "truncated log", "gone log")
+DAMAGES = (
+    *("rot tail",) * 4,
+    *("rot log", "stale log", "truncated log", "gone log"),
+    *("rot vote", "stale vote"),
+    *("rot snap", "gone snap"),
+)
 
 
 def _named(path: str) -> tuple[int, bytes]:

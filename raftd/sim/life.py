@@ -223,6 +223,7 @@ class Life:
             options.election_timeout_ms,
             options.heartbeat_ms,
             Settings(MAX_JOB_BYTES, options.session_grace_ms),
+            options.snapshot_log_bytes,
         )
         try:
             process = Process(self, config, self.disks[node], Random(self.random.random()), options.clock_rates[node - 1])

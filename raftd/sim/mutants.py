@@ -17,25 +17,32 @@ from raftd.gateway import Gateway, Session
 from raftd.jobs import commands as c
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.model import State
+from raftd.jobs.snapshot import Loader
 from raftd.jobs.timers import Kind, TimerId, Timers
 from raftd.node import Node
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
 from raftd.raft.logtime import LogClock
-from raftd.raft.messages import AppendEntries, AppendEntriesReply, Entry
+from raftd.raft.messages import AppendEntries, AppendEntriesReply, Entry, InstallSnapshot, Snapshot
 from raftd.raft.progress import Progress
 from raftd.raft.quorum import majority_value
 from raftd.raft.reads import PendingReads
 from raftd.raft.ready import HardState, Persist
+from raftd.raft.replication import Replication
 from raftd.sim.disk import MemoryFile, MemoryFileSystem
 from raftd.storage.log import SegmentedLog, Tail
 from raftd.storage.records import Damage, Scan
+from raftd.storage.snapshots import Snapshots
 from raftd.storage.store import Store
 from raftd.storage.vote import Identity, VoteFile
 
 #: (class, attribute, what to put there, given what stands there)
 Patch = tuple[Any, str, Callable[[Any], Any]]
 MUTANTS: dict[str, list[Patch]] = {}
+#: Those that no seed can be expected to meet: what they break takes a coincidence that only a test makes.
+BY_TESTS = frozenset(
+    {"snapshot drops a matching tail", "snapshots without a directory fsync", "entries of the disk sent unseen"},
+)
 
 
 def _mutant(name: str, owner: Any, attribute: str) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
@@ -458,8 +465,76 @@ def _job_given_to_two(original: Any) -> Any:
 @_mutant("close drops the reservations", StateMachine, "_give_back")
 def _close_drops_the_reservations(original: Any) -> Any:
     def give_back(self: StateMachine) -> None:
-        for session in self._closing:
+        for session in self.closing:
             session.reserved.clear()
         original(self)
 
     return give_back
+
+
+# -- snapshots ---------------------------------------------------------------------------------
+
+
+@_mutant("snapshot drops a matching tail", Raft, "_on_install_snapshot")
+def _snapshot_drops_a_matching_tail(original: Any) -> Any:
+    def on_install_snapshot(self: Raft, sender: int, message: InstallSnapshot) -> None:
+        snapshot = message.snapshot
+        if snapshot.index > self.log.commit_index and not self.is_installing and message.term == self.term:
+            self._chunks.append((sender, message))
+        else:
+            original(self, sender, message)
+
+    return on_install_snapshot
+
+
+@_mutant("snapshot without the session table", Loader, "_load_session")
+def _snapshot_without_sessions(original: Any) -> Any:
+    def load_session(self: Loader, piece: Any) -> None:
+        original(self, piece)
+        session = self._session
+        if session is not None and not session.waiting:
+            session.watched = {session.used.name: session.used}
+
+    return load_session
+
+
+@_mutant("log purged before the snapshot is there", Snapshots, "take")
+def _purged_too_early(original: Any) -> Any:
+    def take(self: Snapshots, meta: Any, pieces: Any, done: Any) -> None:
+        early = Snapshot(meta.index, meta.term, 1, 0)
+        if self.newest is None:
+            original(self, meta, pieces, done)
+        else:
+            self.newest, self.meta = early, meta
+            done(early, "")
+
+    return take
+
+
+@_mutant("snapshots without a directory fsync", Snapshots, "adopt")
+def _adopted_without_fsync(original: Any) -> Any:
+    def adopt(self: Snapshots) -> None:
+        assert self._receiving is not None
+        self._fs.rename(self._received_path, self._path(self._receiving))
+
+    return adopt
+
+
+@_mutant("entries of the disk sent unseen", Replication, "entries_fetched")
+def _replaced_entries_sent(original: Any) -> Any:
+    def entries_fetched(self: Replication, fetch: Any, entries: Any) -> None:
+        progress: Any = self.progress.get(fetch.peer)
+        if progress is not None and progress.fetching is fetch:
+            progress.fetching = None
+            found: list[Entry] = []
+            for entry in entries:
+                if entry.index == fetch.first + len(found):
+                    found.append(entry)
+            progress.fetched = tuple(found)
+
+    return entries_fetched
+
+
+@_mutant("clients of a swapped state wait for ever", Gateway, "installed")
+def _clients_are_not_told(original: Any) -> Any:
+    return Gateway.applied

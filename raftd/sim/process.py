@@ -7,17 +7,20 @@ it goes on, one that is dead never. After each such step the world looks at it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any, Protocol
 
+from raftd.errors import CorruptionError
 from raftd.limits import TICK_MS
 from raftd.node import Node, NodeConfig
 from raftd.raft.ready import Persist, RoleChange
 from raftd.sim.disk import Disk, Interrupted
 from raftd.sim.network import Network
 from raftd.sim.scheduler import Call, NodeClock, Scheduler
-from raftd.storage.store import Done, Store
+from raftd.storage.snapshots import Done
+from raftd.storage.store import Done as Durable
+from raftd.storage.store import Store
 from raftd.storage.vote import Identity
 from raftd.wire.peer import PeerMessage
 
@@ -40,6 +43,9 @@ class World(Protocol):
         """How long its disk takes for the next write."""
 
     def wall_s(self, node: int) -> float: ...
+
+    def counted(self, fault: str) -> None:
+        """Something happened that the summary counts."""
 
     def interrupted(self, process: Process, power: bool) -> None:
         """It was killed in the middle of a write, or its machine has lost power."""
@@ -71,7 +77,7 @@ class Worker:
             except Interrupted as interrupted:
                 process.world.interrupted(process, interrupted.power)
                 return
-            except OSError as raised:
+            except (OSError, CorruptionError) as raised:
                 error = raised
             process.soon(done, error)
 
@@ -88,12 +94,36 @@ class Worker:
             execute()
 
 
+class Copier:
+    """The forked child: it has the state of the moment at which it is asked, and writes as slowly as the disk."""
+
+    def __init__(self, process: Process, disk: Disk) -> None:
+        self._process = process
+        self._disk = disk
+
+    def write(self, path: str, parts: Callable[[], Iterator[bytes]], done: Done) -> None:
+        copied = list(parts())
+        disk = self._disk
+
+        def job() -> None:
+            if disk.exists(path):
+                disk.remove(path)
+            file = disk.open(path)
+            offset = 0
+            for part in copied:
+                file.write(offset, part)
+                offset += len(part)
+            file.sync()
+
+        Worker(self._process).run(job, done)
+
+
 class _Store(Store):
     """Tells the world what the storage has called durable."""
 
     process: Process
 
-    def persist(self, persist: Persist, done: Done) -> None:
+    def persist(self, persist: Persist, done: Durable) -> None:
         self.process.unfinished.append(self.process.node.raft.tick_count)
 
         def and_tell() -> None:
@@ -119,7 +149,9 @@ class Process:
         clock: Any = NodeClock(world.scheduler, self.later, rate, random.randrange(1, 1_000_000))
         self._tick_us = int(TICK_MS * 1000 / rate)
         owner = Identity(config.node, config.cluster, config.voters)
-        self.store = _Store(disk, f"data/{config.node}", owner, random, self.worker, clock, self._fail)
+        self.reader = Worker(self)
+        directory = f"data/{config.node}"
+        self.store = _Store(disk, directory, owner, random, self.worker, self.reader, Copier(self, disk), clock, self._fail)
         self.store.process = self
         self.opened = self.store.open()
         self.node = Node(config, clock, lambda: world.wall_s(config.node), self, self.store, self.opened, random, self, self._fail)
@@ -184,6 +216,9 @@ class Process:
 
     def role_changed(self, change: RoleChange) -> None:
         self.told(f"{change.role.value} in term {change.term}, {change.reason}")
+
+    def noted(self, text: str) -> None:
+        self.told(text)
 
     def gateway_closed(self, incarnation: int) -> None:
         self.told(f"its sessions were given up by the cluster, it goes on as incarnation {incarnation}")

@@ -173,6 +173,7 @@ class Rest:
                 "reads that wait for an entry": process.node._reads_ready,
                 "messages that wait for the disk": process.node._held,
                 "writes": process.unfinished,
+                "a snapshot to be finished": process.node._compaction._is_taking or raft.is_installing,
                 "bytes of sessions": gateway.held_bytes - sum(session._held_bytes for session in gateway.sessions.values()),
                 "doubts": raft.doubtful and len(self._alive) == len(self._life.nodes),
             }

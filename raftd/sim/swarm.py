@@ -72,6 +72,7 @@ class Options(msgspec.Struct, frozen=True):
     verbs: dict[str, int]
     aims: float  # how many of the faults aim at whoever leads
     tubes: int
+    snapshot_log_bytes: int
     limits: dict[str, int]
     broken_at_the_end: int  # so many nodes stay broken when the world heals
 
@@ -100,7 +101,11 @@ VERBS = {
 #: Limits that a run may make small, so that it meets them: module, name, and what to choose from.
 LIMITS: dict[str, tuple[int, ...]] = {
     "raftd.storage.log.SEGMENT_BYTES": (2_000, 20_000),
-    "raftd.raft.core.APPEND_BYTES": (1, 100, 1_000),
+    "raftd.storage.records.LOG_MARK_BYTES": (1, 1_000),
+    "raftd.raft.log.LOG_MEMORY_BYTES": (0, 500, 5_000),
+    "raftd.jobs.snapshot.SNAPSHOT_PIECE_BYTES": (500,),
+    "raftd.compaction.SNAPSHOT_LEAST_BYTES": (0, 2_000),
+    "raftd.raft.replication.APPEND_BYTES": (1, 100, 1_000),
     "raftd.raft.core.APPLY_ENTRIES": (1, 8),
     "raftd.raft.progress.WINDOW_MESSAGES": (1, 3),
     "raftd.raft.core.UNCOMMITTED_BYTES": (2_000,),
@@ -127,6 +132,10 @@ def draw(seed: int) -> Options:
 
     verbs = {name: weight * random.choice((0, 1, 1, 1, 8)) for name, weight in VERBS.items()}
     verbs["put"] = max(verbs["put"], 10)
+    limits = {name: random.choice(values) for name, values in LIMITS.items() if random.random() < 0.3}
+    snapshot_log_bytes = random.choice((1_000, 5_000, 50_000, 1 << 40))
+    if snapshot_log_bytes <= 5_000:
+        limits.setdefault("raftd.storage.log.SEGMENT_BYTES", 1_000)  # only whole segments go
     return Options(
         seed=seed,
         nodes=nodes,
@@ -148,7 +157,8 @@ def draw(seed: int) -> Options:
         verbs={name: weight for name, weight in verbs.items() if weight},
         aims=random.choice((0.0, 0.5, 0.9)),
         tubes=random.choice((1, 2, 3)),
-        limits={name: random.choice(values) for name, values in LIMITS.items() if random.random() < 0.3},
+        snapshot_log_bytes=snapshot_log_bytes,
+        limits=limits,
         broken_at_the_end=random.randrange((nodes - 1) // 2 + 1) if random.random() < 0.5 else 0,
     )
 

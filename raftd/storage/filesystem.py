@@ -40,13 +40,23 @@ class FileSystem(Protocol):
 
     def read(self, path: str) -> bytes: ...
 
+    def read_at(self, path: str, offset: int, size: int) -> bytes:
+        """At most `size` bytes, fewer at the end of the file."""
+
+    def size(self, path: str) -> int:
+        """In bytes."""
+
     def open(self, path: str) -> File:
         """Open for writing, created if missing. The name is durable after `sync_directory`."""
 
     def truncate(self, path: str, size: int) -> None:
         """Cut to `size` bytes, durably."""
 
-    def remove(self, path: str) -> None: ...
+    def remove(self, path: str) -> None:
+        """Durable after `sync_directory`."""
+
+    def rename(self, path: str, to: str) -> None:
+        """Give the file another name in the same directory, which nobody has. Durable after `sync_directory`."""
 
     def sync_directory(self, path: str) -> None:
         """Make the names in `path` durable."""
@@ -115,6 +125,14 @@ class RealFileSystem:
         with open(path, "rb") as file:
             return file.read()
 
+    def read_at(self, path: str, offset: int, size: int) -> bytes:
+        with open(path, "rb", buffering=0) as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def size(self, path: str) -> int:
+        return os.path.getsize(path)
+
     def open(self, path: str) -> File:
         return RealFile(path)
 
@@ -128,6 +146,9 @@ class RealFileSystem:
 
     def remove(self, path: str) -> None:
         os.unlink(path)
+
+    def rename(self, path: str, to: str) -> None:
+        os.rename(path, to)
 
     def sync_directory(self, path: str) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

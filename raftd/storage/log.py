@@ -6,14 +6,16 @@ the last one replaces that one and all behind it. A segment is named by its numb
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from raftd.errors import ADVICE, CorruptionError
-from raftd.limits import SEGMENT_BYTES
+from raftd.limits import LOG_MARK_BYTES, SEGMENT_BYTES
 from raftd.raft.messages import Entry
+from raftd.raft.ready import NO_BASE, Base
 from raftd.storage.filesystem import File, FileSystem
-from raftd.storage.records import ID_BYTES, SEGMENT_HEADER_BYTES, Damage, Scan, encode_batch, scan_segment, segment_header
+from raftd.storage.records import ID_BYTES, SEGMENT_HEADER_BYTES, Damage, Scan, encode_batch, read_batches, scan_segment, segment_header
 
 _SUFFIX = ".log"
 
@@ -28,13 +30,43 @@ class Tail(NamedTuple):
     reason: str
 
 
-class Recovered(NamedTuple):
-    """A log read back; nothing was changed yet."""
+class Recovered:
+    """A log read back, and what of it lies behind a snapshot; nothing was changed yet."""
 
-    entries: list[Entry]
-    segments: int
-    size_bytes: int
-    tail: Tail | None
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        #: Those behind `base`.
+        self.entries: list[Entry] = []
+        #: (first index, term) of each run of entries up to `base` that are there.
+        self.older: list[tuple[int, int]] = []
+        self.last_index = 0
+        self.segments = 0
+        self.size_bytes = 0
+        self.tail: Tail | None = None
+
+    @property
+    def holds_base(self) -> bool:
+        """Whether the snapshot's last entry is in the log, or just before it: otherwise nothing in it counts (R29)."""
+        if self.older:
+            return self.last_index >= self.base.index and self.older[-1][1] == self.base.term
+        return not self.entries or self.entries[0].index == self.base.index + 1
+
+    def add(self, entry: Entry, name: str) -> None:
+        """The next one in the file `name`; it replaces what has its index, and all behind."""
+        index = entry.index
+        if self.last_index and index > self.last_index + 1:
+            raise CorruptionError(f"log/{name}: entry {index} follows entry {self.last_index}; entries between them are missing")
+        self.last_index = index
+        if index > self.base.index:
+            if self.entries and index <= self.entries[-1].index:
+                del self.entries[max(0, index - self.entries[0].index) :]
+            self.entries.append(entry)
+        else:
+            self.entries.clear()
+            while self.older and self.older[-1][0] >= index:
+                self.older.pop()
+            if not self.older or self.older[-1][1] != entry.term:
+                self.older.append((index, entry.term))
 
 
 def _parse(name: str) -> tuple[int, bytes] | None:
@@ -48,11 +80,46 @@ def _parse(name: str) -> tuple[int, bytes] | None:
         return None
 
 
+class _Segment:
+    """`last_index` is the greatest of all its entries, 0 without any."""
+
+    def __init__(self, number: int, name: str) -> None:
+        self.number = number
+        self.name = name
+        self.last_index = 0
+
+
+class _Mark(NamedTuple):
+    """A batch at which reading may begin: its first entry, and where it is."""
+
+    first: int
+    segment: int
+    offset: int
+
+
+class _Blocks:
+    """Reads a file front to back, a block at a time."""
+
+    def __init__(self, fs: FileSystem, path: str) -> None:
+        self._fs = fs
+        self._path = path
+        self._block = b""
+        self._start = 0
+
+    def read(self, offset: int, size: int) -> bytes:
+        if not self._start <= offset <= offset + size <= self._start + len(self._block):
+            self._block = self._fs.read_at(self._path, offset, max(size, LOG_MARK_BYTES))
+            self._start = offset
+        return self._block[offset - self._start : offset - self._start + size]
+
+
 class SegmentedLog:
     """The directory `log/`. `recover` and `cut` come first, then `prepare` and `write` in turn."""
 
-    def __init__(self, fs: FileSystem, directory: str, new_id: Callable[[], bytes]) -> None:
-        """`new_id` gives 16 random bytes that begin with another byte than 0."""
+    def __init__(self, fs: FileSystem, directory: str, new_id: Callable[[], bytes], segment_bytes: int = SEGMENT_BYTES) -> None:
+        """`new_id` gives 16 random bytes that begin with another byte than 0. A segment that has grown past `segment_bytes`, or past
+        SEGMENT_BYTES, is closed."""
+        self._segment_bytes = segment_bytes
         self._fs = fs
         self._directory = directory
         self._new_id = new_id
@@ -64,21 +131,25 @@ class SegmentedLog:
         self._last_name = ""
         self._last_batch = 0  # where the last good one begins
         self._file: File | None = None
+        self._segments: list[_Segment] = []
+        self._marks: list[_Mark] = []  # ascending: those of entries that were replaced are gone
 
     # -- reading back -------------------------------------------------------------------------
 
-    def recover(self) -> Recovered:
-        """Read everything. Raises CorruptionError, naming file and offset, and then nothing is changed."""
-        entries: list[Entry] = []
+    def recover(self, first_number: int = 1, base: Base = NO_BASE) -> Recovered:
+        """Read everything from segment `first_number` on: what is older was about to be removed.
+
+        Raises CorruptionError, naming file and offset, and then nothing is changed.
+        """
+        self.number = first_number - 1
+        found = Recovered(base)
         chain: int | None = None
-        tail = None
-        size = 0
         segments = []
         for name in self._fs.names(self._directory):
             parsed = _parse(name)
-            if parsed is not None:
+            if parsed is not None and parsed[0] >= first_number:
                 segments.append((*parsed, name))
-            elif name.endswith(_SUFFIX):
+            elif parsed is None and name.endswith(_SUFFIX):
                 raise CorruptionError(
                     f"{self._directory}/{name} has no segment's name. Nothing was changed. Give it its name back, or move it away"
                 )
@@ -93,14 +164,21 @@ class SegmentedLog:
             if scan.damage is Damage.FOREIGN:
                 raise CorruptionError(f"{self._directory}/{name}: {scan.reason}. Nothing was changed")
             if scan.damage is not Damage.NONE:
-                tail = self._tail(name, data, scan, is_last)
-            self._merge(entries, scan.entries, name)
+                found.tail = self._tail(name, data, scan, is_last)
+            for entry in scan.entries:
+                found.add(entry, name)
+            segment = _Segment(number, name)
+            self._segments.append(segment)
+            segment.last_index = max((entry.index for entry in scan.entries), default=0)
+            for index, offset in scan.marks:
+                self._mark(index, number, offset)
             if scan.end or chain is None:
                 chain = scan.chain
             self.number, self._last_name, self._last_batch = number, name, scan.last_batch
-            size += scan.end
+            found.size_bytes += scan.end
         self._chain = chain or 0
-        return Recovered(entries, len(segments), size, tail)
+        found.segments = len(segments)
+        return found
 
     def _tail(self, name: str, data: bytes, scan: Scan, is_last: bool) -> Tail:
         if scan.damage is Damage.CORRUPT or not is_last:
@@ -110,16 +188,6 @@ class SegmentedLog:
                 f"changed. {ADVICE}"
             )
         return Tail(name, scan.end, len(data) - scan.end, scan.damage, scan.reason)
-
-    @staticmethod
-    def _merge(entries: list[Entry], more: Sequence[Entry], name: str) -> None:
-        for entry in more:
-            last = entries[-1].index if entries else 0
-            if entry.index > last + 1:
-                raise CorruptionError(f"log/{name}: entry {entry.index} follows entry {last}; entries between them are missing")
-            if entry.index <= last:
-                del entries[entry.index - 1 :]
-            entries.append(entry)
 
     def cut(self, tail: Tail) -> str:
         """Remove the tail, keeping a copy; the copy's name. Durable on return, and harmless to repeat."""
@@ -136,6 +204,7 @@ class SegmentedLog:
             self._fs.truncate(path, tail.offset)
         else:  # not even its header was whole: the segment never began
             self._fs.remove(path)
+            self._segments.pop()
             self.number -= 1
             self._last_name = ""
         self._fs.sync_directory(self._directory)
@@ -156,6 +225,76 @@ class SegmentedLog:
                 file.close()
         self._fs.sync_directory(self._directory)
 
+    # -- reading for followers ----------------------------------------------------------------
+
+    def _mark(self, index: int, number: int, offset: int) -> None:
+        while self._marks and self._marks[-1].first >= index:
+            self._marks.pop()  # what it leads to was replaced
+        last = self._marks[-1] if self._marks else None
+        if last is None or last.segment != number or offset - last.offset >= LOG_MARK_BYTES:
+            self._marks.append(_Mark(index, number, offset))
+
+    def reader(self, first: int, size_bytes: int) -> Callable[[], list[Entry]]:
+        """Reads entries from `first` on, of `size_bytes` or so and at least one; to be called soon, maybe in a thread. Entries that
+        were replaced come before those that replaced them. None if they were purged meanwhile. Raises CorruptionError."""
+        position = bisect_right(self._marks, first, key=lambda mark: mark.first) - 1
+        if position < 0:
+            return list
+        mark = self._marks[position]
+        segments = [(segment.name, _parse(segment.name)) for segment in self._segments if segment.number >= mark.segment]
+
+        def read() -> list[Entry]:
+            found: list[Entry] = []
+            size = 0
+            offset = mark.offset
+            for name, parsed in segments:
+                path = f"{self._directory}/{name}"
+                assert parsed is not None
+                if not self._fs.exists(path):
+                    return []
+                for batch in read_batches(_Blocks(self._fs, path).read, parsed[1], offset):
+                    more = [entry for entry in batch if entry.index >= first]
+                    found += more
+                    size += sum(entry.size_bytes for entry in more)
+                    if size >= size_bytes:
+                        return found
+                offset = SEGMENT_HEADER_BYTES
+            if not found:
+                raise CorruptionError(f"{self._directory}: entry {first} was durable and cannot be read back. {ADVICE}")
+            return found
+
+        return read
+
+    # -- purging ------------------------------------------------------------------------------
+
+    def purgeable(self, index: int) -> tuple[int, int]:
+        """(number of the first segment to keep, last entry before it) if nothing at or below `index` is needed."""
+        last = 0
+        for segment in self._segments[:-1]:
+            if segment.last_index > index:
+                return segment.number, last
+            last = max(last, segment.last_index)
+        return self.number, last
+
+    def drop(self, first_number: int) -> Callable[[], None]:
+        """Forget the segments before `first_number`; the call removes their files, maybe in a thread."""
+        self._segments = [segment for segment in self._segments if segment.number >= first_number]
+        self._marks = [mark for mark in self._marks if mark.segment >= first_number]
+
+        def remove() -> None:
+            for name in self._fs.names(self._directory):
+                number = name.partition("-")[0]
+                if number.isdigit() and int(number) < first_number:  # with the copies of torn tails
+                    self._fs.remove(f"{self._directory}/{name}")
+            self._fs.sync_directory(self._directory)
+
+        return remove
+
+    def start_anew(self) -> int:
+        """The number of the next segment, with which the log begins again: a snapshot has taken the place of all before."""
+        self._end = SEGMENT_BYTES  # whatever is open is full
+        return self.number + 1
+
     # -- appending ----------------------------------------------------------------------------
 
     def prepare(self, entries: Sequence[Entry]) -> Callable[[], None]:
@@ -163,7 +302,7 @@ class SegmentedLog:
 
         It returns once the batch is durable, or raises OSError; the process must end then (R17).
         """
-        if self._file is not None and self._end < SEGMENT_BYTES:
+        if self._file is not None and self._end < min(SEGMENT_BYTES, self._segment_bytes):
             start = b""
         else:
             # Everything before is durable by now: a new segment may begin.
@@ -171,6 +310,10 @@ class SegmentedLog:
             self._id = self._new_id()
             self._end = SEGMENT_HEADER_BYTES
             start = segment_header(self.number, self._id, self._chain)
+            self._segments.append(_Segment(self.number, self._name))
+        if entries:
+            self._mark(entries[0].index, self.number, self._end)
+            self._segments[-1].last_index = max(self._segments[-1].last_index, entries[-1].index)
         offset = self._end
         data, self._chain = encode_batch(self._id, offset, self._chain, entries)
         self._end += len(data)
@@ -184,10 +327,14 @@ class SegmentedLog:
 
         return write
 
+    @property
+    def _name(self) -> str:
+        return f"{self.number:08d}-{self._id.hex()}{_SUFFIX}"
+
     def _begin(self, header: bytes) -> None:
         if self._file is not None:
             self._file.close()
-        self._file = self._fs.open(f"{self._directory}/{self.number:08d}-{self._id.hex()}{_SUFFIX}")
+        self._file = self._fs.open(f"{self._directory}/{self._name}")
         self._file.write(0, header)
         self._file.sync()
         self._fs.sync_directory(self._directory)

@@ -23,12 +23,12 @@ one (a job's body may), its header says so, and its records are masked with the 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple
 from zlib import crc32
 
-from raftd.limits import SECTOR_BYTES
+from raftd.limits import LOG_MARK_BYTES, SECTOR_BYTES
 from raftd.raft.messages import Entry, EntryKind
 
 FORMAT = 1
@@ -58,7 +58,10 @@ class Damage(Enum):
 
 
 class Scan(NamedTuple):
-    """A segment read back: its good entries, the chain and the offset behind them, and what follows."""
+    """A segment read back: its good entries, the chain and the offset behind them, and what follows.
+
+    `marks`: (index of its first entry, offset) of batches, every LOG_MARK_BYTES or so.
+    """
 
     entries: list[Entry]
     chain: int
@@ -67,6 +70,7 @@ class Scan(NamedTuple):
     bad_offset: int
     reason: str
     last_batch: int
+    marks: list[tuple[int, int]]
 
 
 class _Bad(Exception):
@@ -151,17 +155,37 @@ def scan_segment(data: bytes, number: int, segment_id: bytes, chain: int | None)
     """
     entries: list[Entry] = []
     offset = last_batch = 0
+    marks: list[tuple[int, int]] = []
     try:
         chain = _read_segment_header(data, number, segment_id, chain)
         offset = SEGMENT_HEADER_BYTES
         while offset < len(data):
             batch, chain, end = _read_batch(data, segment_id, offset, chain)
+            if batch and (not marks or offset - marks[-1][1] >= LOG_MARK_BYTES or batch[0].index <= marks[-1][0]):
+                marks.append((batch[0].index, offset))
             entries += batch
             last_batch, offset = offset, end
     except _Bad as bad:
         damage = Damage.FOREIGN if bad.is_foreign else _judge(data, segment_id, offset, bad)
-        return Scan(entries, chain or 0, offset, damage, bad.first, bad.reason, last_batch)
-    return Scan(entries, chain, offset, Damage.NONE, offset, "", last_batch)
+        return Scan(entries, chain or 0, offset, damage, bad.first, bad.reason, last_batch, marks)
+    return Scan(entries, chain, offset, Damage.NONE, offset, "", last_batch, marks)
+
+
+def read_batches(read: Callable[[int, int], bytes], segment_id: bytes, offset: int) -> Iterator[list[Entry]]:
+    """The entries of the batches from `offset` on, as long as they are whole; `read` gives (offset, size) of the segment."""
+    while True:
+        data = read(offset, _BATCH_HEADER_BYTES)
+        header = _batch_header(data, segment_id, offset, offset)
+        if header is None:
+            return
+        try:
+            end, _, chain, _, _ = header
+            data += read(offset + len(data), end - offset - len(data))
+            batch, _, _ = _read_batch(data, segment_id, offset, chain, offset)
+        except _Bad:
+            return
+        yield batch
+        offset = end
 
 
 def _read_segment_header(data: bytes, number: int, segment_id: bytes, chain: int | None) -> int:
@@ -181,27 +205,28 @@ def _read_segment_header(data: bytes, number: int, segment_id: bytes, chain: int
     return int(got_chain)
 
 
-def _batch_header(data: bytes, segment_id: bytes, offset: int) -> tuple[int, int, int, int, int] | None:
-    """(end, count, chain, flags, crc) of a valid batch header at `offset`, None if there is none."""
-    if offset + _BATCH_HEADER_BYTES > len(data):
+def _batch_header(data: bytes, segment_id: bytes, offset: int, base: int = 0) -> tuple[int, int, int, int, int] | None:
+    """(end, count, chain, flags, crc) of a valid batch header at `offset`, None if there is none. `data` begins at `base`."""
+    place = offset - base
+    if place + _BATCH_HEADER_BYTES > len(data):
         return None
-    head = data[offset : offset + _BATCH.size]
-    (crc,) = _CRC.unpack_from(data, offset + _BATCH.size)
+    head = data[place : place + _BATCH.size]
+    (crc,) = _CRC.unpack_from(data, place + _BATCH.size)
     got_id, got_offset, end, count, chain, flags = _BATCH.unpack(head)
     if got_id != segment_id or got_offset != offset or crc != crc32(head):
         return None
     return end, count, chain, flags, crc
 
 
-def _read_batch(data: bytes, segment_id: bytes, offset: int, chain: int) -> tuple[list[Entry], int, int]:
-    header = _batch_header(data, segment_id, offset)
+def _read_batch(data: bytes, segment_id: bytes, offset: int, chain: int, base: int = 0) -> tuple[list[Entry], int, int]:
+    header = _batch_header(data, segment_id, offset, base)
     place = offset + _BATCH_HEADER_BYTES
     if header is None:
         raise _Bad("the batch header is damaged", offset, place)
     end, count, got_chain, flags, crc = header
     if got_chain != chain:
         raise _Bad("the batch does not continue the one before", offset, place)
-    body = data[place:end]
+    body = data[place - base : end - base]
     records = _mask(body, segment_id) if flags & _MASKED else body
     entries = []
     at = 0  # in `records`, which begin at `place`

@@ -6,6 +6,7 @@ one fdatasync. At most one is in flight. Nobody hears of durability but through 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from random import Random
 from typing import Any, NamedTuple, Protocol
@@ -13,21 +14,16 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from raftd.errors import ADVICE, CorruptionError, StorageError
-from raftd.limits import SEAL_IDLE_MS
+from raftd.limits import APPEND_BYTES, SEAL_IDLE_MS, SEGMENT_BYTES
 from raftd.raft.messages import Entry
-from raftd.raft.ready import Persist
+from raftd.raft.ready import NO_BASE, Base, Persist
 from raftd.storage.filesystem import FileSystem
-from raftd.storage.log import SegmentedLog
+from raftd.storage.log import Recovered, SegmentedLog
 from raftd.storage.records import ID_BYTES, Damage
+from raftd.storage.snapshots import Copier, Meta, Snapshots, Worker, look_at_snapshots
 from raftd.storage.vote import Identity, VoteFile
 
 Done = Callable[[], None]
-
-
-class Worker(Protocol):
-    """Runs a blocking job elsewhere; `done` is called back in the reactor, with the error or None."""
-
-    def run(self, job: Callable[[], None], done: Callable[[BaseException | None], None]) -> None: ...
 
 
 class Clock(Protocol):
@@ -39,11 +35,22 @@ class Clock(Protocol):
 
 
 class Opened(NamedTuple):
-    """A data directory ready for use; `notes` tell the operator what recovery found."""
+    """A data directory ready for use: the entries behind `base`, which a snapshot stands for. `notes` tell the operator what
+    recovery found."""
 
     identity: Identity
+    base: Base
     entries: list[Entry]
     notes: list[str]
+    older: list[tuple[int, int]] = []  # noqa: RUF012 - never changed
+
+
+def look(fs: FileSystem, directory: str) -> tuple[Identity | None, Recovered]:
+    """What a data directory holds, which is left as it is. Raises CorruptionError."""
+    identity = VoteFile(fs, directory).read()
+    meta = look_at_snapshots(fs, f"{directory}/snap")
+    first = identity.first_segment if identity is not None else 1
+    return identity, SegmentedLog(fs, f"{directory}/log", bytes).recover(first, meta.base if meta is not None else NO_BASE)
 
 
 def _list(nodes: tuple[int, ...]) -> str:
@@ -61,10 +68,15 @@ class Store:
         owner: Identity,
         random: Random,
         worker: Worker,
+        reader: Worker,
+        copier: Copier,
         clock: Clock,
         fail: Callable[[BaseException], None],
+        segment_bytes: int = SEGMENT_BYTES,
     ) -> None:
+        """`worker` writes the log; `reader` does what no answer waits for."""
         self.directory = directory
+        self.snapshots = Snapshots(fs, f"{directory}/snap", copier, reader, fail)
         #: As it is to be written next; until `open`, only whose directory this must be.
         self.identity = owner
         #: Since the start: each is one write and one fdatasync.
@@ -72,13 +84,15 @@ class Store:
         self._fs = fs
         self._random = random
         self._worker = worker
+        self._reader = reader
         self._clock = clock
         self._fail = fail
         self._vote = VoteFile(fs, directory)
-        self._log = SegmentedLog(fs, f"{directory}/log", self._new_id)
+        self._log = SegmentedLog(fs, f"{directory}/log", self._new_id, segment_bytes)
         self._entries: list[Entry] = []
         self._changed = False
         self._waiting: list[Done] = []
+        self._jobs: deque[tuple[Callable[[], Callable[[], None]], Done]] = deque()  # of their own, between two batches
         self._busy = False
         self._closed = False
         self._on_idle: Done | None = None
@@ -117,27 +131,46 @@ class Store:
             self.identity = msgspec.structs.replace(self.identity, incarnation=1, directory_id=self._new_id())
             self._vote.write(self.identity)
             self._fs.sync_directory(self.directory)
+            self.snapshots.clean()
             self._fs.make_directory(f"{self.directory}/log")
-            return Opened(self.identity, [], [f"a new data directory in {self.directory}"])
+            return Opened(self.identity, NO_BASE, [], [f"a new data directory in {self.directory}"])
         self._check_owner(identity, self.identity)
         if identity.incarnation > 1 and not self._fs.exists(f"{self.directory}/log"):
             raise CorruptionError(f"{self.directory}/log is missing. Nothing was changed. {ADVICE}")
-        recovered = self._log.recover()
+        meta = self.snapshots.recover()
+        if meta is not None:
+            self._check_snapshot(meta, identity)
+        base = meta.base if meta is not None else NO_BASE
+        if base.index < identity.snapshot_index:
+            raise CorruptionError(
+                f"{self.snapshots.directory}: the snapshot of entry {identity.snapshot_index}, or a later one, is missing. Nothing was "
+                f"changed. {ADVICE}"
+            )
+        recovered = self._log.recover(identity.first_segment, base)
         if self._log.number < identity.segment:
             raise CorruptionError(
                 f"{self.directory}/log: the last segment is number {self._log.number}, and number {identity.segment} was written: it is "
                 f"missing. Nothing was changed. {ADVICE}"
             )
-        if recovered.entries and recovered.entries[-1].term > identity.term:
+        last_term = recovered.entries[-1].term if recovered.entries else base.term
+        if last_term > identity.term:
             raise CorruptionError(
-                f"{self.directory}: the vote file knows term {identity.term}, the log has entries of term {recovered.entries[-1].term}, so "
+                f"{self.directory}: the vote file knows term {identity.term}, the log has entries of term {last_term}, so "
                 f"the vote file is an old copy. Nothing was changed. {ADVICE}"
+            )
+        if recovered.entries and recovered.entries[0].index > base.index + 1:
+            raise CorruptionError(
+                f"{self.directory}/log begins with entry {recovered.entries[0].index}, and the newest snapshot ends with entry "
+                f"{base.index}: those between are missing. Nothing was changed. {ADVICE}"
             )
         notes = [
             f"read back {len(recovered.entries)} log entries ({recovered.size_bytes} bytes in {recovered.segments} segments), "
             f"term {identity.term}, from {self.directory}"
         ]
+        if base.index:
+            notes.append(f"the state up to entry {base.index} is that of a snapshot")
         self._fs.make_directory(f"{self.directory}/log")
+        self.snapshots.clean()
         self._vote.repair(identity)
         tail = recovered.tail
         if tail is not None:
@@ -156,9 +189,24 @@ class Store:
                     f"WARNING: {told}. They may have been acknowledged, so this node's votes count for less until it has caught up"
                 )
         self._log.sync_recovered()
-        self.identity = msgspec.structs.replace(identity, incarnation=identity.incarnation + 1, segment=self._log.number)
+        first = identity.first_segment
+        entries, older = recovered.entries, recovered.older
+        if not recovered.holds_base:
+            first = self._log.start_anew()  # R29, as when it was installed
+            entries, older = [], []
+        self.identity = msgspec.structs.replace(
+            identity, incarnation=identity.incarnation + 1, segment=self._log.number, first_segment=first
+        )
         self._vote.write(self.identity)
-        return Opened(self.identity, recovered.entries, notes)
+        self._log.drop(first)()
+        return Opened(self.identity, base, entries, notes, older)
+
+    def _check_snapshot(self, meta: Meta, identity: Identity) -> None:
+        if meta.cluster != identity.cluster or (identity.cluster_id and meta.cluster_id != identity.cluster_id):
+            raise StorageError(
+                f"{self.snapshots.directory} holds a snapshot of another cluster ({meta.cluster!r}, {meta.cluster_id.hex()}). Nothing "
+                f"was changed. Use the data directory that belongs to this node"
+            )
 
     def _check_owner(self, found: Identity, wanted: Identity) -> None:
         if (found.node, found.cluster, found.voters) == (wanted.node, wanted.cluster, wanted.voters):
@@ -168,6 +216,79 @@ class Store:
             f"configuration makes this node {wanted.node} of {wanted.cluster!r} with {_list(wanted.voters)}. Nothing was changed. Use the "
             f"configuration that it was made for, or another data directory"
         )
+
+    # -- compaction ---------------------------------------------------------------------------
+
+    def fetch_entries(self, first: int, done: Callable[[list[Entry]], None]) -> None:
+        """Read entries for a follower, from `first` on; replaced ones may be among them."""
+        read: list[Entry] = []
+        reader = self._log.reader(first, APPEND_BYTES)
+
+        def finished(error: BaseException | None) -> None:
+            if error is not None:
+                self._fail(error)
+            else:
+                done(read)
+
+        self._reader.run(lambda: read.extend(reader()), finished)
+
+    def purge(self, index: int) -> int:
+        """Nothing at or below `index` is needed any more: whole segments go. The last entry that goes, 0 if none does."""
+        first, last = self._log.purgeable(index)
+        if not last:
+            return 0
+        remove = self._log.drop(first)
+        # durably first, or a crash between two removals would look like a loss
+        newest = self.snapshots.newest
+        assert newest is not None
+        self.remember(lambda: self._run_alone(lambda: remove, lambda: None), first_segment=first, snapshot_index=newest.index)
+        return last
+
+    def install(self, meta: Meta, done: Done) -> None:
+        """The snapshot that was received takes the place of the log and of every older snapshot; durable when `done` is called."""
+
+        def prepare() -> Callable[[], None]:
+            # what was handed over before is written by now, to segments that go
+            first = self._log.start_anew()
+            remove = self._log.drop(first)
+            cluster_id = self.identity.cluster_id or meta.cluster_id
+            identity = self.identity = msgspec.structs.replace(
+                self.identity, first_segment=first, snapshot_index=meta.index, cluster_id=cluster_id
+            )
+
+            def job() -> None:
+                self.snapshots.adopt()
+                self._vote.write(identity)
+                remove()
+
+            return job
+
+        def installed() -> None:
+            self._sealed = True
+            self.snapshots.adopted(meta)
+            done()
+
+        self._run_alone(prepare, installed)
+
+    def _run_alone(self, prepare: Callable[[], Callable[[], None]], done: Done) -> None:
+        """Behind what waits to be written now."""
+        self._jobs.append((prepare, done))
+        self._go_on()
+
+    def _start_job(self) -> None:
+        prepare, then = self._jobs.popleft()
+        self._busy = True
+        job = prepare()
+
+        def done(error: BaseException | None) -> None:
+            self._busy = False
+            if error is not None:
+                self._fail(error)
+                return
+            then()
+            self._go_on()
+
+        self._worker.run(job, done)
 
     # -- writing ------------------------------------------------------------------------------
 
@@ -232,6 +353,8 @@ class Store:
             return
         if self._waiting:
             self._start()
+        elif self._jobs:
+            self._start_job()
         elif self._on_idle is not None:
             self._finish()
 

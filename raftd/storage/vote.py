@@ -26,7 +26,8 @@ class Identity(msgspec.Struct, frozen=True):
     `node`, `cluster` and `voters` are those of the configuration it was made for: under another, majorities
     would not intersect with those that it took part in.
     `term`, `voted_for` and `doubtful` are Raft's hard state. `incarnation` counts the starts of a process
-    on the directory, `segment` is the newest of the log's files that was begun. `directory_id` is random,
+    on the directory, `segment` is the newest of the log's files that was begun, `first_segment` the oldest
+    that is still needed, `snapshot_index` the entry that some snapshot reaches. `directory_id` is random,
     made with the directory; `cluster_id` is empty until the cluster's first entry was committed. `peers`
     are the directory ids of the nodes met so far: one of them that comes back under another id has lost
     its disk (R28).
@@ -40,6 +41,8 @@ class Identity(msgspec.Struct, frozen=True):
     doubtful: bool = False
     incarnation: int = 0
     segment: int = 0
+    first_segment: int = 1
+    snapshot_index: int = 0
     directory_id: bytes = b""
     cluster_id: bytes = b""
     peers: dict[int, bytes] = {}

@@ -220,7 +220,7 @@ def test_timers_and_closings_per_entry_are_bounded_and_the_rest_stays_due():
     assert queue.machine.next_due_ms() <= queue.now
     queue.later(0)
     assert queue.machine.tubes["default"].reserved == 0
-    assert queue.machine.next_due_ms() == queue.machine._timers.next_due_ms()
+    assert queue.machine.next_due_ms() == queue.machine.timers.next_due_ms()
 
 
 def test_cancelled_timers_are_rebuilt_away():
@@ -229,7 +229,7 @@ def test_cancelled_timers_are_rebuilt_away():
     queue.do(c.Reserve(1, 0))
     for _ in range(2_000):
         queue.do(c.Touch(1, 1), later=1)
-    assert len(queue.machine._timers) < 200
+    assert len(queue.machine.timers) < 200
     for _ in range(1_000):
         queue.do(c.Release(1, 1, 5, 0), c.Reserve(1, 0))
     assert len(queue.machine.tubes["default"].ready._heap) < 200
@@ -280,7 +280,7 @@ def test_a_paused_tube_that_goes_leaves_no_timer():
     queue.do(put(delay=1_000_000))
     for _ in range(1_000):
         queue.do(c.Use(1, "t"), c.PauseTube(1, "t", 4_000_000_000), c.Use(1, "default"))
-    assert len(queue.machine._timers) < 200
+    assert len(queue.machine.timers) < 200
 
 
 def test_a_session_watches_a_bounded_number_of_tubes():

@@ -13,6 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs.machine import StateMachine
+from raftd.jobs.snapshot import Loader, dump
+from raftd.sim.compare import describe_machine
 from raftd.sim.model import Model
 
 NODES = (1, 2)
@@ -42,11 +44,19 @@ commands = st.one_of(
 steps = st.sampled_from([0, 0, 1, 10, 500, 1_000, 2_500])
 
 
+def restored(pieces: list[bytes]) -> StateMachine:
+    loader = Loader()
+    for piece in pieces:
+        loader.feed(piece)
+    return loader.finish()
+
+
 class QueueLife(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.machine = StateMachine()
         self.twin = StateMachine()  # the same entries on another node
+        self.restored = StateMachine()  # a node that is started from a snapshot now and then
         self.model = Model()
         self.now = 1_000_000
         self.incarnations = dict.fromkeys(NODES, 1)
@@ -61,6 +71,7 @@ class QueueLife(RuleBasedStateMachine):
         effects = self.machine.apply(self.machine.applied_index + 1, self.now, data)
         twin = self.twin.apply(self.twin.applied_index + 1, self.now, data)
         assert effects == twin
+        assert effects == self.restored.apply(self.restored.applied_index + 1, self.now, data)
         assert list(map(msgspec.msgpack.encode, effects.answers)) == list(map(msgspec.msgpack.encode, self.model.entry(self.now, data)))
         return effects
 
@@ -73,6 +84,14 @@ class QueueLife(RuleBasedStateMachine):
     @rule(step=steps)
     def time_passes(self, step):
         self.entry(None, step)
+
+    @rule()
+    def a_node_starts_from_a_snapshot(self):
+        pieces = list(dump(self.machine))
+        assert pieces == list(dump(self.restored))
+        self.restored = restored(pieces)
+        assert self.restored.digest() == self.machine.digest()
+        assert describe_machine(self.restored) == describe_machine(self.machine)
 
     @rule(node=st.sampled_from(NODES), step=steps)
     def a_batch_comes_again(self, node, step):

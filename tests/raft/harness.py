@@ -6,10 +6,11 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from random import Random
 
+from raftd.limits import SNAPSHOT_CHUNK_BYTES
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
-from raftd.raft.messages import Entry, EntryKind, Message
-from raftd.raft.ready import HardState, Persist, ReadState, Role
+from raftd.raft.messages import Entry, EntryKind, InstallSnapshot, Message, Snapshot
+from raftd.raft.ready import NO_BASE, Base, ChunkFetch, EntriesFetch, HardState, Persist, ReadState, Role
 
 T = 25  # election ticks
 HEARTBEAT = 5
@@ -28,9 +29,10 @@ def terms(raft: Raft) -> list[int]:
 class Disk:
     """What one node has made durable: it outlives the core."""
 
-    def __init__(self, log: Iterable[Entry] = (), hard_state: HardState = HardState()) -> None:
+    def __init__(self, log: Iterable[Entry] = (), hard_state: HardState = HardState(), base: Base = NO_BASE) -> None:
         self.hard_state = hard_state
         self.entries = list(log)
+        self.base = base  # of the snapshot
 
     def write(self, persist: Persist) -> None:
         if persist.hard_state is not None:
@@ -40,22 +42,30 @@ class Disk:
             self.entries = [entry for entry in self.entries if entry.index < first] + persist.entries
 
 
+SNAPSHOT_BYTES = 3 * SNAPSHOT_CHUNK_BYTES + 5
+
+
+def snapshot_of(base: Base) -> Snapshot:
+    return Snapshot(base.index, base.term, SNAPSHOT_BYTES, 1)
+
+
 class Peer:
     """One core with its disk; `stalled` holds its writes back."""
 
-    def __init__(self, node: int, voters: Iterable[int], disk: Disk, incarnation: int, offset: int = 0, offset_term: int = 0) -> None:
+    def __init__(self, node: int, voters: Iterable[int], disk: Disk, incarnation: int) -> None:
         self.disk = disk
         self.node = node
         self.stalled = False
+        self.loads_slowly = False
         self.incarnation = incarnation
         self.writes: deque[Persist] = deque()
         self.held: deque[tuple[int, list[tuple[int, Message]]]] = deque()
         self.applied: list[Entry] = []
         self.reads: list[ReadState] = []
         self.reasons: list[str] = []
-        self.raft = Raft(
-            node, list(voters), Log(disk.entries, offset, offset_term), disk.hard_state, incarnation, Random(node), T, HEARTBEAT
-        )
+        self.raft = Raft(node, list(voters), Log(disk.entries, disk.base), disk.hard_state, incarnation, Random(node), T, HEARTBEAT)
+        self.raft.snapshot = snapshot_of(disk.base) if disk.base.index else None
+        self.have = 0  # bytes of a leader's snapshot
         self.raft.at(0, WALL_MS)
 
     def pump(self) -> list[tuple[int, Message]]:
@@ -64,7 +74,15 @@ class Peer:
         progressed = True
         while progressed:
             ready = self.raft.ready()
-            progressed = bool(ready.apply)
+            progressed = bool(ready.apply or ready.fetches or ready.chunks)
+            for fetch in ready.fetches:
+                if type(fetch) is EntriesFetch:
+                    self.raft.entries_fetched(fetch, [entry for entry in self.disk.entries if entry.index >= fetch.first])
+                elif type(fetch) is ChunkFetch:
+                    size = min(SNAPSHOT_CHUNK_BYTES, fetch.snapshot.size_bytes - fetch.offset)
+                    self.raft.chunk_fetched(fetch, bytes(size))
+            for sender, chunk in ready.chunks:
+                self.keep(sender, chunk)
             leaving += ready.send_now
             if ready.persist is not None:
                 self.writes.append(ready.persist)
@@ -83,6 +101,26 @@ class Peer:
             while self.held and (pending is None or self.held[0][0] < pending):
                 leaving += self.held.popleft()[1]
         return leaving
+
+    def compact(self, index: int) -> None:
+        """A snapshot of the state at `index` is durable, and the log before it is gone."""
+        self.disk.base = Base(index, self.raft.log.term_at(index) or 0, self.raft.log.entry(index).time_ms)
+        self.disk.entries = [entry for entry in self.disk.entries if entry.index > index]
+        self.raft.compacted(snapshot_of(self.disk.base), index)
+
+    def keep(self, sender: int, chunk: InstallSnapshot) -> None:
+        if chunk.offset == self.have:
+            self.have += len(chunk.data)
+        self.raft.chunk_kept(sender, chunk.snapshot, self.have)
+        if self.have == chunk.snapshot.size_bytes and self.raft.begin_install(chunk.snapshot):
+            self.have = 0
+            if not self.loads_slowly:
+                self.install(chunk.snapshot)
+
+    def install(self, snapshot: Snapshot) -> None:
+        self.disk.base = Base(snapshot.index, snapshot.term, WALL_MS)
+        self.disk.entries = []
+        self.raft.installed(snapshot, self.disk.base)
 
 
 class Cluster:
@@ -158,7 +196,7 @@ class Cluster:
     def restart(self, node: int) -> Peer:
         """Lose everything but the disk."""
         old = self.peers[node]
-        self.peers[node] = Peer(node, self.voters, Disk(old.disk.entries, old.disk.hard_state), old.incarnation + 1)
+        self.peers[node] = Peer(node, self.voters, Disk(old.disk.entries, old.disk.hard_state, old.disk.base), old.incarnation + 1)
         self[node].at(self.now_ms, WALL_MS + self.now_ms)
         self.dead.discard(node)
         return self.peers[node]
@@ -173,7 +211,13 @@ class Cluster:
 
 
 def alone(
-    node: int = 1, voters: int = 3, log: Iterable[Entry] = (), term: int = 0, incarnation: int = 1, doubtful: bool = False, **more: int
+    node: int = 1,
+    voters: int = 3,
+    log: Iterable[Entry] = (),
+    term: int = 0,
+    incarnation: int = 1,
+    doubtful: bool = False,
+    base: Base = NO_BASE,
 ) -> Peer:
     """One core whose peers are played by the test."""
-    return Peer(node, range(1, voters + 1), Disk(list(log), HardState(term, 0, doubtful)), incarnation, **more)
+    return Peer(node, range(1, voters + 1), Disk(list(log), HardState(term, 0, doubtful), base), incarnation)

@@ -9,7 +9,7 @@ from raftd.errors import NotLeader, Overloaded
 from raftd.raft.log import Log
 from raftd.raft.messages import AppendEntries, AppendEntriesReply, EntryKind, RequestVote
 from raftd.raft.progress import State
-from raftd.raft.ready import Role
+from raftd.raft.ready import Base, Role
 from tests.raft.harness import HEARTBEAT, WALL_MS, Cluster, T, alone, entries, terms
 from tests.raft.test_elections import append, sent
 
@@ -318,7 +318,7 @@ def test_r15_completions_out_of_order_never_move_the_durable_mark_back():
 
 
 def test_r16_a_purged_previous_entry_is_no_conflict():
-    peer = alone(log=entries(2, 2, first=11), term=2, offset=10, offset_term=1)
+    peer = alone(log=entries(2, 2, first=11), term=2, base=Base(10, 1))
     peer.raft.step(2, append(2, 5, 1, batch=entries(1, 1, 1, 1, 1, 2, 2, 2, first=6), commit=13))
     assert (peer.raft.log.last_index, peer.raft.log.commit_index) == (13, 13)
     (answer,) = sent(peer, AppendEntriesReply)
@@ -326,7 +326,7 @@ def test_r16_a_purged_previous_entry_is_no_conflict():
 
 
 def test_r16_an_entry_that_is_not_held_is_never_read_as_nothing():
-    log = Log(entries(2, first=11), 10, 1)
+    log = Log(entries(2, first=11), Base(10, 1))
     assert log.term_at(10) == 1
     assert log.term_at(9) is None
     assert log.term_at(12) is None

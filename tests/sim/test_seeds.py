@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from raftd.cli.sim import live, seeds_to_catch
+from raftd.errors import CorruptionError
 from raftd.sim import mutants
 from raftd.sim.life import Life
 from raftd.sim.minimise import minimise
 from raftd.sim.swarm import draw, plan
+from tests.raft import test_snapshots as raft
+from tests.storage import test_crash_states as crash_states
 
 START = int(os.environ.get("SIM_START", "1"))
 SEEDS = int(os.environ.get("SIM_SEEDS", "50"))
@@ -46,6 +49,20 @@ def test_no_seed_goes_wrong():
 def test_a_sample_of_mutants_is_caught(name):
     _, outcome = seeds_to_catch(name, 30)
     assert outcome is not None
+
+
+CAUGHT_BY = {
+    "snapshot drops a matching tail": raft.test_r29_a_log_that_holds_the_last_entry_of_the_snapshot_stays_and_only_commit_moves,
+    "snapshots without a directory fsync": lambda: crash_states.all_states(crash_states.taken_over),
+    "entries of the disk sent unseen": raft.test_entries_that_were_replaced_are_not_taken_from_the_disk,
+}
+
+
+@pytest.mark.parametrize("name", sorted(mutants.BY_TESTS))
+def test_mutants_that_no_seed_can_be_expected_to_meet_are_caught_by_a_test(name):
+    CAUGHT_BY[name]()
+    with mutants.applied(name), pytest.raises((AssertionError, CorruptionError, ValueError)):
+        CAUGHT_BY[name]()
 
 
 def test_mutants_leave_nothing_behind():

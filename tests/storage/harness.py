@@ -9,9 +9,11 @@ from random import Random
 
 from twisted.internet.task import Clock
 
+from raftd.errors import CorruptionError
 from raftd.raft.messages import Entry, EntryKind
 from raftd.raft.ready import HardState, Persist
 from raftd.sim.disk import MemoryFileSystem
+from raftd.storage.filesystem import FileSystem
 from raftd.storage.store import Opened, Store
 from raftd.storage.vote import Identity
 
@@ -35,7 +37,7 @@ class HeldWorker:
         error = None
         try:
             job()
-        except OSError as raised:
+        except (OSError, CorruptionError) as raised:
             error = raised
         done(error)
 
@@ -52,6 +54,22 @@ def failing(broken: str) -> Callable[[str], None]:
             raise OSError(errno.EIO, "input/output error")
 
     return fault
+
+
+class InlineCopier:
+    """Writes at once."""
+
+    def __init__(self, disk) -> None:
+        self._disk = disk
+
+    def write(self, path, parts, done) -> None:
+        file = self._disk.open(path)
+        offset = 0
+        for part in parts():
+            file.write(offset, part)
+            offset += len(part)
+        file.sync()
+        done(None)
 
 
 class PowerFailure:
@@ -82,7 +100,7 @@ class Machine:
         self.lives += 1
         self.worker = HeldWorker()
         owner = Identity(1, "t", (1,) if only_voter else (1, 2, 3))
-        self.store = Store(self.disk, DATA, owner, Random(self.lives), self.worker, self.clock, self.failures.append)
+        self.store = new_store(self, self.disk, DATA, owner, self.lives, self.worker)
         return self.store.open()
 
     def write(self, entries: Iterable[Entry] = (), state: HardState | None = None) -> list[int]:
@@ -101,6 +119,13 @@ class Machine:
 
     def segment(self, place: int = -1) -> str:
         return f"{DATA}/log/" + [name for name in self.disk.names(f"{DATA}/log") if name.endswith(".log")][place]
+
+
+def new_store(machine: Machine, disk: FileSystem, directory: str, owner: Identity, seed: int, worker: HeldWorker | None = None) -> Store:
+    """For `owner` on any disk, with the machine's clock."""
+    at_once = HeldWorker()
+    fail = machine.failures.append
+    return Store(disk, directory, owner, Random(seed), worker or at_once, HeldWorker(), InlineCopier(disk), machine.clock, fail)
 
 
 def entry(index: int, term: int = 1, data: bytes = b"x") -> Entry:

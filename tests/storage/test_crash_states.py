@@ -13,10 +13,11 @@ from random import Random
 import pytest
 
 from raftd.errors import CorruptionError
-from raftd.raft.messages import Entry
-from raftd.raft.ready import HardState, Persist
+from raftd.raft.messages import Entry, Snapshot
+from raftd.raft.ready import Base, HardState, Persist
 from raftd.sim import mutants
 from raftd.sim.disk import MemoryFileSystem
+from raftd.storage.snapshots import Meta, encode
 from tests.storage.harness import HeldWorker, Machine, entry
 
 #: So many subsets of one moment are all tried; of more, as many are drawn.
@@ -48,6 +49,43 @@ class Known(Machine):
         self.number += 1
         self.store.persist(Persist(self.number, state, list(entries)), told)
 
+    def take_snapshot(self, index: int) -> None:
+        """Of the state after entry `index`; what only the one before it needed goes."""
+        before = self.store.snapshots.newest
+        last = self.logs[-1][index - 1]
+
+        def taken(snapshot, why_not) -> None:
+            assert snapshot is not None, why_not
+            if before is not None:
+                self.store.purge(before.index)
+            self.store.snapshots.remove_older(())
+
+        self.store.snapshots.take(Meta("t", b"", index, last.term, last.time_ms), lambda: pieces_of(self.logs[-1][:index]), taken)
+
+    def receive_snapshot(self, *log: Entry) -> None:
+        """A leader's snapshot of the state after these entries takes the place of everything."""
+        data = b"".join(encode(Meta("t", b"", len(log), log[-1].term, log[-1].time_ms), pieces_of(log)))
+        snapshot = Snapshot(len(log), log[-1].term, len(data), int.from_bytes(data[-4:], "little"))
+        half = len(data) // 2
+        self.store.snapshots.keep(snapshot, 0, data[:half], lambda have: None)
+        self.store.snapshots.keep(snapshot, half, data[half:], lambda have: None)
+        found: list[Meta | None] = []
+        self.store.snapshots.verify_received(found.append)
+        assert found[0] is not None
+        self.logs.append(log)
+        self.states.append(self.states[-1])
+        place = len(self.logs) - 1
+
+        def told() -> None:
+            self.durable = place
+
+        self.store.install(found[0], told)
+
+
+def pieces_of(log: Log) -> Iterator[bytes]:
+    """A state: who applied these entries."""
+    yield from (b"%d %d" % (item.index, item.term) for item in log)
+
 
 class Moment:
     """A disk as it is between two of its operations, and what is known then."""
@@ -59,7 +97,7 @@ class Moment:
 
     def losses(self) -> list[Loss]:
         """What may be lost or kept: unsynced sectors, names of new files (-1), the new sizes of files (-2)."""
-        found: list[Loss] = []
+        found: list[Loss] = [(path, -1) for path in sorted(self.disk._removed)]
         for path, image in sorted(self.disk.files.items()):
             if not image.named:
                 found.append((path, -1))
@@ -106,14 +144,22 @@ def subsets(losses: list[Loss], random: Random) -> Iterator[set[Loss]]:
         yield {loss for loss in losses if random.random() < share}
 
 
+def reaches(log: Log, base: Base) -> bool:
+    """Whether a snapshot of `base` may stand for the beginning of the log."""
+    return not base.index or [item.term for item in log[base.index - 1 : base.index]] == [base.term]
+
+
 def check(moment: Moment, disk: MemoryFileSystem) -> None:
     """Start on what is left, and go on for one entry."""
     machine = Known(disk)
     machine.lives = moment.incarnation  # so that its random ids are new
     opened = machine.start()
-    log, identity = tuple(opened.entries), opened.identity
-    assert log in moment.logs
-    places = [place for place, possible in enumerate(moment.logs) if possible == log]
+    entries, base, identity = tuple(opened.entries), opened.base, opened.identity
+    places = [place for place, possible in enumerate(moment.logs) if possible[base.index :] == entries and reaches(possible, base)]
+    assert places
+    log = moment.logs[places[0]]
+    if base.index:
+        assert list(machine.store.snapshots.pieces()) == list(pieces_of(log[: base.index]))
     found = HardState(identity.term, identity.voted_for)
     assert not identity.doubtful
     assert found in moment.states
@@ -127,7 +173,8 @@ def check(moment: Moment, disk: MemoryFileSystem) -> None:
     again = Known(machine.disk)
     again.lives = machine.lives
     again.disk.crash()
-    assert tuple(again.start().entries) == machine.logs[-1]
+    reopened = again.start()
+    assert tuple(reopened.entries) == machine.logs[-1][reopened.base.index :]
 
 
 # -- lives -------------------------------------------------------------------------------------
@@ -206,7 +253,26 @@ def zeros(machine: Known) -> None:
     machine.put(entry(2, data=b"a" * 600 + bytes(1_100) + b"b" * 100))
 
 
-LIVES = [first_start, votes, batches, gathered, replaced, sealed, two_processes, zeros]
+def compacted(machine: Known) -> None:
+    """Two snapshots of its own: with the second, the segments before the first go."""
+    begin(machine)
+    machine.put(big(1), state=HardState(1))
+    machine.take_snapshot(1)
+    machine.put(entry(2), big(3))
+    machine.take_snapshot(3)
+    machine.put(entry(4))
+
+
+def taken_over(machine: Known) -> None:
+    """A leader's snapshot takes the place of a log that went another way."""
+    begin(machine)
+    machine.put(entry(1), big(2), state=HardState(1))
+    machine.put(state=HardState(2))
+    machine.receive_snapshot(entry(1), entry(2, 2), entry(3, 2))
+    machine.put(entry(4, 2), state=HardState(2))
+
+
+LIVES = [first_start, votes, batches, gathered, replaced, sealed, two_processes, zeros, compacted, taken_over]
 
 
 @pytest.mark.parametrize("sector", [512, 4096])
@@ -221,7 +287,7 @@ def test_every_crash_state_recovers(life, sector):
     assert tried >= 15
 
 
-@pytest.mark.parametrize("life", [batches, replaced], ids=lambda life: life.__name__)
+@pytest.mark.parametrize("life", [batches, replaced, compacted, taken_over], ids=lambda life: life.__name__)
 def test_every_crash_state_recovers_when_each_batch_begins_a_segment(life, monkeypatch):
     monkeypatch.setattr("raftd.storage.log.SEGMENT_BYTES", 100)
     random = Random(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from random import Random
 from zlib import crc32
 
 import pytest
@@ -15,9 +14,8 @@ from raftd.limits import SECTOR_BYTES
 from raftd.raft.ready import HardState, Persist
 from raftd.storage.filesystem import RealFileSystem
 from raftd.storage.records import SEGMENT_HEADER_BYTES, Damage, encode_batch, scan_segment, segment_header
-from raftd.storage.store import Store
 from raftd.storage.vote import Identity
-from tests.storage.harness import DATA, HeldWorker, Machine, PowerFailure, entry, failing, working
+from tests.storage.harness import DATA, Machine, PowerFailure, entry, failing, new_store, working
 
 ID = bytes(range(1, 17))
 OWNER = Identity(1, "t", (1, 2, 3))
@@ -651,17 +649,17 @@ def test_the_real_file_system_keeps_the_same_promises(tmp_path):
     machine = Machine(RealFileSystem())
     directory = f"{tmp_path}/a/b"
     for life in (1, 2, 3):
-        store = Store(RealFileSystem(), directory, OWNER, Random(life), HeldWorker(), machine.clock, machine.failures.append)
+        store = new_store(machine, RealFileSystem(), directory, OWNER, life)
         opened = store.open()
         assert opened.identity.incarnation == life
         assert len(opened.entries) == life - 1
         with pytest.raises(DirectoryLocked, match="stop it first"):
-            Store(RealFileSystem(), directory, OWNER, Random(9), HeldWorker(), machine.clock, machine.failures.append).open()
+            new_store(machine, RealFileSystem(), directory, OWNER, 9).open()
         store.persist(Persist(1, HardState(life, 1), [entry(life)]), lambda: None)
         store.close(lambda: None)
     segment = next(path for path in (tmp_path / "a/b/log").iterdir() if path.name.startswith("00000003"))
     segment.write_bytes(segment.read_bytes()[:-10])
-    store = Store(RealFileSystem(), directory, OWNER, Random(9), HeldWorker(), machine.clock, machine.failures.append)
+    store = new_store(machine, RealFileSystem(), directory, OWNER, 9)
     assert len(store.open().entries) == 3  # only the seal was torn
     assert machine.failures == []
 
@@ -673,5 +671,5 @@ def test_the_directory_of_another_node_cluster_or_set_of_nodes_is_not_used(other
     machine.start()
     machine.disk.crash()
     with pytest.raises(StorageError, match="belongs to node 1 of cluster 't' with the nodes 1, 2, 3"):
-        Store(machine.disk, DATA, other, Random(1), HeldWorker(), machine.clock, machine.failures.append).open()
+        new_store(machine, machine.disk, DATA, other, 1).open()
     assert machine.start().identity.incarnation == 2  # nothing was changed

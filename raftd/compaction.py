@@ -1,0 +1,149 @@
+"""Snapshots at the driver's side: when one is taken, how those of a leader are taken over, what followers are served.
+
+    entries applied ──▶ enough of them ──▶ written by a copy of this process ──▶ read back ──▶ the log before the last one goes
+    chunks arrive ──▶ whole, durable, read back ──▶ loaded, a piece a turn ──▶ named, the log goes ──▶ the state is swapped
+
+One generation of log stays behind the newest snapshot: a follower that is slow by less needs no snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+from raftd.jobs.machine import StateMachine
+from raftd.jobs.snapshot import Loader, dump
+from raftd.limits import SNAPSHOT_FACTOR, SNAPSHOT_LEAST_BYTES
+from raftd.raft.core import Raft
+from raftd.raft.messages import Entry, InstallSnapshot, Snapshot
+from raftd.raft.ready import ChunkFetch, EntriesFetch
+from raftd.storage.snapshots import Meta
+from raftd.storage.store import Clock, Store
+
+Guarded = Callable[..., None]
+
+
+def load(pieces: Iterable[bytes]) -> StateMachine:
+    """The state in a snapshot. Raises CorruptionError."""
+    loader = Loader()
+    for piece in pieces:
+        loader.feed(piece)
+    return loader.finish()
+
+
+class Compaction:
+    """`guarded` calls what may fail for a bug, `swap` puts another state in the place of the node's, `note` tells the operator."""
+
+    def __init__(
+        self,
+        cluster: str,
+        most_bytes: int,
+        raft: Raft,
+        store: Store,
+        clock: Clock,
+        guarded: Guarded,
+        swap: Callable[[StateMachine], None],
+        note: Callable[[str], None],
+    ) -> None:
+        """`most_bytes` of log are applied at most before the next snapshot."""
+        self._cluster = cluster
+        self._most_bytes = most_bytes
+        self._raft = raft
+        self._store = store
+        self._snapshots = store.snapshots
+        self._clock = clock
+        self._guarded = guarded
+        self._swap = swap
+        self._note = note
+        self._is_taking = False
+        self._log_bytes = 0  # applied since the last one
+        raft.snapshot = self._snapshots.newest
+
+    # -- taking -------------------------------------------------------------------------------
+
+    def applied(self, machine: StateMachine, entries: Iterable[Entry]) -> None:
+        """These entries were applied: a snapshot is taken if there are enough of them since the last."""
+        self._log_bytes += sum(entry.size_bytes for entry in entries)
+        newest = self._snapshots.newest
+        enough = max(SNAPSHOT_LEAST_BYTES, SNAPSHOT_FACTOR * newest.size_bytes if newest is not None else 0)
+        if self._log_bytes >= min(enough, self._most_bytes) and not self._is_taking and not self._raft.is_installing:
+            self._take(machine)
+
+    def _take(self, machine: StateMachine) -> None:
+        index = machine.applied_index
+        term = self._raft.log.term_at(index)
+        assert term is not None
+        self._is_taking = True
+        self._log_bytes = 0
+        newest = self._snapshots.newest
+        before = newest.index if newest is not None else 0
+        meta = Meta(self._cluster, self._store.identity.cluster_id, index, term, machine.now_ms)
+        self._snapshots.take(meta, lambda: dump(machine), partial(self._guarded, self._taken, before))
+
+    def _taken(self, before: int, snapshot: Snapshot | None, why_not: str) -> None:
+        self._is_taking = False
+        if snapshot is None:
+            self._note(f"WARNING: no snapshot was written; the next attempt follows after as much log again: {why_not}")
+            return
+        if self._snapshots.newest is not snapshot:
+            return  # a leader's was newer
+        log = self._raft.log
+        purged = self._store.purge(min(before, log.durable_index))
+        self._raft.compacted(snapshot, purged)
+        self._snapshots.remove_older(self._raft.snapshots_in_use)
+        self._note(f"a snapshot of the state at entry {snapshot.index} was written ({snapshot.size_bytes} bytes)")
+
+    # -- for followers ------------------------------------------------------------------------
+
+    def fetch(self, fetches: Iterable[EntriesFetch | ChunkFetch]) -> None:
+        """Read what the core wants for followers."""
+        for fetch in fetches:
+            if type(fetch) is EntriesFetch:
+                self._store.fetch_entries(fetch.first, partial(self._guarded, self._entries_read, fetch))
+            elif type(fetch) is ChunkFetch:
+                self._snapshots.fetch(fetch.snapshot, fetch.offset, partial(self._guarded, self._chunk_read, fetch))
+
+    def _entries_read(self, fetch: EntriesFetch, entries: list[Entry]) -> None:
+        self._raft.entries_fetched(fetch, entries)
+
+    def _chunk_read(self, fetch: ChunkFetch, data: bytes) -> None:
+        self._raft.chunk_fetched(fetch, data)
+
+    # -- from a leader ------------------------------------------------------------------------
+
+    def receive(self, chunks: Iterable[tuple[int, InstallSnapshot]]) -> None:
+        """Pieces of a leader's snapshot have arrived."""
+        for sender, message in chunks:
+            kept = partial(self._guarded, self._kept, sender, message.snapshot)
+            self._snapshots.keep(message.snapshot, message.offset, message.data, kept)
+
+    def _kept(self, sender: int, snapshot: Snapshot, have: int) -> None:
+        self._raft.chunk_kept(sender, snapshot, have)
+        if self._snapshots.is_whole(snapshot):
+            self._snapshots.verify_received(partial(self._guarded, self._verified, sender, snapshot))
+
+    def _verified(self, sender: int, snapshot: Snapshot, meta: Meta | None) -> None:
+        ours = self._store.identity.cluster_id
+        if meta is None:
+            self._note(f"the snapshot that node {sender} has sent is damaged; it is asked for again")
+        elif meta.cluster != self._cluster or (ours and meta.cluster_id != ours):
+            self._note(f"node {sender} has sent a snapshot of another cluster ({meta.cluster!r}); it is not used")
+        elif self._raft.begin_install(snapshot):
+            self._note(f"the snapshot of the state at entry {snapshot.index} has come from node {sender}, and is being loaded")
+            self._load(snapshot, meta, Loader(), self._snapshots.received_pieces())
+
+    def _load(self, snapshot: Snapshot, meta: Meta, loader: Loader, pieces: Iterator[bytes]) -> None:
+        """One piece a turn."""
+        piece = next(pieces, None)
+        if piece is not None:
+            loader.feed(piece)
+            self._clock.callLater(0, self._guarded, self._load, snapshot, meta, loader, pieces)
+            return
+        machine = loader.finish()
+        self._store.install(meta, partial(self._guarded, self._installed, snapshot, meta, machine))
+
+    def _installed(self, snapshot: Snapshot, meta: Meta, machine: StateMachine) -> None:
+        self._log_bytes = 0
+        self._raft.installed(snapshot, meta.base)
+        self._snapshots.remove_older(())
+        self._swap(machine)

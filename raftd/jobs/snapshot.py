@@ -1,0 +1,275 @@
+"""The whole state of the queue as a sequence of pieces, and back again.
+
+`dump` gives them one by one, each of bounded size, in an order that depends on the state alone: nodes that have applied
+the same entries give the same bytes. `Loader` takes them in the same order, as slowly as the caller likes. What can be
+counted (jobs by state, who uses a tube) is counted again, and timers are made anew from what they belong to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
+
+import msgspec
+
+from raftd.errors import UNDECODABLE, CorruptionError
+from raftd.jobs.commands import Settings
+from raftd.jobs.machine import StateMachine
+from raftd.jobs.model import URGENT_PRI, Gateway, Job, Session, State, Tube
+from raftd.jobs.timers import Kind
+from raftd.limits import SNAPSHOT_PIECE_BYTES
+
+_T = TypeVar("_T")
+_ITEM_BYTES = 64  # what an item costs besides its body
+_FEW = SNAPSHOT_PIECE_BYTES // _ITEM_BYTES
+
+
+class _Piece(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False, forbid_unknown_fields=True):
+    pass
+
+
+class _Head(_Piece, frozen=True, tag=1):
+    applied_index: int
+    now_ms: int
+    settings: Settings
+    settings_index: int
+    last_id: int
+    last_token: int
+    total_jobs: int
+    job_timeouts: int
+
+
+#: name, pause_ms, pause_until_ms, total_jobs, cmd_delete, cmd_pause_tube
+_TubeRow = tuple[str, int, int, int, int, int]
+#: Those of `Job`, with the tube as its number, in order of creation.
+_JobRow = tuple[int, int, int, int, int, bytes, int, State, int, tuple[int, int], int, int, int, int, int, int]
+
+
+class _Tubes(_Piece, frozen=True, tag=2):
+    rows: list[_TubeRow]
+
+
+class _Jobs(_Piece, frozen=True, tag=3):
+    rows: list[_JobRow]
+
+
+class _Buried(_Piece, frozen=True, tag=4):
+    """In order of burying."""
+
+    tube: str
+    ids: list[int]
+
+
+class _Gateways(_Piece, frozen=True, tag=5):
+    """node, incarnation, is_open, seq"""
+
+    rows: list[tuple[int, int, bool, int]]
+
+
+class _Session(_Piece, frozen=True, tag=6):
+    """In order of opening, gateway by gateway; what it holds follows."""
+
+    key: tuple[int, int]
+    used: str
+    watched: list[str]
+    waiting: bool
+    wait_until_ms: int
+    soon_ms: int
+
+
+class _Holds(_Piece, frozen=True, tag=7):
+    """(job, token) of the session loaded last, in order of reserving: one may hold a million."""
+
+    reserved: list[tuple[int, int]]
+
+
+class _Waiters(_Piece, frozen=True, tag=8):
+    """In order of asking."""
+
+    tube: str
+    keys: list[tuple[int, int]]
+
+
+class _Closing(_Piece, frozen=True, tag=9):
+    """A session that is gone and has reservations to give back; what it holds follows."""
+
+    key: tuple[int, int]
+
+
+class _End(_Piece, frozen=True, tag=10):
+    """Nothing is missing."""
+
+
+_AnyPiece = _Head | _Tubes | _Jobs | _Buried | _Gateways | _Session | _Holds | _Waiters | _Closing | _End
+_encode = msgspec.msgpack.Encoder().encode
+_decoder: msgspec.msgpack.Decoder[_AnyPiece] = msgspec.msgpack.Decoder(_AnyPiece)
+
+
+def dump(machine: StateMachine) -> Iterator[bytes]:
+    """The state of `machine`, which must not change meanwhile."""
+    yield _encode(
+        _Head(
+            machine.applied_index,
+            machine.now_ms,
+            machine.settings,
+            machine.settings_index,
+            machine.last_id,
+            machine.last_token,
+            machine.total_jobs,
+            machine.job_timeouts,
+        )
+    )
+    numbers = {name: number for number, name in enumerate(machine.tubes)}
+    tubes = machine.tubes.values()
+    rows = ((tube.name, tube.pause_ms, tube.pause_until_ms, tube.total_jobs, tube.cmd_delete, tube.cmd_pause_tube) for tube in tubes)
+    for tube_rows in _several(rows):
+        yield _encode(_Tubes(tube_rows))
+    yield from _dump_jobs(machine, numbers)
+    for tube in tubes:
+        for ids in _several(tube.buried):
+            yield _encode(_Buried(tube.name, ids))
+    gateways = [row for _, row in sorted(machine.gateways.items())]
+    yield _encode(_Gateways([(row.node, row.incarnation, row.is_open, row.seq) for row in gateways]))
+    for row in gateways:
+        for session in row.sessions.values():
+            waits = (session.waiting, session.wait_until_ms, session.soon_ms)
+            yield _encode(_Session(session.key, session.used.name, list(session.watched), *waits))
+            yield from _dump_reserved(session)
+    for tube in tubes:
+        for sessions in _several(tube.waiters):
+            yield _encode(_Waiters(tube.name, [session.key for session in sessions]))
+    for session in machine.closing:
+        yield _encode(_Closing(session.key))
+        yield from _dump_reserved(session)
+    yield _encode(_End())
+
+
+def _several(items: Iterable[_T]) -> Iterator[list[_T]]:
+    """In lists that make one piece each."""
+    rest = iter(items)
+    while some := list(islice(rest, _FEW)):
+        yield some
+
+
+def _dump_jobs(machine: StateMachine, numbers: dict[str, int]) -> Iterator[bytes]:
+    rows: list[_JobRow] = []
+    size = 0
+    for id in sorted(machine.jobs):
+        job = machine.jobs[id]
+        _, tube, *rest = msgspec.structs.astuple(job)
+        rows.append((id, numbers[tube.name], *rest))
+        size += len(job.body) + _ITEM_BYTES
+        if size >= SNAPSHOT_PIECE_BYTES:
+            yield _encode(_Jobs(rows))
+            rows, size = [], 0
+    if rows:
+        yield _encode(_Jobs(rows))
+
+
+def _dump_reserved(session: Session) -> Iterator[bytes]:
+    for reserved in _several(session.reserved.items()):
+        yield _encode(_Holds(reserved))
+
+
+class Loader:
+    """Builds a machine from the pieces that `dump` gave, in their order."""
+
+    def __init__(self) -> None:
+        self._machine = StateMachine()
+        self._tubes: list[Tube] = []
+        self._session: Session | None = None  # loaded last
+        self._is_whole = False
+
+    def feed(self, piece: bytes) -> None:
+        """Raises CorruptionError for what `dump` does not give."""
+        try:
+            decoded = _decoder.decode(piece)
+            self._load(decoded)
+        except (*UNDECODABLE, KeyError, IndexError) as error:
+            raise CorruptionError(f"the snapshot holds a piece that is no part of a queue's state: {error!r}") from None
+
+    def finish(self) -> StateMachine:
+        """The machine. Raises CorruptionError if pieces are missing."""
+        if not self._is_whole:
+            raise CorruptionError("the snapshot ends before the state of the queue does")
+        return self._machine
+
+    def _load(self, piece: _AnyPiece) -> None:
+        machine = self._machine
+        match piece:
+            case _Head():
+                for name in piece.__struct_fields__:
+                    setattr(machine, name, getattr(piece, name))
+            case _Tubes():
+                for row in piece.rows:
+                    self._load_tube(row)
+            case _Jobs():
+                for job_row in piece.rows:
+                    self._load_job(job_row)
+            case _Buried():
+                machine.tubes[piece.tube].buried.update(dict.fromkeys(piece.ids))
+            case _Gateways():
+                for node, incarnation, is_open, seq in piece.rows:
+                    gateway = machine.gateways[node] = Gateway(node, incarnation)
+                    gateway.is_open, gateway.seq = is_open, seq
+            case _Session():
+                self._load_session(piece)
+            case _Holds():
+                if self._session is None:
+                    raise KeyError("no session")
+                self._session.reserved.update(piece.reserved)
+            case _Waiters():
+                waiters = machine.tubes[piece.tube].waiters
+                for node, number in piece.keys:
+                    waiters[machine.gateways[node].sessions[number]] = None
+            case _Closing():
+                self._session = Session(piece.key, machine.default)
+                machine.closing.append(self._session)
+            case _End():
+                self._is_whole = True
+
+    def _load_tube(self, row: _TubeRow) -> None:
+        tube = self._machine.tube(row[0])
+        _, tube.pause_ms, tube.pause_until_ms, tube.total_jobs, tube.cmd_delete, tube.cmd_pause_tube = row
+        self._tubes.append(tube)
+        if tube.pause_until_ms:
+            self._machine.timers.add(tube.pause_until_ms, Kind.PAUSE, tube.name)
+
+    def _load_job(self, row: _JobRow) -> None:
+        machine = self._machine
+        id, tube = row[0], self._tubes[row[1]]
+        job = machine.jobs[id] = Job(id, tube, *row[2:])
+        tube.jobs += 1
+        counts = machine.counts
+        if job.state is State.READY:
+            tube.ready.add(job.pri, id)
+            counts.ready += 1
+            if job.pri < URGENT_PRI:
+                tube.urgent += 1
+                counts.urgent += 1
+        elif job.state is State.DELAYED:
+            tube.delayed.add(job.deadline_ms, id)
+            counts.delayed += 1
+            machine.timers.add(job.deadline_ms, Kind.DELAY, id)
+        elif job.state is State.RESERVED:
+            tube.reserved += 1
+            counts.reserved += 1
+            machine.timers.add(job.deadline_ms, Kind.TTR, id)
+        else:
+            counts.buried += 1
+
+    def _load_session(self, piece: _Session) -> None:
+        machine, key = self._machine, piece.key
+        gateway = machine.gateways[key[0]]
+        session = self._session = gateway.sessions[key[1]] = Session(key, machine.tubes[piece.used])
+        session.used.using += 1
+        session.watched = {name: machine.tubes[name] for name in piece.watched}
+        for tube in session.watched.values():
+            tube.watching += 1
+        session.waiting, session.wait_until_ms, session.soon_ms = piece.waiting, piece.wait_until_ms, piece.soon_ms
+        gateway.waiting += piece.waiting
+        if piece.wait_until_ms:
+            machine.timers.add(piece.wait_until_ms, Kind.WAIT, key)
+        if piece.soon_ms:
+            machine.timers.add(piece.soon_ms, Kind.SOON, key)

@@ -1,0 +1,338 @@
+"""Snapshots: the files that stand for the log up to some entry, and how they come and go.
+
+    file  = header, meta, piece, piece, …, end
+    piece = length, crc, payload            end = a piece of length 0
+
+Every CRC continues the one before it, so each piece is checked by itself, and the last CRC is that of the whole. A file
+gets its name when all of it is durable and has been read back: what is called *.snap was whole once.
+
+The file of a new snapshot is written by somebody with a copy of this process's memory (`Copier`), that of a leader's from
+the pieces that arrive. Reading for followers, and reading back, happen in a thread of their own.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+from zlib import crc32
+
+import msgspec
+
+from raftd.errors import ADVICE, UNDECODABLE, CorruptionError
+from raftd.limits import FRAME_BYTES, SNAPSHOT_CHUNK_BYTES
+from raftd.raft.messages import Snapshot
+from raftd.raft.ready import Base
+from raftd.storage.filesystem import FileSystem
+
+FORMAT = 1
+
+_MAGIC = b"raftdsnp"
+_HEADER = struct.Struct("<8sII")  # magic, format, length of the meta; then the crc of both
+_CRC = struct.Struct("<I")
+_PIECE = struct.Struct("<II")  # length, crc
+_SUFFIX = ".snap"
+_TAKEN = "taken.part"
+_RECEIVED = "received.part"
+
+
+class Meta(msgspec.Struct, frozen=True):
+    """What a snapshot is of: the cluster, and the last entry that it stands for. `time_ms` is the log time of its state."""
+
+    cluster: str
+    cluster_id: bytes
+    index: int
+    term: int
+    time_ms: int
+
+    @property
+    def base(self) -> Base:
+        return Base(self.index, self.term, self.time_ms)
+
+
+_encode_meta = msgspec.msgpack.Encoder().encode
+_meta_decoder = msgspec.msgpack.Decoder(Meta)
+
+
+def encode(meta: Meta, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The bytes of a snapshot file, in parts."""
+    encoded = _encode_meta(meta)
+    head = _HEADER.pack(_MAGIC, FORMAT, len(encoded)) + encoded
+    crc = crc32(head)
+    yield head + _CRC.pack(crc)
+    for piece in pieces:
+        crc = crc32(piece, crc32(_CRC.pack(len(piece)), crc))
+        yield _PIECE.pack(len(piece), crc) + piece
+    yield _PIECE.pack(0, crc32(_CRC.pack(0), crc))
+
+
+class SnapshotReader:
+    """A snapshot file, read front to back. Raises CorruptionError, naming file and offset."""
+
+    def __init__(self, fs: FileSystem, path: str) -> None:
+        self._fs = fs
+        self._path = path
+        head = fs.read_at(path, 0, _HEADER.size)
+        if len(head) < _HEADER.size:
+            self._damaged(0)
+        magic, version, length = _HEADER.unpack(head)
+        if magic == _MAGIC and version != FORMAT:
+            raise CorruptionError(f"{path} has format {version}; this raftd reads format {FORMAT}. Nothing was changed")
+        rest = fs.read_at(path, len(head), min(length, FRAME_BYTES) + _CRC.size)
+        self._crc = crc32(rest[:length], crc32(head))
+        if magic != _MAGIC or rest[length:] != _CRC.pack(self._crc):
+            self._damaged(0)
+        try:
+            self.meta = _meta_decoder.decode(rest[:length])
+        except UNDECODABLE:
+            self._damaged(0)
+        self._offset = len(head) + len(rest)
+
+    def _damaged(self, offset: int) -> None:
+        raise CorruptionError(f"{self._path}, offset {offset}: the snapshot is damaged. Nothing was changed. {ADVICE}")
+
+    def pieces(self) -> Iterator[bytes]:
+        """All of them; when they have come to an end without an error, the whole file is sound."""
+        while True:
+            offset = self._offset
+            head = self._fs.read_at(self._path, offset, _PIECE.size)
+            if len(head) < _PIECE.size:
+                self._damaged(offset)
+            length, crc = _PIECE.unpack(head)
+            piece = self._fs.read_at(self._path, offset + _PIECE.size, length) if 0 < length <= FRAME_BYTES else b""
+            self._crc = crc32(piece, crc32(_CRC.pack(length), self._crc))
+            if crc != self._crc or len(piece) != length:
+                self._damaged(offset)
+            self._offset += _PIECE.size + length
+            if not length:
+                return
+            yield piece
+
+    def verify(self) -> Snapshot:
+        """Read all of it."""
+        for _ in self.pieces():
+            pass
+        if self._offset != self._fs.size(self._path):
+            self._damaged(self._offset)
+        return Snapshot(self.meta.index, self.meta.term, self._offset, self._crc)
+
+
+def _name(snapshot: Snapshot | Meta) -> str:
+    return f"{snapshot.index:016d}-{snapshot.term}{_SUFFIX}"
+
+
+def _newest(fs: FileSystem, directory: str) -> SnapshotReader | None:
+    names = [name for name in fs.names(directory) if name.endswith(_SUFFIX)]
+    if not names:
+        return None
+    reader = SnapshotReader(fs, f"{directory}/{names[-1]}")
+    if names[-1] != _name(reader.meta):
+        raise CorruptionError(
+            f"{directory}/{names[-1]} is the snapshot of entry {reader.meta.index}: its name is wrong. Nothing was changed"
+        )
+    return reader
+
+
+def look_at_snapshots(fs: FileSystem, directory: str) -> Meta | None:
+    """What the newest is of; only that is read."""
+    newest = _newest(fs, directory)
+    return newest.meta if newest is not None else None
+
+
+Done = Callable[[BaseException | None], None]
+
+
+class Copier(Protocol):
+    """Writes with a copy of this process's memory, so that the process can go on."""
+
+    def write(self, path: str, parts: Callable[[], Iterator[bytes]], done: Done) -> None:
+        """Write what `parts()` gives, as everything stands now, durably to a new file at `path`; then call `done`."""
+
+
+class Worker(Protocol):
+    """Runs a blocking job elsewhere; `done` is called back in the reactor, with the error or None."""
+
+    def run(self, job: Callable[[], None], done: Done) -> None: ...
+
+
+class Snapshots:
+    """The directory `snap/`. `fail` is called with the first error of the disk and must end the process (R17)."""
+
+    def __init__(self, fs: FileSystem, directory: str, copier: Copier, worker: Worker, fail: Callable[[BaseException], None]) -> None:
+        self.directory = directory
+        #: The newest, and what it is of.
+        self.newest: Snapshot | None = None
+        self.meta: Meta | None = None
+        self._fs = fs
+        self._copier = copier
+        self._worker = worker
+        self._fail = fail
+        self._receiving: Snapshot | None = None
+        self._have = 0
+        self._keeping = False  # a piece is being written
+
+    def _path(self, snapshot: Snapshot) -> str:
+        return f"{self.directory}/{_name(snapshot)}"
+
+    @property
+    def _received_path(self) -> str:
+        return f"{self.directory}/{_RECEIVED}"
+
+    # -- opening ------------------------------------------------------------------------------
+
+    def recover(self) -> Meta | None:
+        """Look at what is there. Raises CorruptionError; nothing is changed."""
+        found = _newest(self._fs, self.directory)
+        if found is None:
+            return None
+        self.newest = found.verify()
+        self.meta = found.meta
+        return self.meta
+
+    def clean(self) -> None:
+        """Remove what an earlier process has left unfinished, or had no time to remove."""
+        self._fs.make_directory(self.directory)
+        newest = self._path(self.newest) if self.newest is not None else ""
+        for name in self._fs.names(self.directory):
+            if f"{self.directory}/{name}" != newest:
+                self._fs.remove(f"{self.directory}/{name}")
+        self._fs.sync_directory(self.directory)
+
+    def pieces(self) -> Iterator[bytes]:
+        """The state in the newest. Raises CorruptionError."""
+        assert self.newest is not None
+        return SnapshotReader(self._fs, self._path(self.newest)).pieces()
+
+    # -- of our own ---------------------------------------------------------------------------
+
+    def take(self, meta: Meta, pieces: Callable[[], Iterator[bytes]], done: Callable[[Snapshot | None, str], None]) -> None:
+        """Write one of the state as it is now; `done` is called once it is durable and was read back, or with the reason why there
+        is none: the log still has everything."""
+        path = f"{self.directory}/{_TAKEN}"
+        taken: list[Snapshot] = []
+
+        def verify() -> None:
+            taken.append(SnapshotReader(self._fs, path).verify())
+            self._fs.rename(path, self._path(taken[0]))
+            self._fs.sync_directory(self.directory)
+
+        def verified() -> None:
+            if self.newest is None or self.newest.index < meta.index:  # a leader's may have come meanwhile
+                self.newest, self.meta = taken[0], meta
+            done(taken[0], "")
+
+        def written(error: BaseException | None) -> None:
+            if error is not None:
+                done(None, str(error))
+            else:
+                self._run(verify, verified)
+
+        self._copier.write(path, lambda: encode(meta, pieces()), written)
+
+    def remove_older(self, in_use: Iterable[Snapshot]) -> None:
+        """All but the newest and those that are on their way to followers."""
+        assert self.newest is not None
+        newest = self._path(self.newest)
+        keep = {self._path(snapshot) for snapshot in in_use}
+
+        def remove() -> None:
+            for name in self._fs.names(self.directory):
+                path = f"{self.directory}/{name}"
+                if name.endswith(_SUFFIX) and path < newest and path not in keep:
+                    self._fs.remove(path)
+            self._fs.sync_directory(self.directory)
+
+        self._run(remove, lambda: None)
+
+    def _run(self, job: Callable[[], None], then: Callable[[], None]) -> None:
+        def done(error: BaseException | None) -> None:
+            if error is not None:
+                self._fail(error)
+            else:
+                then()
+
+        self._worker.run(job, done)
+
+    # -- for a follower -----------------------------------------------------------------------
+
+    def fetch(self, snapshot: Snapshot, offset: int, done: Callable[[bytes], None]) -> None:
+        """Read a chunk."""
+        read: list[bytes] = []
+        path = self._path(snapshot)
+        self._run(lambda: read.append(self._fs.read_at(path, offset, SNAPSHOT_CHUNK_BYTES)), lambda: done(read[0]))
+
+    # -- of the leader's ----------------------------------------------------------------------
+
+    def keep(self, snapshot: Snapshot, offset: int, data: bytes, done: Callable[[int], None]) -> None:
+        """A chunk has arrived: `done` is called with how much there is of this snapshot, one chunk after the other."""
+        if self._keeping:
+            return  # the leader sends it again
+        if snapshot != self._receiving:
+            self._receiving, self._have = snapshot, 0
+        if offset != self._have or not data:
+            done(self._have)
+            return
+        fresh = offset == 0
+        self._keeping = True
+
+        def write() -> None:
+            if fresh and self._fs.exists(self._received_path):
+                self._fs.remove(self._received_path)
+            file = self._fs.open(self._received_path)
+            try:
+                file.write(offset, data)
+            finally:
+                file.close()
+
+        def written() -> None:
+            self._keeping = False
+            self._have += len(data)
+            done(self._have)
+
+        self._run(write, written)
+
+    def is_whole(self, snapshot: Snapshot) -> bool:
+        """Whether all of it has arrived."""
+        return snapshot == self._receiving and self._have >= snapshot.size_bytes and not self._keeping
+
+    def verify_received(self, done: Callable[[Meta | None], None]) -> None:
+        """Make it durable and read it back; None if it is damaged: it is forgotten then, and may come again."""
+        received = self._receiving
+        assert received is not None
+        self._keeping = True
+        found: list[Meta] = []
+
+        def verify() -> None:
+            file = self._fs.open(self._received_path)
+            try:
+                file.sync()
+            finally:
+                file.close()
+            try:
+                reader = SnapshotReader(self._fs, self._received_path)
+                if reader.verify() == received:
+                    found.append(reader.meta)
+            except CorruptionError:
+                return
+
+        def verified() -> None:
+            self._keeping = False
+            if not found:
+                self._receiving = None
+            done(found[0] if found else None)
+
+        self._run(verify, verified)
+
+    def received_pieces(self) -> Iterator[bytes]:
+        return SnapshotReader(self._fs, self._received_path).pieces()
+
+    def adopt(self) -> None:
+        """Give the received file its name, durably. Blocks; to be called from the thread that writes the log."""
+        assert self._receiving is not None
+        self._fs.rename(self._received_path, self._path(self._receiving))
+        self._fs.sync_directory(self.directory)
+
+    def adopted(self, meta: Meta) -> None:
+        """It is the newest now."""
+        self.newest, self.meta = self._receiving, meta
+        self._receiving = None
