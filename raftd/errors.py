@@ -33,6 +33,10 @@ class Overloaded(RaftdError):
     """Too much waits to be committed; nothing was proposed."""
 
 
+class Refused(RaftdError):
+    """What an operator asked for cannot be done; nothing was changed."""
+
+
 class FrameError(RaftdError):
     """Bytes on a connection that are no frame of this protocol, or a frame over the limit."""
 

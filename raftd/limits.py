@@ -32,6 +32,9 @@ TIMER_ENTRY_GAP_MS = 10
 #: apart from a torn write.
 SEAL_IDLE_MS = 50
 
+#: How long an operator's request waits for the leader's answer, in ticks: an election and a half of the slowest kind fit in.
+ADMIN_TICKS = 1_000
+
 #: A connection that has not said hello by then (seconds) is closed.
 HELLO_TIMEOUT_S = 5.0
 
@@ -51,6 +54,10 @@ HANGUP_CHECK_S = 1.0
 
 #: While no leader is known, the log says so this often (seconds).
 NO_LEADER_REMINDER_S = 10.0
+
+#: How long an orderly stop waits for another node to take the lead (seconds), before the write in flight. Together they must leave
+#: room in the two seconds.
+HAND_OVER_S = 0.5
 
 #: How long an orderly stop waits for the write in flight (seconds). SIGTERM must end a node in 2 s.
 STOP_TIMEOUT_S = 1.0

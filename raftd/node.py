@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from raftd.admin import Administration, Outcome
 from raftd.compaction import Compaction, load
 from raftd.errors import CorruptionError, NotLeader, Overloaded
 from raftd.gateway import Gateway, Read, Session
@@ -25,7 +26,7 @@ from raftd.jobs.machine import StateMachine
 from raftd.limits import READ_WEIGHT_PER_TURN, TICK_MS, TIMER_ENTRY_GAP_MS
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
-from raftd.raft.messages import Entry, EntryKind, Message
+from raftd.raft.messages import Admin, AdminReply, AdminRequest, Entry, EntryKind, Message, TransferLead
 from raftd.raft.ready import HardState, ReadState, Ready, RoleChange
 from raftd.storage.store import Clock, Opened, Store
 from raftd.wire.peer import Hello, PeerMessage, Refusal
@@ -135,6 +136,7 @@ class Node:
         self._compaction = Compaction(
             config.cluster, config.snapshot_log_bytes, self.raft, store, clock, self._compacting, self._swap, observer.noted
         )
+        self._administration = Administration(self.raft, transport.send)
         self._at()
 
     # -- what doors and operators see ---------------------------------------------------------
@@ -174,6 +176,21 @@ class Node:
             "applied-index": self.machine.applied_index,
             "nodes": len(self.config.voters),
         }
+
+    def administer(self, request: AdminRequest, outcome: Outcome) -> None:
+        """An operator asks something of the cluster. `outcome` is called once: with why it was not done, or empty."""
+        self._at()
+        self._administration.ask(request, outcome)
+        self.wake()
+
+    def hand_over(self, done: Callable[[], None]) -> None:
+        """Before an orderly end: if this node leads, let another do so first. `done` is called once, after an election timeout at the
+        latest."""
+        successor = self.raft.best_successor() if self.raft.is_leader and not self._stopped else 0
+        if successor:
+            self.administer(TransferLead(successor), lambda reason: done())
+        else:
+            done()
 
     # -- from the timer and the other nodes ---------------------------------------------------
 
@@ -267,6 +284,8 @@ class Node:
                 self._order(sender, message)
             case ForwardRefused():
                 self.gateway.refused(message, now_ms)
+            case Admin() | AdminReply():
+                self._administration.receive(sender, message)
             case Refusal():
                 pass  # the connection has dealt with it
             case _:
@@ -293,6 +312,7 @@ class Node:
                 break
         else:
             self.wake()
+        self._administration.look()
         self._in_turn = False
         ends, self._turn_ends = self._turn_ends, []
         for end in ends:

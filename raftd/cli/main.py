@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -15,7 +15,11 @@ from click.core import ParameterSource
 import raftd
 from raftd.errors import ConfigError
 
+if TYPE_CHECKING:
+    from raftd.wire.client import Answer, Request
+
 LINE_PORT = 11300
+CLIENT_PORT = 11301
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -60,17 +64,69 @@ def demo() -> None:
     raise SystemExit(0 if good else 1)
 
 
+def _door(value: str, port_if_none: int, name: str) -> tuple[str, int]:
+    """HOST:PORT; the port may be left out."""
+    host, colon, port = value.rpartition(":")
+    if not colon or (host.count(":") and not host.startswith("[")):  # no port, or an IPv6 address without brackets
+        host, port = value, str(port_if_none)
+    if not host or "/" in host or not (port.isascii() and port.isdigit()) or not 1 <= int(port) <= 65_535:
+        raise click.BadParameter(f"{value!r} is not HOST:PORT, the address of a {name} door")
+    return host.strip("[]"), int(port)
+
+
 def _line_doors(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, int]]:
-    """HOST:PORT each; the port may be left out."""
-    doors = []
-    for value in values:
-        host, colon, port = value.rpartition(":")
-        if not colon or (host.count(":") and not host.startswith("[")):  # no port, or an IPv6 address without brackets
-            host, port = value, str(LINE_PORT)
-        if not host or "/" in host or not (port.isascii() and port.isdigit()) or not 1 <= int(port) <= 65_535:
-            raise click.BadParameter(f"{value!r} is not HOST:PORT, the address of a line door")
-        doors.append((host.strip("[]"), int(port)))
-    return doors
+    return [_door(value, LINE_PORT, "line") for value in values]
+
+
+def _client_door(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, int] | None:
+    return _door(value, CLIENT_PORT, "client") if value is not None else None
+
+
+def _orders(command: _F) -> _F:
+    """The options of commands that ask something of a cluster."""
+    at = click.option("--at", callback=_client_door, metavar="HOST:PORT", help="Ask at this client door.  [default: 127.0.0.1:11301]")
+    config = click.option("--config", "-c", type=click.Path(), help="Ask at any client door of this configuration file.")
+    timeout = click.option("--timeout", type=click.FloatRange(0.1, 3600), default=15.0, show_default=True, help="Seconds to wait.")
+    return at(config(timeout(command)))
+
+
+def _order(request: Request, at: tuple[str, int] | None, config: str | None, timeout: float) -> Answer:
+    """Ends the process with status 1 if there is no answer, or one that says no."""
+    from raftd.cli.ask import NoAnswer
+    from raftd.cli.order import order_of_any
+    from raftd.config import load
+    from raftd.wire.client import Failed
+
+    if at is not None and config is not None:
+        raise click.UsageError("--at and --config: give one of them")
+    doors = [at or ("127.0.0.1", CLIENT_PORT)]
+    if config is not None:
+        try:
+            doors = [(node.host, node.client) for node in load(config).nodes.values() if node.client is not None]
+        except ConfigError as error:
+            _fail(error)
+        if not doors:
+            _fail(f"{config}: no node has a client door to ask at")
+    try:
+        answer = order_of_any(doors, request, timeout)
+    except NoAnswer as reason:
+        _fail(f"no answer: {reason}")
+    if isinstance(answer.reply, Failed):
+        _fail(answer.reply.reason)
+    return answer
+
+
+@main.command(short_help="Let another node lead.")
+@click.argument("node", type=click.IntRange(1))
+@_orders
+def transfer(node: int, at: tuple[str, int] | None, config: str | None, timeout: float) -> None:
+    """Hand the lead of the cluster to NODE, without waiting for an election timeout; producers and workers notice a pause of some
+    milliseconds. Before a machine is stopped this is not needed: a leader that gets SIGTERM does so by itself."""
+    from raftd.wire.client import TransferRequest
+
+    with _working():
+        _order(TransferRequest(1, node), at, config, timeout)
+        click.echo(f"node {node} leads now")
 
 
 @main.command(short_help="What nodes say of themselves.")

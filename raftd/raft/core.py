@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from random import Random
 
-from raftd.errors import NotLeader, Overloaded
+from raftd.errors import NotLeader, Overloaded, Refused
 from raftd.limits import APPLY_BYTES, APPLY_ENTRIES, UNCOMMITTED_BYTES
 from raftd.raft.log import Log
 from raftd.raft.logtime import LogClock
@@ -39,12 +39,22 @@ from raftd.raft.messages import (
     RequestVote,
     RequestVoteReply,
     Snapshot,
+    TimeoutNow,
 )
 from raftd.raft.progress import Progress
 from raftd.raft.quorum import Tally, has_majority, majority_value
 from raftd.raft.reads import PendingReads
 from raftd.raft.ready import Base, ChunkFetch, EntriesFetch, HardState, Persist, ReadState, Ready, Role, RoleChange
 from raftd.raft.replication import Replication
+
+
+class _Transfer:
+    """The lead is being handed to `target`, until `give_up_tick`."""
+
+    def __init__(self, target: int, give_up_tick: int) -> None:
+        self.target = target
+        self.give_up_tick = give_up_tick
+        self.is_asked = False
 
 
 class Raft:
@@ -102,6 +112,7 @@ class Raft:
         self._reads = PendingReads()
         self._first_own_index = 0  # of this term, as leader
         self._uncommitted_bytes = 0
+        self._transfer: _Transfer | None = None
         # a doubtful node is sound again once this index is committed and durable here; 0: not known
         self._sound_at_index = 0
         #: The newest that is durable here, for followers that need one.
@@ -194,7 +205,7 @@ class Raft:
                 if not self._is_disturbed_by(sender):
                     self._on_pre_vote(sender, message)
             case RequestVote():
-                if not self._is_disturbed_by(sender):
+                if message.transfer or not self._is_disturbed_by(sender):
                     self._on_request_vote(sender, message)
             case PreVoteReply():
                 self._on_pre_vote_reply(sender, message)
@@ -204,6 +215,8 @@ class Raft:
                 self._on_install_snapshot(sender, message)
             case InstallSnapshotReply():
                 self._on_install_snapshot_reply(sender, message)
+            case TimeoutNow():
+                self._on_timeout_now(sender, message)
             case ReadIndex():
                 if self.is_leader and message.term == self.term:
                     self._reads.ask(sender, message.context)
@@ -219,11 +232,43 @@ class Raft:
         """
         if not self.is_leader:
             raise NotLeader(self.leader)
+        if self._transfer is not None:
+            raise Overloaded(f"the lead is being handed to node {self._transfer.target}")
         size = sum(len(data) + 32 for _, data in proposals)
         if self._uncommitted_bytes and self._uncommitted_bytes + size > UNCOMMITTED_BYTES:
             raise Overloaded(f"{self._uncommitted_bytes} bytes of proposals wait to be committed")
         self._append(proposals)
         return self.log.last_index
+
+    def transfer(self, target: int) -> None:
+        """Hand the lead to `target` (R32): until that is done, or given up after an election timeout, nothing is proposed.
+
+        Raises NotLeader, or Refused.
+        """
+        if self._replication is None:
+            raise NotLeader(self.leader)
+        if target == self.node:
+            raise Refused(f"node {target} leads already")
+        if target not in self.voters:
+            raise Refused(f"node {target} is no voter of this cluster: {', '.join(map(str, sorted(self.voters)))} are")
+        if self._transfer is not None:
+            raise Refused(f"the lead is being handed to node {self._transfer.target} already")
+        if not self._hears(target):
+            raise Refused(f"node {target} has not been heard for an election timeout")
+        self._transfer = _Transfer(target, self.tick_count + self._election_ticks)
+
+    @property
+    def is_transferring(self) -> bool:
+        return self._transfer is not None
+
+    def best_successor(self) -> int:
+        """Which follower is the nearest to this leader's log, 0 if none is heard."""
+        heard = [(one.match_index, -peer) for peer, one in self.progress.items() if peer in self.voters and self._hears(peer)]
+        return -max(heard)[1] if heard else 0
+
+    def _hears(self, peer: int) -> bool:
+        last = self.progress[peer].last_heard_tick
+        return last is not None and self.tick_count - last < self._election_ticks
 
     def read_index(self, context: int) -> None:
         """Start a linearizable read; a ReadState with `context` follows, or never, if leadership changes.
@@ -318,6 +363,7 @@ class Raft:
             if self.has_committed_own_entry and self._reads.start_round(self.log.commit_index):
                 self._finish_reads()  # the only voter confirms itself
                 self.notify_commit(self.peers)
+            self._hand_over(self._replication)
             self._replication.replicate(self.snapshot, self.clock_ms() or 0, self._reads.round)
             fetches, self._replication.fetches = self._replication.fetches, fetches
         persist = self._collect_persist()
@@ -367,6 +413,7 @@ class Raft:
         self.role, self.leader = role, leader
         if role is not Role.LEADER:
             self._replication = None
+            self._transfer = None
             self._reads = PendingReads()
             self._uncommitted_bytes = 0
 
@@ -380,7 +427,7 @@ class Raft:
         self._send_after = [(to, message) for to, message in self._send_after if type(message) is not AppendEntriesReply]
         self._become(Role.FOLLOWER, 0, reason)
 
-    def _start_election(self, reason: str) -> None:
+    def _start_election(self, reason: str, transfer: bool = False) -> None:
         self.term += 1
         self.voted_for = self.node
         self._hard_state_changed = True
@@ -391,7 +438,7 @@ class Raft:
         self._tally = Tally(self.voters)
         self._estimates, self._walls = [], []
         for peer in self.peers:
-            self._send_after.append((peer, RequestVote(self.term, self.log.last_index, self.log.last_term)))
+            self._send_after.append((peer, RequestVote(self.term, self.log.last_index, self.log.last_term, transfer)))
 
     def _become_leader(self) -> None:
         self._become(Role.LEADER, self.node, "a majority voted for it")
@@ -462,6 +509,12 @@ class Raft:
                 self._estimates.append(message.clock_ms)
                 self._walls.append(message.wall_ms)
             self._settle_election()
+
+    def _on_timeout_now(self, sender: int, message: TimeoutNow) -> None:
+        """R32: no PreVote; a majority would refuse it for the sake of the leader that asks for this."""
+        is_ready = self._hard_state_durable and not self._disk_stalled and not self.is_installing
+        if message.term == self.term and self.leader == sender and is_ready:
+            self._start_election(f"node {sender} hands the lead over", transfer=True)
 
     def _settle_election(self) -> None:
         """Nobody was asked before the own vote was durable, so whoever wins has it counted."""
@@ -580,10 +633,19 @@ class Raft:
             if not has_majority(self.voters, active | {self.node}):
                 self._become(Role.FOLLOWER, 0, "no majority answered within the election timeout")  # R7
                 return
+        if self._transfer is not None and self.tick_count >= self._transfer.give_up_tick:
+            self._transfer = None  # R32
         self._heartbeat_elapsed_ticks += 1
         if self._heartbeat_elapsed_ticks >= self._heartbeat_ticks:
             self._heartbeat_elapsed_ticks = 0
             self.notify_commit(self.peers)
+
+    def _hand_over(self, replication: Replication) -> None:
+        """TimeoutNow once the target has everything; entries on their way to it go first on the same connection."""
+        transfer = self._transfer
+        if transfer is not None and not transfer.is_asked and replication.progress[transfer.target].match_index == self.log.last_index:
+            transfer.is_asked = True
+            self._send_now.append((transfer.target, TimeoutNow(self.term)))
 
     def _on_append_entries_reply(self, sender: int, message: AppendEntriesReply) -> None:
         if message.term > self.term:

@@ -53,10 +53,11 @@ class PreVoteReply(_Message, frozen=True, tag=2):
 
 
 class RequestVote(_Message, frozen=True, tag=3):
-    """§5.2, §5.4.1."""
+    """§5.2, §5.4.1. `transfer`: the leader itself has asked for this election, so nobody protects it from it (R5)."""
 
     last_log_index: int
     last_log_term: int
+    transfer: bool = False
 
 
 class RequestVoteReply(_Message, frozen=True, tag=4):
@@ -130,6 +131,10 @@ class InstallSnapshotReply(_Message, frozen=True, tag=10):
     incarnation: int
 
 
+class TimeoutNow(_Message, frozen=True, tag=11):
+    """The leader asks a follower that has all of its log to be elected in its place (thesis §3.10)."""
+
+
 class ReadIndex(_Message, frozen=True, tag=7):
     """A follower asks for a read index (thesis §6.4)."""
 
@@ -144,6 +149,29 @@ class ReadIndexReply(_Message, frozen=True, tag=8):
     clock_ms: int
 
 
+class TransferLead(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False, forbid_unknown_fields=True):
+    """Hand the lead to `node`."""
+
+    node: int
+
+
+AdminRequest = TransferLead
+
+
+class Admin(msgspec.Struct, frozen=True, array_like=True, tag=24, gc=False, forbid_unknown_fields=True):
+    """What an operator has asked of the sender, for the leader to do. `number` is the sender's."""
+
+    number: int
+    request: AdminRequest
+
+
+class AdminReply(msgspec.Struct, frozen=True, array_like=True, tag=25, gc=False, forbid_unknown_fields=True):
+    """Why it was not done; empty if it was."""
+
+    number: int
+    reason: str
+
+
 Message = (
     PreVote
     | PreVoteReply
@@ -155,4 +183,5 @@ Message = (
     | ReadIndexReply
     | InstallSnapshot
     | InstallSnapshotReply
+    | TimeoutNow
 )

@@ -113,7 +113,8 @@ class Replication:
         if message.success:
             return message.index <= log.last_index and progress.acknowledged(message.index, log.offset + 1)
         if progress.refused(message.index):
-            if message.hint_index < log.offset or message.hint_term < log.offset_term:
+            is_before = message.hint_index < log.offset or message.hint_term < log.offset_term
+            if is_before and progress.match_index < log.offset:  # or the refusal is an old one
                 progress.next_index = log.offset  # what it lacks is in the snapshot only
             else:
                 progress.back_to(log.last_with_term_at_most(message.hint_term, message.hint_index) + 1)

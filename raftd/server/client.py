@@ -15,6 +15,7 @@ from raftd.jobs import commands as c
 from raftd.jobs.replies import JobTooBig, Reply
 from raftd.limits import HELLO_FRAME_BYTES, HELLO_TIMEOUT_S, STRANGER_TEXT
 from raftd.node import Node
+from raftd.raft.messages import TransferLead
 from raftd.server.clients import Clients
 from raftd.server.door import DoorProtocol
 from raftd.server.stats import Counters
@@ -128,6 +129,10 @@ class ClientProtocol(DoorProtocol):
                 self.began(size)
                 self.session.local(self._status, partial(self_answer, size))
                 return
+            case w.TransferRequest(node=node):
+                self.began(size)
+                self.node.administer(TransferLead(node), partial(self._administered, request.id, size))
+                return
         self.began(size)
         self.session.submit(command, partial(self_answer, size))
         self.node.wake()
@@ -145,6 +150,10 @@ class ClientProtocol(DoorProtocol):
         self.began(_REQUEST_BYTES)
         self.session.local(lambda: reply, partial(self._answered, id, _REQUEST_BYTES))
 
+    def _administered(self, id: int, size: int, reason: str) -> None:
+        if not self._closed:
+            self._answered(id, size, w.Failed(reason) if reason else w.Done(), 0)
+
     def _status(self) -> w.Status:
         node = self.node
         status = node.status()
@@ -161,7 +170,7 @@ class ClientProtocol(DoorProtocol):
         )
 
     def _answered(self, id: int, size: int, reply: object, index: int) -> None:
-        answer = w.Answer(id, index or self.node.machine.applied_index, cast("Reply | w.Status | w.Failed", reply))
+        answer = w.Answer(id, index or self.node.machine.applied_index, cast("Reply | w.Status | w.Failed | w.Done", reply))
         self.answer(w.encode_answer(answer), size)
 
 

@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 from raftd.config import Config
 from raftd.errors import StorageError
 from raftd.jobs.commands import Settings
-from raftd.limits import HANGUP_CHECK_S, NO_LEADER_REMINDER_S, SEGMENTS_PER_SNAPSHOT, STOP_TIMEOUT_S, TICK_MS
+from raftd.limits import HAND_OVER_S, HANGUP_CHECK_S, NO_LEADER_REMINDER_S, SEGMENTS_PER_SNAPSHOT, STOP_TIMEOUT_S, TICK_MS
 from raftd.node import Node, NodeConfig
 from raftd.server.client import ClientFactory
 from raftd.server.clients import Clients, most_clients
@@ -220,6 +220,14 @@ class RaftdService(service.MultiService):
 
     def stopService(self) -> defer.Deferred[None]:
         """Everything accepted is on disk or was not answered: stop at once, but give the lock back in order."""
+        if self.node is None:
+            return self._stop()
+        handed_over: defer.Deferred[None] = defer.Deferred()
+        self.node.hand_over(lambda: None if handed_over.called else handed_over.callback(None))
+        handed_over.addTimeout(HAND_OVER_S, self._reactor, onTimeoutCancel=lambda failure, seconds: None)
+        return handed_over.addCallback(lambda result: self._stop())
+
+    def _stop(self) -> defer.Deferred[None]:
         stopped: defer.Deferred[None] = defer.Deferred()
         if self._ticks is not None and self._ticks.running:
             self._ticks.stop()

@@ -446,7 +446,7 @@ class Checks:
                 heard = progress is None or message.term < raft.term or progress.incarnation >= message.incarnation
                 _require(heard, "R12", f"node {process.node_id} does not see that node {sender} was born again")
                 return
-            if type(message) not in (PreVote, RequestVote):
+            if type(message) not in (PreVote, RequestVote) or (type(message) is RequestVote and message.transfer):
                 step(sender, message)
                 return
             hears_leader = raft.role is Role.FOLLOWER and raft.leader not in (0, sender) and raft._elapsed_ticks < self._election_ticks

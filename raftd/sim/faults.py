@@ -8,6 +8,7 @@ from __future__ import annotations
 from itertools import permutations
 from typing import TYPE_CHECKING
 
+from raftd.raft.messages import TransferLead
 from raftd.sim.disk import DAMAGES
 from raftd.sim.process import Process
 from raftd.sim.swarm import SHAPES, Event
@@ -133,6 +134,41 @@ class Faults:
         if process is not None and not self._life.healed:
             self._life.end(process, power=True)
             self._life.start_later(node, 10)
+
+    def _transfer(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        """Asked at any node, of any node, the leader itself and dead ones among them."""
+        asked = self._life.process_for(numbers[2])
+        if asked is None:
+            return False
+        target = self._life.nodes[numbers[3] % len(self._life.nodes)]
+        asked.soon(asked.node.administer, TransferLead(target), self._told_of_transfer)
+        return True
+
+    def _told_of_transfer(self, reason: str) -> None:
+        self._life.counted("transfer: done" if not reason else "transfer: refused, given up or unknown")
+
+    def _orderly_stop(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        if process is None or process.stopped:
+            return False
+        life = self._life
+        was_leader = process.node.raft.is_leader
+
+        def handed_over() -> None:
+            if process.alive:
+                gave = was_leader and not process.node.raft.is_leader
+                life.counted("orderly stop: the lead went first" if gave else "orderly stop: at once")
+                process.node.stop(stopped)
+
+        def stopped() -> None:
+            life.scheduler.after(0, ended)
+
+        def ended() -> None:
+            if process.alive:
+                life.end(process, power=False)
+                life.start_later(node, ms)
+
+        process.soon(process.node.hand_over, handed_over)
+        return True
 
     def _power_everywhere(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         return self._lose_all_but(0, ms, 1_000)

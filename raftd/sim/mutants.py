@@ -538,3 +538,13 @@ def _replaced_entries_sent(original: Any) -> Any:
 @_mutant("clients of a swapped state wait for ever", Gateway, "installed")
 def _clients_are_not_told(original: Any) -> Any:
     return Gateway.applied
+
+
+@_mutant("transfer flag stuck", Raft, "_tick_leader")
+def _transfer_flag_stuck(original: Any) -> Any:
+    def tick(self: Raft) -> None:
+        if self._transfer is not None:
+            self._transfer.give_up_tick += 1
+        original(self)
+
+    return tick

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from raftd.raft.messages import EntryKind
+from raftd.raft.messages import EntryKind, TransferLead
 from raftd.raft.progress import State
 from raftd.sim import history
 from raftd.sim.checks import Violation
@@ -103,6 +103,8 @@ class Rest:
         life.wait(_REST_MS, self._all_agree, lambda: "the nodes do not catch up with each other")
         life.wait(_REST_MS, self._no_timer_is_due, lambda: "timers that are due do not fire")
         life.wait(_REST_MS, lambda: self._is_led() and not self._left_over(), lambda: f"not at rest: {self._left_over()}")
+        self._interrupt_a_transfer()
+        life.wait(_REST_MS, lambda: self._is_led() and not self._left_over(), lambda: f"not at rest: {self._left_over()}")
         elections = life.elections
         visitors = [life.visit(node, 2) for node in self._alive]
         for visitor in visitors:
@@ -113,6 +115,20 @@ class Rest:
         if life.elections != elections or not self._is_led():
             raise Violation("liveness: another election, though nothing happens any more")
         life.wait(_REST_MS, self._all_agree, lambda: "the nodes do not agree at the end")
+
+    def _interrupt_a_transfer(self) -> None:
+        """The lead is handed to a node that is killed in this moment, if there are enough others: the cluster must serve all the
+        same (R32)."""
+        life = self._life
+        leader = self._leader()
+        if leader is None or len(self._alive) - 1 <= len(life.nodes) // 2:
+            return
+        target = leader.node.raft.best_successor()
+        if target:
+            leader.soon(leader.node.administer, TransferLead(target), lambda reason: None)
+            life.end(life.running[target], power=False)
+            life.start_later(target, 2 * life.options.election_timeout_ms)
+            life.wait(_START_MS, self._all_run, lambda: "a node does not start again")
 
     def _all_run(self) -> bool:
         """A slow node may still be coming up, and one may refuse."""

@@ -39,6 +39,8 @@ FAULTS: dict[str, float] = {
     "full disk": 0.1,  # for a while
     "damaged disk": 0.3,  # of one voter only, while it is off
     "wall clock": 0.2,  # jumps
+    "transfer": 0.3,  # an operator hands the lead to some node
+    "orderly stop": 0.1,  # SIGTERM: a leader hands over first
 }
 SHAPES = ("one node", "halves", "majorities ring", "bridge")
 

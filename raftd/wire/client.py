@@ -73,7 +73,13 @@ class StatusRequest(_Request, frozen=True, tag=7):
     """Answered at once from this node, also without a quorum."""
 
 
-Request = PutRequest | UseRequest | WatchRequest | IgnoreRequest | ReserveRequest | DeleteRequest | StatusRequest
+class TransferRequest(_Request, frozen=True, tag=8):
+    """Hand the lead of the cluster to `node`."""
+
+    node: int
+
+
+Request = PutRequest | UseRequest | WatchRequest | IgnoreRequest | ReserveRequest | DeleteRequest | StatusRequest | TransferRequest
 
 
 class Status(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=40):
@@ -90,9 +96,13 @@ class Status(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=41):
-    """Certainly not applied; `reason` says what to do."""
+    """Certainly not applied, unless `reason` says that this is not known; it says what to do."""
 
     reason: str
+
+
+class Done(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=42):
+    """What was asked of the cluster is done."""
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -100,7 +110,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
     id: int
     index: int
-    reply: Reply | Status | Failed
+    reply: Reply | Status | Failed | Done
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -6,7 +6,7 @@ import msgspec
 
 from raftd.errors import UNDECODABLE, FrameError
 from raftd.jobs.commands import GatewayMessage
-from raftd.raft.messages import Message
+from raftd.raft.messages import Admin, AdminReply, Message
 from raftd.wire.frames import VERSION, frame
 
 _MAGIC = b"raftd-peer"
@@ -30,7 +30,7 @@ class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=30, forbid_unkno
     reason: str
 
 
-PeerMessage = Message | GatewayMessage | Refusal
+PeerMessage = Message | GatewayMessage | Admin | AdminReply | Refusal
 
 _encoder = msgspec.msgpack.Encoder()
 _hello_decoder = msgspec.msgpack.Decoder(Hello)

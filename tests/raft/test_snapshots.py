@@ -9,6 +9,7 @@ from raftd.raft.log import Log
 from raftd.raft.messages import (
     AppendEntries,
     AppendEntriesReply,
+    EntryKind,
     InstallSnapshot,
     InstallSnapshotReply,
     PreVoteReply,
@@ -222,6 +223,19 @@ def test_r30_any_acknowledgement_that_reaches_the_log_ends_the_snapshot():
     peer.raft.step(2, AppendEntriesReply(peer.raft.term, True, 10, 0, 0, 0, 1, False))
     assert peer.raft.progress[2].state is State.REPLICATE
     assert peer.raft.progress[2].next_index == 11
+
+
+def test_r12_a_late_refusal_sends_nobody_back_behind_what_it_has():
+    """Found by the simulator: it was refused before the snapshot came, and heard after what followed it was acknowledged."""
+    peer = leading_beyond_its_log()
+    peer.raft.propose([(EntryKind.BATCH, b"")] * 5)
+    sent(peer)
+    term = peer.raft.term
+    peer.raft.step(2, AppendEntriesReply(term, True, 13, 0, 0, 0, 1, False))
+    peer.raft.step(2, AppendEntriesReply(term, False, 15, 3, 1, 0, 1, False))
+    progress = peer.raft.progress[2]
+    assert progress.next_index > progress.match_index == 13
+    assert sent(peer) == []
 
 
 # -- R31 ---------------------------------------------------------------------------------------
