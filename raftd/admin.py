@@ -51,7 +51,7 @@ class Administration:
         try:
             match request:
                 case TransferLead(node=node):
-                    self._raft.transfer(node)
+                    self._raft.lead().transfer(node)
                     self._transfer = (node, [outcome])
         except NotLeader:
             outcome("the node that was asked leads no more: ask again")

@@ -77,7 +77,8 @@ class Compaction:
         self._log_bytes = 0
         newest = self._snapshots.newest
         before = newest.index if newest is not None else 0
-        meta = Meta(self._cluster, self._store.identity.cluster_id, index, term, machine.now_ms)
+        configuration = self._raft.membership.at(index)
+        meta = Meta(self._cluster, configuration, index, term, machine.now_ms)
         self._snapshots.take(meta, lambda: dump(machine), partial(self._guarded, self._taken, before))
 
     def _taken(self, before: int, snapshot: Snapshot | None, why_not: str) -> None:
@@ -126,7 +127,7 @@ class Compaction:
         ours = self._store.identity.cluster_id
         if meta is None:
             self._note(f"the snapshot that node {sender} has sent is damaged; it is asked for again")
-        elif meta.cluster != self._cluster or (ours and meta.cluster_id != ours):
+        elif meta.cluster != self._cluster or (ours and meta.configuration.cluster_id != ours):
             self._note(f"node {sender} has sent a snapshot of another cluster ({meta.cluster!r}); it is not used")
         elif self._raft.begin_install(snapshot):
             self._note(f"the snapshot of the state at entry {snapshot.index} has come from node {sender}, and is being loaded")
@@ -144,6 +145,6 @@ class Compaction:
 
     def _installed(self, snapshot: Snapshot, meta: Meta, machine: StateMachine) -> None:
         self._log_bytes = 0
-        self._raft.installed(snapshot, meta.base)
+        self._raft.installed(snapshot, meta.base, meta.configuration)
         self._snapshots.remove_older(())
         self._swap(machine)

@@ -26,7 +26,8 @@ from raftd.jobs.machine import StateMachine
 from raftd.limits import READ_WEIGHT_PER_TURN, TICK_MS, TIMER_ENTRY_GAP_MS
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
-from raftd.raft.messages import Admin, AdminReply, AdminRequest, Entry, EntryKind, Message, TransferLead
+from raftd.raft.membership import decode
+from raftd.raft.messages import Admin, AdminReply, AdminRequest, Configuration, Entry, EntryKind, Message, TransferLead
 from raftd.raft.ready import HardState, ReadState, Ready, RoleChange
 from raftd.storage.store import Clock, Opened, Store
 from raftd.wire.peer import Hello, PeerMessage, Refusal
@@ -100,7 +101,7 @@ class Node:
         identity = opened.identity
         self.raft = Raft(
             config.node,
-            config.voters,
+            store.snapshots.meta.configuration if store.snapshots.meta is not None else Configuration(b"", config.voters),
             Log(opened.entries, opened.base, opened.older),
             HardState(identity.term, identity.voted_for, identity.doubtful),
             identity.incarnation,
@@ -186,7 +187,7 @@ class Node:
     def hand_over(self, done: Callable[[], None]) -> None:
         """Before an orderly end: if this node leads, let another do so first. `done` is called once, after an election timeout at the
         latest."""
-        successor = self.raft.best_successor() if self.raft.is_leader and not self._stopped else 0
+        successor = self.raft.lead().best_successor() if self.raft.is_leader and not self._stopped else 0
         if successor:
             self.administer(TransferLead(successor), lambda reason: done())
         else:
@@ -357,7 +358,7 @@ class Node:
             # Replaying the log after a restart gives the answers of earlier incarnations too: not ours to give.
             is_own = self._owns_its_row
             if entry.kind is EntryKind.CONFIG and not self._store.identity.cluster_id:
-                self._store.remember(self.wake, cluster_id=entry.data)
+                self._store.remember(self.wake, cluster_id=decode(entry.data).cluster_id)
             effects = machine.apply(entry.index, entry.time_ms, entry.data if entry.kind is EntryKind.BATCH else b"")
             concerned |= effects.owners
             for owner, number, reply in effects.answers:

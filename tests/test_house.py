@@ -93,7 +93,7 @@ def test_every_module_opens_with_its_idea_and_is_one_room(module):
     assert len(path.read_text().splitlines()) <= 700
 
 
-@pytest.mark.parametrize("number", [*range(1, 23), *range(29, 36)])
+@pytest.mark.parametrize("number", range(1, 36))
 def test_every_rule_has_a_test_of_its_name(number):
     pattern = re.compile(rf"def test_r{number:02d}_\w+|^# R{number}\b", re.MULTILINE)
     assert any(pattern.search(path.read_text()) for path in (ROOT / "tests").rglob("*.py"))

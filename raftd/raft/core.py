@@ -17,16 +17,21 @@ from, by the test of that name in `tests/raft/`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from random import Random
 
-from raftd.errors import NotLeader, Overloaded, Refused
+import msgspec
+
+from raftd.errors import NotLeader, Overloaded
 from raftd.limits import APPLY_BYTES, APPLY_ENTRIES, UNCOMMITTED_BYTES
+from raftd.raft.leadership import Leadership
 from raftd.raft.log import Log
 from raftd.raft.logtime import LogClock
+from raftd.raft.membership import Membership, encode
 from raftd.raft.messages import (
     AppendEntries,
     AppendEntriesReply,
+    Configuration,
     Entry,
     EntryKind,
     InstallSnapshot,
@@ -48,15 +53,6 @@ from raftd.raft.ready import Base, ChunkFetch, EntriesFetch, HardState, Persist,
 from raftd.raft.replication import Replication
 
 
-class _Transfer:
-    """The lead is being handed to `target`, until `give_up_tick`."""
-
-    def __init__(self, target: int, give_up_tick: int) -> None:
-        self.target = target
-        self.give_up_tick = give_up_tick
-        self.is_asked = False
-
-
 class Raft:
     """One node's part in the consensus.
 
@@ -68,7 +64,7 @@ class Raft:
     def __init__(
         self,
         node: int,
-        voters: Collection[int],
+        configuration: Configuration,
         log: Log,
         hard_state: HardState,
         incarnation: int,
@@ -77,11 +73,8 @@ class Raft:
         heartbeat_ticks: int,
     ) -> None:
         self.node = node
-        self.voters = frozenset(voters)
-        if node not in self.voters:
-            raise ValueError(f"node {node} is not among the voters {sorted(self.voters)}")
-        self.peers = tuple(sorted(self.voters - {node}))
         self.log = log
+        self.membership = Membership(configuration, log.forgotten_index, log.slice(log.forgotten_index + 1, log.last_index))
         self.term = hard_state.term
         self.voted_for = hard_state.voted_for
         self.doubtful = hard_state.doubtful
@@ -100,10 +93,10 @@ class Raft:
         self._heartbeat_elapsed_ticks = 0
         self.tick_count = 0
         self._draw_timeout()
-        if len(self.voters) == 1:
+        if self.voters == {self.node}:
             self._timeout_ticks = 1  # there is nobody to wait for
         # an election
-        self._tally = Tally(self.voters)
+        self._tally = Tally(self.membership.halves)
         self._estimates: list[int | None] = []
         self._walls: list[int] = []
         self._own_vote_number = 0  # the persist that makes it durable, 0 until handed over
@@ -112,7 +105,7 @@ class Raft:
         self._reads = PendingReads()
         self._first_own_index = 0  # of this term, as leader
         self._uncommitted_bytes = 0
-        self._transfer: _Transfer | None = None
+        self._leadership: Leadership | None = None
         # a doubtful node is sound again once this index is committed and durable here; 0: not known
         self._sound_at_index = 0
         #: The newest that is durable here, for followers that need one.
@@ -131,6 +124,21 @@ class Raft:
         self._chunks: list[tuple[int, InstallSnapshot]] = []
 
     # -- what the driver may look at ----------------------------------------------------------
+
+    @property
+    def voters(self) -> frozenset[int]:
+        """Of both halves while the configuration is joint."""
+        return self.membership.voters
+
+    @property
+    def peers(self) -> list[int]:
+        """All other members."""
+        return sorted(self.membership.members - {self.node})
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether it is committed that this node is a member no more."""
+        return self.node in self.membership.at(self.log.commit_index).removed and self.node not in self.membership.members
 
     @property
     def is_leader(self) -> bool:
@@ -173,28 +181,27 @@ class Raft:
         self._elapsed_ticks += 1
         if self.is_leader:
             self._tick_leader()
-        elif self._elapsed_ticks >= self._timeout_ticks and self._hard_state_durable and not self._disk_stalled and not self.is_installing:
-            # (A vote of our own needs the disk; one that is on its way to it is not overtaken by another.)
+        elif self._elapsed_ticks >= self._timeout_ticks and self._may_campaign:
             self.campaign("no leader heard within the election timeout")
 
     def campaign(self, reason: str) -> None:
         """Ask whether an election could be won (PreVote, thesis §9.6); the only voter need not ask."""
-        if self.is_leader:
+        if self.is_leader or self.node not in self.voters:
             return
         self._draw_timeout()
-        if len(self.voters) == 1:
+        if self.voters == {self.node}:
             self._start_election(reason)
             return
         # R6: the known leader is forgotten, or two pre-candidates would refuse each other for its sake
         self._become(Role.PRE_CANDIDATE, 0, reason)
-        self._tally = Tally(self.voters)
+        self._tally = Tally(self.membership.halves)
         self._tally.count(self.node, True)
-        for peer in self.peers:
+        for peer in sorted(self.voters - {self.node}):
             self._send_now.append((peer, PreVote(self.term + 1, self.log.last_index, self.log.last_term)))
 
     def step(self, sender: int, message: Message) -> None:
-        """A message of `sender` has arrived. Nodes that are no voters are not heard."""
-        if sender not in self.voters or sender == self.node:
+        """A message of `sender` has arrived. It need not be a member, as far as this node knows: it may know less than the sender."""
+        if sender == self.node:
             return
         match message:
             case AppendEntries():
@@ -232,43 +239,23 @@ class Raft:
         """
         if not self.is_leader:
             raise NotLeader(self.leader)
-        if self._transfer is not None:
-            raise Overloaded(f"the lead is being handed to node {self._transfer.target}")
+        if self._leadership is not None and (successor := self._leadership.successor):
+            raise Overloaded(f"the lead is being handed to node {successor}")
         size = sum(len(data) + 32 for _, data in proposals)
         if self._uncommitted_bytes and self._uncommitted_bytes + size > UNCOMMITTED_BYTES:
             raise Overloaded(f"{self._uncommitted_bytes} bytes of proposals wait to be committed")
-        self._append(proposals)
+        self.append(proposals)
         return self.log.last_index
 
-    def transfer(self, target: int) -> None:
-        """Hand the lead to `target` (R32): until that is done, or given up after an election timeout, nothing is proposed.
-
-        Raises NotLeader, or Refused.
-        """
-        if self._replication is None:
+    def lead(self) -> Leadership:
+        """What a leader does to the cluster itself. Raises NotLeader."""
+        if self._leadership is None:
             raise NotLeader(self.leader)
-        if target == self.node:
-            raise Refused(f"node {target} leads already")
-        if target not in self.voters:
-            raise Refused(f"node {target} is no voter of this cluster: {', '.join(map(str, sorted(self.voters)))} are")
-        if self._transfer is not None:
-            raise Refused(f"the lead is being handed to node {self._transfer.target} already")
-        if not self._hears(target):
-            raise Refused(f"node {target} has not been heard for an election timeout")
-        self._transfer = _Transfer(target, self.tick_count + self._election_ticks)
+        return self._leadership
 
     @property
     def is_transferring(self) -> bool:
-        return self._transfer is not None
-
-    def best_successor(self) -> int:
-        """Which follower is the nearest to this leader's log, 0 if none is heard."""
-        heard = [(one.match_index, -peer) for peer, one in self.progress.items() if peer in self.voters and self._hears(peer)]
-        return -max(heard)[1] if heard else 0
-
-    def _hears(self, peer: int) -> bool:
-        last = self.progress[peer].last_heard_tick
-        return last is not None and self.tick_count - last < self._election_ticks
+        return self._leadership is not None and self._leadership.successor != 0
 
     def read_index(self, context: int) -> None:
         """Start a linearizable read; a ReadState with `context` follows, or never, if leadership changes.
@@ -332,11 +319,12 @@ class Raft:
         self.is_installing = self.role is Role.FOLLOWER and snapshot.index > self.log.commit_index
         return self.is_installing
 
-    def installed(self, snapshot: Snapshot, base: Base) -> None:
+    def installed(self, snapshot: Snapshot, base: Base, configuration: Configuration) -> None:
         """It has taken the place of the log and of the state, durably (R29)."""
         self.is_installing = False
         self.snapshot = snapshot
         self.log = Log((), base)
+        self.membership = Membership(configuration, base.index, ())
         if self.leader not in (0, self.node) and self._hard_state_durable:
             self._acknowledge(self.leader)
         self._recover_from_doubt()
@@ -363,11 +351,15 @@ class Raft:
             if self.has_committed_own_entry and self._reads.start_round(self.log.commit_index):
                 self._finish_reads()  # the only voter confirms itself
                 self.notify_commit(self.peers)
-            self._hand_over(self._replication)
+            if self._leadership is not None:
+                self._leadership.hand_over()
             self._replication.replicate(self.snapshot, self.clock_ms() or 0, self._reads.round)
             fetches, self._replication.fetches = self._replication.fetches, fetches
+            if self._leadership is not None and self._leadership.is_over:
+                self._become(Role.FOLLOWER, 0, "it is no member any more")
         persist = self._collect_persist()
         apply = [] if self.is_installing else self.log.next_to_apply(APPLY_ENTRIES, APPLY_BYTES)
+        self.membership.applied(self.log.applied_index)
         ready = Ready(
             send_now=self._send_now,
             persist=persist,
@@ -413,7 +405,7 @@ class Raft:
         self.role, self.leader = role, leader
         if role is not Role.LEADER:
             self._replication = None
-            self._transfer = None
+            self._leadership = None
             self._reads = PendingReads()
             self._uncommitted_bytes = 0
 
@@ -435,30 +427,39 @@ class Raft:
         self._sound_at_index = 0
         self._draw_timeout()
         self._become(Role.CANDIDATE, 0, reason)
-        self._tally = Tally(self.voters)
+        self._tally = Tally(self.membership.halves)
         self._estimates, self._walls = [], []
-        for peer in self.peers:
+        for peer in sorted(self.voters - {self.node}):
             self._send_after.append((peer, RequestVote(self.term, self.log.last_index, self.log.last_term, transfer)))
 
     def _become_leader(self) -> None:
         self._become(Role.LEADER, self.node, "a majority voted for it")
         self.clock.lead(self.term, self.log.last_time_ms, [*self._estimates, self.clock_ms()], [*self._walls, self.wall_ms], self.now_ms)
-        self._replication = Replication(self.term, self.log, self.peers, lambda to, message: self._send_now.append((to, message)))
+        self._replication = Replication(self.term, self.log, self.peers, self.send)
+        self._leadership = Leadership(self, self._replication, self._election_ticks)
         self._heartbeat_elapsed_ticks = 0
         self._uncommitted_bytes = 0
         self._first_own_index = self._sound_at_index = self.log.last_index + 1
         if self.log.last_index == 0:
-            # the first entry of a cluster is its random id
-            self._append([(EntryKind.CONFIG, self._random.randbytes(16))])
+            # the first entry of a cluster says who it is
+            configuration = msgspec.structs.replace(self.membership.latest, cluster_id=self._random.randbytes(16))
+            self.append([(EntryKind.CONFIG, encode(configuration))])
         else:
-            self._append([(EntryKind.NOOP, b"")])
+            self.append([(EntryKind.NOOP, b"")])
 
-    def _append(self, proposals: Sequence[tuple[EntryKind, bytes]]) -> None:
+    def send(self, to: int, message: Message) -> None:
+        """Into the lane of those that may leave at once."""
+        self._send_now.append((to, message))
+
+    def append(self, proposals: Sequence[tuple[EntryKind, bytes]]) -> None:
+        """As the leader."""
         stamp = max(self.log.last_time_ms, self.clock_ms() or 0)
         first = self.log.last_index + 1
         entries = [Entry(self.term, first + place, stamp, kind, data) for place, (kind, data) in enumerate(proposals)]
         self._uncommitted_bytes += sum(entry.size_bytes for entry in entries)
         self.log.append(entries)
+        if self.membership.appended(entries) and self._replication is not None:
+            self._replication.set_peers(self.peers, self.tick_count + 2 * self._election_ticks)
 
     # -- elections ----------------------------------------------------------------------------
 
@@ -512,9 +513,13 @@ class Raft:
 
     def _on_timeout_now(self, sender: int, message: TimeoutNow) -> None:
         """R32: no PreVote; a majority would refuse it for the sake of the leader that asks for this."""
-        is_ready = self._hard_state_durable and not self._disk_stalled and not self.is_installing
-        if message.term == self.term and self.leader == sender and is_ready:
+        if message.term == self.term and self.leader == sender and self._may_campaign:
             self._start_election(f"node {sender} hands the lead over", transfer=True)
+
+    @property
+    def _may_campaign(self) -> bool:
+        """A vote of our own needs the disk; one that is on its way to it is not overtaken by another."""
+        return self._hard_state_durable and not self._disk_stalled and not self.is_installing and self.node in self.voters
 
     def _settle_election(self) -> None:
         """Nobody was asked before the own vote was durable, so whoever wins has it counted."""
@@ -559,7 +564,10 @@ class Raft:
         if prev > log.commit_index and log.term_at(prev) != message.prev_log_term:
             self._refuse(sender, message)
             return
-        log.merge(message.entries)
+        appended = log.merge(message.entries)
+        if appended:
+            self.membership.truncated(appended[0].index)
+            self.membership.appended(appended)
         last_new = prev + len(message.entries)
         log.commit_to(min(message.leader_commit, last_new))  # R11
         index = max(last_new, min(log.commit_index, log.durable_index))
@@ -623,29 +631,24 @@ class Raft:
         return bool(self._unfinished) and self.tick_count - self._unfinished[0][1] >= 2 * self._election_ticks
 
     def _tick_leader(self) -> None:
+        if self._leadership is not None:
+            self._leadership.tick()
         if self._disk_stalled and self.peers:
             # R34: heartbeats alone would keep a leader that can commit nothing; the only voter stays.
             self._become(Role.FOLLOWER, 0, "its disk has not finished a write for two election timeouts")
             return
         if self._elapsed_ticks >= self._election_ticks:
             self._elapsed_ticks = 0
-            active = self._replication.recently_active() if self._replication is not None else set()
-            if not has_majority(self.voters, active | {self.node}):
+            active = self._replication.recently_active(self.tick_count) if self._replication is not None else set()
+            if not has_majority(self.membership.halves, active | {self.node}):
                 self._become(Role.FOLLOWER, 0, "no majority answered within the election timeout")  # R7
                 return
-        if self._transfer is not None and self.tick_count >= self._transfer.give_up_tick:
-            self._transfer = None  # R32
         self._heartbeat_elapsed_ticks += 1
         if self._heartbeat_elapsed_ticks >= self._heartbeat_ticks:
             self._heartbeat_elapsed_ticks = 0
-            self.notify_commit(self.peers)
-
-    def _hand_over(self, replication: Replication) -> None:
-        """TimeoutNow once the target has everything; entries on their way to it go first on the same connection."""
-        transfer = self._transfer
-        if transfer is not None and not transfer.is_asked and replication.progress[transfer.target].match_index == self.log.last_index:
-            transfer.is_asked = True
-            self._send_now.append((transfer.target, TimeoutNow(self.term)))
+            self.notify_commit(self.progress)
+            if self._leadership is not None:
+                self._leadership.heartbeat()
 
     def _on_append_entries_reply(self, sender: int, message: AppendEntriesReply) -> None:
         if message.term > self.term:
@@ -657,7 +660,7 @@ class Raft:
         if progress is None:
             return
         if message.doubtful and self.log.last_index == progress.heard_at:
-            self._append([(EntryKind.NOOP, b"")])  # an idle cluster would leave it in doubt for ever
+            self.append([(EntryKind.NOOP, b"")])  # an idle cluster would leave it in doubt for ever
         if self._replication.answered(progress, message):
             self._advance_commit()
 
@@ -673,7 +676,7 @@ class Raft:
         """§5.3, §5.4.2: only entries of the own term are committed by counting (R9)."""
         matches = {peer: progress.match_index for peer, progress in self.progress.items()}
         matches[self.node] = self.log.durable_index
-        index = majority_value(self.voters, matches)
+        index = majority_value(self.membership.halves, matches)
         before = self.log.commit_index
         if index <= before or self.log.term_at(index) != self.term:
             return
@@ -681,11 +684,13 @@ class Raft:
         committed = self.log.slice(max(before + 1, self._first_own_index), index)
         self._uncommitted_bytes -= sum(entry.size_bytes for entry in committed)
         self._recover_from_doubt()
+        if self._leadership is not None:
+            self._leadership.committed()
 
     def _finish_reads(self) -> None:
         rounds = {peer: progress.read_round for peer, progress in self.progress.items()}
         rounds[self.node] = self._reads.round
-        for asker, context, index in self._reads.finished(self.voters, rounds):
+        for asker, context, index in self._reads.finished(self.membership.halves, rounds):
             clock_ms = self.clock_ms() or 0
             if asker == self.node:
                 self._finished_reads.append(ReadState(context, index, clock_ms))

@@ -125,8 +125,8 @@ class Log:
         self._add_runs(entries)
         self.last_index += len(entries)
 
-    def merge(self, entries: Sequence[Entry]) -> None:
-        """A follower's append: skip what is held already, truncate only at a real conflict (R10)."""
+    def merge(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        """A follower's append: skip what is held already, truncate only at a real conflict (R10). What was appended."""
         for position, entry in enumerate(entries):
             if entry.index <= self.offset:
                 continue
@@ -136,7 +136,8 @@ class Log:
             if held is not None:
                 self._truncate(entry.index)
             self.append(entries[position:])
-            return
+            return entries[position:]
+        return ()
 
     def _truncate(self, index: int) -> None:
         """Drop `index` and all behind it, and every claim of durability with them (R14)."""

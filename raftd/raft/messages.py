@@ -35,6 +35,29 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unkno
         return len(self.data) + 32
 
 
+class Address(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True):
+    """Where the other nodes, and clients (port 0: nowhere), find a node."""
+
+    host: str
+    peer: int
+    client: int = 0
+
+
+class Configuration(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Who is a member: the data of a config entry.
+
+    `cluster_id` is random, made with the first entry of the cluster. `outgoing` are the voters before, while the configuration is
+    joint. `removed` are ids that were members once, and never are again.
+    """
+
+    cluster_id: bytes
+    voters: tuple[int, ...]
+    outgoing: tuple[int, ...] = ()
+    learners: tuple[int, ...] = ()
+    addresses: dict[int, Address] = {}
+    removed: tuple[int, ...] = ()
+
+
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False, forbid_unknown_fields=True):
     term: int
 
@@ -155,7 +178,26 @@ class TransferLead(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False
     node: int
 
 
-AdminRequest = TransferLead
+class AddMember(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False, forbid_unknown_fields=True):
+    """Make `node` a learner, which becomes a voter by itself once it has caught up."""
+
+    node: int
+    address: Address
+
+
+class PromoteMember(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False, forbid_unknown_fields=True):
+    """Make a learner a voter."""
+
+    node: int
+
+
+class RemoveMember(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False, forbid_unknown_fields=True):
+    """`node` is a member no more, and its id is never used again."""
+
+    node: int
+
+
+AdminRequest = TransferLead | AddMember | PromoteMember | RemoveMember
 
 
 class Admin(msgspec.Struct, frozen=True, array_like=True, tag=24, gc=False, forbid_unknown_fields=True):

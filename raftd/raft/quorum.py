@@ -1,7 +1,7 @@
 """Counting: what a majority has, and who wins an election.
 
-A cluster's voters are a set of node ids. A joint configuration, once membership can change, is two such
-sets, each counted on its own (R25); everything that counts goes through this module.
+A cluster's voters are a set of node ids. A joint configuration is two such sets, each counted on its own (R25): the *halves*.
+Everything that counts goes through this module.
 
 **Doubtful voters.** A node whose log lost its last batch to damage may have lost entries that it had
 acknowledged. Its grant is then worth less: the candidate it prefers may lack them too. A candidate wins
@@ -12,7 +12,9 @@ least, and n - majority + 2 grants leave out only majority - 2 voters: one of th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+
+Halves = Sequence[Collection[int]]
 
 
 def majority(voters: Collection[int]) -> int:
@@ -20,28 +22,33 @@ def majority(voters: Collection[int]) -> int:
     return len(voters) // 2 + 1
 
 
-def majority_value(voters: Collection[int], values: Mapping[int, int]) -> int:
-    """The greatest value that a majority of voters has reached; a voter without one counts as 0."""
+def majority_value(halves: Halves, values: Mapping[int, int]) -> int:
+    """The greatest value that a majority of each half has reached; a voter without one counts as 0."""
+    return min(_majority_value(voters, values) for voters in halves)
+
+
+def _majority_value(voters: Collection[int], values: Mapping[int, int]) -> int:
     ranked = sorted((values.get(voter, 0) for voter in voters), reverse=True)
     return ranked[majority(voters) - 1]
 
 
-def has_majority(voters: Collection[int], members: Collection[int]) -> bool:
-    return sum(voter in members for voter in voters) >= majority(voters)
+def has_majority(halves: Halves, members: Collection[int]) -> bool:
+    """Whether `members` are a majority of each half."""
+    return all(sum(voter in members for voter in voters) >= majority(voters) for voters in halves)
 
 
 class Tally:
-    """The grants and refusals of one election or pre-election."""
+    """The grants and refusals of one election or pre-election. Each half must be won."""
 
-    def __init__(self, voters: Collection[int]) -> None:
-        self._voters = frozenset(voters)
+    def __init__(self, halves: Halves) -> None:
+        self._halves = [frozenset(voters) for voters in halves]
         self._sound: set[int] = set()
         self._doubtful: set[int] = set()
         self._refused: set[int] = set()
 
     def count(self, voter: int, granted: bool, doubtful: bool = False) -> None:
         """Only the first answer of a voter counts."""
-        if voter not in self._voters or voter in self._sound | self._doubtful | self._refused:
+        if voter in self._sound | self._doubtful | self._refused:
             return
         if not granted:
             self._refused.add(voter)
@@ -52,11 +59,14 @@ class Tally:
 
     @property
     def won(self) -> bool:
-        least = majority(self._voters)
-        granted = len(self._sound) + len(self._doubtful)
-        return len(self._sound) >= least or granted >= len(self._voters) - least + 2
+        return all(self._has_won(voters) for voters in self._halves)
+
+    def _has_won(self, voters: frozenset[int]) -> bool:
+        least = majority(voters)
+        sound = len(voters & self._sound)
+        return sound >= least or sound + len(voters & self._doubtful) >= len(voters) - least + 2
 
     @property
     def lost(self) -> bool:
-        """So many refused that no majority is left."""
-        return len(self._voters) - len(self._refused) < majority(self._voters)
+        """So many of a half refused that no majority of it is left."""
+        return any(len(voters - self._refused) < majority(voters) for voters in self._halves)

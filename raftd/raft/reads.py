@@ -9,9 +9,9 @@ is no lease: nothing here trusts a clock (R22).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
-from raftd.raft.quorum import majority_value
+from raftd.raft.quorum import Halves, majority_value
 
 
 class PendingReads:
@@ -34,11 +34,11 @@ class PendingReads:
         self._unsent.clear()
         return True
 
-    def finished(self, voters: Collection[int], rounds: Mapping[int, int]) -> list[tuple[int, int, int]]:
+    def finished(self, halves: Halves, rounds: Mapping[int, int]) -> list[tuple[int, int, int]]:
         """(asker, context, index) of every read whose round a majority has confirmed."""
         if not self._waiting:
             return []
-        confirmed = majority_value(voters, rounds)
+        confirmed = majority_value(halves, rounds)
         done = []
         while self._waiting and self._waiting[0][0] <= confirmed:
             _, index, asker, context = self._waiting.popleft()

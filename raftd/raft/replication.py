@@ -22,6 +22,28 @@ class Replication:
         self._log = log
         self._send = send
 
+        self._leaving: dict[int, int] = {}  # peer -> the tick at which it is left alone
+
+    def set_peers(self, peers: Collection[int], tick: int) -> None:
+        """The configuration is another. Who is in it no more hears so, until `tick`."""
+        for peer in peers:
+            self._leaving.pop(peer, None)
+            if peer not in self.progress:
+                self.progress[peer] = Progress(self._log.last_index + 1)
+        for peer in self.progress:
+            if peer not in peers:
+                self._leaving.setdefault(peer, tick)
+
+    def hears(self, peer: int, since_tick: int) -> bool:
+        """Whether it has answered after that tick."""
+        last = self.progress[peer].last_heard_tick
+        return last is not None and last > since_tick
+
+    def furthest(self, voters: Collection[int], since_tick: int) -> int:
+        """Who of `voters` that has answered after that tick has most of the log, 0 if none has."""
+        heard = [(one.match_index, -peer) for peer, one in self.progress.items() if peer in voters and self.hears(peer, since_tick)]
+        return -max(heard)[1] if heard else 0
+
     # -- what goes out ------------------------------------------------------------------------
 
     def due(self, nodes: Iterable[int]) -> None:
@@ -126,8 +148,10 @@ class Replication:
         if transfer is not None and message.index == transfer.snapshot.index:
             transfer.heard(message.have)
 
-    def recently_active(self) -> set[int]:
+    def recently_active(self, tick: int) -> set[int]:
         """Who has been heard since this was asked last. Snapshots of which nothing was heard are asked about again."""
+        for peer in [peer for peer, until in self._leaving.items() if tick >= until]:
+            del self._leaving[peer], self.progress[peer]
         active = {peer for peer, progress in self.progress.items() if progress.recently_active}
         for progress in self.progress.values():
             progress.recently_active = False

@@ -16,6 +16,7 @@ from raftd.jobs.commands import Forward
 from raftd.jobs.machine import Effects, StateMachine
 from raftd.raft.messages import (
     AppendEntriesReply,
+    Configuration,
     Entry,
     EntryKind,
     Message,
@@ -408,11 +409,11 @@ class Checks:
             process.world.counted("(snapshot written)")
             take(machine)
 
-        def checked_installed(snapshot: Snapshot, base: Base) -> None:
+        def checked_installed(snapshot: Snapshot, base: Base, configuration: Configuration) -> None:
             _require(base.index > life.commit, "R29", f"node {node} installs a snapshot of {base.index}, and has committed {life.commit}")
             kept = life.chains[base.index - 1 : base.index] == self._chains[base.index - 1 : base.index]
             _require(not kept, "R29", f"node {node} drops a log that goes on from the snapshot of entry {base.index}")
-            installed(snapshot, base)
+            installed(snapshot, base, configuration)
             self._begin_with(life, node, base)
             self._nodes[node].durable = [(entry.term, chain) for entry, chain in zip(life.entries, life.chains, strict=True)]
             self._nodes[node].promised = base.index

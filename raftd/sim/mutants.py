@@ -21,6 +21,7 @@ from raftd.jobs.snapshot import Loader
 from raftd.jobs.timers import Kind, TimerId, Timers
 from raftd.node import Node
 from raftd.raft.core import Raft
+from raftd.raft.leadership import Leadership
 from raftd.raft.log import Log
 from raftd.raft.logtime import LogClock
 from raftd.raft.messages import AppendEntries, AppendEntriesReply, Entry, InstallSnapshot, Snapshot
@@ -235,7 +236,7 @@ def _old_term_commit(original: Any) -> Any:
     def advance(self: Raft) -> None:
         matches = {peer: progress.match_index for peer, progress in self.progress.items()}
         matches[self.node] = self.log.durable_index
-        index, before = majority_value(self.voters, matches), self.log.commit_index
+        index, before = majority_value(self.membership.halves, matches), self.log.commit_index
         if self.log.commit_to(index):
             own = self.log.slice(max(before + 1, self._first_own_index), index) if index >= self._first_own_index else []
             self._uncommitted_bytes -= sum(entry.size_bytes for entry in own)
@@ -365,7 +366,7 @@ def _no_noop_before_serving(original: Any) -> Any:
 
 @_mutant("read without the quorum round", PendingReads, "finished")
 def _read_without_the_quorum_round(original: Any) -> Any:
-    return lambda self, voters, rounds: original(self, voters, dict.fromkeys(voters, self.round))
+    return lambda self, halves, rounds: original(self, halves, {voter: self.round for half in halves for voter in half})
 
 
 @_mutant("read token reused", PendingReads, "start_round")
@@ -540,11 +541,6 @@ def _clients_are_not_told(original: Any) -> Any:
     return Gateway.applied
 
 
-@_mutant("transfer flag stuck", Raft, "_tick_leader")
+@_mutant("transfer flag stuck", Leadership, "tick")
 def _transfer_flag_stuck(original: Any) -> Any:
-    def tick(self: Raft) -> None:
-        if self._transfer is not None:
-            self._transfer.give_up_tick += 1
-        original(self)
-
-    return tick
+    return lambda self: None

@@ -123,7 +123,7 @@ class Rest:
         leader = self._leader()
         if leader is None or len(self._alive) - 1 <= len(life.nodes) // 2:
             return
-        target = leader.node.raft.best_successor()
+        target = leader.node.raft.lead().best_successor()
         if target:
             leader.soon(leader.node.administer, TransferLead(target), lambda reason: None)
             life.end(life.running[target], power=False)

@@ -21,7 +21,7 @@ import msgspec
 
 from raftd.errors import ADVICE, UNDECODABLE, CorruptionError
 from raftd.limits import FRAME_BYTES, SNAPSHOT_CHUNK_BYTES
-from raftd.raft.messages import Snapshot
+from raftd.raft.messages import Configuration, Snapshot
 from raftd.raft.ready import Base
 from raftd.storage.filesystem import FileSystem
 
@@ -37,10 +37,11 @@ _RECEIVED = "received.part"
 
 
 class Meta(msgspec.Struct, frozen=True):
-    """What a snapshot is of: the cluster, and the last entry that it stands for. `time_ms` is the log time of its state."""
+    """What a snapshot is of: the cluster, who its members are then, and the last entry that it stands for. `time_ms` is the log time
+    of its state."""
 
     cluster: str
-    cluster_id: bytes
+    configuration: Configuration
     index: int
     term: int
     time_ms: int

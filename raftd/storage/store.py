@@ -202,10 +202,11 @@ class Store:
         return Opened(self.identity, base, entries, notes, older)
 
     def _check_snapshot(self, meta: Meta, identity: Identity) -> None:
-        if meta.cluster != identity.cluster or (identity.cluster_id and meta.cluster_id != identity.cluster_id):
+        theirs = meta.configuration.cluster_id
+        if meta.cluster != identity.cluster or (identity.cluster_id and theirs != identity.cluster_id):
             raise StorageError(
-                f"{self.snapshots.directory} holds a snapshot of another cluster ({meta.cluster!r}, {meta.cluster_id.hex()}). Nothing "
-                f"was changed. Use the data directory that belongs to this node"
+                f"{self.snapshots.directory} holds a snapshot of another cluster ({meta.cluster!r}, {theirs.hex()}). Nothing was changed. "
+                f"Use the data directory that belongs to this node"
             )
 
     def _check_owner(self, found: Identity, wanted: Identity) -> None:
@@ -251,7 +252,7 @@ class Store:
             # what was handed over before is written by now, to segments that go
             first = self._log.start_anew()
             remove = self._log.drop(first)
-            cluster_id = self.identity.cluster_id or meta.cluster_id
+            cluster_id = self.identity.cluster_id or meta.configuration.cluster_id
             identity = self.identity = msgspec.structs.replace(
                 self.identity, first_segment=first, snapshot_index=meta.index, cluster_id=cluster_id
             )

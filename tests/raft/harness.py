@@ -9,7 +9,7 @@ from random import Random
 from raftd.limits import SNAPSHOT_CHUNK_BYTES
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
-from raftd.raft.messages import Entry, EntryKind, InstallSnapshot, Message, Snapshot
+from raftd.raft.messages import Configuration, Entry, EntryKind, InstallSnapshot, Message, Snapshot
 from raftd.raft.ready import NO_BASE, Base, ChunkFetch, EntriesFetch, HardState, Persist, ReadState, Role
 
 T = 25  # election ticks
@@ -56,6 +56,7 @@ class Peer:
         self.disk = disk
         self.node = node
         self.stalled = False
+        self.configuration = Configuration(b"", tuple(voters))  # in the leader's snapshot
         self.loads_slowly = False
         self.incarnation = incarnation
         self.writes: deque[Persist] = deque()
@@ -63,7 +64,9 @@ class Peer:
         self.applied: list[Entry] = []
         self.reads: list[ReadState] = []
         self.reasons: list[str] = []
-        self.raft = Raft(node, list(voters), Log(disk.entries, disk.base), disk.hard_state, incarnation, Random(node), T, HEARTBEAT)
+        self.raft = Raft(
+            node, Configuration(b"", tuple(voters)), Log(disk.entries, disk.base), disk.hard_state, incarnation, Random(node), T, HEARTBEAT
+        )
         self.raft.snapshot = snapshot_of(disk.base) if disk.base.index else None
         self.have = 0  # bytes of a leader's snapshot
         self.raft.at(0, WALL_MS)
@@ -120,7 +123,7 @@ class Peer:
     def install(self, snapshot: Snapshot) -> None:
         self.disk.base = Base(snapshot.index, snapshot.term, WALL_MS)
         self.disk.entries = []
-        self.raft.installed(snapshot, self.disk.base)
+        self.raft.installed(snapshot, self.disk.base, self.configuration)
 
 
 class Cluster:
@@ -162,7 +165,7 @@ class Cluster:
     def deliver(self) -> None:
         sender, to, message = self.wire.popleft()
         self.seen.append((sender, to, message))
-        if (sender, to) not in self.cut and to not in self.dead and self.filter(sender, to, message):
+        if (sender, to) not in self.cut and to in self.peers and to not in self.dead and self.filter(sender, to, message):
             self[to].step(sender, message)
 
     def tick(self, count: int = 1, nodes: Iterable[int] | None = None) -> None:

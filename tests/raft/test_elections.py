@@ -353,7 +353,7 @@ def test_r08_a_lower_term_append_gets_an_answer_with_the_higher_term():
     ],
 )
 def test_a_doubtful_grant_counts_for_less(voters, sound, doubtful, won):
-    tally = Tally(range(1, voters + 1))
+    tally = Tally([range(1, voters + 1)])
     for voter in range(1, sound + doubtful + 1):
         tally.count(voter, True, voter > sound)
     assert tally.won is won
@@ -442,9 +442,9 @@ def test_doubt_goes_only_when_that_entry_is_committed_and_durable_here():
 
 
 def test_majority_value_is_what_a_majority_has_reached():
-    assert majority_value((1, 2, 3), {1: 5, 2: 3}) == 3
-    assert majority_value((1, 2, 3, 4), {1: 5, 2: 3, 3: 4, 4: 1}) == 3
-    assert majority_value((1,), {1: 7}) == 7
+    assert majority_value([(1, 2, 3)], {1: 5, 2: 3}) == 3
+    assert majority_value([(1, 2, 3, 4)], {1: 5, 2: 3, 3: 4, 4: 1}) == 3
+    assert majority_value([(1,)], {1: 7}) == 7
 
 
 def test_log_time_survives_an_election_and_a_wrong_wall_clock():

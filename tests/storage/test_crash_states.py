@@ -13,7 +13,7 @@ from random import Random
 import pytest
 
 from raftd.errors import CorruptionError
-from raftd.raft.messages import Entry, Snapshot
+from raftd.raft.messages import Configuration, Entry, Snapshot
 from raftd.raft.ready import Base, HardState, Persist
 from raftd.sim import mutants
 from raftd.sim.disk import MemoryFileSystem
@@ -60,11 +60,13 @@ class Known(Machine):
                 self.store.purge(before.index)
             self.store.snapshots.remove_older(())
 
-        self.store.snapshots.take(Meta("t", b"", index, last.term, last.time_ms), lambda: pieces_of(self.logs[-1][:index]), taken)
+        self.store.snapshots.take(
+            Meta("t", Configuration(b"", (1, 2, 3)), index, last.term, last.time_ms), lambda: pieces_of(self.logs[-1][:index]), taken
+        )
 
     def receive_snapshot(self, *log: Entry) -> None:
         """A leader's snapshot of the state after these entries takes the place of everything."""
-        data = b"".join(encode(Meta("t", b"", len(log), log[-1].term, log[-1].time_ms), pieces_of(log)))
+        data = b"".join(encode(Meta("t", Configuration(b"", (1, 2, 3)), len(log), log[-1].term, log[-1].time_ms), pieces_of(log)))
         snapshot = Snapshot(len(log), log[-1].term, len(data), int.from_bytes(data[-4:], "little"))
         half = len(data) // 2
         self.store.snapshots.keep(snapshot, 0, data[:half], lambda have: None)

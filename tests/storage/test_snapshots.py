@@ -9,12 +9,12 @@ import pytest
 
 from raftd.errors import CorruptionError, StorageError
 from raftd.limits import SNAPSHOT_CHUNK_BYTES
-from raftd.raft.messages import Snapshot
+from raftd.raft.messages import Configuration, Snapshot
 from raftd.sim.disk import MemoryFileSystem
 from raftd.storage.snapshots import Meta, SnapshotReader, encode
 from tests.storage.harness import DATA, Machine, entry
 
-META = Meta("t", b"", 3, 1, 1_003)
+META = Meta("t", Configuration(b"", (1, 2, 3)), 3, 1, 1_003)
 PIECES = [b"first", b"x" * 1_000, b"last"]
 
 

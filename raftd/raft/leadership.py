@@ -1,0 +1,122 @@
+"""What a leader does to the cluster itself: it hands the lead over, and changes who is a member.
+
+Made when a node becomes the leader, and gone when it leads no more: nothing of it is left behind (R32).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from raftd.errors import Refused
+from raftd.raft.membership import check_free, encode, leave_joint, promote
+from raftd.raft.messages import Configuration, EntryKind, TimeoutNow
+from raftd.raft.replication import Replication
+
+if TYPE_CHECKING:
+    from raftd.raft.core import Raft
+
+Change = Callable[[Configuration], Configuration]
+
+
+class Leadership:
+    """Of `raft`, in this term."""
+
+    def __init__(self, raft: Raft, replication: Replication, election_ticks: int) -> None:
+        self._raft = raft
+        self._replication = replication
+        self._election_ticks = election_ticks
+        self._target = 0  # whom the lead is handed to
+        self._give_up_tick = 0
+        self._is_asked = False
+        self._committed_before = 0  # the commit index at the heartbeat before
+        #: It is committed that this node is no voter: it leads no more once this turn's messages are out (R27).
+        self.is_over = False
+
+    # -- transfer (R32) -----------------------------------------------------------------------
+
+    @property
+    def successor(self) -> int:
+        """The node that the lead is being handed to, 0 for none: until that is done or given up nothing is proposed."""
+        return self._target
+
+    @property
+    def _heard_since(self) -> int:
+        return self._raft.tick_count - self._election_ticks
+
+    def transfer(self, target: int) -> None:
+        """Hand the lead to `target`; given up after an election timeout. Raises Refused."""
+        raft = self._raft
+        voters = raft.membership.latest.voters
+        if target == raft.node:
+            raise Refused(f"node {target} leads already")
+        if target not in voters:
+            raise Refused(f"node {target} is no voter of this cluster: {', '.join(map(str, sorted(voters)))} are")
+        self._check_no_transfer()
+        if not self._replication.hears(target, self._heard_since):
+            raise Refused(f"node {target} has not been heard for an election timeout")
+        self._target = target
+        self._give_up_tick = raft.tick_count + self._election_ticks
+        self._is_asked = False
+
+    def _check_no_transfer(self) -> None:
+        if self._target:
+            raise Refused(f"the lead is being handed to node {self._target}: ask again when that is over")
+
+    def best_successor(self) -> int:
+        """Which voter is the nearest to this leader's log, 0 if none is heard."""
+        return self._replication.furthest(self._raft.membership.latest.voters, self._heard_since)
+
+    def hand_over(self) -> None:
+        """TimeoutNow once the target has everything; entries on their way to it go first on the same connection."""
+        if not self._target or self._is_asked:
+            return
+        progress = self._replication.progress.get(self._target)
+        if progress is not None and progress.match_index == self._raft.log.last_index:
+            self._is_asked = True
+            self._raft.send(self._target, TimeoutNow(self._raft.term))
+
+    def tick(self) -> None:
+        if self._target and self._raft.tick_count >= self._give_up_tick:
+            self._target = 0
+
+    # -- membership ---------------------------------------------------------------------------
+
+    def change(self, make: Change) -> int:
+        """Append the configuration that `make` makes of the one in effect; the index of its entry. Raises Refused: by `make`, or for
+        R23 and R24."""
+        raft = self._raft
+        self._check_no_transfer()
+        check_free(raft.membership.latest, raft.membership.index, raft.log.commit_index, raft.has_committed_own_entry)
+        return self._append(make(raft.membership.latest))
+
+    def _append(self, configuration: Configuration) -> int:
+        self._raft.append([(EntryKind.CONFIG, encode(configuration))])
+        return self._raft.log.last_index
+
+    def is_caught_up(self, peer: int) -> bool:
+        """Whether it has everything that was committed at the heartbeat before."""
+        progress = self._replication.progress.get(peer)
+        return progress is not None and 0 < self._committed_before <= progress.match_index
+
+    def heartbeat(self) -> None:
+        """Called with every one: a learner that has caught up is promoted."""
+        raft = self._raft
+        for learner in raft.membership.latest.learners:
+            if self.is_caught_up(learner):
+                with suppress(Refused):
+                    self.change(lambda configuration, learner=learner: promote(configuration, learner, True))  # type: ignore[misc]
+                break
+        self._committed_before = raft.log.commit_index
+
+    def committed(self) -> None:
+        """The commit index has moved: a joint configuration that is committed is left (R25); a leader that is no voter goes (R27)."""
+        raft = self._raft
+        if raft.membership.index > raft.log.commit_index:
+            return
+        if raft.membership.latest.outgoing:
+            self._append(leave_joint(raft.membership.latest))
+        elif raft.node not in raft.membership.voters:
+            raft.notify_commit(self._replication.progress)
+            self.is_over = True
