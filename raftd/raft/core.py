@@ -346,16 +346,15 @@ class Raft:
     def ready(self) -> Ready:
         """Everything that must happen now."""
         fetches: list[EntriesFetch | ChunkFetch] = []
-        if self._replication is not None:
+        if self._replication is not None and self._leadership is not None:
             self._finish_reads()
             if self.has_committed_own_entry and self._reads.start_round(self.log.commit_index):
                 self._finish_reads()  # the only voter confirms itself
                 self.notify_commit(self.peers)
-            if self._leadership is not None:
-                self._leadership.hand_over()
+            self._leadership.hand_over()
             self._replication.replicate(self.snapshot, self.clock_ms() or 0, self._reads.round)
             fetches, self._replication.fetches = self._replication.fetches, fetches
-            if self._leadership is not None and self._leadership.is_over:
+            if self._leadership.is_over:
                 self._become(Role.FOLLOWER, 0, "it is no member any more")
         persist = self._collect_persist()
         apply = [] if self.is_installing else self.log.next_to_apply(APPLY_ENTRIES, APPLY_BYTES)
@@ -465,7 +464,10 @@ class Raft:
 
     def _is_disturbed_by(self, candidate: int) -> bool:
         """R5: with a live leader nobody needs an election. Checked before the message's term is looked
-        at, so that it raises none. The leader itself may ask: it knows best that it leads no more."""
+        at, so that it raises none. The leader itself may ask: it knows best that it leads no more. Who was
+        removed disturbs always (R27)."""
+        if candidate in self.membership.latest.removed and candidate not in self.membership.members:
+            return True
         return self.leader not in (0, candidate) and self._elapsed_ticks < self._election_ticks
 
     def _on_pre_vote(self, sender: int, message: PreVote) -> None:
@@ -627,7 +629,7 @@ class Raft:
 
     @property
     def _disk_stalled(self) -> bool:
-        """Whether a write has been on its way for 2T."""
+        """A write has been on its way for 2T."""
         return bool(self._unfinished) and self.tick_count - self._unfinished[0][1] >= 2 * self._election_ticks
 
     def _tick_leader(self) -> None:

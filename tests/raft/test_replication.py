@@ -7,7 +7,8 @@ import pytest
 from raftd import limits
 from raftd.errors import NotLeader, Overloaded
 from raftd.raft.log import Log
-from raftd.raft.messages import AppendEntries, AppendEntriesReply, EntryKind, RequestVote
+from raftd.raft.membership import decode, encode
+from raftd.raft.messages import AppendEntries, AppendEntriesReply, Configuration, Entry, EntryKind, PreVote, RequestVote
 from raftd.raft.progress import State
 from raftd.raft.ready import Base, Role
 from tests.raft.harness import HEARTBEAT, WALL_MS, Cluster, T, alone, entries, terms
@@ -110,7 +111,8 @@ def test_the_first_entry_of_a_cluster_is_its_random_id():
     first = {peer.applied[0] for peer in cluster.peers.values()}
     (entry,) = first
     assert entry.kind is EntryKind.CONFIG
-    assert len(entry.data) == 16
+    configuration = decode(entry.data)
+    assert (len(configuration.cluster_id), configuration.voters) == (16, (1, 2, 3))
 
 
 # -- R9 to R16 ---------------------------------------------------------------------------------
@@ -530,12 +532,23 @@ def test_a_restarted_node_votes_as_it_voted_before():
     assert [(message.term, message.granted) for _, message in peer.pump()] == [(1, False)]
 
 
-def test_strangers_are_not_heard():
-    peer = alone()
-    peer.raft.step(9, append(5))
-    peer.raft.step(9, RequestVote(5, 9, 9))
+def test_r27_who_was_removed_is_given_no_vote_and_a_leader_that_is_being_removed_is_heard():
+    configuration = Configuration(b"", (1, 2), removed=(3,))
+    removal = Entry(1, 1, 0, EntryKind.CONFIG, encode(configuration))
+    peer = alone(term=1)
+    peer.raft.step(3, append(1, batch=(removal,)))
+    peer.pump()
+    assert peer.raft.log.last_index == 1
+    peer.raft.link_changed(3)
+    for _ in range(2 * T):
+        peer.raft.tick()
+    peer.pump()
+    for message in (RequestVote(9, 9, 9), PreVote(9, 9, 9)):
+        peer.raft.step(3, message)
     assert peer.pump() == []
-    assert peer.raft.term == 0
+    assert peer.raft.term < 9
+    peer.raft.step(3, append(9, 1, 1, batch=entries(9, first=2)))
+    assert peer.raft.log.last_index == 2
 
 
 def test_stamps_never_run_back_and_every_append_carries_the_clock():
