@@ -8,12 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from raftd.errors import NotLeader, Refused
-from raftd.limits import ADMIN_TICKS
+from raftd.limits import ADMIN_TICKS, LAST_WORD_TICKS
 from raftd.raft.core import Raft
-from raftd.raft.messages import Admin, AdminReply, AdminRequest, TransferLead
+from raftd.raft.leadership import Change
+from raftd.raft.membership import add_learner, promote, remove
+from raftd.raft.messages import AddMember, Admin, AdminReply, AdminRequest, PromoteMember, RemoveMember, TransferLead
 
 #: Called with why it was not done, or is not known to be; empty if it was.
 Outcome = Callable[[str], None]
+
+
+class _Asked:
+    """A request that waits for the answer of another node, `leader`."""
+
+    def __init__(self, request: AdminRequest, outcome: Outcome, leader: int, until_tick: int) -> None:
+        self.request = request
+        self.outcome = outcome
+        self.leader = leader
+        self.until_tick = until_tick
 
 
 class Administration:
@@ -23,8 +35,9 @@ class Administration:
         self._raft = raft
         self._send = send
         self._number = raft.incarnation << 32  # no answer to an earlier process fits
-        self._asked: dict[int, tuple[Outcome, int]] = {}  # number -> (who asked here, the tick at which that is over)
-        self._transfer: tuple[int, list[Outcome]] | None = None  # (target, who asked)
+        self._asked: dict[int, _Asked] = {}  # by number
+        self._transfer: tuple[int, Outcome] | None = None  # (target, who asked)
+        self._changes: list[tuple[int, int, Outcome]] = []  # (term, index of the entry, who asked)
 
     def ask(self, request: AdminRequest, outcome: Outcome) -> None:
         """From a door of this node."""
@@ -33,7 +46,7 @@ class Administration:
             self._do(request, outcome)
         elif leader:
             self._number += 1
-            self._asked[self._number] = (outcome, self._raft.tick_count + ADMIN_TICKS)
+            self._asked[self._number] = _Asked(request, outcome, leader, self._raft.tick_count + ADMIN_TICKS)
             self._send(leader, Admin(self._number, request))
         else:
             outcome("no leader is known: ask again when one is elected")
@@ -44,30 +57,60 @@ class Administration:
             number = message.number
             self._do(message.request, lambda reason: self._send(sender, AdminReply(number, reason)))
         elif type(message) is AdminReply and message.number in self._asked:
-            outcome, _ = self._asked.pop(message.number)
-            outcome(message.reason)
+            self._asked.pop(message.number).outcome(message.reason)
 
     def _do(self, request: AdminRequest, outcome: Outcome) -> None:
         try:
             match request:
                 case TransferLead(node=node):
                     self._raft.lead().transfer(node)
-                    self._transfer = (node, [outcome])
+                    self._transfer = (node, outcome)
+                case AddMember(node=node, address=address):
+                    self._change(lambda configuration: add_learner(configuration, node, address), outcome)
+                case PromoteMember(node=node):
+                    is_caught_up = self._raft.lead().is_caught_up(node)
+                    self._change(lambda configuration: promote(configuration, node, is_caught_up), outcome)
+                case RemoveMember(node=node):
+                    self._change(lambda configuration: remove(configuration, node), outcome)
         except NotLeader:
             outcome("the node that was asked leads no more: ask again")
         except Refused as reason:
             outcome(str(reason))
 
+    def _change(self, make: Change, outcome: Outcome) -> None:
+        self._changes.append((self._raft.term, self._raft.lead().change(make), outcome))
+
     def look(self) -> None:
         """Once a turn: tell those whose request has come to an end."""
         raft = self._raft
+        self._look_at_changes()
         if self._transfer is not None and not raft.is_transferring:
-            (target, asked), self._transfer = self._transfer, None
-            reason = f"node {target} did not take the lead within an election timeout: node {raft.node} goes on" if raft.is_leader else ""
-            for outcome in asked:
-                outcome(reason)
-        if self._asked:
-            for number, (outcome, over_tick) in list(self._asked.items()):
-                if raft.tick_count >= over_tick:
+            (target, outcome), self._transfer = self._transfer, None
+            outcome(f"node {target} did not take the lead within an election timeout: node {raft.node} goes on" if raft.is_leader else "")
+        for number, asked in list(self._asked.items()):
+            if raft.leader not in (0, asked.leader):
+                if asked.request == TransferLead(raft.leader):
                     del self._asked[number]
-                    outcome("the leader has not answered: whether it was done is not known; `raftd status` shows")
+                    asked.outcome("")
+                    continue
+                asked.until_tick = min(asked.until_tick, raft.tick_count + LAST_WORD_TICKS)
+            if raft.tick_count >= asked.until_tick:
+                del self._asked[number]
+                asked.outcome(f"node {asked.leader}, which led, has not answered: whether it was done is not known")
+
+    def _look_at_changes(self) -> None:
+        """A change is done when it is committed, and the joint configuration that it began with has been left."""
+        raft = self._raft
+        for change in list(self._changes):
+            term, index, outcome = change
+            if raft.log.commit_index >= index and raft.log.term_at(index) in (term, None) and self._is_settled:
+                self._changes.remove(change)
+                outcome("")
+            elif raft.term != term:
+                self._changes.remove(change)
+                outcome("the lead has changed meanwhile: whether it was done is not known, `raftd member list` shows")
+
+    @property
+    def _is_settled(self) -> bool:
+        membership = self._raft.membership
+        return membership.index <= self._raft.log.commit_index and not membership.latest.outgoing

@@ -32,6 +32,9 @@ TIMER_ENTRY_GAP_MS = 10
 #: apart from a torn write.
 SEAL_IDLE_MS = 50
 
+#: How long a request waits for the answer of a leader that leads no more, in ticks.
+LAST_WORD_TICKS = 100
+
 #: How long an operator's request waits for the leader's answer, in ticks: an election and a half of the slowest kind fit in.
 ADMIN_TICKS = 1_000
 
@@ -54,6 +57,9 @@ HANGUP_CHECK_S = 1.0
 
 #: While no leader is known, the log says so this often (seconds).
 NO_LEADER_REMINDER_S = 10.0
+
+#: How long a node that was removed stays (seconds), so that the others hear its last words: that this is committed.
+LAST_WORDS_S = 0.5
 
 #: How long an orderly stop waits for another node to take the lead (seconds), before the write in flight. Together they must leave
 #: room in the two seconds.

@@ -27,7 +27,7 @@ from raftd.limits import READ_WEIGHT_PER_TURN, TICK_MS, TIMER_ENTRY_GAP_MS
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
 from raftd.raft.membership import decode
-from raftd.raft.messages import Admin, AdminReply, AdminRequest, Configuration, Entry, EntryKind, Message, TransferLead
+from raftd.raft.messages import Address, Admin, AdminReply, AdminRequest, Configuration, Entry, EntryKind, Message, TransferLead
 from raftd.raft.ready import HardState, ReadState, Ready, RoleChange
 from raftd.storage.store import Clock, Opened, Store
 from raftd.wire.peer import Hello, PeerMessage, Refusal
@@ -47,7 +47,8 @@ class Transport(Protocol):
 
 
 class NodeConfig(msgspec.Struct, frozen=True):
-    """What a node must know of itself. Times in milliseconds. After `snapshot_log_bytes` of log there is a snapshot at the latest."""
+    """What a node must know of itself, and who the first voters of its cluster are. Times in milliseconds. After
+    `snapshot_log_bytes` of log there is a snapshot at the latest."""
 
     node: int
     voters: tuple[int, ...]
@@ -56,6 +57,12 @@ class NodeConfig(msgspec.Struct, frozen=True):
     heartbeat_ms: int
     settings: Settings
     snapshot_log_bytes: int
+    addresses: dict[int, Address] = {}
+
+    @property
+    def first_configuration(self) -> Configuration:
+        """Of a cluster that is not born yet; afterwards the log says who is a member."""
+        return Configuration(b"", self.voters, addresses=self.addresses)
 
 
 class Observer(Protocol):
@@ -64,6 +71,12 @@ class Observer(Protocol):
     def role_changed(self, change: RoleChange) -> None: ...
 
     def noted(self, text: str) -> None: ...
+
+    def members_changed(self, configuration: Configuration) -> None:
+        """From now on these are the members, as far as this node's log says."""
+
+    def was_removed(self) -> None:
+        """It is committed that this node is no member any more: it must end."""
 
     def gateway_closed(self, incarnation: int) -> None:
         """The cluster gave this node up; its clients' connections are dropped, it goes on as `incarnation`."""
@@ -101,7 +114,7 @@ class Node:
         identity = opened.identity
         self.raft = Raft(
             config.node,
-            store.snapshots.meta.configuration if store.snapshots.meta is not None else Configuration(b"", config.voters),
+            store.snapshots.meta.configuration if store.snapshots.meta is not None else config.first_configuration,
             Log(opened.entries, opened.base, opened.older),
             HardState(identity.term, identity.voted_for, identity.doubtful),
             identity.incarnation,
@@ -138,6 +151,8 @@ class Node:
             config.cluster, config.snapshot_log_bytes, self.raft, store, clock, self._compacting, self._swap, observer.noted
         )
         self._administration = Administration(self.raft, transport.send)
+        self._configuration = self.raft.membership.latest
+        self._is_gone = False
         self._at()
 
     # -- what doors and operators see ---------------------------------------------------------
@@ -175,7 +190,7 @@ class Node:
             "leader": raft.leader,
             "commit-index": raft.log.commit_index,
             "applied-index": self.machine.applied_index,
-            "nodes": len(self.config.voters),
+            "nodes": len(self.raft.membership.latest.voters),
         }
 
     def administer(self, request: AdminRequest, outcome: Outcome) -> None:
@@ -225,10 +240,16 @@ class Node:
         identity = self._store.identity
         if hello.cluster != self.config.cluster:
             return f"it belongs to cluster {hello.cluster!r}, this node to {self.config.cluster!r}"
-        if hello.voters != self.config.voters:
+        is_born = bool(hello.cluster_id or identity.cluster_id)
+        if not is_born and hello.voters != self.config.voters:
             return f"its configuration has the nodes {hello.voters}, this node's {self.config.voters}: they must be the same everywhere"
-        if hello.node == self.config.node or hello.node not in self.config.voters:
-            return f"node {hello.node} is not another node of this cluster's configuration"
+        members = self.raft.membership
+        if hello.node == self.config.node:
+            return f"it says that it is node {hello.node}, which this node is"
+        if hello.node in members.latest.removed and hello.node not in members.members:
+            return f"node {hello.node} was removed from this cluster; its id is not used again (docs/operations.md: Changing the nodes)"
+        if hello.node not in members.members and hello.cluster_id != identity.cluster_id:
+            return f"node {hello.node} is no member of this cluster: `raftd member add` makes it one"
         if hello.cluster_id and identity.cluster_id and hello.cluster_id != identity.cluster_id:
             return f"it belongs to another cluster of the same name ({hello.cluster_id.hex()}, not {identity.cluster_id.hex()})"
         known = identity.peers.get(hello.node)
@@ -314,11 +335,22 @@ class Node:
         else:
             self.wake()
         self._administration.look()
+        self._look_at_members()
         self._in_turn = False
         ends, self._turn_ends = self._turn_ends, []
         for end in ends:
             end()
         self._transport.flush()
+
+    def _look_at_members(self) -> None:
+        latest = self.raft.membership.latest
+        if latest is not self._configuration:
+            before, self._configuration = self._configuration, latest
+            if msgspec.structs.replace(latest, cluster_id=before.cluster_id) != before:  # a cluster that is born is no other
+                self._observer.members_changed(latest)
+        if not self._is_gone and self.config.node in latest.removed and self.raft.is_removed:
+            self._is_gone = True
+            self._observer.was_removed()
 
     def _carry_out(self, ready: Ready) -> None:
         """The driver's contract, in the order of `ready.py`."""

@@ -18,7 +18,7 @@ ROOMS: dict[str, tuple[set[str], bool]] = {
     "raftd.raft": ({"raftd.raft"}, False),
     "raftd.jobs": ({"raftd.jobs"}, False),
     "raftd.wire": ({"raftd.wire", "raftd.raft.messages", "raftd.jobs.commands", "raftd.jobs.replies"}, False),
-    "raftd.storage": ({"raftd.storage", "raftd.raft.messages", "raftd.raft.ready"}, False),
+    "raftd.storage": ({"raftd.storage", "raftd.raft.messages", "raftd.raft.membership", "raftd.raft.ready"}, False),
     "raftd.compaction": ({"raftd.raft", "raftd.jobs", "raftd.storage"}, False),
     "raftd.gateway": ({"raftd.jobs"}, False),
     "raftd.admin": ({"raftd.raft"}, False),

@@ -343,13 +343,35 @@ def test_a_read_never_sees_the_session_of_an_earlier_process():
     assert cluster[node].machine.session(node, new.session.number) is not None  # the old one is still in the state
 
 
-def test_nodes_whose_configurations_name_other_nodes_refuse_each_other():
-    cluster = started()
+def test_nodes_of_a_cluster_that_is_not_born_yet_must_have_the_same_configuration():
+    cluster = SimCluster(3)
+    cluster.start()
     hello = cluster[1].hello()
+    assert hello.cluster_id == b""
     accepted = []
     reason = cluster[2].meet(msgspec.structs.replace(hello, voters=(1, 2, 3, 4)), lambda: accepted.append(True))
     assert "they must be the same everywhere" in reason
     assert accepted == []
+
+
+def test_who_may_speak_with_a_cluster_that_is_born():
+    cluster = started()
+    hello = cluster[1].hello()
+    accepted = []
+
+    def met(**changes) -> str | None:
+        return cluster[2].meet(msgspec.structs.replace(hello, **changes), lambda: accepted.append(True))
+
+    assert "is no member of this cluster: `raftd member add`" in met(node=4, cluster_id=b"")
+    assert "another cluster of the same name" in met(cluster_id=b"x" * 16)
+    assert "which this node is" in met(node=2)
+    assert "its disk was wiped or replaced" in met(directory_id=b"y" * 16)
+    assert accepted == []
+    assert met(voters=(1, 9)) is None  # its file is old: that is no matter any more
+    cluster.run(10)
+    assert accepted == [True]
+    # this node may not know yet who was added since
+    assert met(node=4, directory_id=b"z" * 16) is None
 
 
 def test_a_frame_of_the_leader_that_takes_long_is_no_reason_for_an_election():

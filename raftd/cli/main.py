@@ -116,6 +116,74 @@ def _order(request: Request, at: tuple[str, int] | None, config: str | None, tim
     return answer
 
 
+@main.group(short_help="Who is a member: list, add, promote, remove.")
+def member() -> None:
+    """Who is a member of a cluster, and changes of that: one at a time, at any node."""
+
+
+@member.command("list", short_help="Who is a member.")
+@_orders
+@click.option("--json", "as_json", is_flag=True, help="The same for programs.")
+def member_list(at: tuple[str, int] | None, config: str | None, timeout: float, as_json: bool) -> None:
+    """Who is a member, as far as the node that is asked knows."""
+    from rich.console import Console
+
+    from raftd.cli import member as it
+    from raftd.cli.console import wide
+    from raftd.wire.client import Members, MembersRequest
+
+    with _working():
+        reply = _order(MembersRequest(1), at, config, timeout).reply
+        if not isinstance(reply, Members):
+            _fail("the node answers something else")
+        if as_json:
+            click.echo(it.as_json(reply))
+        else:
+            it.show(reply, wide(Console()))
+
+
+@member.command("add", short_help="Make a new node a member.")
+@click.argument("node", type=click.IntRange(1))
+@click.option("--host", required=True, help="The host at which the other nodes find it.")
+@click.option("--peer", required=True, type=click.IntRange(1, 65_535), help="The port of its peer door.")
+@click.option("--client", default=0, type=click.IntRange(0, 65_535), help="The port of its client door, if it has one.")
+@_orders
+def member_add(node: int, host: str, peer: int, client: int, at: tuple[str, int] | None, config: str | None, timeout: float) -> None:
+    """Make NODE a member. It is a learner until it has all that the others have, then it becomes a voter by itself.
+
+    Its id must never have been used. Then start it, with a configuration that has it and the others.
+    """
+    from raftd.wire.client import AddMemberRequest
+
+    with _working():
+        _order(AddMemberRequest(1, node, host, peer, client), at, config, timeout)
+        click.echo(f"node {node} is a learner; once it runs and has caught up it becomes a voter")
+
+
+@member.command("promote", short_help="Make a learner a voter.")
+@click.argument("node", type=click.IntRange(1))
+@_orders
+def member_promote(node: int, at: tuple[str, int] | None, config: str | None, timeout: float) -> None:
+    """Make the learner NODE a voter now, which it otherwise becomes by itself. Refused while it lags."""
+    from raftd.wire.client import PromoteMemberRequest
+
+    with _working():
+        _order(PromoteMemberRequest(1, node), at, config, timeout)
+        click.echo(f"node {node} is a voter")
+
+
+@member.command("remove", short_help="Take a node out of the cluster.")
+@click.argument("node", type=click.IntRange(1))
+@_orders
+def member_remove(node: int, at: tuple[str, int] | None, config: str | None, timeout: float) -> None:
+    """Take NODE out of the cluster for ever: if it runs it ends itself, and its id is not used again."""
+    from raftd.wire.client import RemoveMemberRequest
+
+    with _working():
+        _order(RemoveMemberRequest(1, node), at, config, timeout)
+        click.echo(f"node {node} is no member any more")
+
+
 @main.command(short_help="Let another node lead.")
 @click.argument("node", type=click.IntRange(1))
 @_orders

@@ -15,7 +15,7 @@ from raftd.jobs import commands as c
 from raftd.jobs.replies import JobTooBig, Reply
 from raftd.limits import HELLO_FRAME_BYTES, HELLO_TIMEOUT_S, STRANGER_TEXT
 from raftd.node import Node
-from raftd.raft.messages import TransferLead
+from raftd.raft.messages import AddMember, Address, AdminRequest, PromoteMember, RemoveMember, TransferLead
 from raftd.server.clients import Clients
 from raftd.server.door import DoorProtocol
 from raftd.server.stats import Counters
@@ -129,9 +129,13 @@ class ClientProtocol(DoorProtocol):
                 self.began(size)
                 self.session.local(self._status, partial(self_answer, size))
                 return
-            case w.TransferRequest(node=node):
+            case w.MembersRequest():
                 self.began(size)
-                self.node.administer(TransferLead(node), partial(self._administered, request.id, size))
+                self.session.local(self._members, partial(self_answer, size))
+                return
+            case w.TransferRequest() | w.AddMemberRequest() | w.PromoteMemberRequest() | w.RemoveMemberRequest():
+                self.began(size)
+                self.node.administer(_admin_request(request), partial(self._administered, request.id, size))
                 return
         self.began(size)
         self.session.submit(command, partial(self_answer, size))
@@ -154,6 +158,11 @@ class ClientProtocol(DoorProtocol):
         if not self._closed:
             self._answered(id, size, w.Failed(reason) if reason else w.Done(), 0)
 
+    def _members(self) -> w.Members:
+        raft = self.node.raft
+        is_settled = raft.membership.index <= raft.log.commit_index and not raft.membership.latest.outgoing
+        return w.Members(self.node.config.cluster, raft.leader, is_settled, raft.membership.latest)
+
     def _status(self) -> w.Status:
         node = self.node
         status = node.status()
@@ -165,13 +174,27 @@ class ClientProtocol(DoorProtocol):
             node.raft.leader,
             node.raft.log.commit_index,
             node.machine.applied_index,
-            len(node.config.voters),
+            len(node.raft.membership.latest.voters),
             cluster_id,
         )
 
     def _answered(self, id: int, size: int, reply: object, index: int) -> None:
-        answer = w.Answer(id, index or self.node.machine.applied_index, cast("Reply | w.Status | w.Failed | w.Done", reply))
+        answer = w.Answer(id, index or self.node.machine.applied_index, cast("Reply | w.Status | w.Failed | w.Done | w.Members", reply))
         self.answer(w.encode_answer(answer), size)
+
+
+def _admin_request(
+    request: w.TransferRequest | w.AddMemberRequest | w.PromoteMemberRequest | w.RemoveMemberRequest,
+) -> AdminRequest:
+    match request:
+        case w.TransferRequest(node=node):
+            return TransferLead(node)
+        case w.AddMemberRequest(node=node, host=host, peer=peer, client=client):
+            return AddMember(node, Address(host, peer, client))
+        case w.PromoteMemberRequest(node=node):
+            return PromoteMember(node)
+        case w.RemoveMemberRequest(node=node):
+            return RemoveMember(node)
 
 
 _BAD_TUBE = "tube: expected 1 to 200 of A-Z a-z 0-9 - + / ; . $ _ ( ) and no leading dash"

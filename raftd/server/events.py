@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from twisted.logger import Logger
 
+from raftd.raft.messages import Configuration
 from raftd.raft.ready import Role, RoleChange
+
+
+def _list(nodes: tuple[int, ...]) -> str:
+    return ", ".join(map(str, nodes))
 
 
 class LogObserver:
@@ -12,8 +19,11 @@ class LogObserver:
 
     _log = Logger("raftd")
 
-    def __init__(self, node: int) -> None:
+    def __init__(self, node: int, members: Callable[[Configuration], None], removed: Callable[[], None]) -> None:
+        """`members` is called with every new configuration, `removed` when this node is in it no more."""
         self._node = node
+        self._members = members
+        self.was_removed = removed
 
     def role_changed(self, change: RoleChange) -> None:
         say = self._log.info
@@ -32,6 +42,12 @@ class LogObserver:
     def noted(self, text: str) -> None:
         say = self._log.warn if text.startswith("WARNING") else self._log.info
         say("{text}", text=text)
+
+    def members_changed(self, configuration: Configuration) -> None:
+        joint = f" (with the voters before: {_list(configuration.outgoing)})" if configuration.outgoing else ""
+        learners = f", learners: {_list(configuration.learners)}" if configuration.learners else ""
+        self._members(configuration)
+        self._log.info("members: voters {voters}{joint}{learners}", voters=_list(configuration.voters), joint=joint, learners=learners)
 
     def gateway_closed(self, incarnation: int) -> None:
         self._log.warn(

@@ -25,15 +25,16 @@ from twisted.python.failure import Failure
 from raftd.config import Config
 from raftd.errors import StorageError
 from raftd.jobs.commands import Settings
-from raftd.limits import HAND_OVER_S, HANGUP_CHECK_S, NO_LEADER_REMINDER_S, SEGMENTS_PER_SNAPSHOT, STOP_TIMEOUT_S, TICK_MS
+from raftd.limits import HAND_OVER_S, HANGUP_CHECK_S, LAST_WORDS_S, NO_LEADER_REMINDER_S, SEGMENTS_PER_SNAPSHOT, STOP_TIMEOUT_S, TICK_MS
 from raftd.node import Node, NodeConfig
+from raftd.raft.messages import Address, Configuration
 from raftd.server.client import ClientFactory
 from raftd.server.clients import Clients, most_clients
 from raftd.server.disk import DiskThread
 from raftd.server.events import LogObserver
 from raftd.server.fork import ForkCopier
 from raftd.server.line import LineFactory
-from raftd.server.peer import PeerDoor, PeerFactory, dial
+from raftd.server.peer import PeerDoor, PeerFactory, PeerService, dial
 from raftd.server.sockets import remove_stale_socket
 from raftd.server.stats import Counters
 from raftd.storage.filesystem import RealFileSystem
@@ -95,6 +96,7 @@ class RaftdService(service.MultiService):
         hangups = internet.TimerService(HANGUP_CHECK_S, clients.look_for_hangups)
         hangups.clock = reactor
         hangups.setServiceParent(self)
+        self._diallers: dict[int, tuple[Address, PeerService]] = {}
         self._ticks: task.LoopingCall | None = None
         self._reminder = internet.TimerService(NO_LEADER_REMINDER_S, self._remind)
         self._reminder.clock = reactor
@@ -149,11 +151,7 @@ class RaftdService(service.MultiService):
             say("recovery: {note}", note=note)
         if opened.identity.doubtful:
             self._log.warn("this node may have lost entries that it acknowledged: its votes count for less until it has caught up")
-        for peer in self.config.nodes:
-            if peer < self.node_id:  # the others dial us
-                address = self.config.address(peer)
-                endpoint = HostnameEndpoint(self._reactor, address.host, address.peer)
-                dial(self._peers, peer, endpoint, self._reactor).setServiceParent(self)
+        self._dial_members(node.raft.membership.latest)
         # The entries read back are there for good: the collector need not walk them again and again.
         gc.collect()
         gc.freeze()
@@ -161,11 +159,37 @@ class RaftdService(service.MultiService):
         self._ticks.clock = self._reactor
         self._ticks.start(TICK_MS / 1000, now=False).addErrback(self._tick_died)
 
+    def _dial_members(self, configuration: Configuration) -> None:
+        """Those with lower ids; the others dial us. Addresses are those of the log; of a cluster that is not born yet, the file's."""
+        addresses = {**self._addresses, **configuration.addresses}
+        members = {*configuration.voters, *configuration.outgoing, *configuration.learners}
+        wanted = {peer: addresses[peer] for peer in members if peer < self.node_id and peer in addresses}
+        for peer, (address, dialler) in list(self._diallers.items()):
+            if wanted.get(peer) != address:
+                del self._diallers[peer]
+                defer.maybeDeferred(dialler.disownServiceParent)
+        for peer, address in wanted.items():
+            if peer not in self._diallers:
+                endpoint = HostnameEndpoint(self._reactor, address.host, address.peer)
+                dialler = dial(self._peers, peer, endpoint, self._reactor)
+                dialler.setServiceParent(self)
+                self._diallers[peer] = (address, dialler)
+
+    def _was_removed(self) -> None:
+        self._log.critical(
+            "this node was removed from the cluster: it ends now. Its id is not used again, and its data is of no use any more"
+        )
+        self._reactor.callLater(LAST_WORDS_S, self._reactor.stop)
+
+    @property
+    def _addresses(self) -> dict[int, Address]:
+        return {node: Address(place.host, place.peer, place.client or 0) for node, place in self.config.nodes.items()}
+
     def _remind(self) -> None:
         """An operator who looks at a node that serves nobody finds out why."""
         if self.node is None or self.node.raft.leader:
             return
-        nodes = sorted(self.config.nodes)
+        nodes = sorted(self.node.raft.voters)
         missing = [node for node in nodes if node != self.node_id and node not in self._peers.reachable]
         self._log.warn(
             "no leader: clients' commands wait. Of the nodes {nodes} this one cannot reach {missing}; {majority} are needed",
@@ -188,6 +212,7 @@ class RaftdService(service.MultiService):
                 config.heartbeat_ms,
                 Settings(config.max_job_size, config.session_grace_ms),
                 config.snapshot_log_bytes,
+                self._addresses,
             ),
             self._reactor,
             time.time,
@@ -195,7 +220,7 @@ class RaftdService(service.MultiService):
             self._store,
             opened,
             self._random,
-            LogObserver(self.node_id),
+            LogObserver(self.node_id, self._dial_members, self._was_removed),
             self._fatal,
         )
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from raftd.errors import CorruptionError
 from raftd.limits import TICK_MS
 from raftd.node import Node, NodeConfig
+from raftd.raft.messages import Configuration
 from raftd.raft.ready import Persist, RoleChange
 from raftd.sim.disk import Disk, Interrupted
 from raftd.sim.network import Network
@@ -219,6 +220,12 @@ class Process:
 
     def noted(self, text: str) -> None:
         self.told(text)
+
+    def members_changed(self, configuration: Configuration) -> None:
+        self.told(f"members: {configuration.voters} {configuration.outgoing} {configuration.learners}")
+
+    def was_removed(self) -> None:
+        self.told("it is removed")
 
     def gateway_closed(self, incarnation: int) -> None:
         self.told(f"its sessions were given up by the cluster, it goes on as incarnation {incarnation}")

@@ -7,7 +7,7 @@ one fdatasync. At most one is in flight. Nobody hears of durability but through 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +15,8 @@ import msgspec
 
 from raftd.errors import ADVICE, CorruptionError, StorageError
 from raftd.limits import APPEND_BYTES, SEAL_IDLE_MS, SEGMENT_BYTES
-from raftd.raft.messages import Entry
+from raftd.raft.membership import decode
+from raftd.raft.messages import Entry, EntryKind
 from raftd.raft.ready import NO_BASE, Base, Persist
 from raftd.storage.filesystem import FileSystem
 from raftd.storage.log import Recovered, SegmentedLog
@@ -51,6 +52,15 @@ def look(fs: FileSystem, directory: str) -> tuple[Identity | None, Recovered]:
     meta = look_at_snapshots(fs, f"{directory}/snap")
     first = identity.first_segment if identity is not None else 1
     return identity, SegmentedLog(fs, f"{directory}/log", bytes).recover(first, meta.base if meta is not None else NO_BASE)
+
+
+def _voters(identity: Identity, meta: Meta | None, entries: Sequence[Entry]) -> set[int]:
+    """Who votes, as far as this directory says: every half of a joint configuration counts."""
+    for entry in reversed(entries):
+        if entry.kind is EntryKind.CONFIG:
+            configuration = decode(entry.data)
+            return {*configuration.voters, *configuration.outgoing}
+    return set(identity.voters) if meta is None else {*meta.configuration.voters, *meta.configuration.outgoing}
 
 
 def _list(nodes: tuple[int, ...]) -> str:
@@ -120,7 +130,6 @@ class Store:
 
     def _recover(self) -> Opened:
         identity = self._vote.read()
-        only_voter = len(self.identity.voters) == 1
         if identity is None:
             # log/ is made last, so without it nothing was ever promised
             if self._fs.exists(f"{self.directory}/log"):
@@ -163,6 +172,7 @@ class Store:
                 f"{self.directory}/log begins with entry {recovered.entries[0].index}, and the newest snapshot ends with entry "
                 f"{base.index}: those between are missing. Nothing was changed. {ADVICE}"
             )
+        only_voter = _voters(identity, meta, recovered.entries) == {identity.node}
         notes = [
             f"read back {len(recovered.entries)} log entries ({recovered.size_bytes} bytes in {recovered.segments} segments), "
             f"term {identity.term}, from {self.directory}"
@@ -210,7 +220,8 @@ class Store:
             )
 
     def _check_owner(self, found: Identity, wanted: Identity) -> None:
-        if (found.node, found.cluster, found.voters) == (wanted.node, wanted.cluster, wanted.voters):
+        # Once the cluster is born its log says who its members are, and the configuration file may have grown old.
+        if (found.node, found.cluster) == (wanted.node, wanted.cluster) and (found.cluster_id or found.voters == wanted.voters):
             return
         raise StorageError(
             f"{self.directory} belongs to node {found.node} of cluster {found.cluster!r} with the nodes {_list(found.voters)}; the "

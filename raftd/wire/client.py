@@ -12,6 +12,7 @@ import msgspec
 
 from raftd.errors import UNDECODABLE, FrameError
 from raftd.jobs.replies import Reply
+from raftd.raft.messages import Configuration
 from raftd.wire.frames import VERSION, frame
 
 _MAGIC = b"raftd-client"
@@ -79,7 +80,43 @@ class TransferRequest(_Request, frozen=True, tag=8):
     node: int
 
 
-Request = PutRequest | UseRequest | WatchRequest | IgnoreRequest | ReserveRequest | DeleteRequest | StatusRequest | TransferRequest
+class MembersRequest(_Request, frozen=True, tag=9):
+    """Answered at once from this node: who is a member, as far as its log says."""
+
+
+class AddMemberRequest(_Request, frozen=True, tag=10):
+    """Make `node` a learner, which becomes a voter by itself once it has caught up. `client` 0: it has no client door."""
+
+    node: int
+    host: str
+    peer: int
+    client: int = 0
+
+
+class PromoteMemberRequest(_Request, frozen=True, tag=11):
+    node: int
+
+
+class RemoveMemberRequest(_Request, frozen=True, tag=12):
+    """For ever: the id is never used again."""
+
+    node: int
+
+
+Request = (
+    PutRequest
+    | UseRequest
+    | WatchRequest
+    | IgnoreRequest
+    | ReserveRequest
+    | DeleteRequest
+    | StatusRequest
+    | TransferRequest
+    | MembersRequest
+    | AddMemberRequest
+    | PromoteMemberRequest
+    | RemoveMemberRequest
+)
 
 
 class Status(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=40):
@@ -93,6 +130,15 @@ class Status(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     applied_index: int
     nodes: int
     cluster_id: bytes
+
+
+class Members(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=43):
+    """This node's view; `leader` is 0 if it knows none, and `is_settled` false while a change is under way."""
+
+    cluster: str
+    leader: int
+    is_settled: bool
+    configuration: Configuration
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=41):
@@ -110,7 +156,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
     id: int
     index: int
-    reply: Reply | Status | Failed | Done
+    reply: Reply | Status | Failed | Done | Members
 
 
 _encoder = msgspec.msgpack.Encoder()
