@@ -235,35 +235,48 @@ class Node:
             self.config.cluster, self.config.voters, identity.cluster_id, self.config.node, self.raft.incarnation, identity.directory_id
         )
 
-    def meet(self, hello: Hello, accept: Callable[[], None]) -> str | None:
+    def meet(self, hello: Hello, accept: Callable[[], None]) -> Refusal | None:
         """Another node says hello: call `accept` once it may be heard, or return why it may not."""
+        reason = self._why_not(hello)
+        if reason is not None:
+            committed = self.raft.membership.at(self.raft.log.commit_index)
+            return Refusal(reason, hello.node in committed.removed and hello.node not in self.raft.membership.members)
         identity = self._store.identity
+        if hello.node in identity.peers:
+            accept()
+        else:
+            # Before its first acknowledgement can count, a crash must not make us forget whose it was.
+            self._store.remember(accept, peers={**identity.peers, hello.node: hello.directory_id})
+        return None
+
+    def _why_not(self, hello: Hello) -> str | None:
+        identity, members = self._store.identity, self.raft.membership
         if hello.cluster != self.config.cluster:
             return f"it belongs to cluster {hello.cluster!r}, this node to {self.config.cluster!r}"
         is_born = bool(hello.cluster_id or identity.cluster_id)
         if not is_born and hello.voters != self.config.voters:
             return f"its configuration has the nodes {hello.voters}, this node's {self.config.voters}: they must be the same everywhere"
-        members = self.raft.membership
         if hello.node == self.config.node:
             return f"it says that it is node {hello.node}, which this node is"
         if hello.node in members.latest.removed and hello.node not in members.members:
             return f"node {hello.node} was removed from this cluster; its id is not used again (docs/operations.md: Changing the nodes)"
-        if hello.node not in members.members and hello.cluster_id != identity.cluster_id:
+        if hello.node not in members.members and not hello.cluster_id:  # else it may have been added since this node knew
             return f"node {hello.node} is no member of this cluster: `raftd member add` makes it one"
         if hello.cluster_id and identity.cluster_id and hello.cluster_id != identity.cluster_id:
             return f"it belongs to another cluster of the same name ({hello.cluster_id.hex()}, not {identity.cluster_id.hex()})"
-        known = identity.peers.get(hello.node)
-        if known is None:
-            # Before its first acknowledgement can count, a crash must not make us forget whose it was.
-            self._store.remember(accept, peers={**identity.peers, hello.node: hello.directory_id})
-        elif known == hello.directory_id:
-            accept()
-        else:
+        known = identity.peers.get(hello.node, hello.directory_id)
+        if known != hello.directory_id:
             return (
                 f"node {hello.node} has come back with another data directory ({hello.directory_id.hex()}, not {known.hex()}): its disk "
                 f"was wiped or replaced, and with it what it promised. docs/operations.md says what to do (When the others refuse a node)"
             )
         return None
+
+    def was_refused(self, refusal: Refusal) -> None:
+        """Another node does not talk to this one."""
+        if refusal.is_removed and not self._is_gone:
+            self._is_gone = True
+            self._observer.was_removed()
 
     def stop(self, stopped: Callable[[], None]) -> None:
         """Take no more input, finish what is being written, then call `stopped`."""

@@ -349,8 +349,8 @@ def test_nodes_of_a_cluster_that_is_not_born_yet_must_have_the_same_configuratio
     hello = cluster[1].hello()
     assert hello.cluster_id == b""
     accepted = []
-    reason = cluster[2].meet(msgspec.structs.replace(hello, voters=(1, 2, 3, 4)), lambda: accepted.append(True))
-    assert "they must be the same everywhere" in reason
+    refusal = cluster[2].meet(msgspec.structs.replace(hello, voters=(1, 2, 3, 4)), lambda: accepted.append(True))
+    assert "they must be the same everywhere" in refusal.reason
     assert accepted == []
 
 
@@ -360,7 +360,8 @@ def test_who_may_speak_with_a_cluster_that_is_born():
     accepted = []
 
     def met(**changes) -> str | None:
-        return cluster[2].meet(msgspec.structs.replace(hello, **changes), lambda: accepted.append(True))
+        refusal = cluster[2].meet(msgspec.structs.replace(hello, **changes), lambda: accepted.append(True))
+        return refusal.reason if refusal is not None else None
 
     assert "is no member of this cluster: `raftd member add`" in met(node=4, cluster_id=b"")
     assert "another cluster of the same name" in met(cluster_id=b"x" * 16)

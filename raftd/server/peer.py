@@ -85,9 +85,9 @@ class PeerProtocol(Protocol):
         self.peer = hello.node
         self._decoder.greeted()
         self.transport.pauseProducing()
-        reason = self._door.node.meet(hello, self._accepted)
-        if reason is not None:
-            self._refuse(reason)
+        refusal = self._door.node.meet(hello, self._accepted)
+        if refusal is not None:
+            self._refuse(refusal.reason, refusal.is_removed)
 
     def _accepted(self) -> None:
         if self._state is not State.WAITING:
@@ -99,18 +99,18 @@ class PeerProtocol(Protocol):
 
     def _message(self, message: PeerMessage) -> None:
         if isinstance(message, Refusal):
-            self._door.was_refused(self.peer, message.reason)
+            self._door.was_refused(self.peer, message)
             self.close()
         else:
             self._door.heard(self.peer)
             self._door.node.receive(self.peer, message)
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str, is_removed: bool = False) -> None:
         """Tell both sides' operators why this connection is closed."""
         if self._state is State.CLOSED:
             return
         self._door.refused(self.peer or self._expected, self.transport.getPeer(), reason)
-        self.transport.write(encode(Refusal(reason)))
+        self.transport.write(encode(Refusal(reason, is_removed)))
         self.close()
 
     def close(self) -> None:
@@ -238,9 +238,10 @@ class PeerDoor:
         if self._is_news(peer or getattr(address, "host", None), reason):
             self._log.warn("{who} is refused: {reason}", who=who, reason=reason)
 
-    def was_refused(self, peer: int, reason: str) -> None:
-        if self._is_news(peer, reason):
-            self._log.warn("node {peer} refuses this node: {reason}", peer=peer, reason=reason)
+    def was_refused(self, peer: int, refusal: Refusal) -> None:
+        if self._is_news(peer, refusal.reason):
+            self._log.warn("node {peer} refuses this node: {reason}", peer=peer, reason=refusal.reason)
+        self.node.was_refused(refusal)
 
     def _is_news(self, who: object, reason: str) -> bool:
         if self._told.get(who) == reason:

@@ -6,7 +6,8 @@ the plain model makes of it. Cheap checks follow every step of a process; whole 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 from zlib import crc32
 
 import msgspec
@@ -14,6 +15,7 @@ import msgspec
 from raftd.errors import CorruptionError
 from raftd.jobs.commands import Forward
 from raftd.jobs.machine import Effects, StateMachine
+from raftd.raft.membership import decode
 from raftd.raft.messages import (
     AppendEntriesReply,
     Configuration,
@@ -26,6 +28,7 @@ from raftd.raft.messages import (
     RequestVoteReply,
     Snapshot,
 )
+from raftd.raft.quorum import has_majority
 from raftd.raft.ready import Base, Persist, Role
 from raftd.sim.compare import describe_machine, describe_model, difference
 from raftd.sim.disk import Disk
@@ -56,6 +59,28 @@ def _chain(before: int, entry: Entry) -> int:
     return crc32(entry.data, crc32(head, before))
 
 
+class _Place(NamedTuple):
+    """A configuration, and the entry that it stands in."""
+
+    at: int
+    configuration: Configuration
+
+    @property
+    def halves(self) -> list[tuple[int, ...]]:
+        return _halves(self.configuration)
+
+
+def _halves(configuration: Configuration) -> list[tuple[int, ...]]:
+    return [half for half in (configuration.voters, configuration.outgoing) if half]
+
+
+def _follows(before: Configuration, after: Configuration) -> bool:
+    """I10: any quorum of one intersects any of the other."""
+    if before.outgoing:
+        return after.voters == before.voters and not after.outgoing
+    return after.outgoing == before.voters or (after.voters == before.voters and not after.outgoing)
+
+
 class _Node:
     """What the ghost knows of one machine, through all its processes."""
 
@@ -80,17 +105,18 @@ class _Life:
         self.applied = 0
         self.votes: set[tuple[int, int]] = set()  # (term, voter) that it has heard
         self.matches: dict[int, tuple[int, int, int]] = {}  # peer -> (term, incarnation, match), while it leads
+        self.configurations: list[_Place] = []
 
 
 class Checks:
-    def __init__(self, disks: dict[int, Disk], election_ticks: int) -> None:
+    def __init__(self, disks: dict[int, Disk], voters: Collection[int], election_ticks: int) -> None:
         self.committed: list[Entry] = []
         self.model = Model()
         #: The greatest index of which a client was told.
         self.acknowledged = 0
         self._election_ticks = election_ticks
         self._disks = disks
-        self._majority = len(disks) // 2 + 1
+        self._configurations = [_Place(0, Configuration(b"", tuple(voters)))]  # of what is committed
         self._nodes = {node: _Node() for node in disks}
         self._acknowledgements = 0
         self._grants: dict[tuple[int, int], dict[int, bool]] = {}  # (term, candidate) -> voter -> whether it doubts
@@ -103,6 +129,29 @@ class Checks:
         self._prefixes: dict[tuple[int, int], int] = {}  # (index, term) -> chain
         self._answers: list[list[bytes]] = []  # of the model, by index
         self._digests: dict[int, str] = {}  # of states of which a snapshot was taken, by index
+
+    # -- who is a member ----------------------------------------------------------------------
+
+    @property
+    def configuration(self) -> Configuration:
+        """The newest that is committed."""
+        return self._configurations[-1].configuration
+
+    @property
+    def halves(self) -> list[tuple[int, ...]]:
+        """Of each a majority is needed."""
+        return self._configurations[-1].halves
+
+    @property
+    def members(self) -> set[int]:
+        """With learners, and while the configuration is joint with those that leave."""
+        return {*self.configuration.voters, *self.configuration.outgoing, *self.configuration.learners}
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether some log holds a configuration that is not committed, or one is joint."""
+        newest = max((life.configurations[-1].at for life in self._lives.values()), default=0)
+        return newest > len(self.committed) or bool(self.configuration.outgoing)
 
     # -- a process begins and ends ------------------------------------------------------------
 
@@ -142,6 +191,7 @@ class Checks:
         known = self.committed[index - 1].term if 0 < index <= len(self.committed) else 0
         _require(known == base.term, "I14", f"node {node} has a snapshot of entry {index} of term {base.term}, which was not committed")
         life.entries, life.chains = self.committed[:index], self._chains[:index]
+        life.configurations = [place for place in self._configurations if place.at <= index]
         life.applied = life.commit = index
 
     def ended(self, process: Process) -> None:
@@ -191,6 +241,8 @@ class Checks:
             )
             _require(kept >= life.commit, "I14", f"node {process.node_id} removed committed entries behind {kept}")
             del life.entries[kept:], life.chains[kept:]
+            while life.configurations[-1].at > kept:
+                life.configurations.pop()
             node = self._nodes[process.node_id]
             node.promised = min(node.promised, kept)
         for entry in log.slice(kept + 1, log.last_index):
@@ -204,6 +256,10 @@ class Checks:
         _require(known == chain, "I4", f"two logs differ before entry {entry.index} of term {entry.term}")
         life.entries.append(entry)
         life.chains.append(chain)
+        if entry.kind is EntryKind.CONFIG:
+            before, place = life.configurations[-1], _Place(entry.index, decode(entry.data))
+            _require(_follows(before.configuration, place.configuration), "I10", f"{place} follows {before}: their quorums need not meet")
+            life.configurations.append(place)
 
     def _commit_advanced(self, process: Process, life: _Life) -> None:
         commit = process.node.raft.log.commit_index
@@ -212,10 +268,15 @@ class Checks:
             not known or life.chains[known - 1] == self._chains[known - 1], "I6", f"node {process.node_id} committed another entry {known}"
         )
         holders = [node for node, ghost in self._nodes.items() if ghost.durable[commit - 1 : commit] == [self._place(life, commit)]]
-        _require(len(holders) >= self._majority, "I7", f"entry {commit} counts as committed, but only {holders} have made it durable")
+        # A configuration counts from when it is appended: the leader may have committed this one by any since the one it stands under.
+        first = max(place for place, one in enumerate(life.configurations) if one.at <= commit)
+        enough = any(has_majority(one.halves, holders) for one in life.configurations[first:])
+        _require(enough, "I7", f"entry {commit} counts as committed, but only {holders} have made it durable")
         for index in range(known + 1, commit + 1):
             entry = life.entries[index - 1]
             self.committed.append(entry)
+            if entry.kind is EntryKind.CONFIG:
+                self._configurations.append(_Place(index, decode(entry.data)))
             self._chains.append(life.chains[index - 1])
             self._committed_in.append(process.node.raft.term)
             answers = self.model.entry(entry.time_ms, entry.data if entry.kind is EntryKind.BATCH else b"")
@@ -231,7 +292,7 @@ class Checks:
         if life.leads is None or life.leads[0] != raft.term:
             other = self._leaders.setdefault(raft.term, process.node_id)
             _require(other == process.node_id, "I1", f"nodes {other} and {process.node_id} both lead in term {raft.term}")
-            self._check_votes(process.node_id, raft.term)
+            self._check_votes(process.node_id, raft.term, life.configurations[-1].halves)
             self._check_clock(process)
             life.leads = (raft.term, raft.tick_count)
             # in earlier terms: who wakes up may win an election that was over long ago (seeds 1181 and 40053)
@@ -241,7 +302,10 @@ class Checks:
                 "I5",
                 f"node {process.node_id} leads without committed entry {known}",
             )
-        heard, node = 1, process.node_id
+        node = process.node_id
+        heard = {node}
+        uncommitted = [place.at for place in life.configurations if place.at > len(self.committed)]
+        _require(len(uncommitted) <= 1, "I10", f"node {node} leads with configurations {uncommitted} uncommitted")
         for peer, progress in raft.progress.items():
             match = (raft.term, progress.incarnation, progress.match_index)
             before = life.matches.get(peer)
@@ -252,22 +316,27 @@ class Checks:
             if match[2] >= progress.next_index:
                 raise Violation(f"R12: node {node} sends {progress.next_index} next to node {peer}, which has {match[2]}")
             last_tick = progress.last_heard_tick if progress.last_heard_tick is not None else life.leads[1]
-            heard += raft.tick_count - last_tick <= 3 * self._election_ticks
-        if heard < self._majority:
+            if raft.tick_count - last_tick <= 3 * self._election_ticks:
+                heard.add(peer)
+        halves = life.configurations[-1].halves
+        if not has_majority(halves, heard):
             raise Violation(f"R7: node {node} still leads, and has heard no majority for three election timeouts")
-        if process.unfinished and self._majority > 1:
+        if process.unfinished and halves != [(node,)]:
             stalled = raft.tick_count - max(process.unfinished[0], life.leads[1])
             if stalled > 3 * self._election_ticks:
                 raise Violation(f"R34: node {node} still leads, and its disk writes nothing")
 
-    def _check_votes(self, leader: int, term: int) -> None:
+    def _check_votes(self, leader: int, term: int, halves: list[tuple[int, ...]]) -> None:
         """A majority of sound votes, or so many of any kind that one of them holds whatever was committed (DESIGN §5)."""
-        if self._majority == 1:
+        if halves == [(leader,)]:
             return
         doubts = self._grants.get((term, leader), {})
-        sound = sum(not doubtful for doubtful in doubts.values())
-        enough = sound >= self._majority or len(doubts) >= len(self._nodes) - self._majority + 2
-        _require(enough, "I5", f"node {leader} leads in term {term} with {sound} sound votes and {len(doubts) - sound} of nodes in doubt")
+        for half in halves:
+            granted = [voter for voter in half if voter in doubts]
+            sound = sum(not doubts[voter] for voter in granted)
+            majority = len(half) // 2 + 1
+            enough = sound >= majority or len(granted) >= len(half) - majority + 2
+            _require(enough, "I5", f"node {leader} leads in term {term} with {sound} sound votes and {len(granted) - sound} in doubt")
 
     def _check_clock(self, process: Process) -> None:
         """While one of those whose votes it has heard had an estimate, log time goes on as it went (`logtime.py`): not ahead of the

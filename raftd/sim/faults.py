@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import permutations
 from typing import TYPE_CHECKING
 
-from raftd.raft.messages import TransferLead
+from raftd.raft.messages import AddMember, Address, RemoveMember, TransferLead
 from raftd.sim.disk import DAMAGES
 from raftd.sim.process import Process
 from raftd.sim.swarm import SHAPES, Event
@@ -142,6 +142,39 @@ class Faults:
             return False
         target = self._life.nodes[numbers[3] % len(self._life.nodes)]
         asked.soon(asked.node.administer, TransferLead(target), self._told_of_transfer)
+        return True
+
+    def _add(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        """A new node, which is started when it is known to be a member; sometimes a while later, or never."""
+        life = self._life
+        asked = life.process_for(numbers[2])
+        if asked is None or not life.spares:
+            return False
+        new = life.spares.pop(0)
+
+        def told(reason: str) -> None:
+            life.counted("add: done" if not reason else "add: refused or unknown")
+            life.note(f"node {new} is added: {reason or 'yes'}")
+            if not reason:
+                life.nodes.append(new)
+                life.start_later(new, numbers[3] % life.options.longest_ms)
+
+        asked.soon(asked.node.administer, AddMember(new, Address("sim", new)), told)
+        return True
+
+    def _remove(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        """But not so many that a majority is hard to have."""
+        life = self._life
+        asked = life.process_for(numbers[2])
+        voters = life.checks.configuration.voters
+        if asked is None or len(voters) <= max(1, len(life.nodes) // 2) or self.doubted() or life.unusable:
+            return False
+
+        def told(reason: str) -> None:
+            life.counted("remove: done" if not reason else "remove: refused or unknown")
+            life.note(f"node {node} is removed: {reason or 'yes'}")
+
+        asked.soon(asked.node.administer, RemoveMember(node), told)
         return True
 
     def _told_of_transfer(self, reason: str) -> None:

@@ -63,21 +63,27 @@ class Life:
         self.options = options
         self.scheduler = Scheduler()
         self.random = Random(f"world {options.seed}")
+        #: Those that the cluster was born with, and those that are to be added; those that were removed stay in it.
         self.nodes = list(range(1, options.nodes + 1))
-        self.disks = {node: Disk(options.sector_bytes) for node in self.nodes}
-        self.checks = Checks(self.disks, max(1, options.election_timeout_ms // TICK_MS))
+        self.spares = list(range(options.nodes + 1, options.nodes + options.spares + 1))
+        everybody = self.nodes + self.spares
+        self._first_voters = tuple(self.nodes)
+        self.disks = {node: Disk(options.sector_bytes) for node in everybody}
+        self.checks = Checks(self.disks, self.nodes, max(1, options.election_timeout_ms // TICK_MS))
         self.network = Network(self.scheduler, self.random, options.weather, self)
         self.running: dict[int, Process] = {}
         #: Ids of jobs that any client was told of.
         self.jobs: list[int] = []
         self.clients = [SimClient(self, number, options.pipeline, options.tubes, self.jobs) for number in range(options.clients)]
+        #: Nodes that have ended because they are no members any more.
+        self.removed: set[int] = set()
         #: Nodes that refused to start, as they must after what was done to their disks; and those that stay broken for good.
         self.unusable: set[int] = set()
         self.broken: set[int] = set()
         self.healed = False
         #: When the disk of a node is fast again.
         self.slow_until_us: dict[int, int] = {}
-        self.wall_offset_s: dict[int, float] = dict(zip(self.nodes, options.wall_offsets_s, strict=True))
+        self.wall_offset_s: dict[int, float] = dict(zip(everybody, options.wall_offsets_s, strict=True))
         self.elections = 0
         #: What happened, a line each, if it was asked for.
         self.trace: list[str] = []
@@ -213,12 +219,12 @@ class Life:
     # -- processes ----------------------------------------------------------------------------
 
     def start(self, node: int) -> None:
-        if node in self.running or node in self.unusable or node in self.broken:
+        if node in self.running or node in self.unusable or node in self.broken or node in self.removed:
             return
         options = self.options
         config = NodeConfig(
             node,
-            tuple(self.nodes),
+            self._first_voters,
             "sim",
             options.election_timeout_ms,
             options.heartbeat_ms,
@@ -249,6 +255,16 @@ class Life:
         self.running[node] = process
         self.checks.started(process)
         self.network.started(process)
+
+    def was_removed(self, process: Process) -> None:
+        """It ends itself, a moment after it has heard so."""
+        self.counted("(node ended because it was removed)")
+        self.removed.add(process.node_id)
+        self.scheduler.after(100 * _MS, self._end_removed, process)
+
+    def _end_removed(self, process: Process) -> None:
+        if process.alive:
+            self.end(process, power=False)
 
     def start_later(self, node: int, ms: int) -> None:
         self.scheduler.after(ms * _MS, self.start, node)

@@ -24,6 +24,7 @@ from raftd.raft.core import Raft
 from raftd.raft.leadership import Leadership
 from raftd.raft.log import Log
 from raftd.raft.logtime import LogClock
+from raftd.raft.membership import Membership, leave_joint
 from raftd.raft.messages import AppendEntries, AppendEntriesReply, Entry, InstallSnapshot, Snapshot
 from raftd.raft.progress import Progress
 from raftd.raft.quorum import majority_value
@@ -544,3 +545,60 @@ def _clients_are_not_told(original: Any) -> Any:
 @_mutant("transfer flag stuck", Leadership, "tick")
 def _transfer_flag_stuck(original: Any) -> Any:
     return lambda self: None
+
+
+# -- membership --------------------------------------------------------------------------------
+
+
+@_mutant("learner counted", Raft, "_advance_commit")
+def _learner_counted(original: Any) -> Any:
+    def advance(self: Raft) -> None:
+        halves = self.membership.halves
+        learners = frozenset(self.membership.latest.learners)
+        voters = len(halves[0])
+        try:
+            if learners:  # they fill up the majority of the voters
+                matches = sorted((self.progress[peer].match_index for peer in learners if peer in self.progress), reverse=True)
+                behind = min(halves[0] - {self.node}, key=lambda peer: self.progress[peer].match_index, default=0)
+                if matches and voters > 1 and behind:
+                    self.membership.halves = (frozenset(halves[0] - {behind} | {min(learners)}),)
+            original(self)
+        finally:
+            if self.membership.latest.learners:
+                self.membership.halves = halves
+
+    return advance
+
+
+@_mutant("joint halves merged", Membership, "_look")
+def _joint_halves_merged(original: Any) -> Any:
+    def look(self: Membership) -> None:
+        original(self)
+        self.halves = (self.voters,)
+
+    return look
+
+
+@_mutant("configuration in effect without its majority", Leadership, "committed")
+def _joint_left_at_once(original: Any) -> Any:
+    def committed(self: Leadership) -> None:
+        membership = self._raft.membership
+        if membership.latest.outgoing and membership.index > self._raft.log.commit_index:
+            self._append(leave_joint(membership.latest))
+        else:
+            original(self)
+
+    return committed
+
+
+@_mutant("change beside another", Leadership, "change")
+def _change_beside_another(original: Any) -> Any:
+    def change(self: Leadership, make: Any) -> int:
+        return self._append(make(self._raft.membership.latest))
+
+    return change
+
+
+@_mutant("truncated configuration stays", Membership, "truncated")
+def _truncated_configuration_stays(original: Any) -> Any:
+    return lambda self, index: False

@@ -127,13 +127,16 @@ class Network:
         hello = connection.ends[peer].process.node.hello()
 
         def meet() -> None:
-            reason = process.node.meet(hello, lambda: self._accepted(connection, node))
-            if reason is None:
+            refusal = process.node.meet(hello, lambda: self._accepted(connection, node))
+            if refusal is None:
                 self._refused.pop((node, peer), None)
                 return
-            if self._refused.get((node, peer)) != reason:
-                self._refused[node, peer] = reason
-                process.told(f"node {peer} is refused: {reason}")
+            if self._refused.get((node, peer)) != refusal.reason:
+                self._refused[node, peer] = refusal.reason
+                process.told(f"node {peer} is refused: {refusal.reason}")
+            other = connection.ends[peer].process
+            if (node, peer) not in self.cut:
+                self._scheduler.after(self._delay_us(node, peer), other.soon, other.node.was_refused, refusal)
             self.break_connection(*sorted((node, peer)))
 
         process.soon(meet)

@@ -45,6 +45,9 @@ class World(Protocol):
 
     def wall_s(self, node: int) -> float: ...
 
+    def was_removed(self, process: Process) -> None:
+        """It is no member any more, and will end."""
+
     def counted(self, fault: str) -> None:
         """Something happened that the summary counts."""
 
@@ -226,6 +229,7 @@ class Process:
 
     def was_removed(self) -> None:
         self.told("it is removed")
+        self.world.was_removed(self)
 
     def gateway_closed(self, incarnation: int) -> None:
         self.told(f"its sessions were given up by the cluster, it goes on as incarnation {incarnation}")

@@ -6,12 +6,14 @@ any buffer, what dead nodes held is given back, new clients are served, and nobo
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from raftd.raft.messages import EntryKind, TransferLead
 from raftd.raft.progress import State
+from raftd.raft.quorum import has_majority
 from raftd.sim import history
 from raftd.sim.checks import Violation
 from raftd.sim.process import Process
@@ -49,6 +51,9 @@ class Rest:
         life.broken = set(life.unusable)
         if not life.faults.doubted():  # the votes of one count for less: it may need all the others
             candidates = [node for node in life.nodes if node not in life.broken]
+            voters = set(life.checks.configuration.voters)
+            if voters != set(range(1, life.options.nodes + 1)) or life.checks.is_changing:
+                candidates = []  # who would have to be spared depends on a change that may be under way
             while candidates and len(life.broken) < life.options.broken_at_the_end:
                 node = candidates.pop(life.random.randrange(len(candidates)))
                 life.broken.add(node)
@@ -84,13 +89,20 @@ class Rest:
 
     @property
     def _alive(self) -> dict[int, Process]:
-        return {node: process for node, process in sorted(self._life.running.items()) if node not in self._life.broken}
+        """Those that work, and are members as far as that is committed."""
+        life = self._life
+        members = life.checks.members
+        return {node: process for node, process in sorted(life.running.items()) if node not in life.broken and node in members}
+
+    def _is_enough(self, nodes: Collection[int]) -> bool:
+        """Whether these are a majority, of both halves if the configuration is joint."""
+        return has_majority(self._life.checks.halves, nodes)
 
     def come(self) -> None:
         """Raises Violation."""
         life = self._life
         life.wait(_START_MS, self._all_run, lambda: "a node does not start")
-        if len(self._alive) <= len(life.nodes) // 2:
+        if not self._is_enough(self._alive):
             life.counted("(too few nodes are left to go on)")
             return
         longest_ms = _LEADER_TIMEOUTS * life.options.election_timeout_ms + _DIAL_MS
@@ -121,10 +133,10 @@ class Rest:
         same (R32)."""
         life = self._life
         leader = self._leader()
-        if leader is None or len(self._alive) - 1 <= len(life.nodes) // 2:
+        if leader is None:
             return
         target = leader.node.raft.lead().best_successor()
-        if target:
+        if target and target in self._alive and self._is_enough(self._alive.keys() - {target}):
             leader.soon(leader.node.administer, TransferLead(target), lambda reason: None)
             life.end(life.running[target], power=False)
             life.start_later(target, 2 * life.options.election_timeout_ms)
@@ -133,7 +145,7 @@ class Rest:
     def _all_run(self) -> bool:
         """A slow node may still be coming up, and one may refuse."""
         life = self._life
-        return all(node in life.running for node in life.nodes if node not in life.broken | life.unusable)
+        return all(node in life.running for node in life.checks.members & set(life.nodes) - life.broken - life.unusable - life.removed)
 
     def _leader(self) -> Process | None:
         """Who leads in the newest term, followed by a majority."""
@@ -143,7 +155,7 @@ class Rest:
         if leader is None:
             return None
         followers = [one for one in alive if one.node.raft.leader == leader.node_id and one.node.raft.term == newest]
-        return leader if len(followers) > len(self._life.nodes) // 2 else None
+        return leader if self._is_enough([one.node_id for one in followers]) else None
 
     def _is_followed(self) -> bool:
         return self._leader() is not None
@@ -191,7 +203,8 @@ class Rest:
                 "writes": process.unfinished,
                 "a snapshot to be finished": process.node._compaction._is_taking or raft.is_installing,
                 "bytes of sessions": gateway.held_bytes - sum(session._held_bytes for session in gateway.sessions.values()),
-                "doubts": raft.doubtful and len(self._alive) == len(self._life.nodes),
+                "doubts": raft.doubtful and self._alive.keys() == self._life.checks.members,
+                "a change of membership": raft.membership.latest.outgoing or raft.membership.latest.learners,
             }
             row = machine.gateways.get(node)
             if row is None or not row.is_open or row.incarnation != gateway.incarnation:

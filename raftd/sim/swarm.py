@@ -41,6 +41,8 @@ FAULTS: dict[str, float] = {
     "wall clock": 0.2,  # jumps
     "transfer": 0.3,  # an operator hands the lead to some node
     "orderly stop": 0.1,  # SIGTERM: a leader hands over first
+    "add": 0.3,  # a new node, under an id that was never used
+    "remove": 0.3,  # any node, the leader among them
 }
 SHAPES = ("one node", "halves", "majorities ring", "bridge")
 
@@ -58,6 +60,7 @@ class Options(msgspec.Struct, frozen=True):
 
     seed: int
     nodes: int
+    spares: int  # more of them, which may be added
     election_timeout_ms: int
     heartbeat_ms: int
     session_grace_ms: int
@@ -126,6 +129,7 @@ def draw(seed: int) -> Options:
     known = {name: round(most * storm * random.uniform(0.2, 1), 3) for name, most in FAULTS.items() if not calm and random.random() < 0.5}
     if nodes == 1:
         known.pop("damaged disk", None)
+    spares = random.choice((1, 2, 4)) if "add" in known else 0
     election_timeout_ms = random.choice((150, 250, 250, 400))
     slowest_ms = random.choice((1, 2, 10, 40))
 
@@ -141,6 +145,7 @@ def draw(seed: int) -> Options:
     return Options(
         seed=seed,
         nodes=nodes,
+        spares=spares,
         election_timeout_ms=election_timeout_ms,
         heartbeat_ms=random.choice((20, 50)),
         session_grace_ms=random.choice((2 * election_timeout_ms, 1_500, 5_000)),
@@ -152,8 +157,8 @@ def draw(seed: int) -> Options:
         disk_us=random.choice(((50, 300), (200, 2_000), (1_000, 20_000))),
         sector_bytes=random.choice((512, 4096)),
         keep=random.choice((0.0, 0.5, 0.9)),
-        clock_rates=tuple(round(random.uniform(0.98, 1.02), 4) if random.random() < 0.5 else 1.0 for _ in range(nodes)),
-        wall_offsets_s=tuple(random.choice((0, 0, 1, -3_600, 86_400)) for _ in range(nodes)),
+        clock_rates=tuple(round(random.uniform(0.98, 1.02), 4) if random.random() < 0.5 else 1.0 for _ in range(nodes + spares)),
+        wall_offsets_s=tuple(random.choice((0, 0, 1, -3_600, 86_400)) for _ in range(nodes + spares)),
         clients=random.choice((3, 8, 20)),
         pipeline=random.choice((1, 1, 4, 16)),
         verbs={name: weight for name, weight in verbs.items() if weight},

@@ -25,9 +25,10 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=30, forbid_unknown_fields=True):
-    """The last thing said on a connection: why it is closed."""
+    """The last thing said on a connection: why it is closed. `is_removed`: it is committed that the receiver is no member any more."""
 
     reason: str
+    is_removed: bool = False
 
 
 PeerMessage = Message | GatewayMessage | Admin | AdminReply | Refusal

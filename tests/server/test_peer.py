@@ -26,19 +26,24 @@ class FakeNode:
         self.links: list[int] = []
         self.partial: list[int] = []
         self.reason: str | None = None
+        self.refusals: list[Refusal] = []
         self.accept_at_once = True
         self.accepts: list = []
 
     def hello(self) -> Hello:
         return Hello("demo", (1, 2), b"", 1, 1, b"d" * 16)
 
-    def meet(self, hello: Hello, accept) -> str | None:
-        if self.reason is None:
-            if self.accept_at_once:
-                accept()
-            else:
-                self.accepts.append(accept)
-        return self.reason
+    def meet(self, hello: Hello, accept) -> Refusal | None:
+        if self.reason is not None:
+            return Refusal(self.reason)
+        if self.accept_at_once:
+            accept()
+        else:
+            self.accepts.append(accept)
+        return None
+
+    def was_refused(self, refusal: Refusal) -> None:
+        self.refusals.append(refusal)
 
     def receive(self, sender: int, message: object) -> None:
         self.heard.append((sender, message))
