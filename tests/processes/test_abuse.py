@@ -26,15 +26,15 @@ ATTEMPTS = 3
 #: The abuse, how many connections, for how many seconds, and how many megabytes the leader may grow by meanwhile. Puts
 #: that were acknowledged stay, so those have no bound here.
 ABUSES = {
-    "garbage": (64, 10.0, 64),
-    "nonsense": (500, 2.0, 128),
-    "deletes": (500, 2.0, 128),
-    "puts-deaf": (500, 2.0, None),
-    "big_puts": (200, 2.0, None),
-    "oversized": (500, 2.0, 128),
-    "statistics": (500, 2.0, 128),
-    "statistics-deaf": (500, 2.0, 128),
-    "dribble": (500, 2.0, 64),
+    "garbage": (64, 3.0, 64),
+    "nonsense": (500, 1.0, 128),
+    "deletes": (500, 1.0, 128),
+    "puts-deaf": (500, 1.0, None),
+    "big_puts": (200, 1.0, None),
+    "oversized": (500, 1.0, 128),
+    "statistics": (500, 1.0, 128),
+    "statistics-deaf": (500, 1.0, 128),
+    "dribble": (500, 1.0, 64),
 }
 
 

@@ -109,7 +109,7 @@ def test_options_that_make_no_sense_are_refused(options, reason):
 
 
 def test_a_plan_is_cut_down_to_what_goes_wrong():
-    options = draw(1)
+    options = draw(2)
     with mutants.applied("token not checked"):
         events = plan(options)
         assert Life(options, events).run().violation
