@@ -204,7 +204,7 @@ class Rest:
                 "a snapshot to be finished": process.node._compaction._is_taking or raft.is_installing,
                 "bytes of sessions": gateway.held_bytes - sum(session._held_bytes for session in gateway.sessions.values()),
                 "doubts": raft.doubtful and self._alive.keys() == self._life.checks.members,
-                "a change of membership": raft.membership.latest.outgoing or raft.membership.latest.learners,
+                "a change of membership": raft.membership.latest.outgoing or self._alive.keys() & set(raft.membership.latest.learners),
             }
             row = machine.gateways.get(node)
             if row is None or not row.is_open or row.incarnation != gateway.incarnation:
