@@ -84,12 +84,17 @@ class Leadership:
     # -- membership ---------------------------------------------------------------------------
 
     def change(self, make: Change) -> int:
-        """Append the configuration that `make` makes of the one in effect; the index of its entry. Raises Refused: by `make`, or for
-        R23 and R24."""
+        """Append the configuration that `make` makes of the one in effect; the index of its entry. Raises Refused: by `make`, for R23
+        and R24, or if too few of its voters are heard."""
         raft = self._raft
         self._check_no_transfer()
         check_free(raft.membership.latest, raft.membership.index, raft.log.commit_index, raft.has_committed_own_entry)
-        return self._append(make(raft.membership.latest))
+        configuration = make(raft.membership.latest)
+        silent = [voter for voter in configuration.voters if voter != raft.node and not self._replication.hears(voter, self._heard_since)]
+        if configuration.outgoing and 2 * len(silent) >= len(configuration.voters):
+            who = ", ".join(map(str, silent))
+            raise Refused(f"of the voters that this would leave, {who} are not heard: nothing could be committed any more")
+        return self._append(configuration)
 
     def _append(self, configuration: Configuration) -> int:
         self._raft.append([(EntryKind.CONFIG, encode(configuration))])

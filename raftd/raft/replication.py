@@ -36,8 +36,8 @@ class Replication:
 
     def hears(self, peer: int, since_tick: int) -> bool:
         """Whether it has answered after that tick."""
-        last = self.progress[peer].last_heard_tick
-        return last is not None and last > since_tick
+        progress = self.progress.get(peer)
+        return progress is not None and progress.last_heard_tick is not None and progress.last_heard_tick > since_tick
 
     def furthest(self, voters: Collection[int], since_tick: int) -> int:
         """Who of `voters` that has answered after that tick has most of the log, 0 if none has."""

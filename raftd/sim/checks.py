@@ -106,6 +106,7 @@ class _Life:
         self.votes: set[tuple[int, int]] = set()  # (term, voter) that it has heard
         self.matches: dict[int, tuple[int, int, int]] = {}  # peer -> (term, incarnation, match), while it leads
         self.configurations: list[_Place] = []
+        self.configured = (-1, 0)  # (entry of the newest, when this leader had it), in ticks
 
 
 class Checks:
@@ -304,6 +305,9 @@ class Checks:
             )
         node = process.node_id
         heard = {node}
+        at = life.configurations[-1].at
+        if life.configured[0] != at:  # since then these are the ones that must be heard
+            life.configured = (at, raft.tick_count)
         uncommitted = [place.at for place in life.configurations if place.at > len(self.committed)]
         _require(len(uncommitted) <= 1, "I10", f"node {node} leads with configurations {uncommitted} uncommitted")
         for peer, progress in raft.progress.items():
@@ -316,7 +320,7 @@ class Checks:
             if match[2] >= progress.next_index:
                 raise Violation(f"R12: node {node} sends {progress.next_index} next to node {peer}, which has {match[2]}")
             last_tick = progress.last_heard_tick if progress.last_heard_tick is not None else life.leads[1]
-            if raft.tick_count - last_tick <= 3 * self._election_ticks:
+            if raft.tick_count - max(last_tick, life.configured[1]) <= 3 * self._election_ticks:
                 heard.add(peer)
         halves = life.configurations[-1].halves
         if not has_majority(halves, heard):

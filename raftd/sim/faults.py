@@ -451,6 +451,8 @@ class Faults:
         on_votes = [one for one in (kind, *self._damages) if one.endswith("vote")]
         if kind in on_votes and len(on_votes) > 1 and "stale vote" in on_votes:
             return False  # an old copy in one slot, and the other bad too: nobody could tell (seed 41092)
+        if len(self._life.checks.configuration.voters) == 1 or self._life.checks.is_changing:
+            return False  # nobody else would have a copy
         done = self._life.disks[node].damage(kind, self._life.random)
         if done is None:
             return False

@@ -304,6 +304,17 @@ def test_only_a_leader_changes_anything_and_not_while_it_hands_over():
         add(cluster, 4)
 
 
+def test_a_removal_that_would_leave_no_majority_that_is_heard_is_refused():
+    cluster = led()
+    cluster.dead.add(3)
+    cluster.tick(2 * T)
+    with pytest.raises(Refused, match="of the voters that this would leave, 3 are not heard"):
+        cluster[1].lead().change(lambda configuration: remove(configuration, 2))
+    cluster[1].lead().change(lambda configuration: remove(configuration, 3))
+    cluster.tick(T)
+    assert latest(cluster, 1).voters == (1, 2)
+
+
 # -- what stands where -------------------------------------------------------------------------
 
 
