@@ -20,7 +20,7 @@ from zlib import crc32
 import msgspec
 
 from raftd.errors import ADVICE, UNDECODABLE, CorruptionError
-from raftd.limits import FRAME_BYTES, SNAPSHOT_CHUNK_BYTES
+from raftd.limits import FRAME_BYTES, SNAPSHOT_CHUNK_BYTES, SNAPSHOT_CHUNKS_IN_FLIGHT
 from raftd.raft.messages import Configuration, Snapshot
 from raftd.raft.ready import Base
 from raftd.storage.filesystem import FileSystem
@@ -170,7 +170,8 @@ class Snapshots:
         self._fail = fail
         self._receiving: Snapshot | None = None
         self._have = 0
-        self._keeping = False  # a piece is being written
+        self._keeping = False  # a chunk is being written
+        self._early: list[tuple[Snapshot, int, bytes, Callable[[int], None]]] = []  # chunks that came meanwhile
 
     def _path(self, snapshot: Snapshot) -> str:
         return f"{self.directory}/{_name(snapshot)}"
@@ -266,8 +267,10 @@ class Snapshots:
 
     def keep(self, snapshot: Snapshot, offset: int, data: bytes, done: Callable[[int], None]) -> None:
         """A chunk has arrived: `done` is called with how much there is of this snapshot, one chunk after the other."""
-        if self._keeping:
-            return  # the leader sends it again
+        if self._keeping:  # those that are in flight wait for the one before; any more come again
+            if len(self._early) < SNAPSHOT_CHUNKS_IN_FLIGHT:
+                self._early.append((snapshot, offset, data, done))
+            return
         if snapshot != self._receiving:
             self._receiving, self._have = snapshot, 0
         if offset != self._have or not data:
@@ -289,6 +292,9 @@ class Snapshots:
             self._keeping = False
             self._have += len(data)
             done(self._have)
+            early, self._early = self._early, []
+            for chunk in early:
+                self.keep(*chunk)
 
         self._run(write, written)
 
@@ -318,6 +324,7 @@ class Snapshots:
 
         def verified() -> None:
             self._keeping = False
+            self._early.clear()
             if not found:
                 self._receiving = None
             done(found[0] if found else None)

@@ -277,6 +277,22 @@ def test_a_piece_at_a_wrong_place_is_not_kept():
     assert told[-2:] == [0, 0]  # only one at a time
 
 
+def test_chunks_that_come_while_one_is_written_are_kept_after_it():
+    """They were dropped, and asked for again an election timeout later: 230 MB took three minutes."""
+    machine = Machine()
+    machine.start()
+    worker = machine.store.snapshots._worker
+    worker.hold = True
+    data = b"".join(encode(META, PIECES))
+    told: list[int] = []
+    for offset in range(0, 400, 100):
+        machine.store.snapshots.keep(of(data), offset, data[offset : offset + 100], told.append)
+    assert told == []
+    while worker.jobs:
+        worker.step()
+    assert told == [100, 200, 300, 400]
+
+
 def test_a_damaged_snapshot_of_a_leader_is_forgotten():
     machine = Machine()
     machine.start()
