@@ -258,10 +258,19 @@ class Snapshots:
     # -- for a follower -----------------------------------------------------------------------
 
     def fetch(self, snapshot: Snapshot, offset: int, done: Callable[[bytes], None]) -> None:
-        """Read a chunk."""
+        """Read a chunk. Nothing is called if the file is gone: it was, as soon as nobody was sent it any more."""
         read: list[bytes] = []
         path = self._path(snapshot)
-        self._run(lambda: read.append(self._fs.read_at(path, offset, SNAPSHOT_CHUNK_BYTES)), lambda: done(read[0]))
+
+        def job() -> None:
+            if self._fs.exists(path):
+                read.append(self._fs.read_at(path, offset, SNAPSHOT_CHUNK_BYTES))
+
+        def finished() -> None:
+            if read:
+                done(read[0])
+
+        self._run(job, finished)
 
     # -- of the leader's ----------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ REGRESSIONS = {
     50681: "the first segment of a log was gone, and nothing stood in the next: the node took its log for an empty one",
     202572: "entries that a new leader's replaced in the same turn were acknowledged, and never written",
     202369: "a torn write of a job full of zeros was doubted, and a cluster of three with one node gone stood still",
+    1113: "a leader that led no more removed the snapshot that it was about to read for a follower",
     50262: "a vote that came late brought an old estimate of log time (a check of ours)",
     101953: "the same, to a candidate that had been stopped",
     102304: "with one node in doubt all others must vote for the same, which takes longer (a check of ours)",

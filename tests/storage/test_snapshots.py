@@ -227,6 +227,15 @@ def test_a_snapshot_is_read_in_chunks():
     assert [len(chunk) for chunk in chunks[:2]] == [SNAPSHOT_CHUNK_BYTES] * 2
 
 
+def test_a_chunk_of_a_snapshot_that_was_removed_meanwhile_is_nobodys_loss(monkeypatch):
+    """Simulator seed 1113: a leader that led no more removed the snapshot that it was about to read for a follower."""
+    machine = compacted(monkeypatch)
+    read: list[bytes] = []
+    machine.store.snapshots.fetch(Snapshot(4, 1, 100, 1), 0, read.append)
+    assert read == []
+    assert machine.failures == []
+
+
 # -- from a leader -----------------------------------------------------------------------------
 
 
