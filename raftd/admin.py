@@ -84,9 +84,12 @@ class Administration:
         """Once a turn: tell those whose request has come to an end."""
         raft = self._raft
         self._look_at_changes()
-        if self._transfer is not None and not raft.is_transferring:
+        if self._transfer is not None and not raft.is_transferring and raft.leader:
             (target, outcome), self._transfer = self._transfer, None
-            outcome(f"node {target} did not take the lead within an election timeout: node {raft.node} goes on" if raft.is_leader else "")
+            if raft.is_leader:
+                outcome(f"node {target} did not take the lead within an election timeout: node {raft.node} goes on")
+            else:
+                outcome("" if raft.leader == target else f"node {raft.leader} leads now, not node {target}")
         for number, asked in list(self._asked.items()):
             if raft.leader not in (0, asked.leader):
                 if asked.request == TransferLead(raft.leader):

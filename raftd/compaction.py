@@ -66,7 +66,9 @@ class Compaction:
         self._log_bytes += sum(entry.size_bytes for entry in entries)
         newest = self._snapshots.newest
         enough = max(SNAPSHOT_LEAST_BYTES, SNAPSHOT_FACTOR * newest.size_bytes if newest is not None else 0)
-        if self._log_bytes >= min(enough, self._most_bytes) and not self._is_taking and not self._raft.is_installing:
+        # Nor before the term is durable in which it says that its last entry is: a start would take the vote file for an old copy.
+        is_free = not self._is_taking and not self._raft.is_installing and self._raft.is_hard_state_durable
+        if self._log_bytes >= min(enough, self._most_bytes) and is_free:
             self._take(machine)
 
     def _take(self, machine: StateMachine) -> None:
@@ -105,10 +107,12 @@ class Compaction:
                 self._snapshots.fetch(fetch.snapshot, fetch.offset, partial(self._guarded, self._chunk_read, fetch))
 
     def _entries_read(self, fetch: EntriesFetch, entries: list[Entry]) -> None:
-        self._raft.entries_fetched(fetch, entries)
+        if self._raft.replication is not None:
+            self._raft.replication.entries_fetched(fetch, entries)
 
     def _chunk_read(self, fetch: ChunkFetch, data: bytes) -> None:
-        self._raft.chunk_fetched(fetch, data)
+        if self._raft.replication is not None:
+            self._raft.replication.chunk_fetched(fetch, data)
 
     # -- from a leader ------------------------------------------------------------------------
 
@@ -141,7 +145,7 @@ class Compaction:
             self._clock.callLater(0, self._guarded, self._load, snapshot, meta, loader, pieces)
             return
         machine = loader.finish()
-        self._store.install(meta, partial(self._guarded, self._installed, snapshot, meta, machine))
+        self._store.install(snapshot, meta, partial(self._guarded, self._installed, snapshot, meta, machine))
 
     def _installed(self, snapshot: Snapshot, meta: Meta, machine: StateMachine) -> None:
         self._log_bytes = 0

@@ -242,8 +242,8 @@ class Node:
             committed = self.raft.membership.at(self.raft.log.commit_index)
             return Refusal(reason, hello.node in committed.removed and hello.node not in self.raft.membership.members)
         identity = self._store.identity
-        if hello.node in identity.peers:
-            accept()
+        if hello.node in identity.peers or hello.node not in self.raft.membership.members:
+            accept()  # who is no member, as far as this node knows, is not remembered: nothing of its counts
         else:
             # Before its first acknowledgement can count, a crash must not make us forget whose it was.
             self._store.remember(accept, peers={**identity.peers, hello.node: hello.directory_id})

@@ -27,7 +27,7 @@ from raftd.limits import APPLY_BYTES, APPLY_ENTRIES, UNCOMMITTED_BYTES
 from raftd.raft.leadership import Leadership
 from raftd.raft.log import Log
 from raftd.raft.logtime import LogClock
-from raftd.raft.membership import Membership, encode
+from raftd.raft.membership import Membership, encode, is_sound
 from raftd.raft.messages import (
     AppendEntries,
     AppendEntriesReply,
@@ -101,7 +101,8 @@ class Raft:
         self._walls: list[int] = []
         self._own_vote_number = 0  # the persist that makes it durable, 0 until handed over
         # leading
-        self._replication: Replication | None = None
+        #: What goes to followers, None on others.
+        self.replication: Replication | None = None
         self._reads = PendingReads()
         self._first_own_index = 0  # of this term, as leader
         self._uncommitted_bytes = 0
@@ -147,12 +148,12 @@ class Raft:
     @property
     def progress(self) -> dict[int, Progress]:
         """What this leader knows of each follower; empty on others."""
-        return self._replication.progress if self._replication is not None else {}
+        return self.replication.progress if self.replication is not None else {}
 
     @property
     def snapshots_in_use(self) -> set[Snapshot]:
         """Those that are on their way to followers: their files must stay."""
-        return self._replication.snapshots_in_use if self._replication is not None else set()
+        return self.replication.snapshots_in_use if self.replication is not None else set()
 
     @property
     def has_committed_own_entry(self) -> bool:
@@ -271,8 +272,8 @@ class Raft:
 
     def notify_commit(self, nodes: Iterable[int]) -> None:
         """Tell these followers the commit index at once, not with the next heartbeat."""
-        if self._replication is not None:
-            self._replication.due(nodes)
+        if self.replication is not None:
+            self.replication.due(nodes)
 
     def hearing_from(self, sender: int) -> None:
         """Bytes of an unfinished message of `sender` have arrived: a long one is no silence.
@@ -287,20 +288,10 @@ class Raft:
         """The connection to `peer` came up or went down: whatever was in flight may be lost."""
         if peer == self.leader:
             self._leader_speaks = False
-        if self._replication is not None:
-            self._replication.link_changed(peer)
+        if self.replication is not None:
+            self.replication.link_changed(peer)
 
     # -- input: the disk ----------------------------------------------------------------------
-
-    def entries_fetched(self, fetch: EntriesFetch, entries: Sequence[Entry]) -> None:
-        """What the disk holds from `fetch.first` on. An entry that was replaced may be among them, before the one that replaced it."""
-        if self._replication is not None:
-            self._replication.entries_fetched(fetch, entries)
-
-    def chunk_fetched(self, fetch: ChunkFetch, data: bytes) -> None:
-        """A piece of a snapshot was read, for a follower."""
-        if self._replication is not None:
-            self._replication.chunk_fetched(fetch, data)
 
     def compacted(self, snapshot: Snapshot, purged_index: int) -> None:
         """`snapshot` is durable, and the log on the disk begins behind `purged_index`, which may be the same as before."""
@@ -316,7 +307,12 @@ class Raft:
     def begin_install(self, snapshot: Snapshot) -> bool:
         """A leader's snapshot is here, whole and sound: no campaign from now on, nothing appended or applied, until `installed` (R30).
         False if it cannot be now, or is not wanted any more."""
+        if self.is_installing:
+            return False
+        if self.log.term_at(snapshot.index) == snapshot.term and snapshot.index > self.log.commit_index:
+            self.log.commit_to(snapshot.index)  # R29: the log has got there while the snapshot was on its way
         self.is_installing = self.role is Role.FOLLOWER and snapshot.index > self.log.commit_index
+        self._chunks.clear()
         return self.is_installing
 
     def installed(self, snapshot: Snapshot, base: Base, configuration: Configuration) -> None:
@@ -325,7 +321,7 @@ class Raft:
         self.snapshot = snapshot
         self.log = Log((), base)
         self.membership = Membership(configuration, base.index, ())
-        if self.leader not in (0, self.node) and self._hard_state_durable:
+        if self.leader not in (0, self.node) and self.is_hard_state_durable:
             self._acknowledge(self.leader)
         self._recover_from_doubt()
 
@@ -346,14 +342,14 @@ class Raft:
     def ready(self) -> Ready:
         """Everything that must happen now."""
         fetches: list[EntriesFetch | ChunkFetch] = []
-        if self._replication is not None and self._leadership is not None:
+        if self.replication is not None and self._leadership is not None:
             self._finish_reads()
             if self.has_committed_own_entry and self._reads.start_round(self.log.commit_index):
                 self._finish_reads()  # the only voter confirms itself
                 self.notify_commit(self.peers)
             self._leadership.hand_over()
-            self._replication.replicate(self.snapshot, self.clock_ms() or 0, self._reads.round)
-            fetches, self._replication.fetches = self._replication.fetches, fetches
+            self.replication.replicate(self.snapshot, self.clock_ms() or 0, self._reads.round)
+            fetches, self.replication.fetches = self.replication.fetches, fetches
             if self._leadership.is_over:
                 self._become(Role.FOLLOWER, 0, "it is no member any more")
         persist = self._collect_persist()
@@ -403,7 +399,7 @@ class Raft:
             self._elapsed_ticks = 0
         self.role, self.leader = role, leader
         if role is not Role.LEADER:
-            self._replication = None
+            self.replication = None
             self._leadership = None
             self._reads = PendingReads()
             self._uncommitted_bytes = 0
@@ -434,8 +430,8 @@ class Raft:
     def _become_leader(self) -> None:
         self._become(Role.LEADER, self.node, "a majority voted for it")
         self.clock.lead(self.term, self.log.last_time_ms, [*self._estimates, self.clock_ms()], [*self._walls, self.wall_ms], self.now_ms)
-        self._replication = Replication(self.term, self.log, self.peers, self.send)
-        self._leadership = Leadership(self, self._replication, self._election_ticks)
+        self.replication = Replication(self.term, self.log, self.peers, self.send)
+        self._leadership = Leadership(self, self.replication, self._election_ticks)
         self._heartbeat_elapsed_ticks = 0
         self._uncommitted_bytes = 0
         self._first_own_index = self._sound_at_index = self.log.last_index + 1
@@ -457,8 +453,8 @@ class Raft:
         entries = [Entry(self.term, first + place, stamp, kind, data) for place, (kind, data) in enumerate(proposals)]
         self._uncommitted_bytes += sum(entry.size_bytes for entry in entries)
         self.log.append(entries)
-        if self.membership.appended(entries) and self._replication is not None:
-            self._replication.set_peers(self.peers, self.tick_count + 2 * self._election_ticks)
+        if self.membership.appended(entries) and self.replication is not None:
+            self.replication.set_peers(self.peers, self.tick_count + 2 * self._election_ticks)
 
     # -- elections ----------------------------------------------------------------------------
 
@@ -521,7 +517,7 @@ class Raft:
     @property
     def _may_campaign(self) -> bool:
         """A vote of our own needs the disk; one that is on its way to it is not overtaken by another."""
-        return self._hard_state_durable and not self._disk_stalled and not self.is_installing and self.node in self.voters
+        return self.is_hard_state_durable and not self._disk_stalled and not self.is_installing and self.node in self.voters
 
     def _settle_election(self) -> None:
         """Nobody was asked before the own vote was durable, so whoever wins has it counted."""
@@ -531,28 +527,32 @@ class Raft:
             self._become(Role.FOLLOWER, 0, "a majority voted against it")
 
     @property
-    def _hard_state_durable(self) -> bool:
+    def is_hard_state_durable(self) -> bool:
         """Whether term and vote, as they are now, would survive a crash."""
         durable = self._unfinished[0][0] - 1 if self._unfinished else self._persist_number
         return not self._hard_state_changed and self._hard_state_number <= durable
 
     # -- following ----------------------------------------------------------------------------
 
-    def _on_append_entries(self, sender: int, message: AppendEntries) -> None:
-        if message.term < self.term:
-            self._refuse(sender, message)  # R8: the answer carries the higher term
-            return
-        if message.term > self.term:
-            self._adopt_term(message.term, f"node {sender} leads in a later term")
+    def _follow(self, sender: int, term: int) -> None:
+        """`sender` leads in `term`, which is not older than ours."""
+        if term > self.term:
+            self._adopt_term(term, f"node {sender} leads in a later term")
         if self.is_leader:
             raise AssertionError(f"nodes {self.node} and {sender} both lead in term {self.term}")
         if self.leader != sender or self.role is not Role.FOLLOWER:
             self._become(Role.FOLLOWER, sender, f"node {sender} leads")
         self._elapsed_ticks = 0
+
+    def _on_append_entries(self, sender: int, message: AppendEntries) -> None:
+        if message.term < self.term:
+            self._refuse(sender, message)  # R8: the answer carries the higher term
+            return
+        self._follow(sender, message.term)
         self._leader_speaks = True
         self.clock.hear(message.term, message.clock_ms, self.now_ms)
         if self.is_installing:
-            if self._hard_state_durable:
+            if self.is_hard_state_durable:
                 self._acknowledge(sender, message.read_round)
             return
         if message.heard == self.incarnation:
@@ -560,7 +560,7 @@ class Raft:
 
         log = self.log
         prev = message.prev_log_index
-        if prev < 0 or any(entry.index != prev + 1 + place for place, entry in enumerate(message.entries)):
+        if prev < 0 or not is_sound(prev, message.entries):
             return  # no Raft node says such a thing
         # At or below the commit index the leader's log is ours, purged or not (R16).
         if prev > log.commit_index and log.term_at(prev) != message.prev_log_term:
@@ -577,7 +577,7 @@ class Raft:
             # A heartbeat's answer waits for no disk: it claims just what is durable.
             index = min(index, log.durable_index)
         reply = AppendEntriesReply(self.term, True, index, 0, 0, message.read_round, self.incarnation, self.doubtful)
-        leave_at_once = index <= log.durable_index and self._hard_state_durable
+        leave_at_once = index <= log.durable_index and self.is_hard_state_durable
         (self._send_now if leave_at_once else self._send_after).append((sender, reply))
         self._recover_from_doubt()
 
@@ -590,20 +590,14 @@ class Raft:
         if message.term < self.term:
             self._send_now.append((sender, InstallSnapshotReply(self.term, message.snapshot.index, 0, self.incarnation)))  # R8
             return
-        if message.term > self.term:
-            self._adopt_term(message.term, f"node {sender} leads in a later term")
-        if self.is_leader:
-            raise AssertionError(f"nodes {self.node} and {sender} both lead in term {self.term}")
-        if self.leader != sender or self.role is not Role.FOLLOWER:
-            self._become(Role.FOLLOWER, sender, f"node {sender} leads")
-        self._elapsed_ticks = 0
+        self._follow(sender, message.term)
         if self.is_installing:
             return
         snapshot = message.snapshot
         if snapshot.index > self.log.commit_index and self.log.term_at(snapshot.index) == snapshot.term:
             self.log.commit_to(snapshot.index)  # R29: what stands behind it stays
         if snapshot.index <= self.log.commit_index:
-            if self._hard_state_durable:
+            if self.is_hard_state_durable:
                 self._acknowledge(sender)
             return
         self._chunks.append((sender, message))  # R31: it moves nothing yet
@@ -641,7 +635,7 @@ class Raft:
             return
         if self._elapsed_ticks >= self._election_ticks:
             self._elapsed_ticks = 0
-            active = self._replication.recently_active(self.tick_count) if self._replication is not None else set()
+            active = self.replication.recently_active(self.tick_count) if self.replication is not None else set()
             if not has_majority(self.membership.halves, active | {self.node}):
                 self._become(Role.FOLLOWER, 0, "no majority answered within the election timeout")  # R7
                 return
@@ -656,23 +650,23 @@ class Raft:
         if message.term > self.term:
             self._adopt_term(message.term, f"node {sender} is in a later term")
             return
-        if self._replication is None or message.term < self.term:
+        if self.replication is None or message.term < self.term:
             return
-        progress = self._replication.heard(sender, message.incarnation, self.tick_count)
+        progress = self.replication.heard(sender, message.incarnation, self.tick_count)
         if progress is None:
             return
         if message.doubtful and self.log.last_index == progress.heard_at:
             self.append([(EntryKind.NOOP, b"")])  # an idle cluster would leave it in doubt for ever
-        if self._replication.answered(progress, message):
+        if self.replication.answered(progress, message):
             self._advance_commit()
 
     def _on_install_snapshot_reply(self, sender: int, message: InstallSnapshotReply) -> None:
         if message.term > self.term:
             self._adopt_term(message.term, f"node {sender} is in a later term")
-        elif self._replication is not None and message.term == self.term:
-            progress = self._replication.heard(sender, message.incarnation, self.tick_count)
+        elif self.replication is not None and message.term == self.term:
+            progress = self.replication.heard(sender, message.incarnation, self.tick_count)
             if progress is not None:
-                self._replication.snapshot_answered(progress, message)
+                self.replication.snapshot_answered(progress, message)
 
     def _advance_commit(self) -> None:
         """§5.3, §5.4.2: only entries of the own term are committed by counting (R9)."""

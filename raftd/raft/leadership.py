@@ -109,10 +109,10 @@ class Leadership:
         """Called with every one: a learner that has caught up is promoted."""
         raft = self._raft
         for learner in raft.membership.latest.learners:
-            if self.is_caught_up(learner):
+            if self.is_caught_up(learner) and self._replication.hears(learner, self._heard_since):
                 with suppress(Refused):
                     self.change(lambda configuration, learner=learner: promote(configuration, learner, True))  # type: ignore[misc]
-                break
+                    break
         self._committed_before = raft.log.commit_index
 
     def committed(self) -> None:

@@ -11,12 +11,26 @@ from collections.abc import Iterable
 
 import msgspec
 
-from raftd.errors import Refused
+from raftd.errors import UNDECODABLE, Refused
 from raftd.raft.messages import Address, Configuration, Entry, EntryKind
 
 _decoder = msgspec.msgpack.Decoder(Configuration)
 encode = msgspec.msgpack.Encoder().encode
 decode = _decoder.decode
+
+
+def is_sound(prev: int, entries: Iterable[Entry]) -> bool:
+    """Whether these can follow entry `prev`: numbered without gaps, and every configuration one that somebody votes in."""
+    for place, entry in enumerate(entries, prev + 1):
+        if entry.index != place:
+            return False
+        if entry.kind is EntryKind.CONFIG:
+            try:
+                if not decode(entry.data).voters:
+                    return False
+            except UNDECODABLE:
+                return False
+    return True
 
 
 class Membership:

@@ -58,14 +58,14 @@ NO_BASE = Base()
 
 
 class EntriesFetch(msgspec.Struct, frozen=True):
-    """Entries that a follower needs and that have left memory: from `first` on, to be handed to `raft.entries_fetched`."""
+    """Entries that a follower needs and that have left memory: from `first` on, to be handed to `raft.replication.entries_fetched`."""
 
     peer: int
     first: int
 
 
 class ChunkFetch(msgspec.Struct, frozen=True):
-    """A piece of the snapshot that a follower needs, to be handed to `raft.chunk_fetched`."""
+    """A piece of the snapshot that a follower needs, to be handed to `raft.replication.chunk_fetched`."""
 
     peer: int
     snapshot: Snapshot

@@ -145,7 +145,7 @@ class Replication:
     def snapshot_answered(self, progress: Progress, message: InstallSnapshotReply) -> None:
         """So much of a snapshot has arrived there."""
         transfer = progress.transfer
-        if transfer is not None and message.index == transfer.snapshot.index:
+        if transfer is not None and message.index == transfer.snapshot.index and 0 <= message.have <= transfer.snapshot.size_bytes:
             transfer.heard(message.have)
 
     def recently_active(self, tick: int) -> set[int]:

@@ -68,8 +68,12 @@ class ForkCopier:
     def write(self, path: str, parts: Callable[[], Iterator[bytes]], done: Done) -> None:
         """See `Copier`. An error says why there is no file, or none that counts."""
         parent = os.getpid()
-        report, report_to = os.pipe()
         started_s = time.monotonic()
+        try:
+            report, report_to = os.pipe()
+        except OSError as error:  # no descriptors
+            self._reactor.callLater(0, done, error)
+            return
         try:
             child = os.fork()
         except OSError as error:  # no memory

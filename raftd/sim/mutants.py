@@ -515,9 +515,8 @@ def _purged_too_early(original: Any) -> Any:
 
 @_mutant("snapshots without a directory fsync", Snapshots, "adopt")
 def _adopted_without_fsync(original: Any) -> Any:
-    def adopt(self: Snapshots) -> None:
-        assert self._receiving is not None
-        self._fs.rename(self._received_path, self._path(self._receiving))
+    def adopt(self: Snapshots, snapshot: Snapshot) -> None:
+        self._fs.rename(self._received_path, self._path(snapshot))
 
     return adopt
 

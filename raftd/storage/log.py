@@ -252,12 +252,15 @@ class SegmentedLog:
                 assert parsed is not None
                 if not self._fs.exists(path):
                     return []
-                for batch in read_batches(_Blocks(self._fs, path).read, parsed[1], offset):
-                    more = [entry for entry in batch if entry.index >= first]
-                    found += more
-                    size += sum(entry.size_bytes for entry in more)
-                    if size >= size_bytes:
-                        return found
+                try:
+                    for batch in read_batches(_Blocks(self._fs, path).read, parsed[1], offset):
+                        more = [entry for entry in batch if entry.index >= first]
+                        found += more
+                        size += sum(entry.size_bytes for entry in more)
+                        if size >= size_bytes:
+                            return found
+                except FileNotFoundError:  # purged by the thread that writes, between two blocks
+                    return []
                 offset = SEGMENT_HEADER_BYTES
             if not found:
                 raise CorruptionError(f"{self._directory}: entry {first} was durable and cannot be read back. {ADVICE}")

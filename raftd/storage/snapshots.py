@@ -225,11 +225,16 @@ class Snapshots:
 
         def written(error: BaseException | None) -> None:
             if error is not None:
-                done(None, str(error))
+                # what was written of it would take the room that the log needs
+                self._run(lambda: self._remove_if_there(path), lambda: done(None, str(error)))
             else:
                 self._run(verify, verified)
 
         self._copier.write(path, lambda: encode(meta, pieces()), written)
+
+    def _remove_if_there(self, path: str) -> None:
+        if self._fs.exists(path):
+            self._fs.remove(path)
 
     def remove_older(self, in_use: Iterable[Snapshot]) -> None:
         """All but the newest and those that are on their way to followers."""
@@ -282,7 +287,7 @@ class Snapshots:
             return
         if snapshot != self._receiving:
             self._receiving, self._have = snapshot, 0
-        if offset != self._have or not data:
+        if offset != self._have or not data or offset + len(data) > snapshot.size_bytes:
             done(self._have)
             return
         fresh = offset == 0
@@ -309,7 +314,7 @@ class Snapshots:
 
     def is_whole(self, snapshot: Snapshot) -> bool:
         """Whether all of it has arrived."""
-        return snapshot == self._receiving and self._have >= snapshot.size_bytes and not self._keeping
+        return snapshot == self._receiving and self._have >= snapshot.size_bytes > 0 and not self._keeping
 
     def verify_received(self, done: Callable[[Meta | None], None]) -> None:
         """Make it durable and read it back; None if it is damaged: it is forgotten then, and may come again."""
@@ -343,13 +348,12 @@ class Snapshots:
     def received_pieces(self) -> Iterator[bytes]:
         return SnapshotReader(self._fs, self._received_path).pieces()
 
-    def adopt(self) -> None:
+    def adopt(self, snapshot: Snapshot) -> None:
         """Give the received file its name, durably. Blocks; to be called from the thread that writes the log."""
-        assert self._receiving is not None
-        self._fs.rename(self._received_path, self._path(self._receiving))
+        self._fs.rename(self._received_path, self._path(snapshot))
         self._fs.sync_directory(self.directory)
 
-    def adopted(self, meta: Meta) -> None:
+    def adopted(self, snapshot: Snapshot, meta: Meta) -> None:
         """It is the newest now."""
-        self.newest, self.meta = self._receiving, meta
+        self.newest, self.meta = snapshot, meta
         self._receiving = None

@@ -16,7 +16,7 @@ import msgspec
 from raftd.errors import ADVICE, CorruptionError, StorageError
 from raftd.limits import APPEND_BYTES, SEAL_IDLE_MS, SEGMENT_BYTES
 from raftd.raft.membership import decode
-from raftd.raft.messages import Entry, EntryKind
+from raftd.raft.messages import Entry, EntryKind, Snapshot
 from raftd.raft.ready import NO_BASE, Base, Persist
 from raftd.storage.filesystem import FileSystem
 from raftd.storage.log import Recovered, SegmentedLog
@@ -256,7 +256,7 @@ class Store:
         self.remember(lambda: self._run_alone(lambda: remove, lambda: None), first_segment=first, snapshot_index=newest.index)
         return last
 
-    def install(self, meta: Meta, done: Done) -> None:
+    def install(self, snapshot: Snapshot, meta: Meta, done: Done) -> None:
         """The snapshot that was received takes the place of the log and of every older snapshot; durable when `done` is called."""
 
         def prepare() -> Callable[[], None]:
@@ -269,7 +269,7 @@ class Store:
             )
 
             def job() -> None:
-                self.snapshots.adopt()
+                self.snapshots.adopt(snapshot)
                 self._vote.write(identity)
                 remove()
 
@@ -277,7 +277,7 @@ class Store:
 
         def installed() -> None:
             self._sealed = True
-            self.snapshots.adopted(meta)
+            self.snapshots.adopted(snapshot, meta)
             done()
 
         self._run_alone(prepare, installed)

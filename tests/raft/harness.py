@@ -80,10 +80,10 @@ class Peer:
             progressed = bool(ready.apply or ready.fetches or ready.chunks)
             for fetch in ready.fetches:
                 if type(fetch) is EntriesFetch:
-                    self.raft.entries_fetched(fetch, [entry for entry in self.disk.entries if entry.index >= fetch.first])
+                    self.raft.replication.entries_fetched(fetch, [entry for entry in self.disk.entries if entry.index >= fetch.first])
                 elif type(fetch) is ChunkFetch:
                     size = min(SNAPSHOT_CHUNK_BYTES, fetch.snapshot.size_bytes - fetch.offset)
-                    self.raft.chunk_fetched(fetch, bytes(size))
+                    self.raft.replication.chunk_fetched(fetch, bytes(size))
             for sender, chunk in ready.chunks:
                 self.keep(sender, chunk)
             leaving += ready.send_now

@@ -6,9 +6,12 @@ import pytest
 
 from raftd.limits import SNAPSHOT_CHUNK_BYTES, SNAPSHOT_CHUNKS_IN_FLIGHT
 from raftd.raft.log import Log
+from raftd.raft.membership import encode
 from raftd.raft.messages import (
     AppendEntries,
     AppendEntriesReply,
+    Configuration,
+    Entry,
     EntryKind,
     InstallSnapshot,
     InstallSnapshotReply,
@@ -291,7 +294,7 @@ def test_entries_that_were_replaced_are_not_taken_from_the_disk():
     ready = peer.raft.ready()
     (fetch,) = ready.fetches
     assert fetch.first == 1
-    peer.raft.entries_fetched(fetch, [*stale, *entries(2, first=3)])
+    peer.raft.replication.entries_fetched(fetch, [*stale, *entries(2, first=3)])
     appended = [message for to, message in peer.raft.ready().send_now if to == 2 and type(message) is AppendEntries and message.entries]
     assert [[entry.term for entry in message.entries] for message in appended] == [[1, 1, 2]]
 
@@ -323,3 +326,39 @@ def test_a_log_that_reaches_behind_its_snapshot_knows_those_terms(older, offset,
         assert log.term_at(index) == [term for first, term in older if first <= index][-1]
     assert log.term_at(offset - 1) is None
     assert (log.term_at(11), log.last_term, log.forgotten_index) == (3, 3, 10)
+
+
+def test_r29_a_snapshot_that_the_log_has_reached_meanwhile_takes_nothing_away():
+    """Found in review: between its last chunk and its verification a new leader may have sent the entries themselves."""
+    peer = alone(log=entries(1), term=1)
+    snapshot = Snapshot(3, 1, SNAPSHOT_BYTES, 1)
+    peer.raft.step(2, InstallSnapshot(1, snapshot, 0, b""))
+    peer.pump()
+    peer.raft.step(3, AppendEntries(2, 1, 1, tuple(entries(1, 1, 2, first=2)), 0, 0, 0, 0, 0))
+    peer.pump()
+    assert not peer.raft.begin_install(snapshot)
+    assert not peer.raft.is_installing
+    assert (terms(peer.raft), peer.raft.log.commit_index) == ([1, 1, 1, 2], 3)
+
+
+def test_a_snapshot_is_installed_once_and_no_chunk_disturbs_it():
+    peer = alone(log=entries(1), term=1)
+    snapshot = Snapshot(9, 1, SNAPSHOT_BYTES, 1)
+    peer.raft.step(2, InstallSnapshot(1, snapshot, 0, b""))
+    assert peer.raft.begin_install(snapshot)
+    assert not peer.raft.begin_install(snapshot)
+    peer.raft.step(2, InstallSnapshot(1, Snapshot(20, 1, SNAPSHOT_BYTES, 1), 0, b"other"))
+    assert peer.raft.ready().chunks == []
+    assert peer.raft.is_installing
+
+
+def test_configurations_that_cannot_be_are_no_messages():
+    peer = alone(term=1)
+    for data in (b"", b"junk", encode(Configuration(b"", ()))):
+        peer.raft.step(2, AppendEntries(1, 0, 0, (Entry(1, 1, 0, EntryKind.CONFIG, data),), 0, 0, 0, 0, 0))
+        assert peer.raft.log.last_index == 0
+    leader = leading_beyond_its_log()
+    sent(leader)
+    answer(leader, -5)
+    answer(leader, SNAPSHOT_BYTES + 1)
+    assert leader.raft.ready().fetches == []

@@ -81,7 +81,7 @@ class Known(Machine):
         def told() -> None:
             self.durable = place
 
-        self.store.install(found[0], told)
+        self.store.install(snapshot, found[0], told)
 
 
 def pieces_of(log: Log) -> Iterator[bytes]:

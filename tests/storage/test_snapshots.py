@@ -263,7 +263,7 @@ def test_a_leaders_snapshot_takes_the_place_of_the_log():
     (meta,) = receive(machine, data, of(data))
     assert list(machine.store.snapshots.received_pieces()) == PIECES
     installed: list[bool] = []
-    machine.store.install(meta, lambda: installed.append(True))
+    machine.store.install(of(data), meta, lambda: installed.append(True))
     assert installed
     machine.write([entry(4)])
     opened = machine.power_cycle()
