@@ -16,6 +16,8 @@ from raftd.sim import mutants
 from raftd.sim.life import Life
 from raftd.sim.minimise import minimise
 from raftd.sim.swarm import draw, plan
+from tests.raft import test_membership as membership
+from tests.raft import test_replication as replication
 from tests.raft import test_snapshots as raft
 from tests.storage import test_crash_states as crash_states
 
@@ -55,6 +57,9 @@ def test_a_sample_of_mutants_is_caught(name):
 CAUGHT_BY = {
     "snapshot drops a matching tail": raft.test_r29_a_log_that_holds_the_last_entry_of_the_snapshot_stays_and_only_commit_moves,
     "snapshots without a directory fsync": lambda: crash_states.all_states(crash_states.taken_over),
+    "whole durable log acknowledged": replication.test_r10_identical_entries_are_skipped_and_a_late_shorter_append_deletes_nothing,
+    "read without the quorum round": replication.test_r21_a_delayed_heartbeat_answer_confirms_no_later_read,
+    "truncated configuration stays": membership.test_r24_a_change_that_is_truncated_is_taken_back,
     "entries of the disk sent unseen": raft.test_entries_that_were_replaced_are_not_taken_from_the_disk,
 }
 
