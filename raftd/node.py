@@ -23,7 +23,7 @@ from raftd.errors import CorruptionError, NotLeader, Overloaded
 from raftd.gateway import Gateway, Read, Session
 from raftd.jobs.commands import CloseGateway, Forward, ForwardRefused, Settings, encode_payload
 from raftd.jobs.machine import StateMachine
-from raftd.limits import READ_WEIGHT_PER_TURN, TICK_MS, TIMER_ENTRY_GAP_MS
+from raftd.limits import PEER_STRANGERS, READ_WEIGHT_PER_TURN, TICK_MS, TIMER_ENTRY_GAP_MS
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
 from raftd.raft.membership import decode
@@ -153,6 +153,7 @@ class Node:
         self._administration = Administration(self.raft, transport.send)
         self._configuration = self.raft.membership.latest
         self._is_gone = False
+        self._met: dict[int, bytes] = {}  # directory ids of nodes that were no members, as far as this node knew
         self._at()
 
     # -- what doors and operators see ---------------------------------------------------------
@@ -242,8 +243,14 @@ class Node:
             committed = self.raft.membership.at(self.raft.log.commit_index)
             return Refusal(reason, hello.node in committed.removed and hello.node not in self.raft.membership.members)
         identity = self._store.identity
-        if hello.node in identity.peers or hello.node not in self.raft.membership.members:
-            accept()  # who is no member, as far as this node knows, is not remembered: nothing of its counts
+        if hello.node in identity.peers:
+            accept()
+        elif hello.node not in self.raft.membership.members:
+            # It may have been added since this node knew: nothing of its counts here before this node knows too.
+            if len(self._met) >= PEER_STRANGERS:
+                self._met.clear()
+            self._met[hello.node] = hello.directory_id
+            accept()
         else:
             # Before its first acknowledgement can count, a crash must not make us forget whose it was.
             self._store.remember(accept, peers={**identity.peers, hello.node: hello.directory_id})
@@ -358,12 +365,21 @@ class Node:
     def _look_at_members(self) -> None:
         latest = self.raft.membership.latest
         if latest is not self._configuration:
+            self._remember_new_members()
             before, self._configuration = self._configuration, latest
             if msgspec.structs.replace(latest, cluster_id=before.cluster_id) != before:  # a cluster that is born is no other
                 self._observer.members_changed(latest)
         if not self._is_gone and self.config.node in latest.removed and self.raft.is_removed:
             self._is_gone = True
             self._observer.was_removed()
+
+    def _remember_new_members(self) -> None:
+        """R28: who said hello before this node knew it as a member is recognised by its disk from now on, too."""
+        known = self._store.identity.peers
+        new = {node: id for node, id in self._met.items() if node in self.raft.membership.members and node not in known}
+        if new:
+            self._met = {node: id for node, id in self._met.items() if node not in new}
+            self._store.remember(self.wake, peers={**known, **new})
 
     def _carry_out(self, ready: Ready) -> None:
         """The driver's contract, in the order of `ready.py`."""

@@ -12,7 +12,7 @@ from raftd import limits
 from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs import replies as r
-from raftd.raft.messages import AppendEntries, EntryKind
+from raftd.raft.messages import AddMember, Address, AppendEntries, EntryKind
 from raftd.sim.cluster import SimCluster
 
 
@@ -373,6 +373,21 @@ def test_who_may_speak_with_a_cluster_that_is_born():
     assert accepted == [True]
     # this node may not know yet who was added since
     assert met(node=4, directory_id=b"z" * 16) is None
+    assert 4 not in cluster[2]._store.identity.peers
+
+
+def test_r28_who_said_hello_before_it_was_known_as_a_member_is_recognised_by_its_disk():
+    cluster = started()
+    hello = msgspec.structs.replace(cluster[1].hello(), node=4, directory_id=b"z" * 16)
+    node = cluster[follower(cluster)]
+    assert node.meet(hello, lambda: None) is None
+    outcomes = []
+    cluster[cluster.leader].administer(AddMember(4, Address("127.0.0.1", 7_004)), outcomes.append)
+    cluster.run(200)
+    assert outcomes == [""]
+    assert node._store.identity.peers[4] == b"z" * 16
+    refusal = node.meet(msgspec.structs.replace(hello, directory_id=b"y" * 16), lambda: None)
+    assert "its disk was wiped or replaced" in refusal.reason
 
 
 def test_a_frame_of_the_leader_that_takes_long_is_no_reason_for_an_election():
@@ -404,6 +419,14 @@ def small_logs(monkeypatch):
     monkeypatch.setattr("raftd.storage.log.SEGMENT_BYTES", 1_000)
     monkeypatch.setattr("raftd.compaction.SNAPSHOT_LEAST_BYTES", 1_000)
     monkeypatch.setattr("raftd.compaction.SNAPSHOT_FACTOR", 0)
+
+
+def purge_beyond(cluster: SimCluster, away: int, writer: Client) -> None:
+    """`writer` puts until no log holds what node `away` needs next."""
+    had = cluster[away].raft.log.last_index
+    while cluster[cluster.leader].raft.log.offset <= had:
+        writer.put(b"x" * 100)
+        cluster.run(10)
 
 
 def left_behind(cluster: SimCluster) -> tuple[int, int]:
@@ -460,10 +483,7 @@ def test_clients_of_a_node_that_takes_over_a_snapshot_learn_what_can_be_known(sm
     cluster.partition({away}, others)
     later.put(b"asked while alone", "elsewhere")
     writer = Client(cluster, cluster.leader)
-    had = cluster[away].raft.log.last_index
-    while cluster[cluster.leader].raft.log.offset <= had:
-        writer.put(b"x" * 100)
-        cluster.run(10)
+    purge_beyond(cluster, away, writer)
     caught_up(cluster)
     cluster.run(500)
     assert unknown.lost
@@ -485,10 +505,7 @@ def test_a_gateway_that_was_closed_in_the_snapshot_drops_its_clients_and_opens_a
     cluster.partition({away}, {1, 2, 3} - {away})
     cluster.run(limits.SESSION_GRACE_MS + 2_000)
     writer = Client(cluster, cluster.leader)
-    had = cluster[away].raft.log.last_index
-    while cluster[cluster.leader].raft.log.offset <= had:
-        writer.put(b"x" * 100)
-        cluster.run(10)
+    purge_beyond(cluster, away, writer)
     caught_up(cluster)
     assert client.lost
     fresh = Client(cluster, away)

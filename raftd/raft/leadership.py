@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from raftd.errors import Refused
@@ -111,7 +112,7 @@ class Leadership:
         for learner in raft.membership.latest.learners:
             if self.is_caught_up(learner) and self._replication.hears(learner, self._heard_since):
                 with suppress(Refused):
-                    self.change(lambda configuration, learner=learner: promote(configuration, learner, True))  # type: ignore[misc]
+                    self.change(partial(promote, node=learner, is_caught_up=True))
                     break
         self._committed_before = raft.log.commit_index
 

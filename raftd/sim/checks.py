@@ -499,7 +499,7 @@ class Checks:
 
         compaction._take = checked_take  # type: ignore[method-assign]  # of this one node, to be watched
         compaction._swap = checked_swap
-        raft.installed = checked_installed  # type: ignore[method-assign]
+        raft.installed = checked_installed  # type: ignore[method-assign]  # the same
 
     def _compare_restored(self, process: Process) -> None:
         machine = process.node.machine

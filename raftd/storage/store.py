@@ -37,13 +37,13 @@ class Clock(Protocol):
 
 class Opened(NamedTuple):
     """A data directory ready for use: the entries behind `base`, which a snapshot stands for. `notes` tell the operator what
-    recovery found."""
+    recovery found. `older`: (first index, term) of each run of entries up to `base` that the disk still holds."""
 
     identity: Identity
     base: Base
     entries: list[Entry]
     notes: list[str]
-    older: list[tuple[int, int]] = []  # noqa: RUF012 - never changed
+    older: list[tuple[int, int]]
 
 
 def look(fs: FileSystem, directory: str) -> tuple[Identity | None, Recovered]:
@@ -142,7 +142,7 @@ class Store:
             self._fs.sync_directory(self.directory)
             self.snapshots.clean()
             self._fs.make_directory(f"{self.directory}/log")
-            return Opened(self.identity, NO_BASE, [], [f"a new data directory in {self.directory}"])
+            return Opened(self.identity, NO_BASE, [], [f"a new data directory in {self.directory}"], [])
         self._check_owner(identity, self.identity)
         if identity.incarnation > 1 and not self._fs.exists(f"{self.directory}/log"):
             raise CorruptionError(f"{self.directory}/log is missing. Nothing was changed. {ADVICE}")

@@ -213,6 +213,15 @@ class Cluster:
         return [node for node in self.voters if node not in self.dead and self[node].role is Role.LEADER]
 
 
+def led(voters: int = 3) -> Cluster:
+    """Node 1 leads, and everybody has heard so."""
+    cluster = Cluster(voters)
+    cluster.elect(1)
+    cluster.put(1, b"first")
+    cluster.tick(T // 2)
+    return cluster
+
+
 def alone(
     node: int = 1,
     voters: int = 3,

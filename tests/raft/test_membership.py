@@ -20,17 +20,9 @@ from raftd.raft.messages import (
 )
 from raftd.raft.quorum import Tally, has_majority, majority_value
 from raftd.raft.ready import HardState, Role
-from tests.raft.harness import Cluster, Disk, Peer, T, alone
+from tests.raft.harness import Cluster, Disk, Peer, T, alone, led
 
 PLACES = {node: Address("127.0.0.1", 7_000 + node) for node in range(1, 9)}
-
-
-def led(voters: int = 3) -> Cluster:
-    cluster = Cluster(voters)
-    cluster.elect(1)
-    cluster.put(1, b"first")
-    cluster.tick(T // 2)
-    return cluster
 
 
 def join(cluster: Cluster, node: int) -> None:

@@ -103,12 +103,7 @@ def test_pieces_that_were_lost_are_asked_about_again():
 def leading_beyond_its_log():
     """Node 1 leads, its log begins behind entry 10, and node 2 lacks all of that."""
     peer = alone(log=entries(1, first=11), term=1, base=Base(10, 1))
-    peer.raft.campaign("the test says so")
-    peer.pump()
-    peer.raft.step(3, vote(peer, pre=True))
-    peer.pump()
-    peer.raft.step(3, vote(peer))
-    peer.pump()
+    win(peer)
     assert peer.raft.is_leader
     term = peer.raft.term
     peer.raft.step(3, AppendEntriesReply(term, True, 12, 0, 0, 0, 1, False))
@@ -116,8 +111,14 @@ def leading_beyond_its_log():
     return peer
 
 
-def vote(peer, pre=False):
-    return PreVoteReply(peer.raft.term + 1, True) if pre else RequestVoteReply(peer.raft.term, True, False, None, 0)
+def win(peer) -> None:
+    """With the vote of node 3."""
+    peer.raft.campaign("the test says so")
+    peer.pump()
+    peer.raft.step(3, PreVoteReply(peer.raft.term + 1, True))
+    peer.pump()
+    peer.raft.step(3, RequestVoteReply(peer.raft.term, True, False, None, 0))
+    peer.pump()
 
 
 def sent(peer) -> list[InstallSnapshot]:
@@ -281,12 +282,7 @@ def test_entries_that_were_replaced_are_not_taken_from_the_disk():
     peer = alone(log=entries(1, 1, 2), term=2)
     log = peer.raft.log
     stale = entries(1, 1, 1)
-    peer.raft.campaign("the test says so")
-    peer.pump()
-    peer.raft.step(3, vote(peer, pre=True))
-    peer.pump()
-    peer.raft.step(3, vote(peer))
-    peer.pump()
+    win(peer)
     log.commit_to(3)
     log.next_to_apply(3, 1_000)
     log._drop(3)

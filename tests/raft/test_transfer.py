@@ -7,15 +7,7 @@ import pytest
 from raftd.errors import NotLeader, Overloaded, Refused
 from raftd.raft.messages import EntryKind, RequestVote, TimeoutNow
 from raftd.raft.ready import Role
-from tests.raft.harness import Cluster, T, alone, entries
-
-
-def led(voters: int = 3) -> Cluster:
-    cluster = Cluster(voters)
-    cluster.elect(1)
-    cluster.put(1, b"first")
-    cluster.tick(T // 2)
-    return cluster
+from tests.raft.harness import T, alone, entries, led
 
 
 def test_r32_the_lead_goes_to_the_node_that_was_named_without_a_timeout():
