@@ -3,7 +3,8 @@
     entries applied ──▶ enough of them ──▶ written by a copy of this process ──▶ read back ──▶ the log before the last one goes
     chunks arrive ──▶ whole, durable, read back ──▶ loaded, a piece a turn ──▶ named, the log goes ──▶ the state is swapped
 
-One generation of log stays behind the newest snapshot: a follower that is slow by less needs no snapshot.
+One generation of log stays behind the newest snapshot: a follower that is slow by less needs no snapshot. On a disk that is low
+none stays, and snapshots follow sooner: they are what makes room once jobs are deleted.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import partial
 
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import Loader, dump
-from raftd.limits import SNAPSHOT_FACTOR, SNAPSHOT_LEAST_BYTES
+from raftd.limits import DISK_LOW_FACTOR, SNAPSHOT_FACTOR, SNAPSHOT_LEAST_BYTES, SNAPSHOT_WAITS
 from raftd.raft.core import Raft
 from raftd.raft.messages import Entry, InstallSnapshot, Snapshot
 from raftd.raft.ready import ChunkFetch, EntriesFetch
@@ -38,6 +39,7 @@ class Compaction:
         self,
         cluster: str,
         most_bytes: int,
+        low_bytes: int,
         raft: Raft,
         store: Store,
         clock: Clock,
@@ -45,9 +47,11 @@ class Compaction:
         swap: Callable[[StateMachine], None],
         note: Callable[[str], None],
     ) -> None:
-        """`most_bytes` of log are applied at most before the next snapshot."""
+        """`most_bytes` of log are applied at most before the next snapshot. With less than `low_bytes` free, or less than two segments
+        and a snapshot need, the disk is low."""
         self._cluster = cluster
         self._most_bytes = most_bytes
+        self._low_bytes = low_bytes
         self._raft = raft
         self._store = store
         self._snapshots = store.snapshots
@@ -56,8 +60,27 @@ class Compaction:
         self._swap = swap
         self._note = note
         self._is_taking = False
+        self._waits = 0  # so often the log has stayed for a transfer
         self._log_bytes = 0  # applied since the last one
         raft.snapshot = self._snapshots.newest
+
+    # -- room ---------------------------------------------------------------------------------
+
+    def look_at_room(self) -> None:
+        """See whether the disk is low."""
+        free_bytes = self._store.free_bytes
+        newest = self._snapshots.newest
+        needed = 2 * self._store.segment_bytes + (newest.size_bytes if newest is not None else 0)
+        mark = max(self._low_bytes, needed)
+        was_low = self._raft.is_low_on_disk
+        is_low = self._raft.is_low_on_disk = free_bytes < (mark * DISK_LOW_FACTOR if was_low else mark)
+        if is_low and not was_low:
+            self._note(
+                f"WARNING: the disk is low: {free_bytes >> 20} MiB are free where the data is, and {mark >> 20} MiB should be. If too few "
+                f"nodes have more, puts are refused until there is room; everything else goes on"
+            )
+        elif was_low and not is_low:
+            self._note(f"there is room on the disk again: {free_bytes >> 20} MiB are free")
 
     # -- taking -------------------------------------------------------------------------------
 
@@ -66,6 +89,8 @@ class Compaction:
         self._log_bytes += sum(entry.size_bytes for entry in entries)
         newest = self._snapshots.newest
         enough = max(SNAPSHOT_LEAST_BYTES, SNAPSHOT_FACTOR * newest.size_bytes if newest is not None else 0)
+        if self._raft.is_low_on_disk:
+            enough = self._store.segment_bytes
         # Nor before the term is durable in which it says that its last entry is: a start would take the vote file for an old copy.
         is_free = not self._is_taking and not self._raft.is_installing and self._raft.is_hard_state_durable
         if self._log_bytes >= min(enough, self._most_bytes) and is_free:
@@ -90,11 +115,19 @@ class Compaction:
             return
         if self._snapshots.newest is not snapshot:
             return  # a leader's was newer
-        log = self._raft.log
-        purged = self._store.purge(min(before, log.durable_index))
+        purged = self._store.purge(min(self._not_needed(before, snapshot.index), self._raft.log.durable_index))
         self._raft.compacted(snapshot, purged)
         self._snapshots.remove_older(self._raft.snapshots_in_use)
         self._note(f"a snapshot of the state at entry {snapshot.index} was written ({snapshot.size_bytes} bytes)")
+
+    def _not_needed(self, before: int, index: int) -> int:
+        """Up to where the log may go: `before` is the last entry of the snapshot before, `index` that of the newest. It stays a while for
+        transfers that are under way, or one that takes longer than two snapshots would never end."""
+        if self._raft.is_low_on_disk:
+            return index
+        oldest = min((snapshot.index for snapshot in self._raft.snapshots_in_use), default=before)
+        self._waits = self._waits + 1 if oldest < before else 0
+        return min(before, oldest) if self._waits <= SNAPSHOT_WAITS else before
 
     # -- for followers ------------------------------------------------------------------------
 

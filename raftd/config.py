@@ -45,6 +45,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     session_grace_ms: Annotated[int, msgspec.Meta(ge=limits.SESSION_GRACE_MIN_MS, le=limits.SESSION_GRACE_MAX_MS)] = limits.SESSION_GRACE_MS
     max_job_size: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_JOB_BYTES_CEILING)] = limits.MAX_JOB_BYTES
     snapshot_log_bytes: Annotated[int, msgspec.Meta(ge=limits.SNAPSHOT_LOG_MIN_BYTES)] = limits.SNAPSHOT_LOG_BYTES
+    disk_low_bytes: Annotated[int, msgspec.Meta(ge=0)] = limits.DISK_LOW_BYTES
     http_leader_only: bool = False
 
     def address(self, node: int) -> Address:

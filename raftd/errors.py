@@ -49,5 +49,9 @@ class DirectoryLocked(StorageError):
     """Another process holds the data directory."""
 
 
+class TooOld(StorageError):
+    """Only a newer raftd understands what the cluster has agreed on."""
+
+
 class CorruptionError(StorageError):
     """Data that was durable is damaged. Nothing was changed; the text names file and offset."""

@@ -222,6 +222,8 @@ class Gateway:
         self.sessions: dict[int, Session] = {}
         #: Of all commands of all sessions that are not answered.
         self.held_bytes = 0
+        #: Nothing may be put: the state machine would refuse it too, but only once it stood in the log.
+        self.room_is_scarce = False
         self._tired: OrderedDict[Session, None] = OrderedDict()
         self._local_left = LOCAL_ANSWERS_PER_TURN
         self._timeout_ms = timeout_ms
@@ -264,7 +266,7 @@ class Gateway:
     @property
     def is_full(self) -> bool:
         """Whether a put must be refused, certainly not applied."""
-        return self.held_bytes >= GATEWAY_BYTES
+        return self.room_is_scarce or self.held_bytes >= GATEWAY_BYTES
 
     # -- clients ------------------------------------------------------------------------------
 

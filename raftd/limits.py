@@ -123,6 +123,19 @@ SNAPSHOT_LEAST_BYTES = 16 << 20
 SNAPSHOT_LOG_BYTES = 256 << 20
 SNAPSHOT_LOG_MIN_BYTES = 1 << 20
 
+#: The default of the mark at which a disk counts as low, in bytes free; never less than two segments of the log and the last
+#: snapshot, so that the next snapshot, which lets the log go, still has room.
+DISK_LOW_BYTES = 256 << 20
+
+#: A disk that was low is so no more with a quarter above the mark: nothing flaps.
+DISK_LOW_FACTOR = 1.25
+
+#: How often a node that writes nothing looks how much room there is, in ticks: half a second.
+ROOM_TICKS = 50
+
+#: So many snapshots long the log stays on which a transfer to a follower would go on, then the transfer begins anew.
+SNAPSHOT_WAITS = 4
+
 #: What one InstallSnapshot carries, in bytes, and how many go to one follower before it must have answered: a heartbeat
 #: behind them waits for no more than a megabyte.
 SNAPSHOT_CHUNK_BYTES = 256 << 10

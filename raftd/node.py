@@ -19,11 +19,11 @@ import msgspec
 
 from raftd.admin import Administration, Outcome
 from raftd.compaction import Compaction, load
-from raftd.errors import CorruptionError, NotLeader, Overloaded
+from raftd.errors import CorruptionError, NotLeader, Overloaded, TooOld
 from raftd.gateway import Gateway, Read, Session
-from raftd.jobs.commands import CloseGateway, Forward, ForwardRefused, Settings, encode_payload
+from raftd.jobs.commands import FEATURE_LEVEL, CloseGateway, Features, Forward, ForwardRefused, Room, Settings, encode_payload
 from raftd.jobs.machine import StateMachine
-from raftd.limits import PEER_STRANGERS, READ_WEIGHT_PER_TURN, TICK_MS, TIMER_ENTRY_GAP_MS
+from raftd.limits import DISK_LOW_BYTES, PEER_STRANGERS, READ_WEIGHT_PER_TURN, ROOM_TICKS, TICK_MS, TIMER_ENTRY_GAP_MS
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
 from raftd.raft.membership import decode
@@ -48,7 +48,8 @@ class Transport(Protocol):
 
 class NodeConfig(msgspec.Struct, frozen=True):
     """What a node must know of itself, and who the first voters of its cluster are. Times in milliseconds. After
-    `snapshot_log_bytes` of log there is a snapshot at the latest."""
+    `snapshot_log_bytes` of log there is a snapshot at the latest; with less than `disk_low_bytes` free the disk is low. `level`: the
+    features that this raftd knows."""
 
     node: int
     voters: tuple[int, ...]
@@ -58,6 +59,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     settings: Settings
     snapshot_log_bytes: int
     addresses: dict[int, Address] = {}
+    disk_low_bytes: int = DISK_LOW_BYTES
+    level: int = FEATURE_LEVEL
 
     @property
     def first_configuration(self) -> Configuration:
@@ -93,7 +96,7 @@ class _ReadRound(NamedTuple):
 
 class Node:
     """A member of the cluster. `fail` is called with an error after which the process must end. Raises CorruptionError for a
-    snapshot that cannot be loaded."""
+    snapshot that cannot be loaded, and TooOld for one that only a newer raftd understands."""
 
     def __init__(
         self,
@@ -111,6 +114,7 @@ class Node:
         self.machine = load(store.snapshots.pieces()) if opened.base.index else StateMachine()
         if self.machine.applied_index != opened.base.index:
             raise CorruptionError(f"{store.snapshots.directory}: the snapshot holds the state at another entry than it says")
+        self._check_level()
         identity = opened.identity
         self.raft = Raft(
             config.node,
@@ -148,12 +152,22 @@ class Node:
         self._timer_call: Any = None
         self._timer_call_at_ms = 0
         self._compaction = Compaction(
-            config.cluster, config.snapshot_log_bytes, self.raft, store, clock, self._compacting, self._swap, observer.noted
+            config.cluster,
+            config.snapshot_log_bytes,
+            config.disk_low_bytes,
+            self.raft,
+            store,
+            clock,
+            self._compacting,
+            self._swap,
+            observer.noted,
         )
         self._administration = Administration(self.raft, transport.send)
         self._configuration = self.raft.membership.latest
         self._is_gone = False
         self._met: dict[int, bytes] = {}  # directory ids of nodes that were no members, as far as this node knew
+        self._levels: dict[int, int] = {}  # of features, as each node has said on its newest connection
+        self.gateway.room_is_scarce = self.machine.room_is_scarce
         self._at()
 
     # -- what doors and operators see ---------------------------------------------------------
@@ -232,9 +246,8 @@ class Node:
     def hello(self) -> Hello:
         """What this node says of itself on a new connection."""
         identity = self._store.identity
-        return Hello(
-            self.config.cluster, self.config.voters, identity.cluster_id, self.config.node, self.raft.incarnation, identity.directory_id
-        )
+        who = (self.config.node, self.raft.incarnation, identity.directory_id)
+        return Hello(self.config.cluster, self.config.voters, identity.cluster_id, *who, self.config.level)
 
     def meet(self, hello: Hello, accept: Callable[[], None]) -> Refusal | None:
         """Another node says hello: call `accept` once it may be heard, or return why it may not."""
@@ -243,6 +256,9 @@ class Node:
             committed = self.raft.membership.at(self.raft.log.commit_index)
             return Refusal(reason, hello.node in committed.removed and hello.node not in self.raft.membership.members)
         identity = self._store.identity
+        if len(self._levels) >= PEER_STRANGERS:
+            self._levels = {node: level for node, level in self._levels.items() if node in self.raft.membership.members}
+        self._levels[hello.node] = hello.level
         if hello.node in identity.peers:
             accept()
         elif hello.node not in self.raft.membership.members:
@@ -271,6 +287,8 @@ class Node:
             return f"node {hello.node} is no member of this cluster: `raftd member add` makes it one"
         if hello.cluster_id and identity.cluster_id and hello.cluster_id != identity.cluster_id:
             return f"it belongs to another cluster of the same name ({hello.cluster_id.hex()}, not {identity.cluster_id.hex()})"
+        if hello.level < self.machine.level:
+            return f"its raftd knows the features of level {hello.level}, this cluster uses those of level {self.machine.level}: upgrade it"
         known = identity.peers.get(hello.node, hello.directory_id)
         if known != hello.directory_id:
             return (
@@ -314,6 +332,9 @@ class Node:
         for peer, progress in self.raft.progress.items():
             if progress.last_heard_tick is not None:
                 self._heard_tick[peer, progress.incarnation] = progress.last_heard_tick
+        if self.raft.tick_count % ROOM_TICKS == 0:
+            self._store.measure_room()
+        self._compaction.look_at_room()
         late = [number for number, asked in self._read_rounds.items() if now_ms - asked.asked_ms > 2 * self.config.election_timeout_ms]
         for number in late:
             self.gateway.reads += self._read_rounds.pop(number).reads
@@ -421,6 +442,7 @@ class Node:
             if entry.kind is EntryKind.CONFIG and not self._store.identity.cluster_id:
                 self._store.remember(self.wake, cluster_id=decode(entry.data).cluster_id)
             effects = machine.apply(entry.index, entry.time_ms, entry.data if entry.kind is EntryKind.BATCH else b"")
+            self._check_level()
             concerned |= effects.owners
             for owner, number, reply in effects.answers:
                 if owner != node:
@@ -431,11 +453,19 @@ class Node:
                 gateway.resend()
         if self.raft.is_leader:
             self.raft.notify_commit(concerned - {node})
+        gateway.room_is_scarce = machine.room_is_scarce
         self._compaction.applied(machine, entries)
         if node in concerned:
             gateway.applied(machine, self.raft.now_ms)
             if gateway.is_closed:
                 self._take_new_incarnation()
+
+    def _check_level(self) -> None:
+        if self.machine.level > self.config.level:
+            raise TooOld(
+                f"this cluster uses features of level {self.machine.level}, and this raftd knows those up to level {self.config.level}: "
+                f"install a newer one"
+            )
 
     def _compacting(self, call: Callable[..., None], *args: object) -> None:
         """The disk has done something for a snapshot: see what follows from it."""
@@ -446,6 +476,8 @@ class Node:
     def _swap(self, machine: StateMachine) -> None:
         """A leader's snapshot is the state from now on."""
         self.machine = machine
+        self._check_level()
+        self.gateway.room_is_scarce = machine.room_is_scarce
         self.gateway.installed(machine, self.raft.now_ms)
         if self.gateway.is_closed:
             self._take_new_incarnation()
@@ -566,9 +598,25 @@ class Node:
             silent_ticks = raft.tick_count - max(self._leads_since_tick, self._heard_tick.setdefault(key, raft.tick_count))
             if silent_ticks * TICK_MS >= machine.settings.session_grace_ms and self._propose_once(key, CloseGateway(*key)):
                 self._observer.gateway_silent(*key)
+        self._look_at_room()
+        self._look_at_levels()
         self._let_time_pass(now_ms)
 
-    def _propose_once(self, key: object, payload: Settings | CloseGateway) -> bool:
+    def _look_at_room(self) -> None:
+        """Jobs are refused by an entry, like everything that changes what commands are answered with."""
+        self._housekeeping.discard(Room(self.machine.room_is_scarce))  # it is applied: the next may follow
+        has_room = self.raft.lead().has_room
+        if has_room is not None and has_room == self.machine.room_is_scarce:
+            self._propose_once(Room(not has_room), Room(not has_room))
+
+    def _look_at_levels(self) -> None:
+        """The cluster is at the least level of its members, once all have been heard; there is no way back."""
+        others = self.raft.membership.members - {self.config.node}
+        level = min([self.config.level, *(self._levels.get(node, 0) for node in others)])
+        if level > self.machine.level:
+            self._propose_once(Features(level), Features(level))
+
+    def _propose_once(self, key: object, payload: Settings | CloseGateway | Room | Features) -> bool:
         if key in self._housekeeping:
             return False
         try:

@@ -129,8 +129,24 @@ class Settings(_Payload, frozen=True, tag=4):
     session_grace_ms: int
 
 
+class Room(_Payload, frozen=True, tag=5):
+    """Whether so many disks of the cluster are nearly full that nothing more may be put. What makes room goes on."""
+
+    is_scarce: bool
+
+
+class Features(_Payload, frozen=True, tag=6):
+    """From this entry on there may be things in the log that only nodes which know feature level `level` understand."""
+
+    level: int
+
+
+#: The newest feature level that this raftd knows. Whatever an older one would not understand, or would apply otherwise, has a level,
+#: and is used only once the cluster is at it (docs/architecture.md: Upgrading).
+FEATURE_LEVEL = 1
+
 #: The data of a batch entry; an entry without data only lets time pass.
-Payload = Batch | OpenGateway | CloseGateway | Settings
+Payload = Batch | OpenGateway | CloseGateway | Settings | Room | Features
 
 _payload_encoder = msgspec.msgpack.Encoder()
 _payload_decoder: msgspec.msgpack.Decoder[Payload] = msgspec.msgpack.Decoder(Payload)

@@ -48,6 +48,8 @@ class StateMachine:
         self.now_ms = 0
         self.settings = c.Settings(MAX_JOB_BYTES, SESSION_GRACE_MS)
         self.settings_index = 0  # where they were last set, 0: never
+        self.room_is_scarce = False
+        self.level = 0  # of features, 0 in a cluster of which not all nodes have been heard together yet
         self.jobs: dict[int, Job] = {}
         self.tubes: dict[str, Tube] = {}
         self.gateways: dict[int, Gateway] = {}
@@ -101,6 +103,10 @@ class StateMachine:
                     self._close_gateway(node, incarnation)
                 case c.Settings() as settings:
                     self.settings, self.settings_index = settings, index
+                case c.Room(is_scarce=is_scarce):
+                    self.room_is_scarce = is_scarce
+                case c.Features(level=level):
+                    self.level = max(self.level, level)
             self._give_back()
         return effects
 
@@ -351,6 +357,8 @@ class StateMachine:
     def _put(self, session: Session, put: c.Put) -> r.Reply:
         if len(put.body) > self.settings.max_job_size:
             return r.JobTooBig()
+        if self.room_is_scarce:
+            return r.OutOfMemory()
         tube = self.tube(put.tube) if put.tube else session.used
         self.last_id += 1
         job = Job(self.last_id, tube, put.pri, put.delay_ms, max(put.ttr_ms, LEAST_TTR_MS), put.body, self.now_ms)
@@ -544,7 +552,7 @@ class StateMachine:
             for _, row in sorted(self.gateways.items())
         ]
         state = [
-            [self.applied_index, self.now_ms, self.settings, self.settings_index],
+            [self.applied_index, self.now_ms, self.settings, self.settings_index, self.room_is_scarce, self.level],
             [self.last_id, self.last_token, self.total_jobs, self.job_timeouts],
             [(*job[:1], job[1].name, *job[2:]) for job in jobs],
             tubes,

@@ -76,7 +76,7 @@ class JobTooBig(_Reply, frozen=True, tag=15):
 
 
 class OutOfMemory(_Reply, frozen=True, tag=16):
-    """Certainly not applied: the gateway holds too much already. Try again later."""
+    """Certainly not applied: the gateway holds too much already, or the disks are nearly full. Try again later."""
 
 
 Reply = (

@@ -34,6 +34,8 @@ class _Head(_Piece, frozen=True, tag=1):
     now_ms: int
     settings: Settings
     settings_index: int
+    room_is_scarce: bool
+    level: int
     last_id: int
     last_token: int
     total_jobs: int
@@ -114,6 +116,8 @@ def dump(machine: StateMachine) -> Iterator[bytes]:
             machine.now_ms,
             machine.settings,
             machine.settings_index,
+            machine.room_is_scarce,
+            machine.level,
             machine.last_id,
             machine.last_token,
             machine.total_jobs,

@@ -113,6 +113,8 @@ class Raft:
         self.snapshot: Snapshot | None = None
         #: A leader's snapshot is whole, and is about to take the place of the log (R30).
         self.is_installing = False
+        #: Said by the driver; the leader hears it with every answer.
+        self.is_low_on_disk = False
         # effects not collected yet
         self._hard_state_changed = False
         self._hard_state_number = 0  # the last persist that carried it
@@ -576,7 +578,7 @@ class Raft:
         if not message.entries:
             # A heartbeat's answer waits for no disk: it claims just what is durable.
             index = min(index, log.durable_index)
-        reply = AppendEntriesReply(self.term, True, index, 0, 0, message.read_round, self.incarnation, self.doubtful)
+        reply = self._reply(True, index, message.read_round)
         leave_at_once = index <= log.durable_index and self.is_hard_state_durable
         (self._send_now if leave_at_once else self._send_after).append((sender, reply))
         self._recover_from_doubt()
@@ -584,7 +586,11 @@ class Raft:
     def _acknowledge(self, leader: int, read_round: int = 0) -> None:
         """What is committed and durable here, whatever was asked."""
         index = min(self.log.commit_index, self.log.durable_index)
-        self._send_now.append((leader, AppendEntriesReply(self.term, True, index, 0, 0, read_round, self.incarnation, self.doubtful)))
+        self._send_now.append((leader, self._reply(True, index, read_round)))
+
+    def _reply(self, success: bool, index: int, read_round: int, hint_index: int = 0, hint_term: int = 0) -> AppendEntriesReply:
+        own = (self.incarnation, self.doubtful, self.is_low_on_disk)
+        return AppendEntriesReply(self.term, success, index, hint_index, hint_term, read_round, *own)
 
     def _on_install_snapshot(self, sender: int, message: InstallSnapshot) -> None:
         if message.term < self.term:
@@ -606,10 +612,7 @@ class Raft:
         """Name the greatest index at which the logs can agree (R13)."""
         hint_index = self.log.last_with_term_at_most(message.prev_log_term, message.prev_log_index)
         hint_term = self.log.term_at(hint_index) or 0
-        reply = AppendEntriesReply(
-            self.term, False, message.prev_log_index, hint_index, hint_term, message.read_round, self.incarnation, self.doubtful
-        )
-        self._send_now.append((sender, reply))
+        self._send_now.append((sender, self._reply(False, message.prev_log_index, message.read_round, hint_index, hint_term)))
 
     def _recover_from_doubt(self) -> None:
         """Sound again: an entry that the leader appended after it first heard this process is committed

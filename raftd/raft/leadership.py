@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from raftd.errors import Refused
 from raftd.raft.membership import check_free, encode, leave_joint, promote
 from raftd.raft.messages import Configuration, EntryKind, TimeoutNow
+from raftd.raft.quorum import has_majority
 from raftd.raft.replication import Replication
 
 if TYPE_CHECKING:
@@ -81,6 +82,20 @@ class Leadership:
     def tick(self) -> None:
         if self._target and self._raft.tick_count >= self._give_up_tick:
             self._target = 0
+
+    # -- room ---------------------------------------------------------------------------------
+
+    @property
+    def has_room(self) -> bool | None:
+        """Whether those who are heard and not low on disk could commit without the others; None if too few are heard to say."""
+        raft = self._raft
+        heard = {peer for peer in self._replication.progress if self._replication.hears(peer, self._heard_since)} | {raft.node}
+        low = {peer for peer, progress in self._replication.progress.items() if progress.is_low_on_disk}
+        if raft.is_low_on_disk:
+            low.add(raft.node)
+        if has_majority(raft.membership.halves, heard - low):
+            return True
+        return False if has_majority(raft.membership.halves, heard) else None
 
     # -- membership ---------------------------------------------------------------------------
 

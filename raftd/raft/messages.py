@@ -116,7 +116,7 @@ class AppendEntriesReply(_Message, frozen=True, tag=6):
     """`success`: `index` is durable here and equals the leader's log up to it. `doubtful` as in votes.
 
     Otherwise `index` echoes the refused prev_log_index, and (`hint_index`, `hint_term`) is the greatest
-    place up to which the logs can agree (R13).
+    place up to which the logs can agree (R13). `is_low_on_disk`: there is little room left for what the log needs.
     """
 
     success: bool
@@ -126,6 +126,7 @@ class AppendEntriesReply(_Message, frozen=True, tag=6):
     read_round: int
     incarnation: int
     doubtful: bool
+    is_low_on_disk: bool = False
 
 
 class Snapshot(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True):

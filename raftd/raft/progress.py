@@ -93,6 +93,7 @@ class Progress:
         #: A new peer starts as recently active, or a fresh leader would step down at once (R7).
         self.recently_active = True
         self.last_heard_tick: int | None = None
+        self.is_low_on_disk = False
         #: The greatest read round that it has confirmed.
         self.read_round = 0
         #: An AppendEntries is due even if there is no entry to send: heartbeat, commit notice, read round.

@@ -132,6 +132,7 @@ class Replication:
         """Whether it is news that so much is durable there."""
         log = self._log
         progress.read_round = max(progress.read_round, message.read_round)
+        progress.is_low_on_disk = message.is_low_on_disk
         if message.success:
             return message.index <= log.last_index and progress.acknowledged(message.index, log.offset + 1)
         if progress.refused(message.index):

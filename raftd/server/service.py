@@ -23,7 +23,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from raftd.config import Config
-from raftd.errors import StorageError
+from raftd.errors import StorageError, TooOld
 from raftd.jobs.commands import Settings
 from raftd.limits import HAND_OVER_S, HANGUP_CHECK_S, LAST_WORDS_S, NO_LEADER_REMINDER_S, SEGMENTS_PER_SNAPSHOT, STOP_TIMEOUT_S, TICK_MS
 from raftd.node import Node, NodeConfig
@@ -213,6 +213,7 @@ class RaftdService(service.MultiService):
                 Settings(config.max_job_size, config.session_grace_ms),
                 config.snapshot_log_bytes,
                 self._addresses,
+                config.disk_low_bytes,
             ),
             self._reactor,
             time.time,
@@ -275,7 +276,9 @@ class RaftdService(service.MultiService):
 
     def _fatal(self, cause: BaseException) -> None:
         """Going on could break a promise: say why, and be gone (R17, R35)."""
-        if isinstance(cause, OSError):
+        if isinstance(cause, TooOld):
+            self._log.critical("FATAL: {error}. This node ends now; it loses nothing", error=cause)
+        elif isinstance(cause, OSError):
             self._log.critical(
                 "FATAL: the data directory {directory} failed: {error}. This node ends now; it loses nothing that was acknowledged",
                 directory=self._store.directory,

@@ -58,6 +58,7 @@ def describe_machine(machine: StateMachine) -> list[Description]:
     gateways = {row.node: [row.incarnation, row.is_open, row.seq] for row in machine.gateways.values()}
     counts = machine.counts
     once = {
+        "room is scarce, level": [machine.room_is_scarce, machine.level],
         "last id": machine.last_id,
         "last token": machine.last_token,
         "total jobs, timeouts": [machine.total_jobs, machine.job_timeouts],
@@ -91,6 +92,7 @@ def describe_model(model: Model) -> list[Description]:
     }
     gateways = dict(model.gateways)
     once = {
+        "room is scarce, level": [model.room_is_scarce, model.level],
         "last id": model.last_id,
         "last token": model.last_token,
         "total jobs, timeouts": [model.total, model.timeouts],

@@ -18,6 +18,8 @@ from raftd.storage.filesystem import File
 #: Says for (path, sector number) whether an unsynced sector reached the platter all the same.
 Keep = Callable[[str, int], bool]
 
+_ENDLESS = 1 << 50  # bytes
+
 
 def keep_nothing(path: str, sector: int) -> bool:
     return False
@@ -153,6 +155,9 @@ class MemoryFileSystem:
     def size(self, path: str) -> int:
         return len(self.files[path].seen)
 
+    def free(self, path: str) -> int:
+        return _ENDLESS
+
     def open(self, path: str) -> File:
         self.files.setdefault(path, _Image())
         return MemoryFile(self, path)
@@ -198,6 +203,8 @@ class Disk(MemoryFileSystem):
     def __init__(self, sector: int = SECTOR_BYTES) -> None:
         super().__init__(sector)
         self.is_full = False
+        #: There is little room left, though what is written finds some.
+        self.is_low = False
         self._armed: dict[str, BaseException] = {}
         self._interrupt: tuple[int, bool] | None = None  # (in so many operations, whether power is lost)
         self.fault = self._fault
@@ -211,8 +218,11 @@ class Disk(MemoryFileSystem):
         self._interrupt = (operations, power)
 
     def make_room(self) -> None:
-        """It is full no more."""
-        self.is_full = False
+        """It is full no more, nor nearly."""
+        self.is_full = self.is_low = False
+
+    def free(self, path: str) -> int:
+        return 0 if self.is_full or self.is_low else super().free(path)
 
     def mend(self) -> None:
         """No fault that is armed comes."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from itertools import permutations
 from typing import TYPE_CHECKING
 
+from raftd.jobs.commands import FEATURE_LEVEL
 from raftd.raft.messages import AddMember, Address, RemoveMember, TransferLead
 from raftd.sim.disk import DAMAGES
 from raftd.sim.process import Process
@@ -24,6 +25,13 @@ _PROBE_MS = 60
 _FORK_MS = 3_000
 _FORK_LOOK_US = 2_000
 _WRITERS = 6
+_LOW_MS = 2_000
+#: How long a node is away for its snapshot, and how long one is waited for.
+_AWAY_MS = 3_000
+_SNAPSHOT_LOOK_US = 500
+_SNAPSHOT_LOOKS = 10_000
+_ASK_AGAIN_MS = 1_000
+_ASKED = 10
 
 
 class Faults:
@@ -175,6 +183,57 @@ class Faults:
             life.note(f"node {node} is removed: {reason or 'yes'}")
 
         asked.soon(asked.node.administer, RemoveMember(node), told)
+        return True
+
+    def _replace(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        """As with damage, only ever one voter's disk is lost. An operator asks until it is done, or has asked often enough."""
+        life = self._life
+        if self._damaged is not None or not life.spares or life.unusable or life.checks.is_changing:
+            return False
+        if node not in life.checks.configuration.voters or len(life.checks.configuration.voters) < 3:
+            return False
+        self._damaged = node
+        if process is not None:
+            life.end(process, power=True)
+        life.unusable.add(node)
+        new = life.spares.pop(0)
+        requests: list[AddMember | RemoveMember] = [RemoveMember(node), AddMember(new, Address("sim", new))]
+        if numbers[2] % 2:
+            requests.reverse()
+        asks = iter(range(_ASKED))
+
+        def ask() -> None:
+            if not requests or life.healed or next(asks, None) is None:
+                return
+            door = life.process_for(numbers[3])
+            if door is None:
+                life.scheduler.after(_ASK_AGAIN_MS * _MS, ask)
+            else:
+                door.soon(door.node.administer, requests[0], told)
+
+        def told(reason: str) -> None:
+            request = requests[0]
+            life.note(f"{request} is asked: {reason or 'done'}")
+            if not reason or "already" in reason or "is no member" in reason:
+                life.counted(f"replace: {'added' if isinstance(request, AddMember) else 'removed'}")
+                if isinstance(request, AddMember) and new not in life.nodes:
+                    life.nodes.append(new)
+                    life.start_later(new, ms)
+                del requests[0]
+            life.scheduler.after(_ASK_AGAIN_MS * _MS, ask)
+
+        ask()
+        return True
+
+    def _upgrade(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        if process is None:
+            return False
+        life = self._life
+        life.levels[node] = FEATURE_LEVEL + 1
+        if numbers[2] % 2:
+            self._orderly_stop(node, process, numbers, 10)
+        else:
+            self._kill(node, process, numbers, 10)
         return True
 
     def _told_of_transfer(self, reason: str) -> None:
@@ -395,6 +454,37 @@ class Faults:
         self._life.scheduler.after(ms * _MS, clogged.pop, (node, other), None)
         return other != node
 
+    def _cut_in_a_snapshot(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        life = self._life
+        if process is None or process.node.raft.is_leader or len(life.nodes) < 3:
+            return False
+        life.end(process, power=bool(numbers[2] & 1))
+        life.start_later(node, _AWAY_MS)
+        looks = iter(range(_SNAPSHOT_LOOKS))
+
+        def look() -> None:
+            if life.healed or next(looks, None) is None:
+                return
+            leader = life.running.get(life.leader() or 0)
+            transfer = None
+            if leader is not None and node in leader.node.raft.progress:
+                transfer = leader.node.raft.progress[node].transfer
+            if leader is None or transfer is None or not 0 < (transfer.have or 0) < transfer.snapshot.size_bytes:
+                life.scheduler.after(_SNAPSHOT_LOOK_US, look)
+                return
+            pair = min(node, leader.node_id), max(node, leader.node_id)
+            choice = numbers[3] % 4
+            life.counted("cut in a snapshot: came")
+            if choice == 0:
+                life.network.break_connection(*pair)
+            elif choice == 1:
+                self._cut({pair, pair[::-1]}, ms)
+            else:
+                self._power(node if choice == 2 else leader.node_id, life.running.get(node) if choice == 2 else leader, numbers, ms)
+
+        life.scheduler.after(_AWAY_MS * _MS, look)
+        return True
+
     # -- disks --------------------------------------------------------------------------------
 
     def _slow_disk(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
@@ -425,6 +515,13 @@ class Faults:
             return False
         disk.is_full = True
         self._life.scheduler.after(ms * _MS, disk.make_room)
+        return True
+
+    def _low_disk(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        life = self._life
+        for disk in life.disks.values() if numbers[2] % 2 else [life.disks[node]]:
+            disk.is_low = True
+            life.scheduler.after((_LOW_MS + ms) * _MS, disk.make_room)
         return True
 
     def _damaged_disk(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:

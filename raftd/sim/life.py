@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from raftd.errors import StorageError
-from raftd.jobs.commands import Settings
+from raftd.jobs.commands import FEATURE_LEVEL, Settings
 from raftd.limits import MAX_JOB_BYTES, TICK_MS
 from raftd.node import NodeConfig
 from raftd.raft.ready import Persist
@@ -75,6 +75,8 @@ class Life:
         #: Ids of jobs that any client was told of.
         self.jobs: list[int] = []
         self.clients = [SimClient(self, number, options.pipeline, options.tubes, self.jobs) for number in range(options.clients)]
+        #: The feature level of each node's raftd; one that is added has the newest.
+        self.levels = dict.fromkeys(self.nodes, FEATURE_LEVEL)
         #: Nodes that have ended because they are no members any more.
         self.removed: set[int] = set()
         #: Nodes that refused to start, as they must after what was done to their disks; and those that stay broken for good.
@@ -230,6 +232,7 @@ class Life:
             options.heartbeat_ms,
             Settings(MAX_JOB_BYTES, options.session_grace_ms),
             options.snapshot_log_bytes,
+            level=self.levels.setdefault(node, max(self.levels.values())),
         )
         try:
             process = Process(self, config, self.disks[node], Random(self.random.random()), options.clock_rates[node - 1])

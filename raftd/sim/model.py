@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 # Tags of payloads, commands and replies, as docs/protocol.md numbers them.
-BATCH, OPEN_GATEWAY, CLOSE_GATEWAY, SETTINGS = 1, 2, 3, 4
+BATCH, OPEN_GATEWAY, CLOSE_GATEWAY, SETTINGS, ROOM, FEATURES = 1, 2, 3, 4, 5, 6
 PUT, USE, WATCH, IGNORE, RESERVE, RESERVE_JOB, DELETE = 1, 2, 3, 4, 5, 6, 7
 RELEASE, BURY, TOUCH, KICK, KICK_JOB, PAUSE_TUBE, CLOSE_SESSION = 8, 9, 10, 11, 12, 13, 14
 INSERTED, USING, WATCHING, NOT_IGNORED, RESERVED, TIMED_OUT = 1, 3, 4, 5, 6, 7
@@ -40,6 +40,8 @@ class Model:
         self.puts: dict[str, int] = {}  # how many jobs were ever put into each tube, while it exists
         self.deletes: dict[str, int] = {}
         self.max_job_bytes = _MAX_JOB_BYTES
+        self.room_is_scarce = False
+        self.level = 0
         #: Of every batch that took effect: (node, incarnation, seq).
         self.batches: list[tuple[int, int, int]] = []
         self.last_id = self.last_token = self.total = self.timeouts = 0
@@ -108,6 +110,10 @@ class Model:
                         self._run(node, command)
             case [tag, max_job_bytes, _] if tag == SETTINGS:
                 self.max_job_bytes = max_job_bytes
+            case [tag, is_scarce] if tag == ROOM:
+                self.room_is_scarce = is_scarce
+            case [tag, level] if tag == FEATURES:
+                self.level = max(self.level, level)
             case _:
                 raise ValueError(f"an unknown payload {payload!r}")
 
@@ -205,6 +211,8 @@ class Model:
     def _put(self, key: Key, session: dict[str, Any], pri: int, delay_ms: int, ttr_ms: int, body: bytes, tube: str) -> list[Any]:
         if len(body) > self.max_job_bytes:
             return [JOB_TOO_BIG]
+        if self.room_is_scarce:
+            return [OUT_OF_MEMORY]
         self.last_id += 1
         self.total += 1
         tube = tube or session["used"]

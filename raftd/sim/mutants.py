@@ -609,3 +609,38 @@ def _change_beside_another(original: Any) -> Any:
 @_mutant("truncated configuration stays", Membership, "truncated")
 def _truncated_configuration_stays(original: Any) -> Any:
     return lambda self, index: False
+
+
+# -- room and features -------------------------------------------------------------------------
+
+
+@_mutant("puts without room", StateMachine, "_put")
+def _puts_without_room(original: Any) -> Any:
+    def put(self: StateMachine, *args: Any) -> Any:
+        before, self.room_is_scarce = self.room_is_scarce, False
+        try:
+            return original(self, *args)
+        finally:
+            self.room_is_scarce = before
+
+    return put
+
+
+@_mutant("room never comes back", Replication, "answered")
+def _room_never_comes_back(original: Any) -> Any:
+    def answered(self: Replication, progress: Progress, message: AppendEntriesReply) -> bool:
+        was_low = progress.is_low_on_disk
+        news: bool = original(self, progress, message)
+        progress.is_low_on_disk |= was_low
+        return news
+
+    return answered
+
+
+@_mutant("features before all know them", Node, "_look_at_levels")
+def _features_before_all_know_them(original: Any) -> Any:
+    def look(self: Node) -> None:
+        if self.config.level > self.machine.level:
+            self._propose_once(c.Features(self.config.level), c.Features(self.config.level))
+
+    return look

@@ -190,6 +190,7 @@ class Rest:
         """What a cluster at rest may not hold: buffers that something was left in, peers that are never found equal (R33), nodes
         that doubt though all are up, sessions of nobody."""
         found = []
+        life = self._life
         for node, process in self._alive.items():
             raft, gateway, machine = process.node.raft, process.node.gateway, process.node.machine
             contents: dict[str, Any] = {
@@ -214,6 +215,9 @@ class Rest:
             contents["open gateways of dead nodes"] = [
                 other for other, row in machine.gateways.items() if row.is_open and other not in self._alive
             ]
+            contents["no room, as it says"] = machine.room_is_scarce
+            if self._alive.keys() == life.checks.members:
+                contents["another feature level than it could have"] = machine.level != min(life.levels[member] for member in self._alive)
             if raft.is_leader:
                 contents["uncommitted bytes"] = raft._uncommitted_bytes
                 for peer in self._alive.keys() - {node}:

@@ -37,12 +37,16 @@ FAULTS: dict[str, float] = {
     "failing disk": 0.15,  # a write or fsync fails: the process must end
     "unreadable disk": 0.05,  # a read fails when it starts
     "full disk": 0.1,  # for a while
+    "low disk": 0.2,  # of one or of all, for a while: it says so before it is full
     "damaged disk": 0.3,  # of one voter only, while it is off
     "wall clock": 0.2,  # jumps
     "transfer": 0.3,  # an operator hands the lead to some node
     "orderly stop": 0.1,  # SIGTERM: a leader hands over first
     "add": 0.3,  # a new node, under an id that was never used
     "remove": 0.3,  # any node, the leader among them
+    "replace": 0.1,  # one machine is lost for good: it is removed, and another is added under a new id
+    "cut in a snapshot": 0.3,  # of a node that was away: its connection, itself or the leader fails when half of it is there
+    "upgrade": 0.3,  # a node starts again with a raftd that knows more
 }
 SHAPES = ("one node", "halves", "majorities ring", "bridge")
 
@@ -110,6 +114,8 @@ LIMITS: dict[str, tuple[int, ...]] = {
     "raftd.raft.log.LOG_MEMORY_BYTES": (0, 500, 5_000),
     "raftd.jobs.snapshot.SNAPSHOT_PIECE_BYTES": (500,),
     "raftd.compaction.SNAPSHOT_LEAST_BYTES": (0, 2_000),
+    "raftd.storage.snapshots.SNAPSHOT_CHUNK_BYTES": (100, 1_000),
+    "raftd.raft.progress.SNAPSHOT_CHUNK_BYTES": (50,),
     "raftd.raft.replication.APPEND_BYTES": (1, 100, 1_000),
     "raftd.raft.core.APPLY_ENTRIES": (1, 8),
     "raftd.raft.progress.WINDOW_MESSAGES": (1, 3),
@@ -129,7 +135,7 @@ def draw(seed: int) -> Options:
     known = {name: round(most * storm * random.uniform(0.2, 1), 3) for name, most in FAULTS.items() if not calm and random.random() < 0.5}
     if nodes == 1:
         known.pop("damaged disk", None)
-    spares = random.choice((1, 2, 4)) if "add" in known else 0
+    spares = random.choice((1, 2, 4)) if known.keys() & {"add", "replace"} else 0
     election_timeout_ms = random.choice((150, 250, 250, 400))
     slowest_ms = random.choice((1, 2, 10, 40))
 
@@ -142,6 +148,8 @@ def draw(seed: int) -> Options:
     snapshot_log_bytes = random.choice((1_000, 5_000, 50_000, 1 << 40))
     if snapshot_log_bytes <= 5_000:
         limits.setdefault("raftd.storage.log.SEGMENT_BYTES", 1_000)  # only whole segments go
+        if "cut in a snapshot" in known:
+            limits.setdefault("raftd.storage.snapshots.SNAPSHOT_CHUNK_BYTES", 100)
     return Options(
         seed=seed,
         nodes=nodes,

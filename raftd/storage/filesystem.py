@@ -46,6 +46,9 @@ class FileSystem(Protocol):
     def size(self, path: str) -> int:
         """In bytes."""
 
+    def free(self, path: str) -> int:
+        """How many bytes more there is room for on the disk that `path` is on."""
+
     def open(self, path: str) -> File:
         """Open for writing, created if missing. The name is durable after `sync_directory`."""
 
@@ -132,6 +135,10 @@ class RealFileSystem:
 
     def size(self, path: str) -> int:
         return os.path.getsize(path)
+
+    def free(self, path: str) -> int:
+        room = os.statvfs(path)
+        return room.f_bavail * room.f_frsize
 
     def open(self, path: str) -> File:
         return RealFile(path)

@@ -119,7 +119,7 @@ class SegmentedLog:
     def __init__(self, fs: FileSystem, directory: str, new_id: Callable[[], bytes], segment_bytes: int = SEGMENT_BYTES) -> None:
         """`new_id` gives 16 random bytes that begin with another byte than 0. A segment that has grown past `segment_bytes`, or past
         SEGMENT_BYTES, is closed."""
-        self._segment_bytes = segment_bytes
+        self.segment_bytes = min(SEGMENT_BYTES, segment_bytes)
         self._fs = fs
         self._directory = directory
         self._new_id = new_id
@@ -295,7 +295,7 @@ class SegmentedLog:
 
     def start_anew(self) -> int:
         """The number of the next segment, with which the log begins again: a snapshot has taken the place of all before."""
-        self._end = SEGMENT_BYTES  # whatever is open is full
+        self._end = self.segment_bytes  # whatever is open is full
         return self.number + 1
 
     # -- appending ----------------------------------------------------------------------------
@@ -305,7 +305,7 @@ class SegmentedLog:
 
         It returns once the batch is durable, or raises OSError; the process must end then (R17).
         """
-        if self._file is not None and self._end < min(SEGMENT_BYTES, self._segment_bytes):
+        if self._file is not None and self._end < self.segment_bytes:
             start = b""
         else:
             # Everything before is durable by now: a new segment may begin.

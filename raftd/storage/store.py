@@ -91,6 +91,9 @@ class Store:
         self.identity = owner
         #: Since the start: each is one write and one fdatasync.
         self.batches_written = 0
+        #: On the disk, for whoever may write here; as of the last write, or the last look.
+        self.free_bytes = 0
+        self._is_measuring = False
         self._fs = fs
         self._random = random
         self._worker = worker
@@ -123,7 +126,9 @@ class Store:
         self._fs.make_directory(self.directory)
         self._fs.lock(f"{self.directory}/lock")
         try:
-            return self._recover()
+            opened = self._recover()
+            self._measure()
+            return opened
         except BaseException:
             self._fs.unlock(f"{self.directory}/lock")
             raise
@@ -228,6 +233,29 @@ class Store:
             f"configuration makes this node {wanted.node} of {wanted.cluster!r} with {_list(wanted.voters)}. Nothing was changed. Use the "
             f"configuration that it was made for, or another data directory"
         )
+
+    # -- room ---------------------------------------------------------------------------------
+
+    def measure_room(self) -> None:
+        """Look anew how many bytes are free; every write does so too. Once at a time."""
+        if self._is_measuring:
+            return
+        self._is_measuring = True
+
+        def measured(error: BaseException | None) -> None:
+            self._is_measuring = False
+            if error is not None:
+                self._fail(error)
+
+        self._worker.run(self._measure, measured)
+
+    def _measure(self) -> None:
+        self.free_bytes = self._fs.free(self.directory)
+
+    @property
+    def segment_bytes(self) -> int:
+        """How large a file of the log becomes, or one batch more."""
+        return self._log.segment_bytes
 
     # -- compaction ---------------------------------------------------------------------------
 
@@ -343,6 +371,7 @@ class Store:
                 write()
             if begun is not None:
                 self._vote.write(begun)  # from now on this segment must be there
+            self._measure()
 
         def done(error: BaseException | None) -> None:
             self._busy = False

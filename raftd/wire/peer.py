@@ -14,7 +14,7 @@ _MAGIC = b"raftd-peer"
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Who speaks. `cluster_id` is empty until the cluster's first entry was committed there. `voters` are the
-    nodes of its configuration, ascending."""
+    nodes of its configuration, ascending. `level`: the features that its raftd knows."""
 
     cluster: str
     voters: tuple[int, ...]
@@ -22,6 +22,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     node: int
     incarnation: int
     directory_id: bytes
+    level: int
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=30, forbid_unknown_fields=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from random import Random
 
+import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
@@ -159,6 +160,7 @@ def _a_turn() -> Deferred[None]:
     return turn
 
 
+@pytest.mark.load
 def test_a_short_run_loses_nothing_and_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     for _ in range(3):

@@ -45,6 +45,7 @@ def test_the_module_and_the_command_are_one():
 # -- demo --------------------------------------------------------------------------------------
 
 
+@pytest.mark.load
 def test_the_demo_loses_nothing_and_leaves_nothing_behind(tmp_path, capsys):
     done = run("demo", env={**os.environ, "TMPDIR": str(tmp_path)})
     with capsys.disabled():
@@ -88,6 +89,7 @@ def test_a_demo_that_is_stopped_takes_its_nodes_with_it(tmp_path, number, status
 # -- bench -------------------------------------------------------------------------------------
 
 
+@pytest.mark.load
 @pytest.mark.skipif(shutil.which("beanstalkd") is None, reason="beanstalkd is not installed, so there is nothing to measure against")
 def test_the_bench_measures_two_servers_in_turns(tmp_path):
     done = run("bench", "--against", "beanstalkd", "--rounds", "2", "--seconds", "0.2", "-c", "4", "-k", "2", "--data", ".", cwd=tmp_path)

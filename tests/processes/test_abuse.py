@@ -73,6 +73,7 @@ def put_patiently(client: LineClient, body: bytes) -> int:
     return int(id)
 
 
+@pytest.mark.load
 @pytest.mark.parametrize("kind", ABUSES)
 def test_no_abuse_costs_the_lead(tmp_path, capsys, kind):
     count, seconds, most_mb = ABUSES[kind]
@@ -102,6 +103,7 @@ def test_no_abuse_costs_the_lead(tmp_path, capsys, kind):
     assert served > 0
 
 
+@pytest.mark.load
 def test_two_thousand_idle_connections_and_64_busy_ones(tmp_path, capsys):
     idle, busy = 2_000, 64
     for attempt in range(ATTEMPTS):

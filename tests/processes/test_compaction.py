@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 from raftd.cli.local import wait_for
+from raftd.cli.scale import disk_of
 from tests.processes.harness import LineClient, ProcessCluster
 
 BOUND = 1 << 20
@@ -29,10 +30,6 @@ def delete_many(client: LineClient, ids: list[int]) -> None:
         assert {client.line() for _ in some} == {b"DELETED"}
 
 
-def size_of(directory: Path) -> int:
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-
-
 def log_of(cluster: ProcessCluster, node: int) -> str:
     return cluster.running[node].log.read_text()
 
@@ -44,9 +41,9 @@ def test_the_disk_stays_bounded_and_a_restart_begins_with_a_snapshot(tmp_path, c
         largest = 0
         for _ in range(20):
             delete_many(client, put_many(client, 100, 10_000))
-            largest = max(largest, size_of(tmp_path / "data"))
+            largest = max(largest, disk_of(tmp_path / "data"))
         # What comes while a snapshot is written comes on top of the bound: so look at it when little comes.
-        wait_for(lambda: client.delete(client.put(b"")) and size_of(tmp_path / "data") < 6 * BOUND, what="a small data directory")
+        wait_for(lambda: client.delete(client.put(b"")) and disk_of(tmp_path / "data") < 6 * BOUND, what="a small data directory")
         client.close()
         cluster.kill(1)
         cluster.start(1)

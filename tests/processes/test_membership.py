@@ -72,6 +72,7 @@ class Growing(ProcessCluster):
             assert gone.process.wait(timeout=20) == 0
 
 
+@pytest.mark.load
 def test_a_cluster_grows_loses_a_disk_and_shrinks_under_load(tmp_path, capsys):
     with Growing(tmp_path, 6) as cluster:
         cluster.leader()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
+import pytest
+
 from raftd.cli.local import wait_for
 from raftd.cli.workload import Workload
 from raftd.storage import records
@@ -13,6 +15,7 @@ from tests.processes.harness import Closed, LineClient, ProcessCluster
 PUT_GAP_S = 2.0
 
 
+@pytest.mark.load
 def test_the_leader_is_killed_three_times_under_load(tmp_path, capsys):
     gaps = []
     with ProcessCluster(tmp_path, 3) as cluster:
@@ -44,6 +47,7 @@ def test_the_leader_is_killed_three_times_under_load(tmp_path, capsys):
     assert max(gaps) <= PUT_GAP_S
 
 
+@pytest.mark.load
 def test_all_three_are_killed_at_once_under_load(tmp_path, capsys):
     with ProcessCluster(tmp_path, 3) as cluster:
         cluster.leader()
@@ -81,6 +85,7 @@ def test_all_three_are_killed_at_once_under_load(tmp_path, capsys):
     assert set(load.acknowledged) <= set(found.values())
 
 
+@pytest.mark.load
 def test_thirteen_nodes_elect_a_leader_and_serve(tmp_path):
     with ProcessCluster(tmp_path, 13, election_timeout_ms=1000, heartbeat_ms=100) as cluster:
         leader = cluster.leader()
@@ -106,6 +111,7 @@ def count_fsyncs(cluster: ProcessCluster, node: int) -> int:
     return batches
 
 
+@pytest.mark.load
 def test_one_fsync_of_the_leader_serves_many_puts(tmp_path, capsys):
     with ProcessCluster(tmp_path, 3) as cluster:
         for _ in range(3):

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from raftd.cli.local import wait_for
 from raftd.cli.workload import Workload
 from tests.processes.harness import ProcessCluster
@@ -18,6 +20,7 @@ def raftd(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([RAFTD, *arguments], capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.mark.load
 def test_the_lead_goes_to_another_node_and_a_stopping_leader_hands_over_first(tmp_path, capsys):
     gaps, stops = [], []
     with ProcessCluster(tmp_path, 3) as cluster:

@@ -31,7 +31,7 @@ class FakeNode:
         self.accepts: list = []
 
     def hello(self) -> Hello:
-        return Hello("demo", (1, 2), b"", 1, 1, b"d" * 16)
+        return Hello("demo", (1, 2), b"", 1, 1, b"d" * 16, 1)
 
     def meet(self, hello: Hello, accept) -> Refusal | None:
         if self.reason is not None:
@@ -55,7 +55,7 @@ class FakeNode:
         self.partial.append(peer)
 
 
-HELLO = encode_hello(Hello("demo", (1, 2), b"", 2, 1, b"e" * 16))
+HELLO = encode_hello(Hello("demo", (1, 2), b"", 2, 1, b"e" * 16, 1))
 
 
 class PeerDoorTests(SynchronousTestCase):

@@ -133,7 +133,7 @@ def test_every_peer_message_survives_the_wire(message):
 
 
 def test_hellos_survive_and_strangers_are_told_apart():
-    hello = peer.Hello("demo", (1, 2, 3), b"c" * 16, 2, 7, b"d" * 16)
+    hello = peer.Hello("demo", (1, 2, 3), b"c" * 16, 2, 7, b"d" * 16, 1)
     (body,) = decode(peer.encode_hello(hello))
     assert peer.decode_hello(body) == hello
     with pytest.raises(FrameError, match="version 9"):
