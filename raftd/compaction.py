@@ -14,7 +14,7 @@ from functools import partial
 
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import Loader, dump
-from raftd.limits import DISK_LOW_FACTOR, SNAPSHOT_FACTOR, SNAPSHOT_LEAST_BYTES, SNAPSHOT_WAITS
+from raftd.limits import BACKUP_HOLD_TICKS, DISK_LOW_FACTOR, SNAPSHOT_FACTOR, SNAPSHOT_LEAST_BYTES, SNAPSHOT_WAITS
 from raftd.raft.core import Raft
 from raftd.raft.messages import Entry, InstallSnapshot, Snapshot
 from raftd.raft.ready import ChunkFetch, EntriesFetch
@@ -22,6 +22,8 @@ from raftd.storage.snapshots import Meta
 from raftd.storage.store import Clock, Store
 
 Guarded = Callable[..., None]
+#: Called with a snapshot, or with None and why there is none.
+Backup = Callable[[Snapshot | None, str], None]
 
 
 def load(pieces: Iterable[bytes]) -> StateMachine:
@@ -60,6 +62,8 @@ class Compaction:
         self._swap = swap
         self._note = note
         self._is_taking = False
+        self._backups: list[tuple[int, Backup]] = []  # (of which entry at least, who waits for it)
+        self._held: dict[Snapshot, int] = {}  # that a copy is taken of -> until which tick
         self._waits = 0  # so often the log has stayed for a transfer
         self._log_bytes = 0  # applied since the last one
         raft.snapshot = self._snapshots.newest
@@ -84,17 +88,24 @@ class Compaction:
 
     # -- taking -------------------------------------------------------------------------------
 
-    def applied(self, machine: StateMachine, entries: Iterable[Entry]) -> None:
-        """These entries were applied: a snapshot is taken if there are enough of them since the last."""
+    def applied(self, entries: Iterable[Entry]) -> None:
+        """These entries were."""
         self._log_bytes += sum(entry.size_bytes for entry in entries)
+
+    def look(self, machine: StateMachine) -> None:
+        """Once a turn: a snapshot is taken if enough was applied since the last, or if somebody waits for one."""
+        # Nor before the term is durable in which it says that its last entry is: a start would take the vote file for an old copy.
+        is_free = not self._is_taking and not self._raft.is_installing and self._raft.is_hard_state_durable
+        if is_free and machine.applied_index and (self._backups or self._is_due):
+            self._take(machine)
+
+    @property
+    def _is_due(self) -> bool:
         newest = self._snapshots.newest
         enough = max(SNAPSHOT_LEAST_BYTES, SNAPSHOT_FACTOR * newest.size_bytes if newest is not None else 0)
         if self._raft.is_low_on_disk:
             enough = self._store.segment_bytes
-        # Nor before the term is durable in which it says that its last entry is: a start would take the vote file for an old copy.
-        is_free = not self._is_taking and not self._raft.is_installing and self._raft.is_hard_state_durable
-        if self._log_bytes >= min(enough, self._most_bytes) and is_free:
-            self._take(machine)
+        return self._log_bytes >= max(1, min(enough, self._most_bytes))
 
     def _take(self, machine: StateMachine) -> None:
         index = machine.applied_index
@@ -110,6 +121,7 @@ class Compaction:
 
     def _taken(self, before: int, snapshot: Snapshot | None, why_not: str) -> None:
         self._is_taking = False
+        self._give_backups(snapshot, why_not)
         if snapshot is None:
             self._note(f"WARNING: no snapshot was written; the next attempt follows after as much log again: {why_not}")
             return
@@ -117,7 +129,8 @@ class Compaction:
             return  # a leader's was newer
         purged = self._store.purge(min(self._not_needed(before, snapshot.index), self._raft.log.durable_index))
         self._raft.compacted(snapshot, purged)
-        self._snapshots.remove_older(self._raft.snapshots_in_use)
+        self._held = {held: until for held, until in self._held.items() if until > self._raft.tick_count}
+        self._snapshots.remove_older({*self._raft.snapshots_in_use, *self._held})
         self._note(f"a snapshot of the state at entry {snapshot.index} was written ({snapshot.size_bytes} bytes)")
 
     def _not_needed(self, before: int, index: int) -> int:
@@ -128,6 +141,40 @@ class Compaction:
         oldest = min((snapshot.index for snapshot in self._raft.snapshots_in_use), default=before)
         self._waits = self._waits + 1 if oldest < before else 0
         return min(before, oldest) if self._waits <= SNAPSHOT_WAITS else before
+
+    # -- for operators ------------------------------------------------------------------------
+
+    def backup(self, index: int, done: Backup) -> None:
+        """Call `done` with a snapshot of the state at entry `index`, which is applied, or at a later one. It stays until it was not
+        asked for a piece of it for a minute."""
+        newest = self._snapshots.newest
+        if newest is not None and newest.index >= index:
+            self._hold(newest)
+            done(newest, "")
+        else:
+            self._backups.append((index, done))
+
+    def _give_backups(self, snapshot: Snapshot | None, why_not: str) -> None:
+        waiting, self._backups = self._backups, []
+        for index, done in waiting:
+            if snapshot is not None and snapshot.index < index:
+                self._backups.append((index, done))
+                continue
+            if snapshot is not None:
+                self._hold(snapshot)
+            done(snapshot, why_not)
+
+    def _hold(self, snapshot: Snapshot) -> None:
+        self._held[snapshot] = self._raft.tick_count + BACKUP_HOLD_TICKS
+
+    def copy(self, index: int, offset: int, done: Callable[[bytes], None]) -> bool:
+        """Read a piece of a snapshot that `backup` has given; false if it is not held any more, or ends before."""
+        snapshot = next((held for held in self._held if held.index == index), None)
+        if snapshot is None or not 0 <= offset < snapshot.size_bytes:
+            return False
+        self._hold(snapshot)
+        self._snapshots.fetch(snapshot, offset, done)
+        return True
 
     # -- for followers ------------------------------------------------------------------------
 
@@ -183,5 +230,6 @@ class Compaction:
     def _installed(self, snapshot: Snapshot, meta: Meta, machine: StateMachine) -> None:
         self._log_bytes = 0
         self._raft.installed(snapshot, meta.base, meta.configuration)
-        self._snapshots.remove_older(())
+        self._give_backups(snapshot, "")
+        self._snapshots.remove_older(self._held)
         self._swap(machine)

@@ -136,6 +136,9 @@ ROOM_TICKS = 50
 #: So many snapshots long the log stays on which a transfer to a follower would go on, then the transfer begins anew.
 SNAPSHOT_WAITS = 4
 
+#: How long a snapshot that somebody takes a copy of stays without being asked for, in ticks: a minute.
+BACKUP_HOLD_TICKS = 6_000
+
 #: What one InstallSnapshot carries, in bytes, and how many go to one follower before it must have answered: a heartbeat
 #: behind them waits for no more than a megabyte.
 SNAPSHOT_CHUNK_BYTES = 256 << 10

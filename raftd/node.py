@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from raftd.admin import Administration, Outcome
-from raftd.compaction import Compaction, load
+from raftd.compaction import Backup, Compaction, load
 from raftd.errors import CorruptionError, NotLeader, Overloaded, TooOld
 from raftd.gateway import Gateway, Read, Session
 from raftd.jobs.commands import FEATURE_LEVEL, CloseGateway, Features, Forward, ForwardRefused, Room, Settings, encode_payload
@@ -208,11 +208,30 @@ class Node:
             "nodes": len(self.raft.membership.latest.voters),
         }
 
+    @property
+    def log_bytes(self) -> int:
+        """What the log takes on the disk."""
+        return self._store.log_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """What is free on the disk."""
+        return self._store.free_bytes
+
     def administer(self, request: AdminRequest, outcome: Outcome) -> None:
         """An operator asks something of the cluster. `outcome` is called once: with why it was not done, or empty."""
         self._at()
         self._administration.ask(request, outcome)
         self.wake()
+
+    def backup(self, done: Backup) -> None:
+        """`done` is called with a snapshot of the state as it is applied here, or with why there is none; `copy` reads it."""
+        self._compaction.backup(self.machine.applied_index, done)
+        self.wake()
+
+    def copy(self, index: int, offset: int, done: Callable[[bytes], None]) -> bool:
+        """Read a piece of the snapshot at entry `index` from the disk; false if it is not there any more."""
+        return self._compaction.copy(index, offset, done)
 
     def hand_over(self, done: Callable[[], None]) -> None:
         """Before an orderly end: if this node leads, let another do so first. `done` is called once, after an election timeout at the
@@ -375,6 +394,7 @@ class Node:
                 break
         else:
             self.wake()
+        self._compaction.look(self.machine)
         self._administration.look()
         self._look_at_members()
         self._in_turn = False
@@ -454,7 +474,7 @@ class Node:
         if self.raft.is_leader:
             self.raft.notify_commit(concerned - {node})
         gateway.room_is_scarce = machine.room_is_scarce
-        self._compaction.applied(machine, entries)
+        self._compaction.applied(entries)
         if node in concerned:
             gateway.applied(machine, self.raft.now_ms)
             if gateway.is_closed:

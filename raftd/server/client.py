@@ -13,12 +13,12 @@ from twisted.python.failure import Failure
 from raftd.errors import FrameError
 from raftd.jobs import commands as c
 from raftd.jobs.replies import JobTooBig, Reply
-from raftd.limits import HELLO_FRAME_BYTES, HELLO_TIMEOUT_S, STRANGER_TEXT
+from raftd.limits import HELLO_FRAME_BYTES, HELLO_TIMEOUT_S, SNAPSHOT_CHUNK_BYTES, STRANGER_TEXT
 from raftd.node import Node
-from raftd.raft.messages import AddMember, Address, AdminRequest, PromoteMember, RemoveMember, TransferLead
+from raftd.raft.messages import AddMember, Address, AdminRequest, PromoteMember, RemoveMember, Snapshot, TransferLead
 from raftd.server.clients import Clients
 from raftd.server.door import DoorProtocol
-from raftd.server.stats import Counters
+from raftd.server.stats import Counters, overview
 from raftd.wire import client as w
 from raftd.wire.frames import FrameDecoder
 from raftd.wire.line import is_tube_name
@@ -133,6 +133,18 @@ class ClientProtocol(DoorProtocol):
                 self.began(size)
                 self.session.local(self._members, partial(self_answer, size))
                 return
+            case w.BackupRequest():
+                self.began(size)
+                # everything acknowledged before must be in it: the read tells when this node has applied that
+                self.session.read(lambda machine, now_ms, node, session: None, partial(self._back_up, request.id, size))
+                self.node.wake()
+                return
+            case w.ChunkRequest(index=index, offset=offset):
+                size += SNAPSHOT_CHUNK_BYTES
+                self.began(size)
+                if not self.node.copy(index, offset, lambda data: self._say(request.id, size, w.Chunk(data))):
+                    self._say(request.id, size, w.Failed(f"there is no backup of entry {index} to be read here: ask for another"))
+                return
             case w.TransferRequest() | w.AddMemberRequest() | w.PromoteMemberRequest() | w.RemoveMemberRequest():
                 self.began(size)
                 self.node.administer(_admin_request(request), partial(self._administered, request.id, size))
@@ -155,8 +167,21 @@ class ClientProtocol(DoorProtocol):
         self.session.local(lambda: reply, partial(self._answered, id, _REQUEST_BYTES))
 
     def _administered(self, id: int, size: int, reason: str) -> None:
+        self._say(id, size, w.Failed(reason) if reason else w.Done())
+
+    def _say(self, id: int, size: int, reply: w.NodeReply) -> None:
+        """An answer of the node, not of the log."""
         if not self._closed:
-            self._answered(id, size, w.Failed(reason) if reason else w.Done(), 0)
+            self._answered(id, size, reply, 0)
+
+    def _back_up(self, id: int, size: int, result: object, index: int) -> None:
+        def done(snapshot: Snapshot | None, why_not: str) -> None:
+            if snapshot is None:
+                self._say(id, size, w.Failed(f"no snapshot could be written: {why_not}"))
+            else:
+                self._say(id, size, w.BackupReply(snapshot.index, snapshot.size_bytes))
+
+        self.node.backup(done)
 
     def _members(self) -> w.Members:
         raft = self.node.raft
@@ -164,22 +189,10 @@ class ClientProtocol(DoorProtocol):
         return w.Members(self.node.config.cluster, raft.leader, is_settled, raft.membership.latest)
 
     def _status(self) -> w.Status:
-        node = self.node
-        status = node.status()
-        cluster_id = node.hello().cluster_id
-        return w.Status(
-            node.config.node,
-            str(status["role"]),
-            node.raft.term,
-            node.raft.leader,
-            node.raft.log.commit_index,
-            node.machine.applied_index,
-            len(node.raft.membership.latest.voters),
-            cluster_id,
-        )
+        return overview(self.node, self._counters)
 
     def _answered(self, id: int, size: int, reply: object, index: int) -> None:
-        answer = w.Answer(id, index or self.node.machine.applied_index, cast("Reply | w.Status | w.Failed | w.Done | w.Members", reply))
+        answer = w.Answer(id, index or self.node.machine.applied_index, cast("Reply | w.NodeReply", reply))
         self.answer(w.encode_answer(answer), size)
 
 

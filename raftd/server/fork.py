@@ -62,6 +62,8 @@ class ForkCopier:
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
+        #: How long this process has stood still in forks, ever.
+        self.forked_s = 0.0
         # looked up before the fork: afterwards a lock of the loader may be held by a thread that is not there
         self._prctl = ctypes.CDLL(None, use_errno=True).prctl
 
@@ -84,6 +86,7 @@ class ForkCopier:
         if child == 0:
             self._be_child(parent, report_to, path, parts)
         forked_s = time.monotonic() - started_s
+        self.forked_s += forked_s
         os.close(report_to)
 
         def ended(said: bytes) -> None:

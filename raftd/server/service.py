@@ -76,6 +76,7 @@ class RaftdService(service.MultiService):
         self._random = SystemRandom()
         owner = Identity(node, config.cluster, tuple(sorted(config.nodes)))
         directory = f"{config.data}/{node}"
+        self._copier = ForkCopier(reactor)
         self._store = Store(
             RealFileSystem(),
             directory,
@@ -83,7 +84,7 @@ class RaftdService(service.MultiService):
             self._random,
             DiskThread(reactor, "raftd-disk"),
             DiskThread(reactor, "raftd-read"),
-            ForkCopier(reactor),
+            self._copier,
             reactor,
             self._fatal,
             config.snapshot_log_bytes // SEGMENTS_PER_SNAPSHOT,
@@ -98,6 +99,7 @@ class RaftdService(service.MultiService):
         hangups.setServiceParent(self)
         self._diallers: dict[int, tuple[Address, PeerService]] = {}
         self._ticks: task.LoopingCall | None = None
+        self._ticked = (0.0, 0.0)  # when it last did, and how long it had stood still in forks by then
         self._reminder = internet.TimerService(NO_LEADER_REMINDER_S, self._remind)
         self._reminder.clock = reactor
         self._reminder.setServiceParent(self)
@@ -155,7 +157,8 @@ class RaftdService(service.MultiService):
         # The entries read back are there for good: the collector need not walk them again and again.
         gc.collect()
         gc.freeze()
-        self._ticks = task.LoopingCall(self.node.tick)
+        self._ticked = (self._reactor.seconds(), self._copier.forked_s)
+        self._ticks = task.LoopingCall(self._tick, node)
         self._ticks.clock = self._reactor
         self._ticks.start(TICK_MS / 1000, now=False).addErrback(self._tick_died)
 
@@ -197,6 +200,14 @@ class RaftdService(service.MultiService):
             missing=missing or "none",
             majority=len(nodes) // 2 + 1,
         )
+
+    def _tick(self, node: Node) -> None:
+        """One tick, and how much later it comes than it should."""
+        now_s, forked_s = self._reactor.seconds(), self._copier.forked_s
+        pause_s = now_s - self._ticked[0] - (forked_s - self._ticked[1]) - TICK_MS / 1000
+        self._counters.longest_pause_s = max(self._counters.longest_pause_s, pause_s)
+        self._ticked = (now_s, forked_s)
+        node.tick()
 
     def _tick_died(self, failure: Failure) -> None:
         self._fatal(failure.value or failure)

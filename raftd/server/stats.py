@@ -11,6 +11,7 @@ from collections import Counter
 import raftd
 from raftd.jobs.queries import Stats, job_counts
 from raftd.node import Node
+from raftd.wire.client import Status
 
 _COMMANDS = (
     "put",
@@ -49,6 +50,7 @@ class Counters:
         self.total_connections = 0
         self.started_s = time.monotonic()
         self.draining = False
+        self.longest_pause_s = 0.0
         self.id = os.urandom(8).hex()
 
 
@@ -88,6 +90,40 @@ def stats(node: Node, counters: Counters) -> Stats:
         ("platform", _quoted(system.machine)),
         *node.status().items(),
     ]
+
+
+def overview(node: Node, counters: Counters) -> Status:
+    """The same for operators, and how this node is as a part of its cluster."""
+    machine, raft = node.machine, node.raft
+    counts = machine.counts
+    snapshot = raft.snapshot
+    return Status(
+        node=node.config.node,
+        role=str(node.status()["role"]),
+        term=raft.term,
+        leader=raft.leader,
+        commit_index=raft.log.commit_index,
+        applied_index=machine.applied_index,
+        nodes=len(raft.membership.latest.voters),
+        cluster_id=node.hello().cluster_id,
+        cluster=node.config.cluster,
+        pid=os.getpid(),
+        version=raftd.__version__,
+        feature_level=machine.level,
+        last_index=raft.log.last_index,
+        match={peer: progress.match_index for peer, progress in sorted(raft.progress.items())},
+        log_bytes=node.log_bytes,
+        log_first_index=raft.log.offset + 1,
+        snapshot_index=snapshot.index if snapshot is not None else 0,
+        snapshot_bytes=snapshot.size_bytes if snapshot is not None else 0,
+        free_bytes=node.free_bytes,
+        is_low_on_disk=raft.is_low_on_disk,
+        room_is_scarce=machine.room_is_scarce,
+        is_draining=counters.draining,
+        gateways=[(row.node, row.incarnation, row.is_open, len(row.sessions)) for row in machine.gateways.values()],
+        jobs=(counts.ready, counts.reserved, counts.delayed, counts.buried),
+        longest_pause_ms=round(counters.longest_pause_s * 1000, 1),
+    )
 
 
 def _quoted(value: str) -> str:

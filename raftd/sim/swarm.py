@@ -107,6 +107,9 @@ VERBS = {
     "disconnect": 5,
 }
 
+_CHUNK_READ = "raftd.storage.snapshots.SNAPSHOT_CHUNK_BYTES"
+_CHUNK_SENT = "raftd.raft.progress.SNAPSHOT_CHUNK_BYTES"
+
 #: Limits that a run may make small, so that it meets them: module, name, and what to choose from.
 LIMITS: dict[str, tuple[int, ...]] = {
     "raftd.storage.log.SEGMENT_BYTES": (2_000, 20_000),
@@ -114,8 +117,7 @@ LIMITS: dict[str, tuple[int, ...]] = {
     "raftd.raft.log.LOG_MEMORY_BYTES": (0, 500, 5_000),
     "raftd.jobs.snapshot.SNAPSHOT_PIECE_BYTES": (500,),
     "raftd.compaction.SNAPSHOT_LEAST_BYTES": (0, 2_000),
-    "raftd.storage.snapshots.SNAPSHOT_CHUNK_BYTES": (100, 1_000),
-    "raftd.raft.progress.SNAPSHOT_CHUNK_BYTES": (50,),
+    _CHUNK_READ: (1_000, 4_000),
     "raftd.raft.replication.APPEND_BYTES": (1, 100, 1_000),
     "raftd.raft.core.APPLY_ENTRIES": (1, 8),
     "raftd.raft.progress.WINDOW_MESSAGES": (1, 3),
@@ -149,7 +151,9 @@ def draw(seed: int) -> Options:
     if snapshot_log_bytes <= 5_000:
         limits.setdefault("raftd.storage.log.SEGMENT_BYTES", 1_000)  # only whole segments go
         if "cut in a snapshot" in known:
-            limits.setdefault("raftd.storage.snapshots.SNAPSHOT_CHUNK_BYTES", 100)
+            limits.setdefault(_CHUNK_READ, 1_000)
+    if _CHUNK_READ in limits:
+        limits[_CHUNK_SENT] = limits[_CHUNK_READ]  # else more would be in flight than the other side keeps
     return Options(
         seed=seed,
         nodes=nodes,

@@ -87,6 +87,7 @@ class _Segment:
         self.number = number
         self.name = name
         self.last_index = 0
+        self.size_bytes = 0
 
 
 class _Mark(NamedTuple):
@@ -170,6 +171,7 @@ class SegmentedLog:
             segment = _Segment(number, name)
             self._segments.append(segment)
             segment.last_index = max((entry.index for entry in scan.entries), default=0)
+            segment.size_bytes = scan.end
             for index, offset in scan.marks:
                 self._mark(index, number, offset)
             if scan.end or chain is None:
@@ -268,6 +270,11 @@ class SegmentedLog:
 
         return read
 
+    @property
+    def size_bytes(self) -> int:
+        """Of all segments."""
+        return sum(segment.size_bytes for segment in self._segments)
+
     # -- purging ------------------------------------------------------------------------------
 
     def purgeable(self, index: int) -> tuple[int, int]:
@@ -320,6 +327,7 @@ class SegmentedLog:
         offset = self._end
         data, self._chain = encode_batch(self._id, offset, self._chain, entries)
         self._end += len(data)
+        self._segments[-1].size_bytes = self._end
 
         def write() -> None:
             if start:

@@ -253,6 +253,11 @@ class Store:
         self.free_bytes = self._fs.free(self.directory)
 
     @property
+    def log_bytes(self) -> int:
+        """What the log takes on the disk."""
+        return self._log.size_bytes
+
+    @property
     def segment_bytes(self) -> int:
         """How large a file of the log becomes, or one batch more."""
         return self._log.segment_bytes

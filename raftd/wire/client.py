@@ -103,6 +103,17 @@ class RemoveMemberRequest(_Request, frozen=True, tag=12):
     node: int
 
 
+class BackupRequest(_Request, frozen=True, tag=13):
+    """A snapshot of everything that was acknowledged before: answered with a BackupReply once it is written."""
+
+
+class ChunkRequest(_Request, frozen=True, tag=14):
+    """The bytes of that snapshot from `offset` on: answered with a Chunk, of 256 KiB at most."""
+
+    index: int
+    offset: int
+
+
 Request = (
     PutRequest
     | UseRequest
@@ -116,11 +127,18 @@ Request = (
     | AddMemberRequest
     | PromoteMemberRequest
     | RemoveMemberRequest
+    | BackupRequest
+    | ChunkRequest
 )
 
 
 class Status(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=40):
-    """This node's view; `leader` is 0 if it knows none."""
+    """This node's view, at once. Sizes in bytes, times in milliseconds.
+
+    `leader` is 0 if it knows none. `match` is for a leader only: how far each other member is known to have the log. `snapshot_index`
+    is 0 without a snapshot. `gateways`: (node, incarnation, whether it is open, clients). `jobs`: ready, reserved, delayed, buried.
+    `longest_pause_ms`: in which the process heard nobody, since it started, but for the forks that snapshots take.
+    """
 
     node: int
     role: str
@@ -130,6 +148,23 @@ class Status(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     applied_index: int
     nodes: int
     cluster_id: bytes
+    cluster: str
+    pid: int
+    version: str
+    feature_level: int
+    last_index: int
+    match: dict[int, int]
+    log_bytes: int
+    log_first_index: int
+    snapshot_index: int
+    snapshot_bytes: int
+    free_bytes: int
+    is_low_on_disk: bool
+    room_is_scarce: bool
+    is_draining: bool
+    gateways: list[tuple[int, int, bool, int]]
+    jobs: tuple[int, int, int, int]
+    longest_pause_ms: float
 
 
 class Members(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=43):
@@ -139,6 +174,17 @@ class Members(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     leader: int
     is_settled: bool
     configuration: Configuration
+
+
+class BackupReply(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=44):
+    """Of the state at entry `index`; it can be read for a minute, and a minute longer with each ChunkRequest."""
+
+    index: int
+    size_bytes: int
+
+
+class Chunk(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=45):
+    data: bytes
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=41):
@@ -151,12 +197,15 @@ class Done(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     """What was asked of the cluster is done."""
 
 
+NodeReply = Status | Failed | Done | Members | BackupReply | Chunk
+
+
 class Answer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """`index` is where it was applied in the log; for a Status, how far this node has applied it."""
 
     id: int
     index: int
-    reply: Reply | Status | Failed | Done | Members
+    reply: Reply | NodeReply
 
 
 _encoder = msgspec.msgpack.Encoder()

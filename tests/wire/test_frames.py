@@ -155,6 +155,36 @@ def test_no_bytes_make_a_decoder_raise_anything_but_a_frame_error(data):
 # -- clients -----------------------------------------------------------------------------------
 
 
+#: With everything that it can say.
+STATUS = client.Status(
+    node=1,
+    role="leader",
+    term=2,
+    leader=1,
+    commit_index=9,
+    applied_index=9,
+    nodes=3,
+    cluster_id=b"c" * 16,
+    cluster="demo",
+    pid=4711,
+    version="1.0",
+    feature_level=1,
+    last_index=9,
+    match={2: 9, 3: 8},
+    log_bytes=1_000,
+    log_first_index=3,
+    snapshot_index=4,
+    snapshot_bytes=500,
+    free_bytes=1 << 40,
+    is_low_on_disk=False,
+    room_is_scarce=False,
+    is_draining=True,
+    gateways=[(1, 7, True, 2)],
+    jobs=(1, 2, 3, 4),
+    longest_pause_ms=1.5,
+)
+
+
 def test_requests_and_answers_survive_the_wire():
     for request in (
         client.PutRequest(1, b"body", "tube", 5, 0, 1_000),
@@ -166,7 +196,7 @@ def test_requests_and_answers_survive_the_wire():
     ):
         (body,) = decode(client.encode_request(request))
         assert client.decode_request(body) == request
-    for reply in (Inserted(4), Reserved(4, b"b", 2), client.Failed("why"), client.Status(1, "leader", 2, 1, 9, 9, 3, b"")):
+    for reply in (client.BackupReply(3, 900), client.Chunk(b"x"), Inserted(4), Reserved(4, b"b", 2), client.Failed("why"), STATUS):
         (body,) = decode(client.encode_answer(client.Answer(1, 9, reply)))
         assert client.decode_answer(body).reply == reply
 

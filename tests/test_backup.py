@@ -1,0 +1,118 @@
+"""A consistent copy of everything, taken from a node that runs."""
+
+from __future__ import annotations
+
+from raftd.compaction import load
+from raftd.raft.messages import Snapshot
+from raftd.sim.cluster import SimCluster
+from raftd.storage.snapshots import SnapshotReader
+from tests.test_node import Client, started
+
+
+class Asked:
+    def __init__(self, cluster: SimCluster, node: int) -> None:
+        self.answers: list[tuple[Snapshot | None, str]] = []
+        cluster[node].backup(lambda snapshot, why_not: self.answers.append((snapshot, why_not)))
+
+
+def filled(jobs: int = 20) -> SimCluster:
+    cluster = started()
+    client = Client(cluster, 1)
+    for number in range(jobs):
+        client.put(b"job %d" % number)
+    assert cluster.run(3_000, lambda: len(client.told) == jobs)
+    cluster.run(100)
+    return cluster
+
+
+def read(cluster: SimCluster, node: int, snapshot: Snapshot) -> bytes:
+    data = b""
+    while len(data) < snapshot.size_bytes:
+        got: list[bytes] = []
+        assert cluster[node].copy(snapshot.index, len(data), got.append)
+        cluster.run(50, lambda: bool(got))  # noqa: B023
+        data += got[0]
+    return data
+
+
+def test_a_backup_holds_everything_that_was_applied_when_it_was_asked_for():
+    cluster = filled()
+    asked = Asked(cluster, 2)
+    at = cluster[2].machine.applied_index
+    assert cluster.run(1_000, lambda: bool(asked.answers))
+    [(snapshot, why_not)] = asked.answers
+    assert snapshot is not None
+    assert why_not == ""
+    assert snapshot.index >= at
+    disk = cluster.disks[1]
+    disk.open("backup").write(0, read(cluster, 2, snapshot))
+    reader = SnapshotReader(disk, "backup")
+    machine = load(reader.pieces())
+    assert machine.digest() == cluster[2].machine.digest()
+    assert reader.meta.index == snapshot.index
+
+
+def test_two_that_ask_at_once_get_the_same_and_an_idle_cluster_gives_it_again():
+    cluster = filled()
+    one, other = Asked(cluster, 2), Asked(cluster, 2)
+    assert cluster.run(1_000, lambda: bool(one.answers and other.answers))
+    assert one.answers == other.answers
+    again = Asked(cluster, 2)
+    assert again.answers == one.answers
+
+
+def test_one_that_is_asked_for_while_a_snapshot_is_written_is_newer_than_that():
+    cluster = filled()
+    first = Asked(cluster, 1)
+    cluster.run(0.2)  # it is being written
+    client = Client(cluster, 1)
+    client.put(b"later")
+    while not client.told:
+        cluster.scheduler.run(cluster.scheduler.now_us + 100)
+    second = Asked(cluster, 1)
+    at = cluster[1].machine.applied_index
+    assert cluster.run(1_000, lambda: bool(first.answers and second.answers))
+    assert second.answers[0][0].index >= at
+
+
+def test_a_copy_of_the_disk_that_fails_is_said():
+    cluster = filled()
+    cluster.disks[2].is_full = True
+    asked = Asked(cluster, 2)
+    cluster.run(1_000, lambda: bool(asked.answers))
+    [(snapshot, why_not)] = asked.answers
+    assert snapshot is None
+    assert "simulated" in why_not
+
+
+def test_it_stays_while_it_is_read_and_goes_when_nobody_has_asked_for_a_minute(monkeypatch):
+    monkeypatch.setattr("raftd.compaction.BACKUP_HOLD_TICKS", 300)
+    cluster = filled()
+    asked = Asked(cluster, 2)
+    assert cluster.run(1_000, lambda: bool(asked.answers))
+    snapshot = asked.answers[0][0]
+
+    def another() -> None:
+        client = Client(cluster, 2)
+        client.put(b"more")
+        cluster.run(1_000, lambda: bool(client.told))
+        newer = Asked(cluster, 2)
+        assert cluster.run(1_000, lambda: bool(newer.answers))
+        cluster.run(200)
+
+    another()
+    assert read(cluster, 2, snapshot)
+    cluster.run(4_000)
+    another()
+    got: list[bytes] = []
+    assert not cluster[2].copy(snapshot.index, 0, got.append)
+    assert not cluster.disks[2].exists(f"data/2/snap/{snapshot.index:016d}-{snapshot.term}.snap")
+
+
+def test_a_piece_that_is_not_there_is_not_read():
+    cluster = filled()
+    asked = Asked(cluster, 2)
+    assert cluster.run(1_000, lambda: bool(asked.answers))
+    snapshot = asked.answers[0][0]
+    for index, offset in ((snapshot.index + 1, 0), (snapshot.index, -1), (snapshot.index, snapshot.size_bytes), (snapshot.index, 1 << 70)):
+        assert not cluster[2].copy(index, offset, lambda data: None)
