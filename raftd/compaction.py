@@ -12,18 +12,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
+from raftd.backups import Backup, Backups
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import Loader, dump
-from raftd.limits import BACKUP_HOLD_TICKS, DISK_LOW_FACTOR, SNAPSHOT_FACTOR, SNAPSHOT_LEAST_BYTES, SNAPSHOT_WAITS
+from raftd.limits import LOW_SNAPSHOT_TICKS, SNAPSHOT_FACTOR, SNAPSHOT_LEAST_BYTES, SNAPSHOT_WAITS
 from raftd.raft.core import Raft
 from raftd.raft.messages import Entry, InstallSnapshot, Snapshot
 from raftd.raft.ready import ChunkFetch, EntriesFetch
+from raftd.room import DiskRoom
 from raftd.storage.snapshots import Meta
 from raftd.storage.store import Clock, Store
 
 Guarded = Callable[..., None]
-#: Called with a snapshot, or with None and why there is none.
-Backup = Callable[[Snapshot | None, str], None]
 
 
 def load(pieces: Iterable[bytes]) -> StateMachine:
@@ -42,6 +42,7 @@ class Compaction:
         cluster: str,
         most_bytes: int,
         low_bytes: int,
+        was_scarce: bool,
         raft: Raft,
         store: Store,
         clock: Clock,
@@ -49,11 +50,10 @@ class Compaction:
         swap: Callable[[StateMachine], None],
         note: Callable[[str], None],
     ) -> None:
-        """`most_bytes` of log are applied at most before the next snapshot. With less than `low_bytes` free, or less than two segments
-        and a snapshot need, the disk is low."""
+        """`most_bytes` of log are applied at most before the next snapshot. `low_bytes`: see `DiskRoom`; `was_scarce`: room was, in the
+        state that this node begins with."""
         self._cluster = cluster
         self._most_bytes = most_bytes
-        self._low_bytes = low_bytes
         self._raft = raft
         self._store = store
         self._snapshots = store.snapshots
@@ -61,118 +61,124 @@ class Compaction:
         self._guarded = guarded
         self._swap = swap
         self._note = note
+        self._room = DiskRoom(low_bytes, store.segment_bytes, was_scarce, note)
+        self._backups = Backups()
         self._is_taking = False
-        self._backups: list[tuple[int, Backup]] = []  # (of which entry at least, who waits for it)
-        self._held: dict[Snapshot, int] = {}  # that a copy is taken of -> until which tick
+        self._is_removing = False
+        self._taken_tick = 0
         self._waits = 0  # so often the log has stayed for a transfer
         self._log_bytes = 0  # applied since the last one
+        self._due_bytes = 0  # and since the last one that was not only for a backup
         raft.snapshot = self._snapshots.newest
+        self._generation = raft.snapshot.index if raft.snapshot is not None else 0  # the log before that one goes with the next
+        self.look_at_room()
 
     # -- room ---------------------------------------------------------------------------------
 
     def look_at_room(self) -> None:
         """See whether the disk is low."""
-        free_bytes = self._store.free_bytes
         newest = self._snapshots.newest
-        needed = 2 * self._store.segment_bytes + (newest.size_bytes if newest is not None else 0)
-        mark = max(self._low_bytes, needed)
-        was_low = self._raft.is_low_on_disk
-        is_low = self._raft.is_low_on_disk = free_bytes < (mark * DISK_LOW_FACTOR if was_low else mark)
-        if is_low and not was_low:
-            self._note(
-                f"WARNING: the disk is low: {free_bytes >> 20} MiB are free where the data is, and {mark >> 20} MiB should be. If too few "
-                f"nodes have more, puts are refused until there is room; everything else goes on"
-            )
-        elif was_low and not is_low:
-            self._note(f"there is room on the disk again: {free_bytes >> 20} MiB are free")
+        next_bytes = (newest.size_bytes if newest is not None else 0) + self._log_bytes
+        is_settled = not (self._is_taking or self._is_removing or self._raft.is_installing or self._snapshots.is_receiving)
+        was_low = self._room.is_low
+        self._room.look(self._store.free_bytes, next_bytes, is_settled)
+        self._raft.is_low_on_disk = self._room.is_low
+        if self._room.is_low and not was_low and newest is not None and not self._raft.is_installing:
+            self._purge(newest)
 
     # -- taking -------------------------------------------------------------------------------
 
     def applied(self, entries: Iterable[Entry]) -> None:
         """These entries were."""
-        self._log_bytes += sum(entry.size_bytes for entry in entries)
+        size = sum(entry.size_bytes for entry in entries)
+        self._log_bytes += size
+        self._due_bytes += size
 
     def look(self, machine: StateMachine) -> None:
         """Once a turn: a snapshot is taken if enough was applied since the last, or if somebody waits for one."""
+        if not self._raft.is_installing:
+            self._snapshots.forget_received(self._raft.log.commit_index)
         # Nor before the term is durable in which it says that its last entry is: a start would take the vote file for an old copy.
         is_free = not self._is_taking and not self._raft.is_installing and self._raft.is_hard_state_durable
-        if is_free and machine.applied_index and (self._backups or self._is_due):
-            self._take(machine)
+        if is_free and machine.applied_index:
+            if self._is_due:
+                self._take(machine, is_due=True)
+            elif self._backups.is_due(self._raft.tick_count):
+                self._take(machine, is_due=False)
 
     @property
     def _is_due(self) -> bool:
         newest = self._snapshots.newest
         enough = max(SNAPSHOT_LEAST_BYTES, SNAPSHOT_FACTOR * newest.size_bytes if newest is not None else 0)
-        if self._raft.is_low_on_disk:
-            enough = self._store.segment_bytes
-        return self._log_bytes >= max(1, min(enough, self._most_bytes))
+        if self._room.is_low:
+            # Few bytes of deletes may have made much room: so now and then even for them.
+            enough = 1 if self._raft.tick_count - self._taken_tick >= LOW_SNAPSHOT_TICKS else self._store.segment_bytes
+        return self._due_bytes >= max(1, min(enough, self._most_bytes))
 
-    def _take(self, machine: StateMachine) -> None:
+    def _take(self, machine: StateMachine, is_due: bool) -> None:
         index = machine.applied_index
         term = self._raft.log.term_at(index)
         assert term is not None
         self._is_taking = True
+        self._taken_tick = self._raft.tick_count
         self._log_bytes = 0
-        newest = self._snapshots.newest
-        before = newest.index if newest is not None else 0
+        if is_due:
+            self._due_bytes = 0
         configuration = self._raft.membership.at(index)
         meta = Meta(self._cluster, configuration, index, term, machine.now_ms)
-        self._snapshots.take(meta, lambda: dump(machine), partial(self._guarded, self._taken, before))
+        # The log must be able to go on meanwhile: else this would end the node that it is to make room for.
+        most_bytes = self._store.free_bytes - self._store.segment_bytes
+        self._snapshots.take(meta, lambda: dump(machine), most_bytes, partial(self._guarded, self._taken, is_due))
 
-    def _taken(self, before: int, snapshot: Snapshot | None, why_not: str) -> None:
+    def _taken(self, is_due: bool, snapshot: Snapshot | None, why_not: str) -> None:
         self._is_taking = False
-        self._give_backups(snapshot, why_not)
+        self._backups.taken(snapshot, why_not, self._raft.tick_count)
         if snapshot is None:
             self._note(f"WARNING: no snapshot was written; the next attempt follows after as much log again: {why_not}")
             return
         if self._snapshots.newest is not snapshot:
             return  # a leader's was newer
-        purged = self._store.purge(min(self._not_needed(before, snapshot.index), self._raft.log.durable_index))
-        self._raft.compacted(snapshot, purged)
-        self._held = {held: until for held, until in self._held.items() if until > self._raft.tick_count}
-        self._snapshots.remove_older({*self._raft.snapshots_in_use, *self._held})
+        self._raft.compacted(snapshot, 0)
+        if is_due:  # the log behind those that were only asked for stays for followers
+            self._purge(snapshot)
+            self._generation = snapshot.index
+        self._remove_older()
         self._note(f"a snapshot of the state at entry {snapshot.index} was written ({snapshot.size_bytes} bytes)")
 
-    def _not_needed(self, before: int, index: int) -> int:
-        """Up to where the log may go: `before` is the last entry of the snapshot before, `index` that of the newest. It stays a while for
-        transfers that are under way, or one that takes longer than two snapshots would never end."""
-        if self._raft.is_low_on_disk:
-            return index
-        oldest = min((snapshot.index for snapshot in self._raft.snapshots_in_use), default=before)
-        self._waits = self._waits + 1 if oldest < before else 0
-        return min(before, oldest) if self._waits <= SNAPSHOT_WAITS else before
+    def _purge(self, newest: Snapshot) -> None:
+        """One generation stays, none on a low disk; and for a while more, for snapshots that are on their way to followers: a transfer
+        that takes longer than two snapshots would never end."""
+        wanted = newest.index if self._room.is_low else self._generation
+        awaited = self._raft.lead().awaited if self._raft.is_leader else wanted
+        self._waits = self._waits + 1 if awaited < wanted else 0
+        index = min(wanted, awaited) if self._waits <= SNAPSHOT_WAITS else wanted
+        self._raft.compacted(newest, self._store.purge(min(index, self._raft.log.durable_index)))
+
+    def _remove_older(self) -> None:
+        self._is_removing = True
+        in_use = {snapshot for snapshot in self._raft.snapshots_in_use if snapshot.index >= self._raft.log.offset}
+        self._snapshots.remove_older({*in_use, *self._backups.held}, partial(self._guarded, self._removed))
+
+    def _removed(self) -> None:
+        self._store.measure_room(partial(self._guarded, self._settled))
+
+    def _settled(self) -> None:
+        self._is_removing = False
 
     # -- for operators ------------------------------------------------------------------------
 
     def backup(self, index: int, done: Backup) -> None:
-        """Call `done` with a snapshot of the state at entry `index`, which is applied, or at a later one. It stays until it was not
-        asked for a piece of it for a minute."""
-        newest = self._snapshots.newest
-        if newest is not None and newest.index >= index:
-            self._hold(newest)
-            done(newest, "")
+        """Call `done` with a snapshot of the state at entry `index`, which is applied, or at a later one; or with why there is none."""
+        if self._room.is_low:
+            done(None, "the disk of this node is low: ask another, or make room")
         else:
-            self._backups.append((index, done))
-
-    def _give_backups(self, snapshot: Snapshot | None, why_not: str) -> None:
-        waiting, self._backups = self._backups, []
-        for index, done in waiting:
-            if snapshot is not None and snapshot.index < index:
-                self._backups.append((index, done))
-                continue
-            if snapshot is not None:
-                self._hold(snapshot)
-            done(snapshot, why_not)
-
-    def _hold(self, snapshot: Snapshot) -> None:
-        self._held[snapshot] = self._raft.tick_count + BACKUP_HOLD_TICKS
+            self._backups.ask(index, self._snapshots.newest, done, self._raft.tick_count)
 
     def copy(self, index: int, offset: int, done: Callable[[bytes], None]) -> bool:
         """Read a piece of a snapshot that `backup` has given; false if it is not held any more, or ends before."""
-        snapshot = next((held for held in self._held if held.index == index), None)
+        snapshot = self._backups.find(index, self._raft.tick_count)
         if snapshot is None or not 0 <= offset < snapshot.size_bytes:
             return False
-        self._hold(snapshot)
         self._snapshots.fetch(snapshot, offset, done)
         return True
 
@@ -228,8 +234,9 @@ class Compaction:
         self._store.install(snapshot, meta, partial(self._guarded, self._installed, snapshot, meta, machine))
 
     def _installed(self, snapshot: Snapshot, meta: Meta, machine: StateMachine) -> None:
-        self._log_bytes = 0
+        self._log_bytes = self._due_bytes = 0
         self._raft.installed(snapshot, meta.base, meta.configuration)
-        self._give_backups(snapshot, "")
-        self._snapshots.remove_older(self._held)
+        self._generation = snapshot.index
+        self._backups.taken(snapshot, "", self._raft.tick_count)
+        self._remove_older()
         self._swap(machine)

@@ -54,7 +54,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 #: What `twistd -n raftd` runs without a file: one node, on loopback.
-DEFAULT = {"cluster": "raftd", "data": "raftd-data", "nodes": {1: {"host": "127.0.0.1", "line": 11300, "client": 11301, "peer": 11302}}}
+DEFAULT_NODE = {"host": "127.0.0.1", "line": 11300, "client": 11301, "peer": 11302}
+DEFAULT: dict[str, Any] = {"cluster": "raftd", "data": "raftd-data", "nodes": {1: DEFAULT_NODE}}
 
 
 def load(path: str | None, data: str | None = None) -> Config:
@@ -69,6 +70,11 @@ def load(path: str | None, data: str | None = None) -> Config:
         config = check(raw)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    return place(config, base, data)
+
+
+def place(config: Config, base: str, data: str | None = None) -> Config:
+    """With absolute paths: relative ones begin at `base`, but for `data`, which overrides the file's."""
     directory = os.path.abspath(data) if data is not None else os.path.join(base, os.path.expanduser(config.data))
     nodes = {
         node: msgspec.structs.replace(address, line_socket=os.path.join(base, address.line_socket)) if address.line_socket else address

@@ -136,8 +136,14 @@ ROOM_TICKS = 50
 #: So many snapshots long the log stays on which a transfer to a follower would go on, then the transfer begins anew.
 SNAPSHOT_WAITS = 4
 
-#: How long a snapshot that somebody takes a copy of stays without being asked for, in ticks: a minute.
+#: On a low disk there is a snapshot this often, in ticks, if anything was applied: half a minute. It makes room once jobs were deleted.
+LOW_SNAPSHOT_TICKS = 3_000
+
+#: How long a snapshot that somebody takes a copy of stays without being asked for, in ticks: a minute. So many do at most, and one is
+#: written this often at most, in ticks, for those who have asked meanwhile: ten seconds.
 BACKUP_HOLD_TICKS = 6_000
+BACKUPS_HELD = 2
+BACKUP_TICKS = 1_000
 
 #: What one InstallSnapshot carries, in bytes, and how many go to one follower before it must have answered: a heartbeat
 #: behind them waits for no more than a megabyte.

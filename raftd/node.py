@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from raftd.admin import Administration, Outcome
-from raftd.compaction import Backup, Compaction, load
+from raftd.backups import Backup
+from raftd.compaction import Compaction, load
 from raftd.errors import CorruptionError, NotLeader, Overloaded, TooOld
 from raftd.gateway import Gateway, Read, Session
 from raftd.jobs.commands import FEATURE_LEVEL, CloseGateway, Features, Forward, ForwardRefused, Room, Settings, encode_payload
@@ -155,6 +156,7 @@ class Node:
             config.cluster,
             config.snapshot_log_bytes,
             config.disk_low_bytes,
+            self.machine.room_is_scarce,
             self.raft,
             store,
             clock,
@@ -166,6 +168,7 @@ class Node:
         self._configuration = self.raft.membership.latest
         self._is_gone = False
         self._met: dict[int, bytes] = {}  # directory ids of nodes that were no members, as far as this node knew
+        self._is_measuring = False
         self._levels: dict[int, int] = {}  # of features, as each node has said on its newest connection
         self.gateway.room_is_scarce = self.machine.room_is_scarce
         self._at()
@@ -351,13 +354,17 @@ class Node:
         for peer, progress in self.raft.progress.items():
             if progress.last_heard_tick is not None:
                 self._heard_tick[peer, progress.incarnation] = progress.last_heard_tick
-        if self.raft.tick_count % ROOM_TICKS == 0:
-            self._store.measure_room()
+        if self.raft.tick_count % ROOM_TICKS == 0 and not self._is_measuring:
+            self._is_measuring = True
+            self._store.measure_room(self._measured)
         self._compaction.look_at_room()
         late = [number for number, asked in self._read_rounds.items() if now_ms - asked.asked_ms > 2 * self.config.election_timeout_ms]
         for number in late:
             self.gateway.reads += self._read_rounds.pop(number).reads
         self._turn()
+
+    def _measured(self) -> None:
+        self._is_measuring = False
 
     def _receive(self, sender: int, message: PeerMessage) -> None:
         now_ms = self._at()
@@ -473,12 +480,20 @@ class Node:
                 gateway.resend()
         if self.raft.is_leader:
             self.raft.notify_commit(concerned - {node})
-        gateway.room_is_scarce = machine.room_is_scarce
+        self._heed_room()
         self._compaction.applied(entries)
         if node in concerned:
             gateway.applied(machine, self.raft.now_ms)
             if gateway.is_closed:
                 self._take_new_incarnation()
+
+    def _heed_room(self) -> None:
+        is_scarce = self.machine.room_is_scarce
+        if is_scarce != self.gateway.room_is_scarce:
+            self.gateway.room_is_scarce = is_scarce
+            self._observer.noted(
+                "WARNING: puts are refused from now on: too few nodes have room on their disks" if is_scarce else "puts are taken again"
+            )
 
     def _check_level(self) -> None:
         if self.machine.level > self.config.level:
@@ -497,7 +512,7 @@ class Node:
         """A leader's snapshot is the state from now on."""
         self.machine = machine
         self._check_level()
-        self.gateway.room_is_scarce = machine.room_is_scarce
+        self._heed_room()
         self.gateway.installed(machine, self.raft.now_ms)
         if self.gateway.is_closed:
             self._take_new_incarnation()

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from twisted.logger import Logger
 from twisted.python import usage
 
-from raftd.config import Config, choose_node, load
+from raftd.config import DEFAULT, DEFAULT_NODE, Config, check, choose_node, load, place
 from raftd.errors import ConfigError
 
 
@@ -28,19 +28,61 @@ class Options(usage.Options):
         ["config", "c", None, "The cluster's configuration file (YAML)."],
         ["node", "n", None, "Which of the file's nodes to be."],
         ["data", "d", None, "Where to keep data, instead of what the file says."],
+        ["join", "j", None, "HOST:PORT, the client door of any member: become one of its cluster, as node --node."],
+        ["host", None, None, "With --join and without --config: the address at which the others find this node.  [default: 127.0.0.1]"],
+        ["line", None, None, "Likewise: the port of its line door.  [default: 11300]"],
+        ["client", None, None, "Likewise: the port of its client door.  [default: 11301]"],
+        ["peer", None, None, "Likewise: the port of its peer door.  [default: 11302]"],
     ]
 
     def __init__(self) -> None:
         super().__init__()
         self.config: Config
         self.node = 0
+        #: Who votes in the cluster that this node joins; None: the nodes of the configuration.
+        self.voters: tuple[int, ...] | None = None
 
     def postOptions(self) -> None:
         try:
-            self.config = load(self["config"], self["data"])
-            self.node = choose_node(self.config, self["node"])
+            self._read()
         except ConfigError as error:
             _refuse(str(error))
+
+    def _read(self) -> None:
+        own = {name: self[name] for name in _OWN if self[name] is not None}
+        if own and (self["join"] is None or self["config"] is not None):
+            raise ConfigError(f"--{next(iter(own))} goes with --join and without --config; a configuration file says where its nodes are")
+        if self["join"] is None or self["config"] is not None:
+            self.config = load(self["config"], self["data"])
+            self.node = choose_node(self.config, self["node"])
+        else:
+            self.config, self.node = _only(self["node"], own, self["data"])
+        if self["join"] is not None:
+            from raftd.joining import join  # only who joins needs it
+
+            self.config, self.voters = join(_door(self["join"]), self.config, self.node)
+
+
+_OWN = ("host", "line", "client", "peer")
+
+
+def _only(node: str | None, own: dict[str, str], data: str | None) -> tuple[Config, int]:
+    """A configuration of this node alone, from options."""
+    if node is None or not node.isascii() or not node.isdigit() or not int(node):
+        raise ConfigError("--join needs --node ID: an id that no node of the cluster ever had, from 1 on")
+    for name, value in own.items():
+        if name != "host" and not (value.isascii() and value.isdigit()):
+            raise ConfigError(f"--{name} {value}: expected a port")
+    doors = {name: value if name == "host" else int(value) for name, value in own.items()}
+    raw = {**DEFAULT, "nodes": {int(node): {**DEFAULT_NODE, **doors}}}
+    return place(check(raw), os.getcwd(), data), int(node)
+
+
+def _door(value: str) -> tuple[str, int]:
+    host, colon, port = value.rpartition(":")
+    if not colon or not host or not (port.isascii() and port.isdigit()) or not 1 <= int(port) <= 65_535:
+        raise ConfigError(f"--join {value}: expected HOST:PORT, the client door of a member")
+    return host.strip("[]"), int(port)
 
 
 class CannotStart(Exception):
@@ -63,4 +105,4 @@ def makeService(options: Options) -> Any:
             os.unlink(pidfile)  # twistd leaves it behind on SystemExit
         _refuse(reason)
 
-    return build(options.config, options.node, cannot_start)
+    return build(options.config, options.node, cannot_start, options.voters)

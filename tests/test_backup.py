@@ -61,7 +61,8 @@ def test_two_that_ask_at_once_get_the_same_and_an_idle_cluster_gives_it_again():
     assert again.answers == one.answers
 
 
-def test_one_that_is_asked_for_while_a_snapshot_is_written_is_newer_than_that():
+def test_one_that_is_asked_for_while_a_snapshot_is_written_is_newer_than_that(monkeypatch):
+    monkeypatch.setattr("raftd.backups.BACKUP_TICKS", 1)
     cluster = filled()
     first = Asked(cluster, 1)
     cluster.run(0.2)  # it is being written
@@ -86,7 +87,8 @@ def test_a_copy_of_the_disk_that_fails_is_said():
 
 
 def test_it_stays_while_it_is_read_and_goes_when_nobody_has_asked_for_a_minute(monkeypatch):
-    monkeypatch.setattr("raftd.compaction.BACKUP_HOLD_TICKS", 300)
+    monkeypatch.setattr("raftd.backups.BACKUP_HOLD_TICKS", 300)
+    monkeypatch.setattr("raftd.backups.BACKUP_TICKS", 1)
     cluster = filled()
     asked = Asked(cluster, 2)
     assert cluster.run(1_000, lambda: bool(asked.answers))
@@ -116,3 +118,30 @@ def test_a_piece_that_is_not_there_is_not_read():
     snapshot = asked.answers[0][0]
     for index, offset in ((snapshot.index + 1, 0), (snapshot.index, -1), (snapshot.index, snapshot.size_bytes), (snapshot.index, 1 << 70)):
         assert not cluster[2].copy(index, offset, lambda data: None)
+
+
+def test_those_who_ask_again_and_again_share_a_snapshot_and_two_stay_at_most():
+    """A review: a loop of puts and backups had sixty on the disk after half a minute."""
+    cluster = filled()
+    offset = cluster[2].raft.log.offset
+    asked = []
+    for number in range(30):
+        client = Client(cluster, 2)
+        client.put(b"more %d" % number)
+        assert cluster.run(1_000, lambda client=client: bool(client.told))
+        client.session.close()
+        asked.append(Asked(cluster, 2))
+        cluster.run(1_000)
+    cluster.run(11_000)
+    assert all(one.answers for one in asked)
+    assert len({one.answers[0][0] for one in asked}) <= 5
+    assert len([name for name in cluster.disks[2].names("data/2/snap") if name.endswith(".snap")]) <= 3
+    assert cluster[2].raft.log.offset == offset  # followers are served from the log, as before
+
+
+def test_a_node_that_is_low_on_disk_gives_no_backup():
+    cluster = filled()
+    cluster.disks[2].leave_room(100_000)
+    cluster.run(1_000)
+    asked = Asked(cluster, 2)
+    assert asked.answers == [(None, "the disk of this node is low: ask another, or make room")]

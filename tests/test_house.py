@@ -19,20 +19,30 @@ ROOMS: dict[str, tuple[set[str], bool]] = {
     "raftd.jobs": ({"raftd.jobs"}, False),
     "raftd.wire": ({"raftd.wire", "raftd.raft.messages", "raftd.jobs.commands", "raftd.jobs.replies"}, False),
     "raftd.storage": ({"raftd.storage", "raftd.raft.messages", "raftd.raft.membership", "raftd.raft.ready"}, False),
-    "raftd.compaction": ({"raftd.raft", "raftd.jobs", "raftd.storage"}, False),
+    "raftd.room": (set(), False),
+    "raftd.backups": ({"raftd.raft.messages"}, False),
+    "raftd.compaction": ({"raftd.backups", "raftd.raft", "raftd.room", "raftd.jobs", "raftd.storage"}, False),
     "raftd.gateway": ({"raftd.jobs"}, False),
     "raftd.admin": ({"raftd.raft"}, False),
-    "raftd.node": ({"raftd.admin", "raftd.raft", "raftd.jobs", "raftd.storage", "raftd.gateway", "raftd.compaction", "raftd.wire"}, False),
+    "raftd.node": (
+        {"raftd.admin", "raftd.backups", "raftd.raft", "raftd.jobs", "raftd.storage", "raftd.gateway", "raftd.compaction", "raftd.wire"},
+        False,
+    ),
     "raftd.sim": ({"raftd.sim", "raftd.raft", "raftd.jobs", "raftd.storage", "raftd.gateway", "raftd.wire", "raftd.node"}, True),
     "raftd.server": (
         {"raftd.server", "raftd.config", "raftd.raft", "raftd.jobs", "raftd.storage", "raftd.gateway", "raftd.wire", "raftd.node"},
         True,
     ),
-    "raftd.cli": ({"raftd.cli", "raftd.config", "raftd.sim", "raftd.storage", "raftd.wire", "raftd.raft.messages"}, True),
+    "raftd.client": ({"raftd.client", "raftd.wire"}, False),
+    "raftd.joining": ({"raftd.client", "raftd.config", "raftd.raft.messages", "raftd.storage", "raftd.wire"}, False),
+    "raftd.cli": (
+        {"raftd.cli", "raftd.client", "raftd.config", "raftd.jobs", "raftd.raft", "raftd.sim", "raftd.storage", "raftd.wire"},
+        True,
+    ),
     "raftd.__main__": ({"raftd.cli"}, False),
-    "raftd.tap": ({"raftd.server", "raftd.config"}, True),
+    "raftd.tap": ({"raftd.server", "raftd.config", "raftd.joining"}, True),
 }
-PURE = ("raftd.raft", "raftd.jobs", "raftd.wire", "raftd.gateway", "raftd.admin")
+PURE = ("raftd.raft", "raftd.jobs", "raftd.wire", "raftd.gateway", "raftd.admin", "raftd.room", "raftd.backups")
 IMPURE_MODULES = {"os", "sys", "socket", "time", "datetime", "threading", "subprocess", "asyncio", "select", "secrets", "uuid", "pickle"}
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from raftd.jobs import commands as c
 from raftd.jobs import replies as r
+from raftd.raft.messages import EntryKind, Snapshot, TransferLead
 from raftd.sim.cluster import SimCluster
 from tests.test_node import Client, follower, started
 
@@ -25,7 +26,7 @@ def put(cluster: SimCluster, node: int) -> object:
 
 def test_one_low_disk_of_three_is_no_reason_to_refuse_puts():
     cluster = started()
-    cluster.disks[follower(cluster)].is_low = True
+    cluster.disks[follower(cluster)].leave_room(1 << 20)
     cluster.run(3_000)
     assert scarce(cluster) == {False}
     assert type(put(cluster, cluster.leader)) is r.Inserted
@@ -40,7 +41,7 @@ def test_two_low_disks_of_three_refuse_puts_everywhere_until_there_is_room(whose
     worker = Client(cluster, others[0])
     worker.put(b"before")
     for node in low:
-        cluster.disks[node].is_low = True
+        cluster.disks[node].leave_room(1 << 20)
     assert cluster.run(3_000, lambda: scarce(cluster) == {True})
     assert [type(put(cluster, node)) for node in cluster.config.voters] == [r.OutOfMemory] * 3
     worker.reserve()
@@ -48,7 +49,7 @@ def test_two_low_disks_of_three_refuse_puts_everywhere_until_there_is_room(whose
     worker.submit(delete(worker))
     cluster.run(500)
     assert [type(told) for told in worker.told] == [r.Inserted, r.Reserved, r.Deleted]  # what makes room goes on
-    cluster.disks[low[0]].is_low = False
+    cluster.disks[low[0]].give_room()
     assert cluster.run(3_000, lambda: scarce(cluster) == {False})
     assert type(put(cluster, leader)) is r.Inserted
 
@@ -64,7 +65,7 @@ def test_a_put_that_stands_in_the_log_behind_the_entry_is_refused_too():
     node = follower(cluster)
     cluster.network.interfere = lambda sender, to, message: 0 if to == node else 1
     for other in cluster.config.voters:
-        cluster.disks[other].is_low = True
+        cluster.disks[other].leave_room(1 << 20)
     cluster.run(1_500, lambda: cluster[cluster.leader].machine.room_is_scarce)
     cluster.network.interfere = None
     client = Client(cluster, node)
@@ -81,7 +82,7 @@ def test_a_node_that_is_not_heard_has_no_room_to_offer():
     cluster = started()
     leader = cluster.leader
     others = [node for node in cluster.config.voters if node != leader]
-    cluster.disks[others[0]].is_low = True
+    cluster.disks[others[0]].leave_room(1 << 20)
     cluster.run(2_000)
     assert scarce(cluster) == {False}
     cluster.crash(others[1])
@@ -93,7 +94,7 @@ def test_a_node_that_is_not_heard_has_no_room_to_offer():
 def test_a_new_leader_goes_on_with_what_was_decided():
     cluster = started()
     for disk in cluster.disks.values():
-        disk.is_low = True
+        disk.leave_room(1 << 20)
     assert cluster.run(3_000, lambda: scarce(cluster) == {True})
     old = cluster.leader
     cluster.crash(old)
@@ -101,7 +102,7 @@ def test_a_new_leader_goes_on_with_what_was_decided():
     cluster.run(1_000)
     assert scarce(cluster) == {True}
     for disk in cluster.disks.values():
-        disk.is_low = False
+        disk.give_room()
     assert cluster.run(3_000, lambda: scarce(cluster) == {False})
 
 
@@ -117,7 +118,7 @@ def test_a_low_disk_is_compacted_sooner_and_no_generation_of_log_stays(monkeypat
         client.put(b"x" * 500)
         cluster.run(20)
     assert cluster[1].raft.log.offset == 0  # so far nothing was compacted
-    cluster.disks[1].is_low = True
+    cluster.disks[1].leave_room(1 << 20)
     cluster.run(2_000)
     assert scarce(cluster) == {True}
     for told in list(client.told):
@@ -128,3 +129,128 @@ def test_a_low_disk_is_compacted_sooner_and_no_generation_of_log_stays(monkeypat
     assert len(segments) <= 2
     assert cluster[1].raft.log.offset > 50
     assert sum(cluster.disks[1].size(f"data/1/log/{name}") for name in segments) < 6_000
+
+
+# -- what a review found -----------------------------------------------------------------------
+
+KILO = 1_000
+SEGMENT = 64 * KILO
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    """A thousandth of everything: segments of 64 kB, a snapshot after 256 kB of log."""
+    monkeypatch.setattr("raftd.storage.log.SEGMENT_BYTES", SEGMENT)
+    monkeypatch.setattr("raftd.compaction.SNAPSHOT_LEAST_BYTES", 16 * KILO)
+    monkeypatch.setattr("raftd.raft.log.LOG_MEMORY_BYTES", 16 * KILO)
+
+
+def on_disks_of(size: int, count: int = 3) -> SimCluster:
+    cluster = SimCluster(count)
+    cluster.config = msgspec.structs.replace(cluster.config, snapshot_log_bytes=256 * KILO, disk_low_bytes=0)
+    for disk in cluster.disks.values():
+        disk.capacity = size
+    cluster.start()
+    assert cluster.run(5_000, lambda: cluster.leader != 0 and cluster[cluster.leader].raft.has_committed_own_entry)
+    return cluster
+
+
+def put_until_refused(cluster: SimCluster, most: int) -> tuple[Client, list[int]]:
+    client = Client(cluster, 1)
+    for number in range(1, most + 1):
+        client.put(b"x" * 5_000)
+        assert cluster.run(5_000, lambda number=number: len(client.told) == number), cluster.failures
+        if type(client.told[-1]) is r.OutOfMemory:
+            break
+    assert not cluster.failures  # no disk was full
+    return client, [told.id for told in client.told if type(told) is r.Inserted]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_puts_are_taken_again_once_the_jobs_are_deleted_though_nothing_else_happens(scaled, count):
+    """Deletes are so small that no snapshot was due for them, and it alone lets the room go."""
+    cluster = on_disks_of(2_000 * KILO, count)
+    client, ids = put_until_refused(cluster, 500)
+    assert 100 < len(ids) < 500
+    for id in ids:
+        client.submit(c.Delete(client.session.number, id))
+    cluster.run(5_000)
+    cluster.run(60_000, lambda: scarce(cluster) == {False})
+    assert scarce(cluster) == {False}
+    assert not cluster.failures
+
+
+@pytest.mark.parametrize("size", [1_600, 1_800, 2_500])
+def test_the_snapshot_that_makes_room_never_fills_the_disk(scaled, size):
+    cluster = on_disks_of(size * KILO)
+    client = Client(cluster, 1)
+    for number in range(1, 601):
+        client.put(b"x" * 5_000)
+        assert cluster.run(5_000, lambda number=number: len(client.told) == number), cluster.failures
+    assert not cluster.failures
+    refused = [told for told in client.told if type(told) is r.OutOfMemory]
+    assert len(refused) > 100
+    cluster.run(2_000)
+    assert len(scarce(cluster)) == 1
+
+
+def test_a_snapshot_that_is_being_written_makes_no_disk_low(scaled):
+    """For a moment there are two of them; the room for the next one was kept for just that."""
+    cluster = on_disks_of(4_000 * KILO)
+    _, ids = put_until_refused(cluster, 200)
+    assert len(ids) == 200
+    assert cluster[1].raft.snapshot is not None
+    room = [entry for entry in all_entries(cluster) if c.decode_payload(entry) == c.Room(True)]
+    assert not room
+
+
+def all_entries(cluster: SimCluster) -> list[bytes]:
+    log = cluster[1].raft.log
+    return [entry.data for entry in log.slice(log.forgotten_index + 1, log.last_index)]
+
+
+def rooms(cluster: SimCluster, node: int, since: int) -> list[bool]:
+    log = cluster[node].raft.log
+    payloads = [c.decode_payload(entry.data) for entry in log.slice(since + 1, log.last_index) if entry.kind is EntryKind.BATCH]
+    return [payload.is_scarce for payload in payloads if isinstance(payload, c.Room)]
+
+
+def test_a_new_leader_that_is_low_waits_for_the_others_to_say_that_they_are_not():
+    cluster = started()
+    heir = follower(cluster)
+    cluster.disks[heir].leave_room(KILO)
+    cluster.run(2_000)
+    since = cluster[heir].raft.log.last_index
+    outcomes: list[str] = []
+    cluster[cluster.leader].administer(TransferLead(heir), outcomes.append)
+    cluster.run(3_000)
+    assert outcomes == [""]
+    assert rooms(cluster, heir, since) == []
+
+
+def test_a_low_node_that_starts_again_says_so_at_once():
+    cluster = started()
+    low = [node for node in cluster.config.voters if node != cluster.leader]
+    for node in low:
+        cluster.disks[node].leave_room(100 * KILO)
+    assert cluster.run(3_000, lambda: scarce(cluster) == {True})
+    since = cluster[cluster.leader].raft.log.last_index
+    cluster.crash(low[0])
+    cluster.start(low[0])
+    cluster.run(3_000)
+    assert rooms(cluster, cluster.leader, since) == []
+
+
+def test_a_follower_that_is_sent_a_snapshot_offers_no_room(scaled):
+    cluster = started()
+    leader = cluster.leader
+    slow = follower(cluster)
+    cluster.disks[leader].leave_room(100 * KILO)
+    cluster.run(1_000)
+    assert scarce(cluster) == {False}
+    other = next(node for node in cluster.config.voters if node not in (leader, slow))
+    progress = cluster[leader].raft.progress
+    progress[slow].send_snapshot(Snapshot(1, 1, 1_000, 0))
+    assert cluster[leader].raft.lead().has_room is False
+    cluster.disks[leader].give_room()
+    assert progress[other].transfer is None

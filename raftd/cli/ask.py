@@ -5,12 +5,10 @@ from __future__ import annotations
 import socket
 import time
 
+from raftd.client.blocking import NoAnswer
+
 _ANSWER_BYTES = 64 << 10
 _STRANGER = "what listens there does not speak the beanstalkd protocol"
-
-
-class NoAnswer(Exception):
-    """The node cannot be reached, or what answers is none; the text says why."""
 
 
 def ask_stats(address: tuple[str, int], timeout_s: float) -> dict[str, str]:

@@ -19,7 +19,8 @@ from typing import Any, Self, TypeVar
 import yaml
 
 from raftd.cli import signals
-from raftd.cli.ask import NoAnswer, ask_stats
+from raftd.cli.ask import ask_stats
+from raftd.client.blocking import NoAnswer
 
 #: twistd of this very Python, wherever its scripts may be.
 TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]

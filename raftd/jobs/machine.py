@@ -137,6 +137,16 @@ class StateMachine:
             self._detach(session)
         row.sessions = {}
 
+    def close_everyone(self) -> None:
+        """Every gateway is gone for good, and what its clients held is given back: the state begins a life in another cluster."""
+        for row in list(self.gateways.values()):
+            self._close_gateway(row.node, row.incarnation)
+        while self.closing:
+            self._budget = TIMERS_PER_ENTRY
+            self._give_back()
+        self.gateways.clear()
+        self.room_is_scarce = False
+
     def _apply_batch(self, batch: c.Batch) -> None:
         node = batch.node
         self._effects.owners.add(node)

@@ -179,8 +179,9 @@ def _dump_reserved(session: Session) -> Iterator[bytes]:
 class Loader:
     """Builds a machine from the pieces that `dump` gave, in their order."""
 
-    def __init__(self) -> None:
-        self._machine = StateMachine()
+    def __init__(self, machine: StateMachine | None = None) -> None:
+        """`machine`: a new one, to load into."""
+        self._machine = machine if machine is not None else StateMachine()
         self._tubes: list[Tube] = []
         self._session: Session | None = None  # loaded last
         self._is_whole = False

@@ -32,6 +32,7 @@ class Leadership:
         self._target = 0  # whom the lead is handed to
         self._give_up_tick = 0
         self._is_asked = False
+        self._began_tick = raft.tick_count
         self._committed_before = 0  # the commit index at the heartbeat before
         #: It is committed that this node is no voter: it leads no more once this turn's messages are out (R27).
         self.is_over = False
@@ -87,15 +88,28 @@ class Leadership:
 
     @property
     def has_room(self) -> bool | None:
-        """Whether those who are heard and not low on disk could commit without the others; None if too few are heard to say."""
-        raft = self._raft
-        heard = {peer for peer in self._replication.progress if self._replication.hears(peer, self._heard_since)} | {raft.node}
-        low = {peer for peer, progress in self._replication.progress.items() if progress.is_low_on_disk}
+        """Whether those who are heard, and have room for what comes, could commit without the others; None if that is not known: too few
+        are heard, or the lead is so new that others may be heard yet."""
+        raft, progress = self._raft, self._replication.progress
+        heard = {peer for peer in progress if self._replication.hears(peer, self._heard_since)} | {raft.node}
+        # Who is sent a snapshot takes no part in committing.
+        low = {peer for peer, one in progress.items() if one.is_low_on_disk or one.transfer is not None}
         if raft.is_low_on_disk:
             low.add(raft.node)
         if has_majority(raft.membership.halves, heard - low):
             return True
-        return False if has_majority(raft.membership.halves, heard) else None
+        is_known = heard >= raft.voters or (raft.tick_count - self._began_tick >= self._election_ticks)
+        return False if is_known and has_majority(raft.membership.halves, heard) else None
+
+    @property
+    def awaited(self) -> int:
+        """The log behind this entry will be wanted by those who are heard and are sent a snapshot; the last one if there are none."""
+        transfers = [
+            one.transfer.snapshot.index
+            for peer, one in self._replication.progress.items()
+            if one.transfer is not None and self._replication.hears(peer, self._heard_since)
+        ]
+        return min(transfers, default=self._raft.log.last_index)
 
     # -- membership ---------------------------------------------------------------------------
 

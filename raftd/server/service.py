@@ -44,12 +44,12 @@ from raftd.storage.vote import Identity
 _EXIT_FATAL = 70  # EX_SOFTWARE of sysexits.h
 
 
-def build(config: Config, node: int, cannot_start: Callable[[str], None]) -> RaftdService:
+def build(config: Config, node: int, cannot_start: Callable[[str], None], voters: tuple[int, ...] | None = None) -> RaftdService:
     """The service on the reactor that this process has chosen, which must not be imported before it has."""
     from twisted.internet import reactor
 
     use_monotonic_time(reactor)
-    return RaftdService(config, node, reactor, cannot_start)
+    return RaftdService(config, node, reactor, cannot_start, voters)
 
 
 def use_monotonic_time(reactor: Any) -> None:
@@ -61,11 +61,14 @@ def use_monotonic_time(reactor: Any) -> None:
 
 
 class RaftdService(service.MultiService):
-    """Node `node` of `config`. `cannot_start` is told why, in one line, and does not return."""
+    """Node `node` of `config`. `cannot_start` is told why, in one line, and does not return. `voters`: of a cluster that lives already;
+    None if those of the file are to be a new one."""
 
     _log = Logger("raftd")
 
-    def __init__(self, config: Config, node: int, reactor: Any, cannot_start: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: Config, node: int, reactor: Any, cannot_start: Callable[[str], None], voters: tuple[int, ...] | None = None
+    ) -> None:
         super().__init__()
         self.setName("raftd")
         self.config = config
@@ -74,7 +77,8 @@ class RaftdService(service.MultiService):
         self._reactor = reactor
         self._cannot_start = cannot_start
         self._random = SystemRandom()
-        owner = Identity(node, config.cluster, tuple(sorted(config.nodes)))
+        self._voters = tuple(sorted(config.nodes)) if voters is None else voters
+        owner = Identity(node, config.cluster, self._voters)
         directory = f"{config.data}/{node}"
         self._copier = ForkCopier(reactor)
         self._store = Store(
@@ -217,7 +221,7 @@ class RaftdService(service.MultiService):
         return Node(
             NodeConfig(
                 self.node_id,
-                tuple(sorted(config.nodes)),
+                self._voters,
                 config.cluster,
                 config.election_timeout_ms,
                 config.heartbeat_ms,

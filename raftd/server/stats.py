@@ -120,7 +120,7 @@ def overview(node: Node, counters: Counters) -> Status:
         is_low_on_disk=raft.is_low_on_disk,
         room_is_scarce=machine.room_is_scarce,
         is_draining=counters.draining,
-        gateways=[(row.node, row.incarnation, row.is_open, len(row.sessions)) for row in machine.gateways.values()],
+        gateways=[(row.node, row.incarnation, row.is_open, len(row.sessions)) for _, row in sorted(machine.gateways.items())],
         jobs=(counts.ready, counts.reserved, counts.delayed, counts.buried),
         longest_pause_ms=round(counters.longest_pause_s * 1000, 1),
     )

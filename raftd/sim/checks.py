@@ -476,11 +476,11 @@ class Checks:
         compaction, raft, node, life = process.node._compaction, process.node.raft, process.node_id, self._lives[process]
         take, swap, installed = compaction._take, compaction._swap, raft.installed
 
-        def checked_take(machine: StateMachine) -> None:
+        def checked_take(machine: StateMachine, is_due: bool) -> None:
             digest = machine.digest()
             _require(self._digests.setdefault(machine.applied_index, digest) == digest, "I12", f"node {node} takes another snapshot")
             process.world.counted("(snapshot written)")
-            take(machine)
+            take(machine, is_due)
 
         def checked_installed(snapshot: Snapshot, base: Base, configuration: Configuration) -> None:
             _require(base.index > life.commit, "R29", f"node {node} installs a snapshot of {base.index}, and has committed {life.commit}")

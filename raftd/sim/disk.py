@@ -203,8 +203,8 @@ class Disk(MemoryFileSystem):
     def __init__(self, sector: int = SECTOR_BYTES) -> None:
         super().__init__(sector)
         self.is_full = False
-        #: There is little room left, though what is written finds some.
-        self.is_low = False
+        #: How many bytes find room in all; None: any number.
+        self.capacity: int | None = None
         self._armed: dict[str, BaseException] = {}
         self._interrupt: tuple[int, bool] | None = None  # (in so many operations, whether power is lost)
         self.fault = self._fault
@@ -218,11 +218,25 @@ class Disk(MemoryFileSystem):
         self._interrupt = (operations, power)
 
     def make_room(self) -> None:
-        """It is full no more, nor nearly."""
-        self.is_full = self.is_low = False
+        """It is full no more."""
+        self.is_full = False
+
+    @property
+    def used(self) -> int:
+        """Bytes in all files."""
+        return sum(len(image.seen) for image in self.files.values())
+
+    def leave_room(self, size: int) -> None:
+        """Only so many bytes more, until `give_room`."""
+        self.capacity = self.used + size
+
+    def give_room(self) -> None:
+        self.capacity = None
 
     def free(self, path: str) -> int:
-        return 0 if self.is_full or self.is_low else super().free(path)
+        if self.is_full:
+            return 0
+        return super().free(path) if self.capacity is None else max(0, self.capacity - self.used)
 
     def mend(self) -> None:
         """No fault that is armed comes."""
@@ -233,7 +247,7 @@ class Disk(MemoryFileSystem):
         error = self._armed.pop(operation, None)
         if error is not None:
             raise error
-        if self.is_full and operation == "write":
+        if operation == "write" and (self.is_full or (self.capacity is not None and self.used >= self.capacity)):
             raise OSError(errno.ENOSPC, "simulated")
         if self._interrupt is not None and operation != "read":
             left, power = self._interrupt

@@ -26,6 +26,7 @@ _FORK_MS = 3_000
 _FORK_LOOK_US = 2_000
 _WRITERS = 6
 _LOW_MS = 2_000
+_LOW_BYTES = (20_000, 200_000, 2_000_000)
 #: How long a node is away for its snapshot, and how long one is waited for.
 _AWAY_MS = 3_000
 _SNAPSHOT_LOOK_US = 500
@@ -520,8 +521,8 @@ class Faults:
     def _low_disk(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         life = self._life
         for disk in life.disks.values() if numbers[2] % 2 else [life.disks[node]]:
-            disk.is_low = True
-            life.scheduler.after((_LOW_MS + ms) * _MS, disk.make_room)
+            disk.leave_room(_LOW_BYTES[numbers[3] % len(_LOW_BYTES)])
+            life.scheduler.after((_LOW_MS + ms) * _MS, disk.give_room)
         return True
 
     def _damaged_disk(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:

@@ -106,8 +106,12 @@ class Copier:
         self._disk = disk
 
     def write(self, path: str, parts: Callable[[], Iterator[bytes]], done: Done) -> None:
-        copied = list(parts())
         disk = self._disk
+        try:
+            copied = list(parts())
+        except OSError as error:  # the copy would have met it
+            self._process.later(0, done, error)
+            return
 
         def job() -> None:
             if disk.exists(path):

@@ -66,6 +66,7 @@ class Rest:
         for disk in life.disks.values():
             disk.mend()
             disk.make_room()
+            disk.give_room()
         for node in sorted(life.broken & life.running.keys() - self._deaf):
             life.end(life.running[node], power=True)
         for client in life.clients:

@@ -10,6 +10,8 @@ from typing import Protocol
 
 from raftd.errors import DirectoryLocked
 
+_NO_LIMIT = 1 << 62
+
 
 class File(Protocol):
     """A file open for writing."""
@@ -138,7 +140,7 @@ class RealFileSystem:
 
     def free(self, path: str) -> int:
         room = os.statvfs(path)
-        return room.f_bavail * room.f_frsize
+        return room.f_bavail * room.f_frsize if room.f_blocks else _NO_LIMIT  # some file systems in memory count no blocks
 
     def open(self, path: str) -> File:
         return RealFile(path)

@@ -69,7 +69,7 @@ class Recovered:
                 self.older.append((index, entry.term))
 
 
-def _parse(name: str) -> tuple[int, bytes] | None:
+def parse_name(name: str) -> tuple[int, bytes] | None:
     """(number, id) of a segment's file name."""
     number, _, rest = name.removesuffix(_SUFFIX).partition("-")
     if not name.endswith(_SUFFIX) or not number.isdigit() or len(rest) != 2 * ID_BYTES:
@@ -147,7 +147,7 @@ class SegmentedLog:
         chain: int | None = None
         segments = []
         for name in self._fs.names(self._directory):
-            parsed = _parse(name)
+            parsed = parse_name(name)
             if parsed is not None and parsed[0] >= first_number:
                 segments.append((*parsed, name))
             elif parsed is None and name.endswith(_SUFFIX):
@@ -243,7 +243,7 @@ class SegmentedLog:
         if position < 0:
             return list
         mark = self._marks[position]
-        segments = [(segment.name, _parse(segment.name)) for segment in self._segments if segment.number >= mark.segment]
+        segments = [(segment.name, parse_name(segment.name)) for segment in self._segments if segment.number >= mark.segment]
 
         def read() -> list[Entry]:
             found: list[Entry] = []

@@ -12,6 +12,7 @@ the pieces that arrive. Reading for followers, and reading back, happen in a thr
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
@@ -31,7 +32,7 @@ _MAGIC = b"raftdsnp"
 _HEADER = struct.Struct("<8sII")  # magic, format, length of the meta; then the crc of both
 _CRC = struct.Struct("<I")
 _PIECE = struct.Struct("<II")  # length, crc
-_SUFFIX = ".snap"
+SUFFIX = ".snap"
 _TAKEN = "taken.part"
 _RECEIVED = "received.part"
 
@@ -65,6 +66,15 @@ def encode(meta: Meta, pieces: Iterable[bytes]) -> Iterator[bytes]:
         crc = crc32(piece, crc32(_CRC.pack(len(piece)), crc))
         yield _PIECE.pack(len(piece), crc) + piece
     yield _PIECE.pack(0, crc32(_CRC.pack(0), crc))
+
+
+def _at_most(most_bytes: int, parts: Iterable[bytes]) -> Iterator[bytes]:
+    size = 0
+    for part in parts:
+        size += len(part)
+        if size > most_bytes:
+            raise OSError(errno.ENOSPC, f"it would take more than the {most_bytes} bytes that are free besides what the log needs")
+        yield part
 
 
 class SnapshotReader:
@@ -119,11 +129,16 @@ class SnapshotReader:
 
 
 def _name(snapshot: Snapshot | Meta) -> str:
-    return f"{snapshot.index:016d}-{snapshot.term}{_SUFFIX}"
+    return f"{snapshot.index:016d}-{snapshot.term}{SUFFIX}"
+
+
+def snapshot_path(directory: str, snapshot: Snapshot | Meta) -> str:
+    """Where it is, or belongs."""
+    return f"{directory}/{_name(snapshot)}"
 
 
 def _newest(fs: FileSystem, directory: str) -> SnapshotReader | None:
-    names = [name for name in fs.names(directory) if name.endswith(_SUFFIX)]
+    names = [name for name in fs.names(directory) if name.endswith(SUFFIX)]
     if not names:
         return None
     reader = SnapshotReader(fs, f"{directory}/{names[-1]}")
@@ -174,7 +189,7 @@ class Snapshots:
         self._early: list[tuple[Snapshot, int, bytes, Callable[[int], None]]] = []  # chunks that came meanwhile
 
     def _path(self, snapshot: Snapshot) -> str:
-        return f"{self.directory}/{_name(snapshot)}"
+        return snapshot_path(self.directory, snapshot)
 
     @property
     def _received_path(self) -> str:
@@ -207,9 +222,11 @@ class Snapshots:
 
     # -- of our own ---------------------------------------------------------------------------
 
-    def take(self, meta: Meta, pieces: Callable[[], Iterator[bytes]], done: Callable[[Snapshot | None, str], None]) -> None:
-        """Write one of the state as it is now; `done` is called once it is durable and was read back, or with the reason why there
-        is none: the log still has everything."""
+    def take(
+        self, meta: Meta, pieces: Callable[[], Iterator[bytes]], most_bytes: int, done: Callable[[Snapshot | None, str], None]
+    ) -> None:
+        """Write one of the state as it is now, of at most `most_bytes`; `done` is called once it is durable and was read back, or with
+        the reason why there is none: the log still has everything."""
         path = f"{self.directory}/{_TAKEN}"
         taken: list[Snapshot] = []
 
@@ -230,14 +247,14 @@ class Snapshots:
             else:
                 self._run(verify, verified)
 
-        self._copier.write(path, lambda: encode(meta, pieces()), written)
+        self._copier.write(path, lambda: _at_most(most_bytes, encode(meta, pieces())), written)
 
     def _remove_if_there(self, path: str) -> None:
         if self._fs.exists(path):
             self._fs.remove(path)
 
-    def remove_older(self, in_use: Iterable[Snapshot]) -> None:
-        """All but the newest and those that are on their way to followers."""
+    def remove_older(self, in_use: Iterable[Snapshot], done: Callable[[], None]) -> None:
+        """All but the newest and those that are in use; then `done` is called."""
         assert self.newest is not None
         newest = self._path(self.newest)
         keep = {self._path(snapshot) for snapshot in in_use}
@@ -245,11 +262,11 @@ class Snapshots:
         def remove() -> None:
             for name in self._fs.names(self.directory):
                 path = f"{self.directory}/{name}"
-                if name.endswith(_SUFFIX) and path < newest and path not in keep:
+                if name.endswith(SUFFIX) and path < newest and path not in keep:
                     self._fs.remove(path)
             self._fs.sync_directory(self.directory)
 
-        self._run(remove, lambda: None)
+        self._run(remove, done)
 
     def _run(self, job: Callable[[], None], then: Callable[[], None]) -> None:
         def done(error: BaseException | None) -> None:
@@ -311,6 +328,17 @@ class Snapshots:
                 self.keep(*chunk)
 
         self._run(write, written)
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether a part of one is here."""
+        return self._receiving is not None
+
+    def forget_received(self, index: int) -> None:
+        """Nothing of one up to entry `index` is wanted any more: what is here of it goes."""
+        if self._receiving is not None and self._receiving.index <= index and not self._keeping:
+            self._receiving, self._have = None, 0
+            self._run(lambda: self._remove_if_there(self._received_path), lambda: None)
 
     def is_whole(self, snapshot: Snapshot) -> bool:
         """Whether all of it has arrived."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from random import Random
 from typing import Any, NamedTuple, Protocol
 
@@ -93,7 +94,6 @@ class Store:
         self.batches_written = 0
         #: On the disk, for whoever may write here; as of the last write, or the last look.
         self.free_bytes = 0
-        self._is_measuring = False
         self._fs = fs
         self._random = random
         self._worker = worker
@@ -236,21 +236,20 @@ class Store:
 
     # -- room ---------------------------------------------------------------------------------
 
-    def measure_room(self) -> None:
-        """Look anew how many bytes are free; every write does so too. Once at a time."""
-        if self._is_measuring:
-            return
-        self._is_measuring = True
+    def measure_room(self, done: Done) -> None:
+        """Look anew how many bytes are free, then call `done`; every write looks too."""
 
         def measured(error: BaseException | None) -> None:
-            self._is_measuring = False
             if error is not None:
                 self._fail(error)
+            else:
+                done()
 
         self._worker.run(self._measure, measured)
 
     def _measure(self) -> None:
-        self.free_bytes = self._fs.free(self.directory)
+        with suppress(OSError):  # a disk that does not say is no reason to end: writing will tell
+            self.free_bytes = self._fs.free(self.directory)
 
     @property
     def log_bytes(self) -> int:

@@ -118,20 +118,40 @@ def test_a_bench_needs_sense():
 # -- status ------------------------------------------------------------------------------------
 
 
-def test_status_shows_who_leads(tmp_path):
+def test_status_shows_who_leads_how_far_each_is_and_how_many_jobs_there_are(tmp_path):
     with ProcessCluster(tmp_path, 3) as cluster:
         leader = cluster.leader()
         wait_for(lambda: all((stats := cluster.stats(node)) and stats["leader"] == str(leader) for node in (1, 2, 3)))
-        cluster.client(1).put(b"x")
+        client = cluster.client(1)
+        client.put(b"x")
+        wait_for(lambda: all((stats := cluster.stats(node)) and stats["current-jobs-ready"] == "1" for node in (1, 2, 3)))
         asked = run("status", "--config", str(cluster.config))
         assert (asked.returncode, asked.stderr) == (0, "")
-        roles = {int(row[1]): row[3] for line in asked.stdout.splitlines() if (row := line.split()) and row[0].startswith("127.0.0.1:")}
-        assert roles == {node: "leader" if node == leader else "follower" for node in (1, 2, 3)}
-        addresses = [":".join(map(str, cluster.line_address(node))) for node in (1, 2)]
+        head, *rows = [line.split() for line in asked.stdout.splitlines()]
+        assert head[2:7] == ["node", "pid", "role", "term", "applied"]
+        assert {int(row[1]): row[3] for row in rows} == {node: "leader" if node == leader else "follower" for node in (1, 2, 3)}
+        assert {int(row[1]): int(row[2]) for row in rows} == {node: process.process.pid for node, process in cluster.running.items()}
+        addresses = [":".join(map(str, cluster.address(node, "client"))) for node in (1, 2)]
         one, two = json.loads(run("status", "--json", *addresses).stdout)
         assert [one["address"], two["address"]] == addresses
-        assert one["stats"]["current-jobs-ready"] == "1"
-        assert one["stats"]["leader"] == two["stats"]["leader"] == str(leader)
+        assert one["status"]["jobs"] == [1, 0, 0, 0]
+        assert one["status"]["leader"] == two["status"]["leader"] == leader
+        gateways = {node: clients for node, _, is_open, clients in one["status"]["gateways"] if is_open}
+        assert gateways == {1: 1, 2: 0, 3: 0}
+        (of_leader,) = json.loads(run("status", "--json", ":".join(map(str, cluster.address(leader, "client")))).stdout)
+        assert of_leader["status"]["match"].keys() == {str(node) for node in (1, 2, 3) if node != leader}
+
+
+def test_status_watches_until_it_is_stopped(tmp_path):
+    with ProcessCluster(tmp_path, 1) as cluster:
+        cluster.leader()
+        watching = subprocess.Popen(
+            [*RAFTD, "status", "--watch", "--config", str(cluster.config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        wait_for(lambda: cluster.stats(1), what="the node serving")
+        watching.send_signal(signal.SIGINT)
+        watching.communicate(timeout=20)
+        assert watching.returncode == 130
 
 
 def test_status_says_who_does_not_answer():

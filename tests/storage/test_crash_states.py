@@ -58,10 +58,13 @@ class Known(Machine):
             assert snapshot is not None, why_not
             if before is not None:
                 self.store.purge(before.index)
-            self.store.snapshots.remove_older(())
+            self.store.snapshots.remove_older((), lambda: None)
 
         self.store.snapshots.take(
-            Meta("t", Configuration(b"", (1, 2, 3)), index, last.term, last.time_ms), lambda: pieces_of(self.logs[-1][:index]), taken
+            Meta("t", Configuration(b"", (1, 2, 3)), index, last.term, last.time_ms),
+            lambda: pieces_of(self.logs[-1][:index]),
+            1 << 40,
+            taken,
         )
 
     def receive_snapshot(self, *log: Entry) -> None:

@@ -18,6 +18,9 @@ META = Meta("t", Configuration(b"", (1, 2, 3)), 3, 1, 1_003)
 PIECES = [b"first", b"x" * 1_000, b"last"]
 
 
+ENOUGH = 1 << 40  # bytes free
+
+
 def written(machine: Machine, data: bytes, name: str = "0000000000000003-1.snap") -> str:
     path = f"{DATA}/snap/{name}"
     file = machine.disk.open(path)
@@ -43,10 +46,12 @@ def taken(machine: Machine, index: int) -> Snapshot:
     found: list[Snapshot] = []
     store = machine.store
     before = store.snapshots.newest
-    store.snapshots.take(msgspec.structs.replace(META, index=index), lambda: iter(PIECES), lambda snapshot, why: found.append(snapshot))
+    store.snapshots.take(
+        msgspec.structs.replace(META, index=index), lambda: iter(PIECES), ENOUGH, lambda snapshot, why: found.append(snapshot)
+    )
     if before is not None:
         store.purge(before.index)
-    store.snapshots.remove_older(())
+    store.snapshots.remove_older((), lambda: None)
     return found[0]
 
 
@@ -150,7 +155,7 @@ def test_a_snapshot_that_could_not_be_written_costs_nothing():
             done(OSError(errno.ENOSPC, "no space left on device"))
 
     machine.store.snapshots._copier = Full()
-    machine.store.snapshots.take(META, lambda: iter(PIECES), lambda snapshot, why: why_not.append(why))
+    machine.store.snapshots.take(META, lambda: iter(PIECES), ENOUGH, lambda snapshot, why: why_not.append(why))
     assert "no space" in why_not[0]
     assert machine.failures == []
     assert [item.index for item in machine.power_cycle().entries] == [1]
@@ -218,7 +223,7 @@ def test_a_snapshot_is_read_in_chunks():
     machine.start()
     machine.write([entry(index) for index in (1, 2, 3)])
     whole = b"".join(encode(META, [b"z" * SNAPSHOT_CHUNK_BYTES] * 2))
-    machine.store.snapshots.take(META, lambda: iter([b"z" * SNAPSHOT_CHUNK_BYTES] * 2), lambda snapshot, why: None)
+    machine.store.snapshots.take(META, lambda: iter([b"z" * SNAPSHOT_CHUNK_BYTES] * 2), ENOUGH, lambda snapshot, why: None)
     newest = machine.store.snapshots.newest
     chunks: list[bytes] = []
     while sum(map(len, chunks)) < newest.size_bytes:

@@ -1,0 +1,65 @@
+"""Snapshots that operators take copies of: who waits for one, and which stay while they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from raftd.limits import BACKUP_HOLD_TICKS, BACKUP_TICKS, BACKUPS_HELD
+from raftd.raft.messages import Snapshot
+
+#: Called with a snapshot, or with None and why there is none.
+Backup = Callable[[Snapshot | None, str], None]
+
+
+class Backups:
+    """Those who ask within a while share a snapshot: each costs a copy of the process, and room on the disk."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[int, Backup]] = []  # (of which entry at least, who waits for it)
+        self._held: dict[Snapshot, int] = {}  # -> until which tick
+        self._next_tick = 0
+
+    @property
+    def held(self) -> list[Snapshot]:
+        """Their files must stay."""
+        return list(self._held)
+
+    def ask(self, index: int, newest: Snapshot | None, done: Backup, tick: int) -> None:
+        """`newest` will do if it holds entry `index`."""
+        self._waiting.append((index, done))
+        if newest is not None:
+            self._give(newest, tick)
+
+    def is_due(self, tick: int) -> bool:
+        """Whether one must be written for those who wait."""
+        return bool(self._waiting) and tick >= self._next_tick
+
+    def taken(self, snapshot: Snapshot | None, why_not: str, tick: int) -> None:
+        """One was written, for whatever reason, or was not."""
+        self._next_tick = tick + BACKUP_TICKS
+        if snapshot is not None:
+            self._give(snapshot, tick)
+            return
+        waiting, self._waiting = self._waiting, []
+        for _, done in waiting:
+            done(None, why_not)
+
+    def _give(self, snapshot: Snapshot, tick: int) -> None:
+        content = [done for index, done in self._waiting if index <= snapshot.index]
+        self._waiting = [(index, done) for index, done in self._waiting if index > snapshot.index]
+        if content:
+            self._hold(snapshot, tick)
+        for done in content:
+            done(snapshot, "")
+
+    def _hold(self, snapshot: Snapshot, tick: int) -> None:
+        self._held.pop(snapshot, None)
+        self._held[snapshot] = tick + BACKUP_HOLD_TICKS
+        self._held = dict([(held, until) for held, until in self._held.items() if until > tick][-BACKUPS_HELD:])
+
+    def find(self, index: int, tick: int) -> Snapshot | None:
+        """The one of entry `index`, if it is held still; it is for a while longer then."""
+        snapshot = next((held for held in self._held if held.index == index), None)
+        if snapshot is not None:
+            self._hold(snapshot, tick)
+        return snapshot

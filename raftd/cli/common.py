@@ -1,0 +1,128 @@
+"""What the commands share: how they fail, where they ask, which data directory they look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from raftd.errors import ConfigError, RaftdError
+
+if TYPE_CHECKING:
+    from raftd.client.blocking import Connection
+    from raftd.wire.client import Answer, Request
+
+CLIENT_PORT = 11301
+Address = tuple[str, int]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def fail(reason: object) -> NoReturn:
+    """One clear line and status 1."""
+    click.echo(f"raftd: {reason}", err=True)
+    raise SystemExit(1)
+
+
+@contextmanager
+def working() -> Iterator[None]:
+    """What goes wrong is said in one line; what was started is taken along."""
+    from raftd.cli import signals
+    from raftd.cli.local import LocalError
+    from raftd.client.blocking import NoAnswer
+
+    signals.end_in_order()
+    try:
+        yield
+    except NoAnswer as reason:
+        fail(f"no answer: {reason}")
+    except (LocalError, OSError, RaftdError) as error:
+        fail(error)
+
+
+# -- where to ask ------------------------------------------------------------------------------
+
+
+def door(value: str, port_if_none: int) -> Address:
+    """HOST:PORT of a client door; the port may be left out. Raises BadParameter."""
+    host, colon, port = value.rpartition(":")
+    if not colon or (host.count(":") and not host.startswith("[")):  # no port, or an IPv6 address without brackets
+        host, port = value, str(port_if_none)
+    if not host or "/" in host or not (port.isascii() and port.isdigit()) or not 1 <= int(port) <= 65_535:
+        raise click.BadParameter(f"{value!r} is not HOST:PORT, the address of a client door")
+    return host.strip("[]"), int(port)
+
+
+def client_doors(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[Address]:
+    return [door(value, CLIENT_PORT) for value in values]
+
+
+def _client_door(ctx: click.Context, param: click.Parameter, value: str | None) -> Address | None:
+    return door(value, CLIENT_PORT) if value is not None else None
+
+
+def orders_within(seconds: float) -> Callable[[_F], _F]:
+    """The options of commands that ask something of a cluster, which takes so long at most by default."""
+
+    def options(command: _F) -> _F:
+        at = click.option("--at", callback=_client_door, metavar="HOST:PORT", help="Ask at this client door.  [default: 127.0.0.1:11301]")
+        config = click.option("--config", "-c", type=click.Path(), help="Ask at any client door of this configuration file.")
+        timeout = click.option("--timeout", type=click.FloatRange(0.1, 3600), default=seconds, show_default=True, help="Seconds to wait.")
+        return at(config(timeout(command)))
+
+    return options
+
+
+orders = orders_within(15.0)
+
+
+def doors(at: Address | None, config: str | None) -> list[Address]:
+    """Where to ask. Raises ConfigError."""
+    from raftd.config import load
+
+    if at is not None and config is not None:
+        raise click.UsageError("--at and --config: give one of them")
+    if config is None:
+        return [at or ("127.0.0.1", CLIENT_PORT)]
+    found = [(node.host, node.client) for node in load(config).nodes.values() if node.client is not None]
+    if not found:
+        raise ConfigError(f"{config}: no node has a client door to ask at")
+    return found
+
+
+def connect(at: Address | None, config: str | None, timeout: float) -> Connection:
+    """To any of them. Raises NoAnswer, or ConfigError."""
+    from raftd.client.blocking import connect_to_any
+
+    return connect_to_any(doors(at, config), timeout)
+
+
+def order(connection: Connection, request: Request) -> Answer:
+    """Ends the process with status 1 if the answer says no. Raises NoAnswer."""
+    from raftd.wire.client import Failed
+
+    answer = connection.ask(request)
+    if isinstance(answer.reply, Failed):
+        fail(answer.reply.reason)
+    return answer
+
+
+# -- data directories --------------------------------------------------------------------------
+
+
+def directories(command: _F) -> _F:
+    """The options of commands that look into the data directory of a node, as `twistd raftd` takes them."""
+    config = click.option("--config", "-c", type=click.Path(), help="The cluster's configuration file.")
+    node = click.option("--node", "-n", metavar="ID", help="Which of the file's nodes.")
+    data = click.option("--data", "-d", type=click.Path(), help="Where the data is, instead of what the file says.")
+    return config(node(data(command)))
+
+
+def directory(config: str | None, node: str | None, data: str | None) -> str:
+    """The data directory of a node: data/ID. Raises ConfigError."""
+    from raftd.config import choose_node, load
+
+    loaded = load(config, data)
+    return f"{loaded.data}/{choose_node(loaded, node)}"

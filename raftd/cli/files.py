@@ -1,0 +1,181 @@
+"""The commands that work on files: the log of a node, the history of a job, backups, and what to do about damage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from raftd.cli.common import Address, connect, directories, directory, fail, orders_within, working
+
+if TYPE_CHECKING:
+    from raftd.cli.archive import Progress
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Progress]:
+    """On a terminal only, and gone when it is over."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@click.group(short_help="The files of a node: list, verify, dump.")
+def log() -> None:
+    """What stands in the data directory of a node. Nothing is changed, and the node may run meanwhile; what it is writing just then
+    looks unfinished."""
+
+
+@log.command("list", short_help="Segments and snapshots.")
+@directories
+def log_list(config: str | None, node: str | None, data: str | None) -> None:
+    """Every segment and snapshot with what it holds. Ends with status 1 if something is damaged."""
+    from rich.console import Console
+
+    from raftd.cli import log as it
+    from raftd.cli.console import wide
+    from raftd.storage.filesystem import RealFileSystem
+
+    with working():
+        sound = it.show(RealFileSystem(), directory(config, node, data), wide(Console()))
+    raise SystemExit(0 if sound else 1)
+
+
+@log.command("verify", short_help="Read every byte.")
+@directories
+def log_verify(config: str | None, node: str | None, data: str | None) -> None:
+    """Read every byte of it, and check every CRC. Ends with status 1 if something is damaged."""
+    from raftd.cli import log as it
+    from raftd.storage.filesystem import RealFileSystem
+
+    with working():
+        sound = it.verify(RealFileSystem(), directory(config, node, data), click.echo, lambda line: click.echo(f"raftd: {line}", err=True))
+    raise SystemExit(0 if sound else 1)
+
+
+@log.command("dump", short_help="Entries as text or JSON lines.")
+@directories
+@click.option("--from", "first", type=click.IntRange(1), default=1, help="From this entry on.")
+@click.option("--to", "last", type=click.IntRange(1), help="Up to this entry.")
+@click.option("--kind", help="Only entries of this kind: batch, config, noop, time, settings and so on.")
+@click.option("--job", type=click.IntRange(1), help="Only commands that name this job.")
+@click.option("--tube", help="Only commands that name this tube.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def log_dump(
+    config: str | None,
+    node: str | None,
+    data: str | None,
+    first: int,
+    last: int | None,
+    kind: str | None,
+    job: int | None,
+    tube: str | None,
+    as_json: bool,
+) -> None:
+    """The entries of the log, also those that were replaced later. The newest need not be committed: one disk cannot tell."""
+    from raftd.cli import log as it
+    from raftd.storage.filesystem import RealFileSystem
+
+    if kind is not None and kind not in it.KINDS:
+        raise click.BadParameter(f"{kind!r}: one of {', '.join(it.KINDS)}", param_hint="--kind")
+    with working():
+        for line in it.dump(RealFileSystem(), directory(config, node, data), it.Filter(first, last, kind, job, tube), as_json):
+            click.echo(line)
+
+
+@click.command(short_help="What became of one job, by the log.")
+@click.argument("id", type=click.IntRange(1))
+@directories
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def job(id: int, config: str | None, node: str | None, data: str | None, as_json: bool) -> None:
+    """What became of job ID, by the log of a node: put, reserved by whom, released, buried, deleted, each with its entry and log time
+    (UTC), as far back as the log reaches. The node may run meanwhile. Ends with status 1 if nothing is known of the job.
+    """
+    import msgspec
+
+    from raftd.cli.history import history
+    from raftd.storage.filesystem import RealFileSystem
+
+    with working():
+        events, reach = history(RealFileSystem(), directory(config, node, data), id)
+        for event in events:
+            text = msgspec.json.encode(event._asdict()).decode() if as_json else f"{event.entry:>9}  {event.time}  {event.what}"
+            click.echo(text)
+        if not events:
+            fail(f"the log knows nothing of job {id}: {reach}")
+        if not as_json:
+            click.echo(f"({reach})")
+
+
+@click.command(short_help="Everything acknowledged, as one file.")
+@click.argument("file", type=click.Path())
+@orders_within(600.0)
+@click.option("--directory", "offline", type=click.Path(), help="Instead: of a node that does not run, from its data directory.")
+def backup(file: str, at: Address | None, config: str | None, timeout: float, offline: str | None) -> None:
+    """Write a consistent copy of the whole queue to FILE, while the cluster works: everything acknowledged before, from any node.
+
+    With --directory all that stands in the data directory of a node that does not run, for a cluster that has lost its majority.
+    """
+    from raftd.cli import archive as it
+
+    if offline is not None and (at is not None or config is not None):
+        raise click.UsageError("--directory asks nobody: leave out --at and --config")
+    with working():
+        if offline is not None:
+            meta = it.back_up_directory(offline.rstrip("/"), file)
+        else:
+            it.check_new(file)
+            with connect(at, config, timeout) as connection, _progress("copying") as progress:
+                meta = it.back_up(connection, file, progress)
+    click.echo(f"{file}: the state of cluster {meta.cluster!r} at entry {meta.index}; `raftd restore` makes a new cluster of it")
+
+
+@click.command(short_help="A new cluster from a backup.")
+@click.argument("file", type=click.Path())
+@directories
+def restore(file: str, config: str | None, node: str | None, data: str | None) -> None:
+    """Make a new cluster with the jobs of the backup FILE: this node's data directory, which must be empty, of which it is the only
+    member. Start it, then start the others with --join.
+
+    What clients had reserved is ready again; ids of jobs go on.
+    """
+    from raftd.cli import archive as it
+    from raftd.config import choose_node, load
+    from raftd.raft.messages import Address as Place
+
+    with working():
+        loaded = load(config, data)
+        id = choose_node(loaded, node)
+        place = loaded.address(id)
+        where = f"{loaded.data}/{id}"
+        cluster = loaded.cluster
+        with _progress("reading") as progress:
+            meta = it.restore(file, where, id, cluster, Place(place.host, place.peer, place.client or 0), progress)
+    click.echo(
+        f"{where}: node {id} is the only member of a new cluster {meta.cluster!r} with the state at entry {meta.index}. Start it; other "
+        f"nodes join it with --join"
+    )
+
+
+@click.command(short_help="What is wrong with a data directory.")
+@directories
+@click.option("--accept-tail", is_flag=True, help="Let a node whose last batch is damaged vote in full again.")
+def recover(config: str | None, node: str | None, data: str | None, accept_tail: bool) -> None:
+    """Look at the data directory of a node that does not run, and say what is wrong with it and what to do.
+
+    With --accept-tail a node that doubts whether it has everything that it acknowledged doubts no more: only for the case that
+    no other node has it.
+    """
+    from raftd.cli import recover as it
+
+    with working():
+        for line in it.recover(directory(config, node, data), accept_tail):
+            click.echo(line)

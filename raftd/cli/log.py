@@ -1,0 +1,237 @@
+"""`raftd log`: what stands in the data directory of a node, read from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from raftd.cli.status import size
+from raftd.jobs import commands as c
+from raftd.raft.membership import decode
+from raftd.raft.messages import Entry, EntryKind
+from raftd.storage.filesystem import FileSystem
+from raftd.storage.inspect import SegmentFound, SnapshotFound, find_identity, find_segments, find_snapshots
+
+_BODY_SHOWN = 40
+Tell = Callable[[str], None]
+
+
+class Filter(NamedTuple):
+    """Which entries, and which commands in them; None: all."""
+
+    first: int = 0
+    last: int | None = None
+    kind: str | None = None
+    job: int | None = None
+    tube: str | None = None
+
+    def takes(self, entry: Entry) -> bool:
+        if entry.index < self.first or (self.last is not None and entry.index > self.last):
+            return False
+        if self.kind is not None and self.kind != kind_of(entry):
+            return False
+        if self.job is None and self.tube is None:
+            return True
+        return any(self.takes_command(command) for command in commands_of(entry))
+
+    def takes_command(self, command: c.Command) -> bool:
+        if self.job is not None and getattr(command, "id", None) != self.job:
+            return False
+        return self.tube is None or getattr(command, "tube", None) == self.tube
+
+
+KINDS = ("noop", "config", "time", "batch", "open-gateway", "close-gateway", "settings", "room", "features", "unreadable")
+_PAYLOADS: dict[type, str] = {
+    c.Batch: "batch",
+    c.OpenGateway: "open-gateway",
+    c.CloseGateway: "close-gateway",
+    c.Settings: "settings",
+    c.Room: "room",
+    c.Features: "features",
+}
+
+
+def kind_of(entry: Entry) -> str:
+    """One of KINDS."""
+    if entry.kind is not EntryKind.BATCH:
+        return entry.kind.name.lower()
+    if not entry.data:
+        return "time"
+    return _PAYLOADS.get(type(c.decode_payload(entry.data)), "unreadable")
+
+
+def commands_of(entry: Entry) -> list[c.Command]:
+    payload = c.decode_payload(entry.data) if entry.kind is EntryKind.BATCH and entry.data else None
+    return payload.commands if isinstance(payload, c.Batch) else []
+
+
+def stamp(time_ms: int) -> str:
+    """Log time, as a wall clock says it (UTC)."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+
+
+def as_builtins(value: Any) -> Any:
+    """A struct as a mapping, with its name; bodies as text if they are, else in base64."""
+    if isinstance(value, msgspec.Struct):
+        return {"type": type(value).__name__, **{name: as_builtins(getattr(value, name)) for name in value.__struct_fields__}}
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return {"base64": msgspec.to_builtins(value)}
+    if isinstance(value, (list, tuple)):
+        return [as_builtins(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): as_builtins(item) for key, item in value.items()}
+    return value
+
+
+def describe(command: c.Command) -> str:
+    """In one line."""
+    parts = [type(command).__name__.lower()]
+    for name in command.__struct_fields__:
+        value = getattr(command, name)
+        if name == "session":
+            continue
+        if name == "body":
+            shown = ascii(value[:_BODY_SHOWN])[2:-1] + ("…" if len(value) > _BODY_SHOWN else "")
+            parts.append(f"{len(value)} bytes '{shown}'")
+        elif value not in ("", None) and not (name == "token" and not value):
+            parts.append(f"{name}={value}")
+    return f"{' '.join(parts)} (session {command.session})"
+
+
+# -- list and verify ---------------------------------------------------------------------------
+
+
+def show(fs: FileSystem, directory: str, console: Console) -> bool:
+    """Every file with what it holds; whether all of it is sound."""
+    identity, problems = find_identity(fs, directory)
+    if identity is None:
+        console.print(Text(f"{directory}: {'; '.join(problems)}: no data directory of a node, or one that cannot be used", style="red"))
+        return False
+    console.print(
+        f"node {identity.node} of cluster {identity.cluster!r}, id {identity.cluster_id.hex() or 'not known yet'}; term {identity.term}, "
+        f"vote {identity.voted_for or 'none'}, incarnation {identity.incarnation}{', in doubt' if identity.doubtful else ''}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("file", "size", "entries", "first", "last", "terms", ""):
+        table.add_column(heading, justify="right" if heading in ("size", "entries", "first", "last") else "left", no_wrap=heading != "")
+    sound = not problems
+    for snapshot in find_snapshots(fs, directory, whole=False):
+        sound = sound and not snapshot.problem
+        table.add_row(*_snapshot_row(snapshot))
+    for segment in find_segments(fs, directory, identity.first_segment):
+        sound = sound and segment.is_sound
+        table.add_row(*_segment_row(segment))
+    console.print(table)
+    for problem in problems:
+        console.print(Text(problem, style="red"))
+    return sound
+
+
+def _snapshot_row(found: SnapshotFound) -> list[Text]:
+    index, term = (str(found.meta.index), str(found.meta.term)) if found.meta is not None else ("–", "–")
+    return [Text(part) for part in (f"snap/{found.name}", size(found.size_bytes), "state", "–", index, term)] + [Text(found.problem)]
+
+
+def _segment_row(found: SegmentFound) -> list[Text]:
+    entries = found.entries
+    terms = sorted({entry.term for entry in entries})
+    said = "–" if not terms else str(terms[0]) if len(terms) == 1 else f"{terms[0]}–{terms[-1]}"
+    first, last = (str(entries[0].index), str(entries[-1].index)) if entries else ("–", "–")
+    row = (f"log/{found.name}", size(found.size_bytes), str(len(entries)), first, last, said)
+    return [Text(part) for part in row] + [Text(found.problem, style="" if found.is_sound else "red")]
+
+
+def verify(fs: FileSystem, directory: str, tell: Tell, wrong: Tell) -> bool:
+    """Read every byte; whether nothing is wrong."""
+    identity, problems = find_identity(fs, directory)
+    for problem in problems:
+        wrong(f"{directory}: {problem}")
+    sound = not problems
+    if identity is None:
+        return False
+    for snapshot in find_snapshots(fs, directory, whole=True):
+        if snapshot.problem:
+            sound = False
+            wrong(snapshot.problem)
+        elif snapshot.snapshot is not None:
+            tell(f"snap/{snapshot.name}: sound, {snapshot.size_bytes} bytes, the state at entry {snapshot.snapshot.index}")
+    for segment in find_segments(fs, directory, identity.first_segment):
+        if not segment.is_sound:
+            sound = False
+            wrong(f"{directory}/log/{segment.name}: {segment.problem}")
+        else:
+            note = f"; {segment.problem}" if segment.problem else ""
+            tell(f"log/{segment.name}: sound, {segment.size_bytes} bytes, {len(segment.entries)} entries{note}")
+    return sound
+
+
+# -- dump --------------------------------------------------------------------------------------
+
+
+def dump(fs: FileSystem, directory: str, wanted: Filter, as_json: bool) -> Iterator[str]:
+    """The entries that stand in the log, a line each, with those that were replaced later. Raises CorruptionError for what cannot be
+    read, after the entries before it."""
+    identity, problems = find_identity(fs, directory)
+    if identity is None:
+        raise FileNotFoundError(f"{directory}: {'; '.join(problems)}")
+    found: list[tuple[str, Entry]] = []
+    places: list[int] = []  # of those that stand, ascending by index
+    for segment in find_segments(fs, directory, identity.first_segment):
+        for entry in segment.entries:
+            while places and found[places[-1]][1].index >= entry.index:
+                places.pop()
+            places.append(len(found))
+            found.append((segment.name, entry))
+    standing = set(places)
+    for place, (name, entry) in enumerate(found):
+        if wanted.takes(entry):
+            yield _line(name, entry, place not in standing, wanted) if not as_json else _json_line(name, entry, place not in standing)
+
+
+def _line(name: str, entry: Entry, replaced: bool, wanted: Filter) -> str:
+    head = f"{entry.index:>9}  term {entry.term}  {stamp(entry.time_ms)}  {kind_of(entry)}{' (replaced later)' if replaced else ''}"
+    return "\n".join([f"{head}{_about(entry)}", *(f"{'':>11}{describe(one)}" for one in commands_of(entry) if wanted.takes_command(one))])
+
+
+def _about(entry: Entry) -> str:
+    if entry.kind is EntryKind.CONFIG:
+        configuration = decode(entry.data)
+        joint = f", joint with {configuration.outgoing}" if configuration.outgoing else ""
+        learners = f", learners {configuration.learners}" if configuration.learners else ""
+        return f": voters {configuration.voters}{joint}{learners}"
+    payload = c.decode_payload(entry.data) if entry.kind is EntryKind.BATCH and entry.data else None
+    if payload is None:
+        return ""
+    if isinstance(payload, c.Batch):
+        return f" {payload.seq} of node {payload.node}, incarnation {payload.incarnation}"
+    return ": " + ", ".join(f"{name} {getattr(payload, name)}" for name in payload.__struct_fields__)
+
+
+def _json_line(name: str, entry: Entry, replaced: bool) -> str:
+    data: object = None
+    if entry.kind is EntryKind.CONFIG:
+        configuration = decode(entry.data)
+        data = {**as_builtins(configuration), "cluster_id": configuration.cluster_id.hex()}
+    elif entry.kind is EntryKind.BATCH and entry.data:
+        data = as_builtins(c.decode_payload(entry.data))
+    line = {
+        "index": entry.index,
+        "term": entry.term,
+        "time_ms": entry.time_ms,
+        "kind": kind_of(entry),
+        "segment": name,
+        "replaced": replaced,
+        "data": data,
+    }
+    return msgspec.json.encode(line).decode()

@@ -1,0 +1,176 @@
+"""The commands that ask a running cluster: who is how, who is a member, who leads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from raftd.cli.common import CLIENT_PORT, Address, client_doors, connect, fail, order, orders, working
+
+if TYPE_CHECKING:
+    from raftd.client.blocking import Connection
+    from raftd.wire.client import Members
+
+_POLL_S = 0.2
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+@click.command(short_help="How the nodes are: a table, or JSON.")
+@click.argument("addresses", nargs=-1, callback=client_doors, metavar="[HOST:PORT]...")
+@click.option("--config", "-c", type=click.Path(), help="Ask the nodes of this configuration file.")
+@click.option("--timeout", type=click.FloatRange(0.1, 60), default=2.0, show_default=True, help="Seconds to wait for an answer.")
+@click.option("--json", "as_json", is_flag=True, help="All that the nodes say, for programs.")
+@click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C.")
+def status(addresses: list[Address], config: str | None, timeout: float, as_json: bool, watch: bool) -> None:
+    """What nodes say of themselves: who leads, how far each is, how large its log is, how many jobs there are.
+
+    Asks the client doors at HOST:PORT, or those of a configuration file, or 127.0.0.1:11301. Ends with status 0 if all of them answer.
+    """
+    from rich.console import Console
+
+    from raftd.cli import status as it
+    from raftd.cli.console import wide
+
+    if watch and as_json:
+        raise click.UsageError("--watch and --json: give one of them")
+    with working():
+        asked = it.whom(addresses, config, CLIENT_PORT)
+        if watch:
+            it.watch(asked, timeout, Console())
+        answers = it.ask_all(asked, timeout)
+        if as_json:
+            click.echo(it.as_json(asked, answers))
+        else:
+            wide(Console()).print(it.table(asked, answers))
+    raise SystemExit(0 if it.all_answered(answers) else 1)
+
+
+@click.group(short_help="Who is a member: list, add, promote, remove, replace.")
+def member() -> None:
+    """Who is a member of a cluster, and changes of that: one at a time, at any node."""
+
+
+@member.command("list", short_help="Who is a member.")
+@orders
+@click.option("--json", "as_json", is_flag=True, help="The same for programs.")
+def member_list(at: Address | None, config: str | None, timeout: float, as_json: bool) -> None:
+    """Who is a member, as far as the node that is asked knows."""
+    from rich.console import Console
+
+    from raftd.cli import member as it
+    from raftd.cli.console import wide
+
+    with working(), connect(at, config, timeout) as connection:
+        members = _members(connection)
+        if as_json:
+            click.echo(it.as_json(members))
+        else:
+            it.show(members, wide(Console()))
+
+
+def _members(connection: Connection) -> Members:
+    from raftd.wire.client import Members, MembersRequest
+
+    reply = order(connection, MembersRequest(1)).reply
+    if not isinstance(reply, Members):
+        fail("the node answers something else")
+    return reply
+
+
+def _places(command: _F) -> _F:
+    """Where a new node will be."""
+    host = click.option("--host", required=True, help="The host at which the other nodes find it.")
+    peer = click.option("--peer", required=True, type=click.IntRange(1, 65_535), help="The port of its peer door.")
+    client = click.option("--client", default=0, type=click.IntRange(0, 65_535), help="The port of its client door, if it has one.")
+    return host(peer(client(command)))
+
+
+@member.command("add", short_help="Make a new node a member.")
+@click.argument("node", type=click.IntRange(1))
+@_places
+@orders
+def member_add(node: int, host: str, peer: int, client: int, at: Address | None, config: str | None, timeout: float) -> None:
+    """Make NODE a member. It is a learner until it has all that the others have, then it becomes a voter by itself.
+
+    Its id must never have been used. Then start it with --join, or with a configuration that has it and the others. (With --join it
+    adds itself.)
+    """
+    from raftd.wire.client import AddMemberRequest
+
+    with working(), connect(at, config, timeout) as connection:
+        order(connection, AddMemberRequest(1, node, host, peer, client))
+        click.echo(f"node {node} is a learner; once it runs and has caught up it becomes a voter")
+
+
+@member.command("promote", short_help="Make a learner a voter.")
+@click.argument("node", type=click.IntRange(1))
+@orders
+def member_promote(node: int, at: Address | None, config: str | None, timeout: float) -> None:
+    """Make the learner NODE a voter now, which it otherwise becomes by itself. Refused while it lags."""
+    from raftd.wire.client import PromoteMemberRequest
+
+    with working(), connect(at, config, timeout) as connection:
+        order(connection, PromoteMemberRequest(1, node))
+        click.echo(f"node {node} is a voter")
+
+
+@member.command("remove", short_help="Take a node out of the cluster.")
+@click.argument("node", type=click.IntRange(1))
+@orders
+def member_remove(node: int, at: Address | None, config: str | None, timeout: float) -> None:
+    """Take NODE out of the cluster for ever: if it runs it ends itself, and its id is not used again."""
+    from raftd.wire.client import RemoveMemberRequest
+
+    with working(), connect(at, config, timeout) as connection:
+        order(connection, RemoveMemberRequest(1, node))
+        click.echo(f"node {node} is no member any more")
+
+
+@member.command("replace", short_help="Another node in the place of one that is lost.")
+@click.argument("old", type=click.IntRange(1))
+@click.argument("new", type=click.IntRange(1))
+@_places
+@click.option("--wait", type=click.FloatRange(1), default=600.0, show_default=True, help="Seconds that NEW may take to catch up.")
+@orders
+def member_replace(
+    old: int, new: int, host: str, peer: int, client: int, wait: float, at: Address | None, config: str | None, timeout: float
+) -> None:
+    """Put NEW in the place of OLD, whose disk or machine is lost: add NEW, wait until it has caught up and votes, then remove OLD.
+
+    Start NEW before or meanwhile, with --join or a configuration that has it. If this is interrupted, ask for it again.
+    """
+    from raftd.wire.client import AddMemberRequest, RemoveMemberRequest
+
+    with working(), connect(at, config, timeout) as connection:
+        configuration = _members(connection).configuration
+        if old not in {*configuration.voters, *configuration.learners}:
+            fail(f"node {old} is no member: nothing was changed")
+        if new == old or new in configuration.removed:
+            fail(f"node {new} was used before: ids are never used again, take another. Nothing was changed")
+        if new not in {*configuration.voters, *configuration.learners}:
+            order(connection, AddMemberRequest(1, new, host, peer, client))
+            click.echo(f"node {new} is a learner")
+        deadline_s = time.monotonic() + wait
+        while new not in (members := _members(connection)).configuration.voters or not members.is_settled:
+            if time.monotonic() >= deadline_s:
+                fail(f"node {new} has not caught up within {wait:g} s: does it run? Node {old} is still a member; ask again")
+            time.sleep(_POLL_S)  # the node tells nobody when it is promoted
+        click.echo(f"node {new} has caught up, and votes")
+        order(connection, RemoveMemberRequest(2, old))
+        click.echo(f"node {old} is no member any more")
+
+
+@click.command(short_help="Let another node lead.")
+@click.argument("node", type=click.IntRange(1))
+@orders
+def transfer(node: int, at: Address | None, config: str | None, timeout: float) -> None:
+    """Hand the lead of the cluster to NODE, without waiting for an election timeout; producers and workers notice a pause of some
+    milliseconds. Before a machine is stopped this is not needed: a leader that gets SIGTERM does so by itself."""
+    from raftd.wire.client import TransferRequest
+
+    with working(), connect(at, config, timeout) as connection:
+        order(connection, TransferRequest(1, node))
+        click.echo(f"node {node} leads now")

@@ -1,0 +1,37 @@
+"""Whether the disk of a node is low: before it is full, so that what makes room still finds some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from raftd.limits import DISK_LOW_FACTOR
+
+
+class DiskRoom:
+    """`low_bytes`: free, as configured. `note` tells the operator."""
+
+    def __init__(self, low_bytes: int, segment_bytes: int, is_low: bool, note: Callable[[str], None]) -> None:
+        """`is_low`: what was decided before is not forgotten by a restart."""
+        self.is_low = is_low
+        self._low_bytes = low_bytes
+        self._segment_bytes = segment_bytes
+        self._note = note
+
+    def look(self, free_bytes: int, next_snapshot_bytes: int, is_settled: bool) -> None:
+        """While a snapshot is written, received or removed (not `is_settled`) it takes the room that was kept for it: then only the
+        log counts. Between two of them there must be room for the next, and for two segments of the log."""
+        log_bytes = 2 * self._segment_bytes
+        mark = max(self._low_bytes, log_bytes + next_snapshot_bytes) if is_settled else log_bytes
+        enough = int(mark * DISK_LOW_FACTOR)
+        was_low = self.is_low
+        if free_bytes < mark:
+            self.is_low = True
+        elif is_settled and free_bytes >= enough:
+            self.is_low = False
+        if self.is_low and not was_low:
+            self._note(
+                f"WARNING: the disk is low: {free_bytes >> 20} MiB are free where the data is; with {enough >> 20} MiB it counts as good "
+                f"again. If too few nodes have room, puts are refused; everything else goes on"
+            )
+        elif was_low and not self.is_low:
+            self._note(f"there is room on the disk again: {free_bytes >> 20} MiB are free")

@@ -1,0 +1,259 @@
+"""The commands that work on files, on those of real nodes: log, job, backup, restore, recover."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raftd.cli.local import free_ports, wait_for
+from tests.cli.test_commands import run
+from tests.processes.harness import ProcessCluster
+
+
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory):
+    """The directory of one node that has lived a little: four jobs, what happened to them, and a backup of it."""
+    directory = tmp_path_factory.mktemp("lived")
+    with ProcessCluster(directory, 1) as cluster:
+        cluster.leader()
+        client = cluster.client(1)
+        client.ask(b"use emails")
+        client.ask(b"watch emails")
+        worked = client.put(b"worked")
+        assert client.reserve(0)[0] == worked
+        assert client.ask(b"release %d 5 0" % worked) == b"RELEASED"
+        assert client.reserve(0)[0] == worked
+        assert client.ask(b"touch %d" % worked) == b"TOUCHED"
+        assert client.delete(worked)
+        buried = client.put(b"\xff\x00 no text")
+        assert client.reserve(0)[0] == buried
+        assert client.ask(b"bury %d 7" % buried) == b"BURIED"
+        held = client.put(b"held")
+        assert client.reserve(0)[0] == held
+        client.put(b"delayed", delay=3_600)
+        saved = run("backup", str(directory / "backup"), "--config", str(cluster.config))
+        assert (saved.returncode, saved.stderr) == (0, "")
+        assert "of cluster 'test' at entry" in saved.stdout
+        assert cluster.running[1].stop() < 2
+        cluster.running.clear()
+    return directory
+
+
+def of(directory: Path) -> tuple[str, str]:
+    return "--config", str(directory / "cluster.yaml")
+
+
+# -- log ---------------------------------------------------------------------------------------
+
+
+def test_log_list_shows_every_file(lived):
+    listed = run("log", "list", *of(lived))
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert "node 1 of cluster 'test'" in listed.stdout
+    assert "snap/" in listed.stdout
+    assert "log/00000001-" in listed.stdout
+
+
+def test_log_verify_reads_everything_and_names_what_is_damaged(lived, tmp_path):
+    sound = run("log", "verify", *of(lived))
+    assert (sound.returncode, sound.stderr) == (0, "")
+    assert sound.stdout.count(": sound, ") == 2
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in sorted((lived / "data").rglob("*")):
+        if path.is_file():
+            (copy / path.relative_to(lived / "data")).parent.mkdir(parents=True, exist_ok=True)
+            (copy / path.relative_to(lived / "data")).write_bytes(path.read_bytes())
+    (segment,) = (copy / "1/log").glob("*.log")
+    data = bytearray(segment.read_bytes())
+    data[200] ^= 1
+    segment.write_bytes(data)
+    (snapshot,) = (copy / "1/snap").glob("*.snap")
+    snapshot.write_bytes(snapshot.read_bytes()[:-1])
+    (copy / "1/vote.a").write_bytes(b"")
+    damaged = run("log", "verify", "--data", str(copy))
+    assert damaged.returncode == 1
+    assert f"{segment}: offset " in damaged.stderr
+    assert f"{snapshot}, offset " in damaged.stderr
+    assert "vote.a is damaged" in damaged.stderr
+    assert run("log", "list", "--data", str(copy)).returncode == 1
+
+
+def test_log_dump_as_text_and_as_json_lines_with_filters(lived):
+    text = run("log", "dump", *of(lived)).stdout
+    assert "put pri=0 delay_ms=0 ttr_ms=60000 6 bytes 'worked' (session " in text
+    entries = [json.loads(line) for line in run("log", "dump", *of(lived), "--json").stdout.splitlines()]
+    assert [entry["index"] for entry in entries] == list(range(1, len(entries) + 1))
+    assert {"config", "settings", "open-gateway", "features", "batch"} <= {entry["kind"] for entry in entries}
+    assert not any(entry["replaced"] for entry in entries)
+    bodies = [command.get("body") for entry in entries if entry["kind"] == "batch" for command in entry["data"]["commands"]]
+    assert "worked" in bodies
+    assert {"base64": "/wAgbm8gdGV4dA=="} in bodies
+    of_job = [json.loads(line) for line in run("log", "dump", *of(lived), "--json", "--job", "1").stdout.splitlines()]
+    assert [entry["data"]["commands"][0]["type"] for entry in of_job] == ["Release", "Touch", "Delete"]
+    some = run("log", "dump", *of(lived), "--json", "--from", "2", "--to", "4").stdout.splitlines()
+    assert [json.loads(line)["index"] for line in some] == [2, 3, 4]
+    kinds = run("log", "dump", *of(lived), "--json", "--kind", "features").stdout.splitlines()
+    assert [json.loads(line)["kind"] for line in kinds] == ["features"]
+    wrong = run("log", "dump", *of(lived), "--kind", "nonsense")
+    assert (wrong.returncode, "one of noop, config" in wrong.stderr) == (2, True)
+
+
+def test_a_directory_that_is_none_is_said(tmp_path):
+    for command in (("log", "list"), ("log", "verify"), ("log", "dump"), ("job", "1"), ("recover",)):
+        asked = run(*command, "--data", str(tmp_path))
+        assert asked.returncode == 1, command
+        assert str(tmp_path) in asked.stderr + asked.stdout
+        assert "Traceback" not in asked.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- job ---------------------------------------------------------------------------------------
+
+
+def whats(*arguments: str) -> list[str]:
+    return [json.loads(line)["what"] for line in run(*arguments, "--json").stdout.splitlines()]
+
+
+def test_job_tells_what_became_of_it(lived):
+    told = whats("job", "1", *of(lived))
+    begins = ["put by client", "reserved by client", "released by client", "reserved by client", "touched by client", "deleted by client"]
+    assert [what.startswith(begin) for what, begin in zip(told, begins, strict=True)] == [True] * 6
+    assert whats("job", "2", *of(lived))[-1].endswith("buried in 'emails'")
+    assert whats("job", "3", *of(lived))[-1].startswith(("reserved by", "given back"))
+    assert "delayed until" in whats("job", "4", *of(lived))[-1]
+    text = run("job", "1", *of(lived)).stdout.splitlines()
+    assert text[-1] == "(the log reaches back to the first entry of the cluster; its newest entries need not be committed)"
+    unknown = run("job", "99", *of(lived))
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert "knows nothing of job 99" in unknown.stderr
+
+
+def test_job_begins_with_the_snapshot_when_the_log_before_it_is_gone(tmp_path):
+    with ProcessCluster(tmp_path, 1, snapshot_log_bytes=1 << 20) as cluster:
+        client = cluster.client(1)
+        kept = client.put(b"kept")
+        for _ in range(40):
+            client.delete(client.put(b"x" * 60_000))
+            client.ask(b"kick-job %d" % kept)
+        wait_for(lambda: any((tmp_path / "data/1/snap").glob("*.snap")), what="a snapshot")
+        wait_for(lambda: not any((tmp_path / "data/1/log").glob("00000001-*")), what="the first segment going")
+        assert client.reserve_and_delete(kept)
+        told = run("job", str(kept), "--config", str(cluster.config))
+    assert "known from the snapshot: ready in 'default'" in told.stdout
+    assert "deleted by client" in told.stdout
+    assert "the state is known from entry" in told.stdout
+
+
+# -- backup and restore ------------------------------------------------------------------------
+
+
+def test_a_backup_is_restored_as_a_new_cluster_which_others_join(lived, tmp_path):
+    with ProcessCluster(tmp_path, 1) as cluster:
+        cluster.leader()
+        cluster.close()  # its directory is not empty
+        refused = run("restore", str(lived / "backup"), "--config", str(cluster.config))
+        assert refused.returncode == 1
+        assert f"{tmp_path}/data/1 is not empty: nothing was changed" in refused.stderr
+        restored = run("restore", str(lived / "backup"), "--config", str(cluster.config), "--data", str(tmp_path / "new"))
+        assert (restored.returncode, restored.stderr) == (0, "")
+        raw = cluster.config.read_text().replace("data: data", "data: new")
+        cluster.config.write_text(raw)
+        cluster.start(1)
+        client = cluster.client(1)
+        client.ask(b"watch emails")
+        assert client.reserve(0) == (3, b"held")  # ready again: who held it is gone
+        assert client.ask(b"peek 2") == b"FOUND 2 10"
+        assert client.data(10) == b"\xff\x00 no text"
+        assert client.put(b"new") == 5  # ids go on
+        stats = client.stats()
+        assert (stats["current-jobs-buried"], stats["current-jobs-delayed"], stats["nodes"]) == ("1", "1", "1")
+        members = json.loads(run("member", "list", "--json", "--config", str(cluster.config)).stdout)
+        assert [row["node"] for row in members["members"]] == [1]
+
+
+def test_a_backup_of_a_directory_holds_what_stands_in_it(lived, tmp_path):
+    saved = run("backup", str(tmp_path / "offline"), "--directory", str(lived / "data/1"))
+    assert (saved.returncode, saved.stderr) == (0, "")
+    restored = run("restore", str(tmp_path / "offline"), "--data", str(tmp_path / "new"))
+    assert restored.returncode == 0
+    # all clients are gone by then
+    assert "ready in 'emails'" in whats("job", "3", "--data", str(tmp_path / "new"))[0]
+
+
+@pytest.mark.parametrize("damage", ["a bit", "cut", "empty", "another file"])
+def test_a_damaged_backup_is_refused_and_nothing_is_changed(lived, tmp_path, damage):
+    data = bytearray((lived / "backup").read_bytes())
+    if damage == "a bit":
+        data[len(data) // 2] ^= 4
+    elif damage == "cut":
+        del data[-10:]
+    elif damage == "empty":
+        data.clear()
+    else:
+        data[:] = b"something else entirely" * 100
+    (tmp_path / "damaged").write_bytes(data)
+    refused = run("restore", str(tmp_path / "damaged"), "--data", str(tmp_path / "new"))
+    assert refused.returncode == 1
+    assert "is no backup of raftd, or it is damaged" in refused.stderr
+    assert refused.stderr.endswith("Nothing was changed\n")
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_cannot_be_backed_up_or_restored_is_said(lived, tmp_path):
+    again = run("backup", str(lived / "backup"), "--directory", str(lived / "data/1"))
+    assert (again.returncode, "is there already: nothing was changed" in again.stderr) == (1, True)
+    nobody = run("backup", str(tmp_path / "file"), "--at", f"127.0.0.1:{free_ports(1)[0]}")
+    assert (nobody.returncode, "no answer: 127.0.0.1:" in nobody.stderr) == (1, True)
+    none = run("restore", str(tmp_path / "none"), "--data", str(tmp_path / "new"))
+    assert (none.returncode, "there is no such file" in none.stderr) == (1, True)
+    both = run("backup", str(tmp_path / "file"), "--directory", "x", "--at", "127.0.0.1:1")
+    assert both.returncode == 2
+    missing = run("backup", str(tmp_path / "file"), "--directory", str(tmp_path / "nothing"))
+    assert (missing.returncode, "there is no data directory" in missing.stderr) == (1, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- recover -----------------------------------------------------------------------------------
+
+
+def test_recover_says_that_nothing_is_wrong(lived):
+    asked = run("recover", *of(lived))
+    assert (asked.returncode, asked.stderr) == (0, "")
+    assert asked.stdout.endswith("nothing is wrong here\n")
+
+
+def test_a_node_in_doubt_doubts_no_more_once_its_tail_is_accepted(tmp_path):
+    with ProcessCluster(tmp_path, 3) as cluster:
+        cluster.leader()
+        client = cluster.client(1)
+        for number in range(5):
+            client.put(b"job %d" % number)
+        cluster.close()
+        (segment,) = (tmp_path / "data/1/log").glob("*.log")
+        data = bytearray(segment.read_bytes())
+        data[-60] ^= 1  # in the last batch
+        segment.write_bytes(data)
+        asked = run("recover", "--config", str(cluster.config), "--node", "1")
+        if "may have lost entries" not in asked.stdout:
+            pytest.fail(f"not in doubt: {asked.stdout}{asked.stderr}")
+        assert "--accept-tail lets it vote again" in asked.stdout
+        assert segment.read_bytes() == data  # looking changes nothing
+        accepted = run("recover", "--config", str(cluster.config), "--node", "1", "--accept-tail")
+        assert accepted.returncode == 0
+        assert "its votes count in full again" in accepted.stdout
+        assert list((tmp_path / "data/1/log").glob("*doubtful-at*"))
+        again = run("recover", "--config", str(cluster.config), "--node", "1")
+        assert again.stdout.endswith("nothing is wrong here\n")
+        cluster.start(1)
+        cluster.start(2)  # two of three elect a leader, as no doubtful vote of one could let them
+        wait_for(lambda: cluster.find_leader() or None, what="a leader")
+
+
+def test_recover_of_a_directory_in_use_is_refused(tmp_path):
+    with ProcessCluster(tmp_path, 1) as cluster:
+        cluster.leader()
+        asked = run("recover", "--config", str(cluster.config))
+        assert (asked.returncode, "another raftd uses this data directory; stop it first" in asked.stderr) == (1, True)
