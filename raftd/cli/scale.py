@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from raftd.cli.local import LocalCluster, LocalError, wait_for
+from raftd.client.blocking import Connection
+from raftd.wire.client import Status, StatusRequest
 
 _NODES = 4
 _IN_FLIGHT = 100
@@ -55,13 +57,12 @@ class _Client:
 
 
 class _Watch(threading.Thread):
-    """Looks at memory and disk of all nodes now and then, and asks one of them for its statistics all the time."""
+    """Looks at memory and disk of all nodes now and then."""
 
     def __init__(self, cluster: LocalCluster) -> None:
         super().__init__(daemon=True)
         self.largest_memory = 0
         self.largest_disk = 0
-        self.longest_wait_s = 0.0
         self._cluster = cluster
         self._stopped = threading.Event()
 
@@ -122,6 +123,7 @@ class Scale:
             self._row("per second", f"{self._jobs / seconds:,.0f}")
             self._all_agree(serving)
             self._sizes(serving, empty, watch)
+            self._row("longest pause of a node, but for the forks", self._pause(serving))
             watch.stop()
             for node in serving:
                 cluster.kill(node)
@@ -129,6 +131,7 @@ class Scale:
             self._row("the fourth node, from nothing, until it agrees", f"{self._timed('catching up', self._catch_up):.1f} s")
             if "has come from node" in cluster.log(cluster.nodes[-1]):
                 self._row("  by a snapshot", "yes")
+            self._row("longest pause of a node since it started again", self._pause(cluster.nodes))
             cluster.check()
         finally:
             cluster.close()
@@ -174,6 +177,16 @@ class Scale:
     def _applied(self, node: int) -> int:
         stats = self._cluster.stats(node)
         return int(stats["applied-index"]) if stats else -1
+
+    def _pause(self, nodes: list[int]) -> str:
+        """In which one of them heard nobody, but for the forks, since it started."""
+        longest = 0.0
+        for node in nodes:
+            with Connection(self._cluster.address(node, "client"), _LONG_S) as connection:
+                reply = connection.ask(StatusRequest(1)).reply
+            assert isinstance(reply, Status)
+            longest = max(longest, reply.longest_pause_ms)
+        return f"{longest:.0f} ms"
 
     def _all_agree(self, nodes: list[int]) -> None:
         furthest = max(self._applied(node) for node in nodes)

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from raftd.errors import StorageError
+from raftd.errors import StorageError, TooOld
 from raftd.jobs.commands import FEATURE_LEVEL, Settings
 from raftd.limits import MAX_JOB_BYTES, TICK_MS
 from raftd.node import NodeConfig
@@ -299,6 +299,12 @@ class Life:
     def ended_itself(self, process: Process, error: BaseException) -> None:
         if isinstance(error, Violation):
             raise error
+        if isinstance(error, TooOld) and process.node_id not in self.checks.members:
+            # It was removed, and the others have gone on without it (seed 500124).
+            self.note(f"node {process.node_id} is removed, and too old")
+            self.removed.add(process.node_id)
+            self.end(process, power=False)
+            return
         if not isinstance(error, OSError):
             raise Violation(f"R35: node {process.node_id} ended itself for a bug: {error!r}") from error
         self.note(f"node {process.node_id} ends itself: {error}")
