@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from heapq import heappop, heappush
 from random import Random
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -22,9 +22,10 @@ from raftd.backups import Backup
 from raftd.compaction import Compaction, load
 from raftd.errors import CorruptionError, NotLeader, Overloaded, TooOld
 from raftd.gateway import Gateway, Read, Session
-from raftd.jobs.commands import FEATURE_LEVEL, CloseGateway, Features, Forward, ForwardRefused, Room, Settings, encode_payload
+from raftd.housekeeping import Housekeeping
+from raftd.jobs.commands import FEATURE_LEVEL, Forward, ForwardRefused, Settings
 from raftd.jobs.machine import StateMachine
-from raftd.limits import DISK_LOW_BYTES, PEER_STRANGERS, READ_WEIGHT_PER_TURN, ROOM_TICKS, TICK_MS, TIMER_ENTRY_GAP_MS
+from raftd.limits import DISK_LOW_BYTES, PEER_STRANGERS, READ_WEIGHT_PER_TURN, ROOM_TICKS, TICK_MS
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
 from raftd.raft.membership import decode
@@ -147,11 +148,7 @@ class Node:
         self._read_number = identity.incarnation << 32  # no answer to an earlier process fits
         # leading
         self._refused: dict[int, tuple[int, int]] = {}  # node -> (incarnation, attempt) of which no more is proposed
-        self._heard_tick: dict[tuple[int, int], int] = {}  # (node, incarnation) -> when it last answered
-        self._leads_since_tick: int | None = None  # with its own entry applied
-        self._housekeeping: set[object] = set()  # proposed once in this term
-        self._timer_call: Any = None
-        self._timer_call_at_ms = 0
+        self._housekeeping = Housekeeping(config.node, config.settings, config.level, self.raft, clock, self.wake, observer.gateway_silent)
         self._compaction = Compaction(
             config.cluster,
             config.snapshot_log_bytes,
@@ -169,7 +166,6 @@ class Node:
         self._is_gone = False
         self._met: dict[int, bytes] = {}  # directory ids of nodes that were no members, as far as this node knew
         self._is_measuring = False
-        self._levels: dict[int, int] = {}  # of features, as each node has said on its newest connection
         self.gateway.room_is_scarce = self.machine.room_is_scarce
         self._at()
 
@@ -278,9 +274,7 @@ class Node:
             committed = self.raft.membership.at(self.raft.log.commit_index)
             return Refusal(reason, hello.node in committed.removed and hello.node not in self.raft.membership.members)
         identity = self._store.identity
-        if len(self._levels) >= PEER_STRANGERS:
-            self._levels = {node: level for node, level in self._levels.items() if node in self.raft.membership.members}
-        self._levels[hello.node] = hello.level
+        self._housekeeping.met(hello.node, hello.level)
         if hello.node in identity.peers:
             accept()
         elif hello.node not in self.raft.membership.members:
@@ -328,9 +322,7 @@ class Node:
     def stop(self, stopped: Callable[[], None]) -> None:
         """Take no more input, finish what is being written, then call `stopped`."""
         self._stopped = True
-        if self._timer_call is not None:
-            self._timer_call.cancel()
-            self._timer_call = None
+        self._housekeeping.stop()
         self._store.close(stopped)
 
     def _guarded(self, call: Callable[..., None], *args: object) -> None:
@@ -351,9 +343,7 @@ class Node:
     def _tick(self) -> None:
         now_ms = self._at()
         self.raft.tick()
-        for peer, progress in self.raft.progress.items():
-            if progress.last_heard_tick is not None:
-                self._heard_tick[peer, progress.incarnation] = progress.last_heard_tick
+        self._housekeeping.tick()
         if self.raft.tick_count % ROOM_TICKS == 0 and not self._is_measuring:
             self._is_measuring = True
             self._store.measure_room(self._measured)
@@ -394,7 +384,7 @@ class Node:
             self._follow_route()
             self._send_forwards(now_ms)
             self._ask_reads(now_ms)
-            self._keep_house(now_ms)
+            self._housekeeping.look(self.machine, now_ms)
             ready = self.raft.ready()
             self._carry_out(ready)
             if not ready.apply and not ready.reads:
@@ -546,11 +536,7 @@ class Node:
             return
         self._route = route
         self._refused.clear()
-        self._housekeeping.clear()
-        self._leads_since_tick = None
-        if self.raft.is_leader and not self.machine.settings_index:
-            # In a new cluster they come before the first put, or the defaults would hold for it.
-            self._propose_once(self.config.settings, self.config.settings)
+        self._housekeeping.route_changed(self.machine)
         if route is not None:
             self.gateway.resend()
             for round_ in self._read_rounds.values():
@@ -612,83 +598,3 @@ class Node:
                 result = read.query(self.machine, now_ms, self.config.node, number)
                 self._read_weight_left -= 1 + (len(result) // 16 if isinstance(result, list) else 0)
                 read.session.read_answered(read, result, at_index)
-
-    # -- the leader's own entries -------------------------------------------------------------
-
-    def _keep_house(self, now_ms: int) -> None:
-        """What only the leader proposes: settings, the end of silent gateways, and time that passes."""
-        raft, machine = self.raft, self.machine
-        if not raft.is_leader or machine.applied_index < raft.first_own_index:
-            return
-        # Silence is counted in ticks, like election timeouts: a process that was stopped has not been listening.
-        if self._leads_since_tick is None:
-            self._leads_since_tick = raft.tick_count
-        if machine.settings != self.config.settings or not machine.settings_index:
-            self._propose_once(self.config.settings, self.config.settings)
-        for row in machine.gateways.values():
-            if row.node == self.config.node or not row.is_open:
-                continue
-            key = (row.node, row.incarnation)
-            # A row counts as heard when this leader first sees it: its node has just opened it, or the lead is new.
-            silent_ticks = raft.tick_count - max(self._leads_since_tick, self._heard_tick.setdefault(key, raft.tick_count))
-            if silent_ticks * TICK_MS >= machine.settings.session_grace_ms and self._propose_once(key, CloseGateway(*key)):
-                self._observer.gateway_silent(*key)
-        self._look_at_room()
-        self._look_at_levels()
-        self._let_time_pass(now_ms)
-
-    def _look_at_room(self) -> None:
-        """Jobs are refused by an entry, like everything that changes what commands are answered with."""
-        self._housekeeping.discard(Room(self.machine.room_is_scarce))  # it is applied: the next may follow
-        has_room = self.raft.lead().has_room
-        if has_room is not None and has_room == self.machine.room_is_scarce:
-            self._propose_once(Room(not has_room), Room(not has_room))
-
-    def _look_at_levels(self) -> None:
-        """The cluster is at the least level of its members, once all have been heard; there is no way back."""
-        others = self.raft.membership.members - {self.config.node}
-        level = min([self.config.level, *(self._levels.get(node, 0) for node in others)])
-        if level > self.machine.level:
-            self._propose_once(Features(level), Features(level))
-
-    def _propose_once(self, key: object, payload: Settings | CloseGateway | Room | Features) -> bool:
-        if key in self._housekeeping:
-            return False
-        try:
-            self.raft.propose([(EntryKind.BATCH, encode_payload(payload))])
-        except Overloaded:
-            return False
-        self._housekeeping.add(key)
-        return True
-
-    def _let_time_pass(self, now_ms: int) -> None:
-        """With timers due and no entry on its way that fires them, append an empty one."""
-        due_ms = self.machine.next_due_ms()
-        if due_ms is None:
-            return
-        log = self.raft.log
-        clock_ms = self.raft.clock_ms() or 0
-        if log.last_index > self.machine.applied_index and log.last_time_ms >= due_ms:
-            return
-        wait_ms = max(due_ms - clock_ms, log.last_time_ms + TIMER_ENTRY_GAP_MS - clock_ms)
-        if wait_ms > 0:
-            self._wake_in(wait_ms, now_ms)
-        else:
-            try:
-                self.raft.propose([(EntryKind.BATCH, b"")])
-            except Overloaded:
-                self._wake_in(TIMER_ENTRY_GAP_MS, now_ms)
-
-    def _wake_in(self, wait_ms: int, now_ms: int) -> None:
-        """One timer for all timers: the earliest."""
-        at_ms = now_ms + wait_ms
-        if self._timer_call is not None:
-            if self._timer_call_at_ms <= at_ms:
-                return
-            self._timer_call.cancel()
-        self._timer_call_at_ms = at_ms
-        self._timer_call = self._clock.callLater(wait_ms / 1000, self._timer_due)
-
-    def _timer_due(self) -> None:
-        self._timer_call = None
-        self.wake()

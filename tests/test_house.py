@@ -25,10 +25,17 @@ ROOMS: dict[str, tuple[set[str], bool]] = {
     "raftd.gateway": ({"raftd.jobs"}, False),
     "raftd.admin": ({"raftd.raft"}, False),
     "raftd.node": (
-        {"raftd.admin", "raftd.backups", "raftd.raft", "raftd.jobs", "raftd.storage", "raftd.gateway", "raftd.compaction", "raftd.wire"},
+        {
+            *("raftd.admin", "raftd.backups", "raftd.compaction", "raftd.gateway", "raftd.housekeeping"),
+            *("raftd.raft", "raftd.jobs", "raftd.storage", "raftd.wire"),
+        },
         False,
     ),
-    "raftd.sim": ({"raftd.sim", "raftd.raft", "raftd.jobs", "raftd.storage", "raftd.gateway", "raftd.wire", "raftd.node"}, True),
+    "raftd.housekeeping": ({"raftd.raft", "raftd.jobs", "raftd.storage.store"}, False),
+    "raftd.sim": (
+        {"raftd.sim", "raftd.raft", "raftd.jobs", "raftd.storage", "raftd.gateway", "raftd.housekeeping", "raftd.wire", "raftd.node"},
+        True,
+    ),
     "raftd.server": (
         {"raftd.server", "raftd.config", "raftd.raft", "raftd.jobs", "raftd.storage", "raftd.gateway", "raftd.wire", "raftd.node"},
         True,

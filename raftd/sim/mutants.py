@@ -14,6 +14,7 @@ import msgspec
 
 from raftd.errors import CorruptionError
 from raftd.gateway import Gateway, Session
+from raftd.housekeeping import Housekeeping
 from raftd.jobs import commands as c
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.model import State
@@ -322,7 +323,7 @@ def _match_falls(original: Any) -> Any:
 # -- sessions ----------------------------------------------------------------------------------
 
 
-@_mutant("dead gateway never closed", Node, "_propose_once")
+@_mutant("dead gateway never closed", Housekeeping, "_propose_once")
 def _dead_gateway_never_closed(original: Any) -> Any:
     return lambda self, key, payload: False if isinstance(payload, c.CloseGateway) else original(self, key, payload)
 
@@ -637,10 +638,10 @@ def _room_never_comes_back(original: Any) -> Any:
     return answered
 
 
-@_mutant("features before all know them", Node, "_look_at_levels")
+@_mutant("features before all know them", Housekeeping, "_look_at_levels")
 def _features_before_all_know_them(original: Any) -> Any:
-    def look(self: Node) -> None:
-        if self.config.level > self.machine.level:
-            self._propose_once(c.Features(self.config.level), c.Features(self.config.level))
+    def look(self: Housekeeping, machine: StateMachine) -> None:
+        if self._level > machine.level:
+            self._propose_once(c.Features(self._level), c.Features(self._level))
 
     return look

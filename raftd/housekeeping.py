@@ -1,0 +1,152 @@
+"""What the leader proposes by itself: settings, the end of silent gateways, whether there is room, what features all know, and time
+that passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from raftd.errors import Overloaded
+from raftd.jobs.commands import CloseGateway, Features, Room, Settings, encode_payload
+from raftd.jobs.machine import StateMachine
+from raftd.limits import PEER_STRANGERS, TICK_MS, TIMER_ENTRY_GAP_MS
+from raftd.raft.core import Raft
+from raftd.raft.messages import EntryKind
+from raftd.storage.store import Clock
+
+
+class Housekeeping:
+    """Of node `node`, while it leads. `level`: the features that its raftd knows. `wake` asks for a turn; `gave_up` is told (node,
+    incarnation) of a gateway whose sessions are given up."""
+
+    def __init__(
+        self,
+        node: int,
+        settings: Settings,
+        level: int,
+        raft: Raft,
+        clock: Clock,
+        wake: Callable[[], None],
+        gave_up: Callable[[int, int], None],
+    ) -> None:
+        self._node = node
+        self._settings = settings
+        self._level = level
+        self._raft = raft
+        self._clock = clock
+        self._wake = wake
+        self._gave_up = gave_up
+        self._levels: dict[int, int] = {}  # of features, as each node has said on its newest connection
+        self._heard_tick: dict[tuple[int, int], int] = {}  # (node, incarnation) -> when it last answered
+        self._leads_since_tick: int | None = None  # with its own entry applied
+        self._proposed: set[object] = set()  # once in this term
+        self._timer_call: Any = None
+        self._timer_call_at_ms = 0
+
+    def met(self, node: int, level: int) -> None:
+        """Another node has said hello."""
+        if len(self._levels) >= PEER_STRANGERS:
+            self._levels = {known: its for known, its in self._levels.items() if known in self._raft.membership.members}
+        self._levels[node] = level
+
+    def tick(self) -> None:
+        """Remember who was heard."""
+        for peer, progress in self._raft.progress.items():
+            if progress.last_heard_tick is not None:
+                self._heard_tick[peer, progress.incarnation] = progress.last_heard_tick
+
+    def route_changed(self, machine: StateMachine) -> None:
+        """There is another leader, or another term."""
+        self._proposed.clear()
+        self._leads_since_tick = None
+        if self._raft.is_leader and not machine.settings_index:
+            # In a new cluster they come before the first put, or the defaults would hold for it.
+            self._propose_once(self._settings, self._settings)
+
+    def stop(self) -> None:
+        if self._timer_call is not None:
+            self._timer_call.cancel()
+            self._timer_call = None
+
+    def look(self, machine: StateMachine, now_ms: int) -> None:
+        """Several times a turn. `machine` is the state as it is applied."""
+        raft = self._raft
+        if not raft.is_leader or machine.applied_index < raft.first_own_index:
+            return
+        if machine.settings != self._settings or not machine.settings_index:
+            self._propose_once(self._settings, self._settings)
+        self._look_at_gateways(machine)
+        self._look_at_room(machine)
+        self._look_at_levels(machine)
+        self._let_time_pass(machine, now_ms)
+
+    def _look_at_gateways(self, machine: StateMachine) -> None:
+        """Silence is counted in ticks, like election timeouts: a process that was stopped has not been listening."""
+        tick = self._raft.tick_count
+        if self._leads_since_tick is None:
+            self._leads_since_tick = tick
+        for row in machine.gateways.values():
+            if row.node == self._node or not row.is_open:
+                continue
+            key = (row.node, row.incarnation)
+            # A row counts as heard when this leader first sees it: its node has just opened it, or the lead is new.
+            silent_ticks = tick - max(self._leads_since_tick, self._heard_tick.setdefault(key, tick))
+            if silent_ticks * TICK_MS >= machine.settings.session_grace_ms and self._propose_once(key, CloseGateway(*key)):
+                self._gave_up(*key)
+
+    def _look_at_room(self, machine: StateMachine) -> None:
+        """Jobs are refused by an entry, like everything that changes what commands are answered with."""
+        self._proposed.discard(Room(machine.room_is_scarce))  # it is applied: the next may follow
+        has_room = self._raft.lead().has_room
+        if has_room is not None and has_room == machine.room_is_scarce:
+            self._propose_once(Room(not has_room), Room(not has_room))
+
+    def _look_at_levels(self, machine: StateMachine) -> None:
+        """The cluster is at the least level of its members, once all have been heard; there is no way back."""
+        others = self._raft.membership.members - {self._node}
+        level = min([self._level, *(self._levels.get(node, 0) for node in others)])
+        if level > machine.level:
+            self._propose_once(Features(level), Features(level))
+
+    def _propose_once(self, key: object, payload: Settings | CloseGateway | Room | Features) -> bool:
+        if key in self._proposed:
+            return False
+        try:
+            self._raft.propose([(EntryKind.BATCH, encode_payload(payload))])
+        except Overloaded:
+            return False
+        self._proposed.add(key)
+        return True
+
+    def _let_time_pass(self, machine: StateMachine, now_ms: int) -> None:
+        """With timers due and no entry on its way that fires them, append an empty one."""
+        due_ms = machine.next_due_ms()
+        if due_ms is None:
+            return
+        log = self._raft.log
+        clock_ms = self._raft.clock_ms() or 0
+        if log.last_index > machine.applied_index and log.last_time_ms >= due_ms:
+            return
+        wait_ms = max(due_ms - clock_ms, log.last_time_ms + TIMER_ENTRY_GAP_MS - clock_ms)
+        if wait_ms > 0:
+            self._wake_in(wait_ms, now_ms)
+        else:
+            try:
+                self._raft.propose([(EntryKind.BATCH, b"")])
+            except Overloaded:
+                self._wake_in(TIMER_ENTRY_GAP_MS, now_ms)
+
+    def _wake_in(self, wait_ms: int, now_ms: int) -> None:
+        """One timer for all timers: the earliest."""
+        at_ms = now_ms + wait_ms
+        if self._timer_call is not None:
+            if self._timer_call_at_ms <= at_ms:
+                return
+            self._timer_call.cancel()
+        self._timer_call_at_ms = at_ms
+        self._timer_call = self._clock.callLater(wait_ms / 1000, self._timer_due)
+
+    def _timer_due(self) -> None:
+        self._timer_call = None
+        self._wake()
