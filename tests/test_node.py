@@ -12,7 +12,7 @@ from raftd import limits
 from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs import replies as r
-from raftd.raft.messages import AddMember, Address, AppendEntries, EntryKind
+from raftd.raft.messages import AddMember, Address, AppendEntries, EntryKind, InstallSnapshot
 from raftd.sim.cluster import SimCluster
 
 
@@ -531,3 +531,41 @@ def test_entries_below_the_applied_index_leave_memory_and_come_from_the_disk(sma
     cluster.start(away)
     caught_up(cluster)
     assert len(cluster[away].machine.jobs) == 200
+
+
+def test_the_log_stays_a_while_for_a_snapshot_that_is_on_its_way(small_logs, monkeypatch):
+    """A transfer that takes longer than two snapshots began anew each time, and never came to an end."""
+    monkeypatch.setattr("raftd.storage.snapshots.SNAPSHOT_CHUNK_BYTES", 100)
+    monkeypatch.setattr("raftd.raft.progress.SNAPSHOT_CHUNK_BYTES", 100)
+    cluster = started()
+    leader, away = cluster.leader, follower(cluster)
+    client = Client(cluster, leader)
+
+    def another_generation() -> None:
+        before = cluster[leader].raft.snapshot
+        for _ in range(200):
+            client.put(b"x" * 500)
+            client.submit(c.Delete(client.session.number, len(client.told) // 2 + 1))
+            cluster.run(20)
+            if cluster[leader].raft.snapshot is not before:
+                return
+        raise AssertionError("no snapshot")
+
+    cluster.crash(away)
+    for _ in range(3):
+        another_generation()
+    # the first pieces arrive, then no more: they are heard, and the transfer stays where it is
+    cluster.network.interfere = lambda sender, to, message: 0 if isinstance(message, InstallSnapshot) and message.offset > 0 else 1
+    cluster.start(away)
+    assert cluster.run(3_000, lambda: (t := cluster[leader].raft.progress[away].transfer) is not None and bool(t.have))
+    transfer = cluster[leader].raft.progress[away].transfer
+    for _ in range(limits.SNAPSHOT_WAITS):
+        another_generation()
+        cluster.run(100)
+        assert cluster[leader].raft.progress[away].transfer is transfer
+    for _ in range(3):
+        another_generation()
+        cluster.run(100)
+    assert cluster[leader].raft.progress[away].transfer is not transfer  # it has had its time
+    cluster.network.interfere = None
+    assert cluster.run(20_000, lambda: cluster[away].machine.applied_index == cluster[leader].machine.applied_index)
