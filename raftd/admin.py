@@ -38,6 +38,7 @@ class Administration:
         self._asked: dict[int, _Asked] = {}  # by number
         self._transfer: tuple[int, Outcome] | None = None  # (target, who asked)
         self._changes: list[tuple[int, int, Outcome]] = []  # (term, index of the entry, who asked)
+        self._deferred: list[tuple[AdminRequest, Outcome]] = []
 
     def ask(self, request: AdminRequest, outcome: Outcome) -> None:
         """From a door of this node."""
@@ -60,6 +61,9 @@ class Administration:
             self._asked.pop(message.number).outcome(message.reason)
 
     def _do(self, request: AdminRequest, outcome: Outcome) -> None:
+        if self._raft.is_leader and not self._raft.has_committed_own_entry and not isinstance(request, TransferLead):
+            self._deferred.append((request, outcome))  # R23: a moment after its election it may change something
+            return
         try:
             match request:
                 case TransferLead(node=node):
@@ -70,6 +74,8 @@ class Administration:
                 case PromoteMember(node=node):
                     is_caught_up = self._raft.lead().is_caught_up(node)
                     self._change(lambda configuration: promote(configuration, node, is_caught_up), outcome)
+                case RemoveMember(node=node) if node == self._raft.node and self._raft.lead().best_successor():
+                    self._hand_over_and_ask_again(request, outcome)
                 case RemoveMember(node=node):
                     self._change(lambda configuration: remove(configuration, node), outcome)
         except NotLeader:
@@ -77,12 +83,22 @@ class Administration:
         except Refused as reason:
             outcome(str(reason))
 
+    def _hand_over_and_ask_again(self, request: AdminRequest, outcome: Outcome) -> None:
+        """A leader that removes itself could not say that it is done; the next one can."""
+        successor = self._raft.lead().best_successor()
+        self._raft.lead().transfer(successor)
+        self._transfer = (successor, lambda reason: outcome(reason) if self._raft.is_leader else self.ask(request, outcome))
+
     def _change(self, make: Change, outcome: Outcome) -> None:
         self._changes.append((self._raft.term, self._raft.lead().change(make), outcome))
 
     def look(self) -> None:
         """Once a turn: tell those whose request has come to an end."""
         raft = self._raft
+        if self._deferred and (not raft.is_leader or raft.has_committed_own_entry):
+            deferred, self._deferred = self._deferred, []
+            for request, outcome in deferred:
+                self._do(request, outcome)
         self._look_at_changes()
         if self._transfer is not None and not raft.is_transferring and raft.leader:
             (target, outcome), self._transfer = self._transfer, None

@@ -24,6 +24,18 @@ class Backups:
         """Their files must stay."""
         return list(self._held)
 
+    def expire(self, tick: int) -> bool:
+        """Whether one need not stay any more."""
+        before = len(self._held)
+        self._held = {held: until for held, until in self._held.items() if until > tick}
+        return len(self._held) < before
+
+    def drop(self) -> bool:
+        """None stays; whether there was one."""
+        had_any = bool(self._held)
+        self._held.clear()
+        return had_any
+
     def ask(self, index: int, newest: Snapshot | None, done: Backup, tick: int) -> None:
         """`newest` will do if it holds entry `index`."""
         self._waiting.append((index, done))
@@ -55,7 +67,7 @@ class Backups:
     def _hold(self, snapshot: Snapshot, tick: int) -> None:
         self._held.pop(snapshot, None)
         self._held[snapshot] = tick + BACKUP_HOLD_TICKS
-        self._held = dict([(held, until) for held, until in self._held.items() if until > tick][-BACKUPS_HELD:])
+        self._held = dict(list(self._held.items())[-BACKUPS_HELD:])
 
     def find(self, index: int, tick: int) -> Snapshot | None:
         """The one of entry `index`, if it is held still; it is for a while longer then."""

@@ -83,8 +83,13 @@ class Compaction:
         was_low = self._room.is_low
         self._room.look(self._store.free_bytes, next_bytes, is_settled)
         self._raft.is_low_on_disk = self._room.is_low
-        if self._room.is_low and not was_low and newest is not None and not self._raft.is_installing:
+        if newest is None or self._raft.is_installing:
+            return
+        if self._room.is_low and not was_low:
             self._purge(newest)
+        # On a low disk nobody's copy is worth what the queue needs.
+        if self._backups.drop() if self._room.is_low else self._backups.expire(self._raft.tick_count):
+            self._remove_older()
 
     # -- taking -------------------------------------------------------------------------------
 

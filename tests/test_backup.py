@@ -145,3 +145,32 @@ def test_a_node_that_is_low_on_disk_gives_no_backup():
     cluster.run(1_000)
     asked = Asked(cluster, 2)
     assert asked.answers == [(None, "the disk of this node is low: ask another, or make room")]
+
+
+def test_one_that_nobody_asks_for_any_more_goes_by_itself_and_at_once_on_a_low_disk(monkeypatch):
+    """A review: it stayed until the next backup, and on a low disk for ever."""
+    monkeypatch.setattr("raftd.backups.BACKUP_HOLD_TICKS", 300)
+    monkeypatch.setattr("raftd.backups.BACKUP_TICKS", 1)
+
+    def with_two() -> SimCluster:
+        cluster = filled()
+        for number in range(2):
+            client = Client(cluster, 2)
+            client.put(b"more %d" % number)
+            cluster.run(1_000, lambda client=client: bool(client.told))
+            asked = Asked(cluster, 2)
+            assert cluster.run(1_000, lambda asked=asked: bool(asked.answers))
+        cluster.run(100)
+        assert snapshots(cluster) == 2
+        return cluster
+
+    def snapshots(cluster: SimCluster) -> int:
+        return len([name for name in cluster.disks[2].names("data/2/snap") if name.endswith(".snap")])
+
+    cluster = with_two()
+    cluster.run(4_000)
+    assert snapshots(cluster) == 1
+    cluster = with_two()
+    cluster.disks[2].leave_room(100_000)
+    cluster.run(1_000)
+    assert snapshots(cluster) == 1

@@ -12,7 +12,7 @@ from raftd import limits
 from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs import replies as r
-from raftd.raft.messages import AddMember, Address, AppendEntries, EntryKind, InstallSnapshot
+from raftd.raft.messages import AddMember, Address, AppendEntries, EntryKind, InstallSnapshot, RemoveMember
 from raftd.sim.cluster import SimCluster
 
 
@@ -569,3 +569,18 @@ def test_the_log_stays_a_while_for_a_snapshot_that_is_on_its_way(small_logs, mon
     assert cluster[leader].raft.progress[away].transfer is not transfer  # it has had its time
     cluster.network.interfere = None
     assert cluster.run(20_000, lambda: cluster[away].machine.applied_index == cluster[leader].machine.applied_index)
+
+
+@pytest.mark.parametrize("asked", ["the leader", "another"])
+def test_a_leader_that_is_to_be_removed_hands_over_first_and_whoever_asked_hears_that_it_is_done(asked):
+    """A newcomer's test: the node that could have said so was gone, and nobody knew whether it was done."""
+    cluster = started()
+    leader = cluster.leader
+    node = leader if asked == "the leader" else follower(cluster)
+    outcomes: list[str] = []
+    cluster[node].administer(RemoveMember(leader), outcomes.append)
+    assert cluster.run(1_000, lambda: bool(outcomes))
+    assert outcomes == [""]
+    assert leader not in cluster[node].raft.membership.members
+    others = [other for other in cluster.config.voters if other != leader]
+    assert any(cluster[other].raft.is_leader for other in others)

@@ -62,8 +62,10 @@ def back_up_directory(directory: str, path: str) -> Meta:
     Raises RaftdError or OSError."""
     check_new(path)
     fs = RealFileSystem()
-    if not os.path.isdir(directory):
-        raise Refused(f"{directory}: there is no data directory")
+    if not os.path.isdir(f"{directory}/log"):
+        nodes = sorted(name for name in (os.listdir(directory) if os.path.isdir(directory) else []) if name.isdigit())
+        hint = f". Is {', or '.join(f'{directory}/{node}' for node in nodes)} meant?" if nodes else ""
+        raise Refused(f"{directory}: there is no data directory of a node{hint}")
     fs.lock(f"{directory}/lock")  # nobody purges meanwhile
     try:
         identity = VoteFile(fs, directory).read()

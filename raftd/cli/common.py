@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -38,6 +39,9 @@ def working() -> Iterator[None]:
         yield
     except NoAnswer as reason:
         fail(f"no answer: {reason}")
+    except BrokenPipeError:  # who reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(128 + 13) from None
     except (LocalError, OSError, RaftdError) as error:
         fail(error)
 
@@ -121,8 +125,18 @@ def directories(command: _F) -> _F:
 
 
 def directory(config: str | None, node: str | None, data: str | None) -> str:
-    """The data directory of a node: data/ID. Raises ConfigError."""
+    """The data directory of a node: data/ID. Without a configuration any that is there will do. Raises ConfigError."""
     from raftd.config import choose_node, load
 
-    loaded = load(config, data)
-    return f"{loaded.data}/{choose_node(loaded, node)}"
+    if config is not None:
+        loaded = load(config, data)
+        return f"{loaded.data}/{choose_node(loaded, node)}"
+    place = data or "raftd-data"
+    there = sorted(name for name in os.listdir(place) if name.isdigit()) if os.path.isdir(place) else []
+    if node is None and len(there) != 1:
+        which = f"which of the nodes {', '.join(there)}? --node says" if there else "there is no node's data in it"
+        raise ConfigError(f"{place}: {which}")
+    chosen = node or there[0]
+    if chosen not in there:
+        raise ConfigError(f"{place}/{chosen}: there is no data directory of a node")
+    return f"{place}/{chosen}"

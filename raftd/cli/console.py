@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-_LEAST_COLUMNS = 190
+_LEAST_COLUMNS = 100
 
 
 def wide(console: Console) -> Console:

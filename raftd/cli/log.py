@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raftd.cli.status import size
+from raftd.errors import CorruptionError
 from raftd.jobs import commands as c
 from raftd.raft.membership import decode
 from raftd.raft.messages import Entry, EntryKind
@@ -31,19 +32,43 @@ class Filter(NamedTuple):
     job: int | None = None
     tube: str | None = None
 
-    def takes(self, entry: Entry) -> bool:
+    def takes(self, entry: Entry, tubes: list[str | None]) -> bool:
+        """`tubes`: those that its commands are about."""
         if entry.index < self.first or (self.last is not None and entry.index > self.last):
             return False
         if self.kind is not None and self.kind != kind_of(entry):
             return False
         if self.job is None and self.tube is None:
             return True
-        return any(self.takes_command(command) for command in commands_of(entry))
+        return any(self.takes_command(*pair) for pair in zip(commands_of(entry), tubes, strict=True))
 
-    def takes_command(self, command: c.Command) -> bool:
+    def takes_command(self, command: c.Command, tube: str | None) -> bool:
         if self.job is not None and getattr(command, "id", None) != self.job:
             return False
-        return self.tube is None or getattr(command, "tube", None) == self.tube
+        return self.tube is None or tube == self.tube
+
+
+class _Used:
+    """Which tube each session uses, as far as the log tells."""
+
+    def __init__(self) -> None:
+        self._used: dict[tuple[int, int, int], str] = {}
+
+    def tubes(self, entry: Entry) -> list[str | None]:
+        """What each of its commands is about."""
+        payload = c.decode_payload(entry.data) if entry.kind is EntryKind.BATCH and entry.data else None
+        if not isinstance(payload, c.Batch):
+            return []
+        found: list[str | None] = []
+        for command in payload.commands:
+            key = (payload.node, payload.incarnation, command.session)
+            if isinstance(command, c.Use):
+                self._used[key] = command.tube
+            if isinstance(command, (c.Put, c.Kick)):
+                found.append(getattr(command, "tube", "") or self._used.get(key, "default"))
+            else:
+                found.append(getattr(command, "tube", None))
+        return found
 
 
 KINDS = ("noop", "config", "time", "batch", "open-gateway", "close-gateway", "settings", "room", "features", "unreadable")
@@ -180,28 +205,37 @@ def verify(fs: FileSystem, directory: str, tell: Tell, wrong: Tell) -> bool:
 
 
 def dump(fs: FileSystem, directory: str, wanted: Filter, as_json: bool) -> Iterator[str]:
-    """The entries that stand in the log, a line each, with those that were replaced later. Raises CorruptionError for what cannot be
-    read, after the entries before it."""
+    """The entries that stand in the log, with those that were replaced later. Raises CorruptionError for what cannot be read, after the
+    entries that can."""
     identity, problems = find_identity(fs, directory)
     if identity is None:
         raise FileNotFoundError(f"{directory}: {'; '.join(problems)}")
     found: list[tuple[str, Entry]] = []
     places: list[int] = []  # of those that stand, ascending by index
+    damage = ""
     for segment in find_segments(fs, directory, identity.first_segment):
+        if not segment.is_sound:
+            damage = damage or f"{directory}/log/{segment.name}: {segment.problem}"
         for entry in segment.entries:
             while places and found[places[-1]][1].index >= entry.index:
                 places.pop()
             places.append(len(found))
             found.append((segment.name, entry))
     standing = set(places)
+    used = _Used()
     for place, (name, entry) in enumerate(found):
-        if wanted.takes(entry):
-            yield _line(name, entry, place not in standing, wanted) if not as_json else _json_line(name, entry, place not in standing)
+        tubes = used.tubes(entry)
+        if wanted.takes(entry, tubes):
+            replaced = place not in standing
+            yield _json_line(name, entry, replaced) if as_json else _line(entry, replaced, wanted, tubes)
+    if damage:
+        raise CorruptionError(damage)
 
 
-def _line(name: str, entry: Entry, replaced: bool, wanted: Filter) -> str:
+def _line(entry: Entry, replaced: bool, wanted: Filter, tubes: list[str | None]) -> str:
     head = f"{entry.index:>9}  term {entry.term}  {stamp(entry.time_ms)}  {kind_of(entry)}{' (replaced later)' if replaced else ''}"
-    return "\n".join([f"{head}{_about(entry)}", *(f"{'':>11}{describe(one)}" for one in commands_of(entry) if wanted.takes_command(one))])
+    commands = [describe(one) for one, tube in zip(commands_of(entry), tubes, strict=True) if wanted.takes_command(one, tube)]
+    return "\n".join([f"{head}{_about(entry)}", *(f"{'':>11}{line}" for line in commands)])
 
 
 def _about(entry: Entry) -> str:

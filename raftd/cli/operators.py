@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from raftd.wire.client import Members
 
 _POLL_S = 0.2
+_LOOK_S = 5.0
+_ANY_WIDTH = 1_000
+#: What an outcome that nobody can tell is said with.
+_UNKNOWN = "is not known"
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -32,19 +37,21 @@ def status(addresses: list[Address], config: str | None, timeout: float, as_json
     from rich.console import Console
 
     from raftd.cli import status as it
-    from raftd.cli.console import wide
 
     if watch and as_json:
         raise click.UsageError("--watch and --json: give one of them")
     with working():
-        asked = it.whom(addresses, config, CLIENT_PORT)
+        asked = it.Asked(addresses, config, CLIENT_PORT)
+        console = Console()
+        if not console.is_terminal:
+            console.width = _ANY_WIDTH
         if watch:
-            it.watch(asked, timeout, Console())
-        answers = it.ask_all(asked, timeout)
+            it.watch(asked, timeout, console)
+        doors, answers = asked.ask(timeout)
         if as_json:
-            click.echo(it.as_json(asked, answers))
+            click.echo(it.as_json(doors, answers))
         else:
-            wide(Console()).print(it.table(asked, answers))
+            console.print(it.table(doors, answers, console.width))
     raise SystemExit(0 if it.all_answered(answers) else 1)
 
 
@@ -80,17 +87,21 @@ def _members(connection: Connection) -> Members:
     return reply
 
 
-def _places(command: _F) -> _F:
+def _places(is_required: bool) -> Callable[[_F], _F]:
     """Where a new node will be."""
-    host = click.option("--host", required=True, help="The host at which the other nodes find it.")
-    peer = click.option("--peer", required=True, type=click.IntRange(1, 65_535), help="The port of its peer door.")
-    client = click.option("--client", default=0, type=click.IntRange(0, 65_535), help="The port of its client door, if it has one.")
-    return host(peer(client(command)))
+
+    def options(command: _F) -> _F:
+        host = click.option("--host", required=is_required, help="The host at which the other nodes find it.")
+        peer = click.option("--peer", required=is_required, type=click.IntRange(1, 65_535), help="The port of its peer door.")
+        client = click.option("--client", default=0, type=click.IntRange(0, 65_535), help="The port of its client door, if it has one.")
+        return host(peer(client(command)))
+
+    return options
 
 
 @member.command("add", short_help="Make a new node a member.")
 @click.argument("node", type=click.IntRange(1))
-@_places
+@_places(is_required=True)
 @orders
 def member_add(node: int, host: str, peer: int, client: int, at: Address | None, config: str | None, timeout: float) -> None:
     """Make NODE a member. It is a learner until it has all that the others have, then it becomes a voter by itself.
@@ -122,27 +133,60 @@ def member_promote(node: int, at: Address | None, config: str | None, timeout: f
 @orders
 def member_remove(node: int, at: Address | None, config: str | None, timeout: float) -> None:
     """Take NODE out of the cluster for ever: if it runs it ends itself, and its id is not used again."""
-    from raftd.wire.client import RemoveMemberRequest
+    with working():
+        _remove(node, at, config, timeout)
 
-    with working(), connect(at, config, timeout) as connection:
-        order(connection, RemoveMemberRequest(1, node))
-        click.echo(f"node {node} is no member any more")
+
+def _remove(node: int, at: Address | None, config: str | None, timeout: float) -> None:
+    """The node that is asked may be the one that goes: then another knows whether it is done. Raises NoAnswer."""
+    from raftd.client.blocking import NoAnswer
+    from raftd.wire.client import Failed, RemoveMemberRequest
+
+    try:
+        with connect(at, config, timeout) as connection:
+            reply = connection.ask(RemoveMemberRequest(1, node)).reply
+        why = reply.reason if isinstance(reply, Failed) else ""
+    except NoAnswer as reason:
+        why = f"no answer: {reason}"
+    if why and not (_UNKNOWN in why or why.startswith("no answer")):
+        fail(why)
+    if why and not _is_gone(node, at, config, timeout):
+        fail(why)
+    click.echo(f"node {node} is no member any more")
+
+
+def _is_gone(node: int, at: Address | None, config: str | None, timeout: float) -> bool:
+    """Whether a node that can be asked says within a few seconds that it is no member any more, for certain."""
+    from raftd.client.blocking import NoAnswer
+
+    deadline_s = time.monotonic() + _LOOK_S
+    while time.monotonic() < deadline_s:
+        try:
+            with connect(at, config, timeout) as connection:
+                members = _members(connection)
+            if members.is_settled and node in members.configuration.removed:
+                return True
+        except NoAnswer:
+            pass
+        time.sleep(_POLL_S)  # an election may be under way
+    return False
 
 
 @member.command("replace", short_help="Another node in the place of one that is lost.")
 @click.argument("old", type=click.IntRange(1))
 @click.argument("new", type=click.IntRange(1))
-@_places
+@_places(is_required=False)
 @click.option("--wait", type=click.FloatRange(1), default=600.0, show_default=True, help="Seconds that NEW may take to catch up.")
 @orders
 def member_replace(
-    old: int, new: int, host: str, peer: int, client: int, wait: float, at: Address | None, config: str | None, timeout: float
+    old: int, new: int, host: str | None, peer: int | None, client: int, wait: float, at: Address | None, config: str | None, timeout: float
 ) -> None:
     """Put NEW in the place of OLD, whose disk or machine is lost: add NEW, wait until it has caught up and votes, then remove OLD.
 
-    Start NEW before or meanwhile, with --join or a configuration that has it. If this is interrupted, ask for it again.
+    Start NEW before with --join: then it is a member already. Else say with --host and --peer where it will be, and start it meanwhile
+    with a configuration that has it. If this is interrupted, ask for it again.
     """
-    from raftd.wire.client import AddMemberRequest, RemoveMemberRequest
+    from raftd.wire.client import AddMemberRequest
 
     with working(), connect(at, config, timeout) as connection:
         configuration = _members(connection).configuration
@@ -151,16 +195,17 @@ def member_replace(
         if new == old or new in configuration.removed:
             fail(f"node {new} was used before: ids are never used again, take another. Nothing was changed")
         if new not in {*configuration.voters, *configuration.learners}:
+            if host is None or peer is None:
+                fail(f"node {new} is no member yet: start it with --join, or say with --host and --peer where it will be")
             order(connection, AddMemberRequest(1, new, host, peer, client))
-            click.echo(f"node {new} is a learner")
+        click.echo(f"node {new} is a member; waiting until it has caught up and votes")
         deadline_s = time.monotonic() + wait
         while new not in (members := _members(connection)).configuration.voters or not members.is_settled:
             if time.monotonic() >= deadline_s:
                 fail(f"node {new} has not caught up within {wait:g} s: does it run? Node {old} is still a member; ask again")
             time.sleep(_POLL_S)  # the node tells nobody when it is promoted
         click.echo(f"node {new} has caught up, and votes")
-        order(connection, RemoveMemberRequest(2, old))
-        click.echo(f"node {old} is no member any more")
+        _remove(old, at, config, timeout)
 
 
 @click.command(short_help="Let another node lead.")

@@ -7,11 +7,13 @@ import os
 import msgspec
 
 from raftd.errors import CorruptionError, Refused
+from raftd.raft.membership import decode
+from raftd.raft.messages import Configuration, EntryKind
 from raftd.raft.ready import NO_BASE
 from raftd.storage.filesystem import RealFileSystem
-from raftd.storage.log import SegmentedLog
+from raftd.storage.log import Recovered, SegmentedLog
 from raftd.storage.records import Damage
-from raftd.storage.snapshots import look_at_snapshots
+from raftd.storage.snapshots import Meta, look_at_snapshots
 from raftd.storage.vote import VoteFile
 
 
@@ -27,6 +29,14 @@ def recover(directory: str, accept_tail: bool) -> list[str]:
         fs.unlock(f"{directory}/lock")
 
 
+def _configuration(recovered: Recovered, meta: Meta | None) -> Configuration | None:
+    """The newest that is known here."""
+    for entry in reversed(recovered.entries):
+        if entry.kind is EntryKind.CONFIG:
+            return decode(entry.data)
+    return meta.configuration if meta is not None else None
+
+
 def _recover(fs: RealFileSystem, directory: str, accept_tail: bool) -> list[str]:
     vote = VoteFile(fs, directory)
     identity = vote.read()
@@ -35,6 +45,8 @@ def _recover(fs: RealFileSystem, directory: str, accept_tail: bool) -> list[str]
     meta = look_at_snapshots(fs, f"{directory}/snap")
     log = SegmentedLog(fs, f"{directory}/log", bytes)
     recovered = log.recover(identity.first_segment, meta.base if meta is not None else NO_BASE)
+    if (configuration := _configuration(recovered, meta)) is not None and identity.node in configuration.removed:
+        return [f"node {identity.node} was removed from cluster {identity.cluster!r}: its data is of no use any more"]
     found = [f"node {identity.node} of cluster {identity.cluster!r}: {recovered.segments} segments, entries up to {recovered.last_index}"]
     tail = recovered.tail
     doubtful_tail = tail is not None and tail.damage is Damage.DOUBTFUL

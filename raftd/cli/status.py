@@ -16,26 +16,79 @@ from raftd.cli.common import Address
 from raftd.client.blocking import Connection, NoAnswer, where
 from raftd.config import load
 from raftd.errors import ConfigError
-from raftd.wire.client import Status, StatusRequest
+from raftd.wire.client import Members, MembersRequest, Status, StatusRequest
 
 _LEFT = ("client door", "role", "version")
 _HEADINGS = (
     *("client door", "node", "pid", "role", "term", "applied", "match", "lag", "log", "snapshot", "free"),
     *("gateway", "clients", "ready", "reserved", "delayed", "buried", "version"),
 )
+#: What a narrow terminal does without, the first of them first.
+_DROPPED = (
+    "version",
+    "gateway",
+    "buried",
+    "delayed",
+    "reserved",
+    "clients",
+    "free",
+    "snapshot",
+    "match",
+    "applied",
+    "log",
+    "ready",
+    "term",
+)
 _EVERY_S = 1.0
 
 Answer = Status | NoAnswer
 
 
-def whom(addresses: list[Address], config: str | None, port: int) -> list[Address]:
-    """The doors to ask at. Raises ConfigError."""
-    asked = addresses
-    if config is not None:
-        asked = asked + [(node.host, node.client) for node in load(config).nodes.values() if node.client is not None]
-        if not asked:
-            raise ConfigError(f"{config}: no node has a client door to ask at")
-    return asked or [("127.0.0.1", port)]
+class Asked:
+    """Which doors are asked: those that were named, and with a configuration file those of members that it does not know."""
+
+    def __init__(self, addresses: list[Address], config: str | None, port: int) -> None:
+        """Raises ConfigError."""
+        self._named = list(addresses)
+        self._file: list[Address] = []
+        if config is not None:
+            self._file = [(node.host, node.client) for node in load(config).nodes.values() if node.client is not None]
+            if not self._file:
+                raise ConfigError(f"{config}: no node has a client door to ask at")
+        elif not addresses:
+            self._named = [("127.0.0.1", port)]
+
+    def ask(self, timeout_s: float) -> tuple[list[Address], list[Answer]]:
+        """What each says, or why it does not. One of the file that is no member any more, and does not answer, is left out."""
+        asked = [*self._named, *self._file]
+        answers = ask_all(asked, timeout_s)
+        if self._file:
+            members = _members([address for address, answer in zip(asked, answers, strict=True) if isinstance(answer, Status)], timeout_s)
+            if members:
+                more = [address for address in members if address not in asked]
+                gone = [
+                    address
+                    for address, answer in zip(asked, answers, strict=True)
+                    if isinstance(answer, NoAnswer) and address in self._file and address not in members
+                ]
+                pairs = [pair for pair in zip(asked, answers, strict=True) if pair[0] not in gone]
+                pairs += zip(more, ask_all(more, timeout_s), strict=True)
+                asked, answers = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        return asked, answers
+
+
+def _members(answered: list[Address], timeout_s: float) -> list[Address]:
+    """The client doors of all members, as any of these says."""
+    for address in answered:
+        try:
+            with Connection(address, timeout_s) as connection:
+                reply = connection.ask(MembersRequest(1)).reply
+        except NoAnswer:
+            continue
+        if isinstance(reply, Members):
+            places = reply.configuration.addresses.items()
+            return [(place.host, place.client) for _, place in sorted(places) if place.client]
+    return []
 
 
 def ask_all(addresses: list[Address], timeout_s: float) -> list[Answer]:
@@ -49,6 +102,8 @@ def ask_all(addresses: list[Address], timeout_s: float) -> list[Answer]:
             return reason
         return reply if isinstance(reply, Status) else NoAnswer("it answers something else")
 
+    if not addresses:
+        return []
     with ThreadPoolExecutor(max_workers=len(addresses)) as threads:
         return list(threads.map(ask, addresses))
 
@@ -88,36 +143,51 @@ def _row(address: Address, status: Status, leader: Status | None) -> list[str]:
     ]
 
 
-def table(addresses: list[Address], answers: list[Answer]) -> RenderableType:
-    """A table of them, and what an operator should know at once."""
-    rows = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in _HEADINGS:
-        rows.add_column(heading, no_wrap=True, justify="left" if heading in _LEFT else "right")
+def table(addresses: list[Address], answers: list[Answer], width: int) -> RenderableType:
+    """A table of them, at most so wide, and what an operator should know at once."""
     said = [answer for answer in answers if isinstance(answer, Status)]
     leader = max((status for status in said if status.role == "leader"), key=lambda status: status.term, default=None)
+    cells: list[list[str]] = []
     remarks = []
     for address, answer in zip(addresses, answers, strict=True):
         if isinstance(answer, NoAnswer):
             remarks.append(f"{where(address)} does not answer: {answer}")
             continue
-        rows.add_row(*map(Text, _row(address, answer, leader)))
+        cells.append(_row(address, answer, leader))
         if answer.is_draining:
             remarks.append(f"node {answer.node} is draining: it refuses puts until it is started again")
         if answer.is_low_on_disk:
             remarks.append(f"node {answer.node} is low on disk: {size(answer.free_bytes)} are free")
+    if len({status.cluster_id for status in said if status.cluster_id}) > 1:
+        remarks.append("these nodes are not of one cluster: each of them has the jobs of its own")
     if any(status.room_is_scarce for status in said):
         remarks.append("puts are refused: too few nodes have room on their disks. Delete jobs, or make room")
     if said and not any(status.leader for status in said):
         remarks.append("nobody here knows a leader: commands wait until a majority of the nodes hear each other")
     lines: list[RenderableType] = [Text(remark, style="red") for remark in remarks]
-    return Group(*([rows] if said else []), *lines)
+    return Group(*([_fitting(cells, width)] if said else []), *lines)
 
 
-def watch(addresses: list[Address], timeout_s: float, console: Console) -> NoReturn:
+def _fitting(cells: list[list[str]], width: int) -> Table:
+    widths = {heading: max(len(heading), *(len(row[place]) for row in cells)) + 1 for place, heading in enumerate(_HEADINGS)}
+    shown = list(_HEADINGS)
+    for heading in _DROPPED:
+        if sum(widths[one] for one in shown) <= width:
+            break
+        shown.remove(heading)
+    rows = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in shown:
+        rows.add_column(heading, no_wrap=True, justify="left" if heading in _LEFT else "right")
+    for row in cells:
+        rows.add_row(*(Text(row[_HEADINGS.index(heading)]) for heading in shown))
+    return rows
+
+
+def watch(asked: Asked, timeout_s: float, console: Console) -> NoReturn:
     """Until a signal ends it."""
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(table(addresses, ask_all(addresses, timeout_s)), refresh=True)
+            live.update(table(*asked.ask(timeout_s), console.width), refresh=True)
             time.sleep(_EVERY_S)
 
 

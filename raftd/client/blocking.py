@@ -15,6 +15,7 @@ from raftd.wire.frames import FrameDecoder
 _T = TypeVar("_T")
 
 _RECV_BYTES = 256 << 10
+_HELLO_S = 5.0
 
 Address = tuple[str, int]
 
@@ -25,6 +26,10 @@ class NoAnswer(Exception):
 
 class Unreachable(NoAnswer):
     """Nothing was asked."""
+
+
+class TimedOut(NoAnswer):
+    """It may come yet."""
 
 
 class Connection:
@@ -41,7 +46,10 @@ class Connection:
             raise Unreachable(getattr(error, "strerror", None) or str(error)) from None
         try:
             self._send(w.encode_hello(w.ClientHello()))
-            self._receive(w.decode_node_hello)
+            self._receive(w.decode_node_hello, min(timeout_s, _HELLO_S))
+        except TimedOut:
+            self._socket.close()
+            raise NoAnswer(f"no hello within {min(timeout_s, _HELLO_S):g} s: is that a line door? The client door is wanted") from None
         except NoAnswer:
             self._socket.close()
             raise
@@ -55,7 +63,7 @@ class Connection:
 
     def ask(self, request: w.Request) -> w.Answer:
         self._send(w.encode_request(request))
-        return self._receive(w.decode_answer)
+        return self._receive(w.decode_answer, self._timeout_s)
 
     def _send(self, data: bytes) -> None:
         try:
@@ -64,19 +72,21 @@ class Connection:
         except OSError as error:
             raise NoAnswer(error.strerror or str(error)) from None
 
-    def _receive(self, decode: Callable[[bytes], _T]) -> _T:
-        deadline_s = time.monotonic() + self._timeout_s
+    def _receive(self, decode: Callable[[bytes], _T], timeout_s: float) -> _T:
+        deadline_s = time.monotonic() + timeout_s
         try:
             while (body := self._decoder.next_frame()) is None:
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
-                    raise NoAnswer("timed out")
+                    raise TimedOut("timed out")
                 self._socket.settimeout(left_s)
                 data = self._socket.recv(_RECV_BYTES)
                 if not data:
                     raise NoAnswer("it closes the connection without an answer")
                 self._decoder.feed(data)
             return decode(body)
+        except TimeoutError:
+            raise TimedOut("timed out") from None
         except OSError as error:
             raise NoAnswer(error.strerror or str(error)) from None
         except FrameError as error:

@@ -7,6 +7,7 @@ with the new voters alone. Learners are sent everything and count for nothing (R
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import msgspec
@@ -14,6 +15,8 @@ import msgspec
 from raftd.errors import UNDECODABLE, Refused
 from raftd.raft.messages import Address, Configuration, Entry, EntryKind
 
+#: A name or an address, of any family.
+_HOST = re.compile(r"[A-Za-z0-9_.:%-]{1,255}")
 _decoder = msgspec.msgpack.Decoder(Configuration)
 encode = msgspec.msgpack.Encoder().encode
 decode = _decoder.decode
@@ -105,6 +108,8 @@ def add_learner(configuration: Configuration, node: int, address: Address) -> Co
     """`node` is sent everything from now on; it does not vote until it is promoted."""
     if node < 1:
         raise Refused(f"{node} is no id of a node: they begin with 1")
+    if not _HOST.fullmatch(address.host) or not 0 < address.peer < 65_536 or not 0 <= address.client < 65_536:
+        raise Refused(f"{address.host!a}:{address.peer} (client {address.client}) is no address of a node")
     if node in configuration.removed:
         raise Refused(f"node {node} was a member and has been removed: ids are never used again, take another")  # R28
     if node in configuration.voters or node in configuration.learners:

@@ -186,7 +186,9 @@ class ClientProtocol(DoorProtocol):
     def _members(self) -> w.Members:
         raft = self.node.raft
         is_settled = raft.membership.index <= raft.log.commit_index and not raft.membership.latest.outgoing
-        return w.Members(self.node.config.cluster, raft.leader, is_settled, raft.membership.latest)
+        config = self.node.config
+        timings = (config.election_timeout_ms, config.heartbeat_ms)
+        return w.Members(config.cluster, raft.leader, is_settled, raft.membership.latest, *timings)
 
     def _status(self) -> w.Status:
         return overview(self.node, self._counters)

@@ -158,6 +158,7 @@ class RaftdService(service.MultiService):
         if opened.identity.doubtful:
             self._log.warn("this node may have lost entries that it acknowledged: its votes count for less until it has caught up")
         self._dial_members(node.raft.membership.latest)
+        self._look_at_own_place(node.raft.membership.latest)
         # The entries read back are there for good: the collector need not walk them again and again.
         gc.collect()
         gc.freeze()
@@ -181,6 +182,16 @@ class RaftdService(service.MultiService):
                 dialler = dial(self._peers, peer, endpoint, self._reactor)
                 dialler.setServiceParent(self)
                 self._diallers[peer] = (address, dialler)
+
+    def _look_at_own_place(self, configuration: Configuration) -> None:
+        known, own = configuration.addresses.get(self.node_id), self._addresses[self.node_id]
+        if known is not None and (known.host, known.peer) != (own.host, own.peer):
+            self._log.warn(
+                "the cluster knows this node at {known}, and it listens at {own}: other nodes may not find it. Start it at the old place, "
+                "or replace it by one with a new id (docs/operations.md: Changing the nodes)",
+                known=f"{known.host}:{known.peer}",
+                own=f"{own.host}:{own.peer}",
+            )
 
     def _was_removed(self) -> None:
         self._log.critical(

@@ -5,16 +5,21 @@ A node that runs may write and purge meanwhile: what it writes looks unfinished,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
 
 from raftd.errors import CorruptionError
 from raftd.raft.messages import Entry, Snapshot
+from raftd.raft.ready import NO_BASE
 from raftd.storage.filesystem import FileSystem
-from raftd.storage.log import parse_name
+from raftd.storage.log import SegmentedLog, Tail, parse_name
 from raftd.storage.records import Damage, Scan, scan_segment
 from raftd.storage.snapshots import SUFFIX, Meta, SnapshotReader
+from raftd.storage.store import examine
 from raftd.storage.vote import SLOTS, Identity, VoteFile, decode_slot
+
+_T = TypeVar("_T")
+_LOOKS = 5
 
 
 class SegmentFound(NamedTuple):
@@ -101,39 +106,47 @@ def find_snapshots(fs: FileSystem, directory: str, whole: bool) -> Iterator[Snap
 
 
 class Log(NamedTuple):
-    """The entries of a directory that stand (those that were replaced do not), ascending without gaps, and what its newest snapshot
-    is of. The last ones may not be committed: nobody can tell from one disk."""
+    """The entries of a directory that stand (those that were replaced do not), ascending without gaps; its newest snapshot; and the end
+    that cannot be read, if there is one. The last entries may not be committed: nobody can tell from one disk."""
 
+    identity: Identity
     entries: list[Entry]
     meta: Meta | None
+    tail: Tail | None
 
 
 def read_log(fs: FileSystem, directory: str) -> Log:
-    """Raises CorruptionError for anything but a torn or doubtful end."""
+    """As a start of the node would. Raises CorruptionError for what it would refuse."""
     identity, _ = find_identity(fs, directory)
     if identity is None:
-        raise CorruptionError(f"{directory} is no data directory of a node, or its vote file is damaged")
+        raise CorruptionError(f"{directory} is no data directory of a node, or its vote file is lost")
     meta = None
-    for found in find_snapshots(fs, directory, whole=False):
+    for found in find_snapshots(fs, directory, whole=True):
         if found.problem:
             raise CorruptionError(found.problem)
         meta = found.meta
+    base = meta.base if meta is not None else NO_BASE
+    recovered = examine(fs, directory, identity, base, SegmentedLog(fs, f"{directory}/log", bytes))
     entries: list[Entry] = []
-    segments = list(find_segments(fs, directory, identity.first_segment))
-    for segment in segments:
-        if not segment.is_sound and (segment is not segments[-1] or "may have been acknowledged" not in segment.problem):
-            raise CorruptionError(f"{directory}/log/{segment.name}: {segment.problem}")
-        for entry in segment.entries:
-            if entries and entry.index <= entries[-1].index:
-                del entries[max(0, entry.index - entries[0].index) :]
-            entries.append(entry)
-    if meta is not None and entries and not _continues(meta, entries):
-        entries = []  # a leader's snapshot has taken its place (R29)
-    return Log(entries, meta)
+    if recovered.holds_base:  # else a leader's snapshot has taken its place (R29)
+        for segment in find_segments(fs, directory, identity.first_segment):
+            for entry in segment.entries:
+                if entries and entry.index <= entries[-1].index:
+                    del entries[max(0, entry.index - entries[0].index) :]
+                entries.append(entry)
+    return Log(identity, entries, meta, recovered.tail)
 
 
-def _continues(meta: Meta, entries: list[Entry]) -> bool:
-    place = meta.index - entries[0].index
-    if place < 0:
-        return place == -1
-    return place < len(entries) and entries[place].term == meta.term
+def steady(fs: FileSystem, directory: str, look: Callable[[], _T], is_good: Callable[[_T], bool]) -> _T:
+    """What `look` gives. A node that runs may purge meanwhile, and what was read at two times does not fit together: then it is asked
+    again. Raises what `look` raises."""
+    for _ in range(_LOOKS):
+        before = VoteFile(fs, directory).read()
+        try:
+            found = look()
+            if is_good(found) or VoteFile(fs, directory).read() == before:
+                return found
+        except (CorruptionError, OSError):
+            if VoteFile(fs, directory).read() == before:
+                raise
+    return look()

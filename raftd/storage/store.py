@@ -47,6 +47,35 @@ class Opened(NamedTuple):
     older: list[tuple[int, int]]
 
 
+def examine(fs: FileSystem, directory: str, identity: Identity, base: Base, log: SegmentedLog) -> Recovered:
+    """Read the log of a directory back, and see that everything is there which `identity` knows of. Raises CorruptionError; nothing is
+    changed."""
+    if identity.incarnation > 1 and not fs.exists(f"{directory}/log"):
+        raise CorruptionError(f"{directory}/log is missing. Nothing was changed. {ADVICE}")
+    if base.index < identity.snapshot_index:
+        raise CorruptionError(
+            f"{directory}/snap: the snapshot of entry {identity.snapshot_index}, or a later one, is missing. Nothing was changed. {ADVICE}"
+        )
+    recovered = log.recover(identity.first_segment, base)
+    if log.number < identity.segment:
+        raise CorruptionError(
+            f"{directory}/log: the last segment is number {log.number}, and number {identity.segment} was written: it is missing. Nothing "
+            f"was changed. {ADVICE}"
+        )
+    last_term = recovered.entries[-1].term if recovered.entries else base.term
+    if last_term > identity.term:
+        raise CorruptionError(
+            f"{directory}: the vote file knows term {identity.term}, the log has entries of term {last_term}, so the vote file is an old "
+            f"copy. Nothing was changed. {ADVICE}"
+        )
+    if recovered.entries and recovered.entries[0].index > base.index + 1:
+        raise CorruptionError(
+            f"{directory}/log begins with entry {recovered.entries[0].index}, and the newest snapshot ends with entry {base.index}: those "
+            f"between are missing. Nothing was changed. {ADVICE}"
+        )
+    return recovered
+
+
 def look(fs: FileSystem, directory: str) -> tuple[Identity | None, Recovered]:
     """What a data directory holds, which is left as it is. Raises CorruptionError."""
     identity = VoteFile(fs, directory).read()
@@ -149,34 +178,11 @@ class Store:
             self._fs.make_directory(f"{self.directory}/log")
             return Opened(self.identity, NO_BASE, [], [f"a new data directory in {self.directory}"], [])
         self._check_owner(identity, self.identity)
-        if identity.incarnation > 1 and not self._fs.exists(f"{self.directory}/log"):
-            raise CorruptionError(f"{self.directory}/log is missing. Nothing was changed. {ADVICE}")
         meta = self.snapshots.recover()
         if meta is not None:
             self._check_snapshot(meta, identity)
         base = meta.base if meta is not None else NO_BASE
-        if base.index < identity.snapshot_index:
-            raise CorruptionError(
-                f"{self.snapshots.directory}: the snapshot of entry {identity.snapshot_index}, or a later one, is missing. Nothing was "
-                f"changed. {ADVICE}"
-            )
-        recovered = self._log.recover(identity.first_segment, base)
-        if self._log.number < identity.segment:
-            raise CorruptionError(
-                f"{self.directory}/log: the last segment is number {self._log.number}, and number {identity.segment} was written: it is "
-                f"missing. Nothing was changed. {ADVICE}"
-            )
-        last_term = recovered.entries[-1].term if recovered.entries else base.term
-        if last_term > identity.term:
-            raise CorruptionError(
-                f"{self.directory}: the vote file knows term {identity.term}, the log has entries of term {last_term}, so "
-                f"the vote file is an old copy. Nothing was changed. {ADVICE}"
-            )
-        if recovered.entries and recovered.entries[0].index > base.index + 1:
-            raise CorruptionError(
-                f"{self.directory}/log begins with entry {recovered.entries[0].index}, and the newest snapshot ends with entry "
-                f"{base.index}: those between are missing. Nothing was changed. {ADVICE}"
-            )
+        recovered = examine(self._fs, self.directory, identity, base, self._log)
         only_voter = _voters(identity, meta, recovered.entries) == {identity.node}
         notes = [
             f"read back {len(recovered.entries)} log entries ({recovered.size_bytes} bytes in {recovered.segments} segments), "

@@ -168,12 +168,15 @@ class Status(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 class Members(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=43):
-    """This node's view; `leader` is 0 if it knows none, and `is_settled` false while a change is under way."""
+    """This node's view; `leader` is 0 if it knows none, and `is_settled` false while a change is under way. A new node
+    takes its timings from here."""
 
     cluster: str
     leader: int
     is_settled: bool
     configuration: Configuration
+    election_timeout_ms: int
+    heartbeat_ms: int
 
 
 class BackupReply(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=44):

@@ -329,3 +329,20 @@ def test_a_restarted_node_finds_the_members_in_its_log():
     cluster.voters.remove(4)  # the file still has three
     cluster.restart(2)
     assert cluster[2].membership.latest.voters == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        Address("", 1),
+        Address("a b", 1),
+        Address("[/x]", 1),
+        Address("\x1b[31m", 1),
+        Address("h", 0),
+        Address("h", 65_536),
+        Address("h", 1, -1),
+    ],
+)
+def test_a_member_has_an_address_that_is_one(address):
+    with pytest.raises(Refused, match="is no address of a node"):
+        add_learner(Configuration(b"", (1,)), 2, address)
