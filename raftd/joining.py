@@ -1,54 +1,125 @@
 """`twistd raftd --join`: a new node of a cluster that lives already, with no file that names the others.
 
 It asks any member who they are and to be one of them, before it starts; the cluster's log tells it everything from then on, so later
-starts with the same options ask nobody.
+starts with the same options need nobody. What can go wrong here is tried first: an id that is taken by a node which cannot start
+is of no use to anybody.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import os
+import socket
 from typing import NamedTuple
 
 import msgspec
 
+from raftd.client.blocking import Address as Door
 from raftd.client.blocking import Connection, NoAnswer, where
 from raftd.config import Address, Config
-from raftd.errors import ConfigError
+from raftd.errors import ConfigError, RaftdError
 from raftd.raft.messages import Configuration
 from raftd.storage.filesystem import RealFileSystem
-from raftd.storage.vote import VoteFile
+from raftd.storage.vote import Identity, VoteFile
 from raftd.wire.client import AddMemberRequest, Failed, Members, MembersRequest
 
 _TIMEOUT_S = 15.0
+_LOOK_S = 2.0
 
 
 class Joined(NamedTuple):
-    """`config` names all members that are known; `voters` are those of the cluster, without the new node."""
+    """`config` names all members that are known; `voters` are those of the cluster, without the new node. `note` is for the log."""
 
     config: Config
     voters: tuple[int, ...]
+    note: str
 
 
-def join(seed: tuple[str, int], config: Config, node: int) -> Joined:
+def join(seed: Door, config: Config, node: int, has_file: bool) -> Joined:
     """Make node `node` of `config`, which says where it listens, a member of the cluster that the client door `seed` belongs to.
-    Blocks. Raises ConfigError: then nothing was changed, unless the text says otherwise."""
-    identity = VoteFile(RealFileSystem(), f"{config.data}/{node}").read()
-    if identity is not None and identity.cluster_id:
-        return Joined(msgspec.structs.replace(config, cluster=identity.cluster), identity.voters)
+    Without a file (`has_file`) the timings are the cluster's. Blocks. Raises ConfigError: then nothing was changed."""
+    own = config.address(node)
     try:
+        identity = VoteFile(RealFileSystem(), f"{config.data}/{node}").read()
+        if identity is not None and identity.cluster_id:
+            return _joined_before(seed, config, identity)
+        _try(seed, config, node)
         with Connection(seed, _TIMEOUT_S) as connection:
             members = _members(connection)
-            _become_member(connection, members.configuration, node, config.address(node))
+            _become_member(connection, members.configuration, node, own)
     except NoAnswer as reason:
         raise ConfigError(f"--join {where(seed)}: no answer: {reason}") from None
-    except ConfigError as reason:
+    except RaftdError as reason:
         raise ConfigError(f"--join {where(seed)}: {reason}") from None
     known = {
         other: Address(place.host, place.peer, client=place.client or None)
         for other, place in members.configuration.addresses.items()
         if other != node
     }
-    nodes = {**known, node: config.address(node)}
-    return Joined(msgspec.structs.replace(config, cluster=members.cluster, nodes=nodes), members.configuration.voters)
+    config = msgspec.structs.replace(config, cluster=members.cluster, nodes={**known, node: own})
+    if not has_file:
+        config = msgspec.structs.replace(config, election_timeout_ms=members.election_timeout_ms, heartbeat_ms=members.heartbeat_ms)
+    # one that was here before, and has not heard of the cluster yet, was made with the voters of then
+    voters = identity.voters if identity is not None else members.configuration.voters
+    return Joined(config, voters, f"joined cluster {members.cluster!r} at {where(seed)}")
+
+
+def _joined_before(seed: Door, config: Config, identity: Identity) -> Joined:
+    """Its log knows the others; but a seed that answers must be of the same cluster. Raises ConfigError."""
+    note = f"this data directory is of cluster {identity.cluster!r} already: nobody was asked"
+    try:
+        with Connection(seed, _LOOK_S) as connection:
+            members = _members(connection)
+    except NoAnswer:
+        pass
+    else:
+        if members.configuration.cluster_id not in (b"", identity.cluster_id):
+            raise ConfigError(
+                f"that is another cluster ({members.cluster!r}) than the one of which {config.data}/{identity.node} holds data "
+                f"({identity.cluster!r}): move that directory away to join, or leave out --join to go on in the old one"
+            )
+        timings = (members.election_timeout_ms, members.heartbeat_ms)
+        config = msgspec.structs.replace(config, election_timeout_ms=timings[0], heartbeat_ms=timings[1])
+        note = f"a member of cluster {identity.cluster!r} already"
+    return Joined(msgspec.structs.replace(config, cluster=identity.cluster), identity.voters, note)
+
+
+def _try(seed: Door, config: Config, node: int) -> None:
+    """What would keep this node from starting, or from being found. Raises ConfigError."""
+    own = config.address(node)
+    if not _is_loopback(seed[0]) and _is_loopback(own.host):
+        raise ConfigError(f"the others would look for this node at {own.host}, on their own machines: --host says where it is")
+    try:
+        if ipaddress.ip_address(own.host).is_unspecified:
+            raise ConfigError(f"--host {own.host} is no address at which the others could find this node")
+    except ValueError:
+        pass  # a name
+    for port in (own.peer, own.line, own.client, own.http):
+        if port is not None:
+            _try_port(own.host, port)
+    directory = f"{config.data}/{node}"
+    place = directory
+    while not os.path.exists(place):
+        place = os.path.dirname(place)
+    if not os.path.isdir(place) or not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"{directory}: a data directory cannot be made there, for {place} is in the way")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _try_port(host: str, port: int) -> None:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigError(f"this node cannot listen on {host}:{port}: {error.strerror or error}") from None
 
 
 def _members(connection: Connection) -> Members:
@@ -65,7 +136,10 @@ def _become_member(connection: Connection, configuration: Configuration, node: i
         known = configuration.addresses.get(node)
         if known is None or (known.host, known.peer) != (own.host, own.peer):
             place = f"{known.host}:{known.peer}" if known is not None else "another place"
-            raise ConfigError(f"node {node} is a member already, at {place}: take another id, or start this node there")
+            raise ConfigError(
+                f"node {node} is a member already, at {place}: start it there, or take another id (and `raftd member remove {node}`, if it "
+                f"never ran)"
+            )
         return
     reply = connection.ask(AddMemberRequest(2, node, own.host, own.peer, own.client or 0)).reply
     if isinstance(reply, Failed):

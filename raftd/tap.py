@@ -41,6 +41,7 @@ class Options(usage.Options):
         self.node = 0
         #: Who votes in the cluster that this node joins; None: the nodes of the configuration.
         self.voters: tuple[int, ...] | None = None
+        self.note = ""
 
     def postOptions(self) -> None:
         try:
@@ -60,7 +61,7 @@ class Options(usage.Options):
         if self["join"] is not None:
             from raftd.joining import join  # only who joins needs it
 
-            self.config, self.voters = join(_door(self["join"]), self.config, self.node)
+            self.config, self.voters, self.note = join(_door(self["join"]), self.config, self.node, self["config"] is not None)
 
 
 _OWN = ("host", "line", "client", "peer")
@@ -105,4 +106,6 @@ def makeService(options: Options) -> Any:
             os.unlink(pidfile)  # twistd leaves it behind on SystemExit
         _refuse(reason)
 
+    if options.note:
+        Logger("raftd").info("--join: {note}", note=options.note)
     return build(options.config, options.node, cannot_start, options.voters)

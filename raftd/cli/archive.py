@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from random import SystemRandom
-
-import msgspec
 
 from raftd.cli.common import fail, order
 from raftd.client.blocking import Connection
@@ -18,12 +17,13 @@ from raftd.errors import CorruptionError, Refused, TooOld
 from raftd.jobs.commands import FEATURE_LEVEL
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import Loader, dump
+from raftd.raft.membership import decode
 from raftd.raft.messages import Address, Configuration, EntryKind
 from raftd.storage.filesystem import RealFileSystem
 from raftd.storage.inspect import read_log
-from raftd.storage.records import ID_BYTES
+from raftd.storage.records import ID_BYTES, Damage
 from raftd.storage.snapshots import Meta, SnapshotReader, encode, snapshot_path
-from raftd.storage.vote import Identity, VoteFile
+from raftd.storage.vote import SLOTS, Identity, VoteFile
 from raftd.wire.client import BackupReply, BackupRequest, Chunk, ChunkRequest
 
 #: Called with (bytes or so done, of how many).
@@ -40,61 +40,71 @@ def back_up(connection: Connection, path: str, progress: Progress) -> Meta:
     """Everything that the cluster has acknowledged, as it is now, into a new file. Raises NoAnswer, RaftdError or OSError; then there
     is none."""
     check_new(path)
-    reply = order(connection, BackupRequest(1)).reply
-    if not isinstance(reply, BackupReply):
-        fail("the node answers something else")
+    reply = order(connection, BackupRequest(1), BackupReply)
+    free = RealFileSystem().free(os.path.dirname(os.path.abspath(path)))
+    if reply.size_bytes > free:
+        raise Refused(f"{path}: the backup has {reply.size_bytes} bytes, and {free} are free there")
 
     def chunks() -> Iterator[bytes]:
         done = 0
         while done < reply.size_bytes:
-            answer = order(connection, ChunkRequest(2, reply.index, done)).reply
-            if not isinstance(answer, Chunk) or not answer.data:
+            data = order(connection, ChunkRequest(2, reply.index, done), Chunk).data
+            if not data:
                 fail("the node answers something else")
-            done += len(answer.data)
+            done += len(data)
             progress(done, reply.size_bytes)
-            yield answer.data
+            yield data
 
     return _write(path, chunks())
 
 
-def back_up_directory(directory: str, path: str) -> Meta:
+def back_up_directory(directory: str, path: str, note: Callable[[str], None]) -> Meta:
     """The same from the data directory of a node that does not run: all that stands in it, also what may not have been committed.
-    Raises RaftdError or OSError."""
+    `note` tells what is missing. Raises RaftdError or OSError."""
     check_new(path)
     fs = RealFileSystem()
-    if not os.path.isdir(f"{directory}/log"):
-        nodes = sorted(name for name in (os.listdir(directory) if os.path.isdir(directory) else []) if name.isdigit())
-        hint = f". Is {', or '.join(f'{directory}/{node}' for node in nodes)} meant?" if nodes else ""
-        raise Refused(f"{directory}: there is no data directory of a node{hint}")
+    check_directory(directory)
     fs.lock(f"{directory}/lock")  # nobody purges meanwhile
     try:
-        identity = VoteFile(fs, directory).read()
         log = read_log(fs, directory)
+        if log.tail is not None and log.tail.damage is Damage.DOUBTFUL:
+            lost = f"the last {log.tail.size} bytes of the log cannot be read ({log.tail.reason})"
+            note(f"{lost}: what was acknowledged in them, if anything, is not in the backup")
         machine, meta = StateMachine(), log.meta
         if meta is not None:
             machine = _load(SnapshotReader(fs, snapshot_path(f"{directory}/snap", meta)))
-        configuration = meta.configuration if meta is not None else Configuration(b"", identity.voters if identity is not None else ())
+        configuration = meta.configuration if meta is not None else Configuration(b"", log.identity.voters)
         term = meta.term if meta is not None else 0
         for entry in log.entries:
             if entry.index > machine.applied_index:
                 machine.apply(entry.index, entry.time_ms, entry.data if entry.kind is EntryKind.BATCH else b"")
                 term = entry.term
             if entry.kind is EntryKind.CONFIG:
-                configuration = msgspec.msgpack.decode(entry.data, type=Configuration)
-        if identity is None or not machine.applied_index:
+                configuration = decode(entry.data)
+        if not machine.applied_index:
             raise Refused(f"{directory} holds no entry: there is nothing to back up")
         _check_level(machine)
-        return _write(path, encode(Meta(identity.cluster, configuration, machine.applied_index, term, machine.now_ms), dump(machine)))
+        return _write(path, encode(Meta(log.identity.cluster, configuration, machine.applied_index, term, machine.now_ms), dump(machine)))
     finally:
         fs.unlock(f"{directory}/lock")
+
+
+def check_directory(directory: str) -> None:
+    """Raises Refused if that is no node's."""
+    if any(os.path.exists(f"{directory}/{slot}") for slot in SLOTS):
+        return
+    nodes = sorted(name for name in (os.listdir(directory) if os.path.isdir(directory) else []) if name.isdigit())
+    hint = f". Is {' or '.join(f'{directory}/{node}' for node in nodes)} meant?" if nodes else ""
+    raise Refused(f"{directory}: there is no data directory of a node{hint}")
 
 
 def _write(path: str, parts: Iterator[bytes]) -> Meta:
     """Durably, whole or not at all, and read back."""
     fs = RealFileSystem()
-    unfinished = f"{path}.part"
+    unfinished = f"{path}.{os.urandom(4).hex()}.part"
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
     try:
-        with open(unfinished, "wb") as file:
+        with open(descriptor, "wb") as file:
             for part in parts:
                 file.write(part)
             file.flush()
@@ -131,39 +141,28 @@ def restore(path: str, directory: str, node: int, cluster: str | None, address: 
     fs = RealFileSystem()
     if not os.path.isfile(path):
         raise Refused(f"{path}: there is no such file")
-    if os.path.isdir(directory) and os.listdir(directory):
-        raise Refused(f"{directory} is not empty: nothing was changed. Restore into a new directory, or move it away")
-    try:
-        reader = SnapshotReader(fs, path)
-        total = os.path.getsize(path)
-        loader = Loader()
-        done = 0
-        for piece in reader.pieces():
-            loader.feed(piece)
-            done += len(piece)
-            progress(done, total)
-        machine = loader.finish()
-    except CorruptionError as damage:
-        why = str(damage).partition(". Nothing")[0]
-        raise Refused(f"{path} is no backup of raftd, or it is damaged: {why}. Nothing was changed") from None
+    if os.path.lexists(directory) and (not os.path.isdir(directory) or os.listdir(directory)):
+        raise Refused(f"{directory} is not empty: nothing was changed. Restore into a new directory; or stop its node, then move it away")
+    _check_nobody_listens(address)
+    meta, machine = _read_backup(fs, path, progress)
     _check_level(machine)
-    machine.close_everyone()
-    meta = reader.meta
+    try:
+        machine.close_everyone()
+    except (KeyError, IndexError):  # whole, and yet nothing that a queue could have become
+        raise Refused(f"{path} is no backup of raftd: what it holds does not fit together. Nothing was changed") from None
     random = SystemRandom()
     configuration = Configuration(random.randbytes(ID_BYTES), (node,), addresses={node: address})
     new = Meta(cluster or meta.cluster, configuration, meta.index, meta.term, meta.time_ms)
-    directory_id = bytes([random.randrange(1, 256)]) + random.randbytes(ID_BYTES - 1)
     identity = Identity(
         node,
         new.cluster,
         (node,),
         term=new.term,
         snapshot_index=new.index,
-        directory_id=directory_id,
+        directory_id=bytes([random.randrange(1, 256)]) + random.randbytes(ID_BYTES - 1),
         cluster_id=configuration.cluster_id,
     )
-    unfinished = f"{directory}.restoring"
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished = f"{directory}.{os.urandom(4).hex()}.restoring"
     try:
         for place in ("snap", "log"):
             fs.make_directory(f"{unfinished}/{place}")
@@ -178,3 +177,32 @@ def restore(path: str, directory: str, node: int, cluster: str | None, address: 
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     return new
+
+
+def _read_backup(fs: RealFileSystem, path: str, progress: Progress) -> tuple[Meta, StateMachine]:
+    """Raises Refused."""
+    try:
+        reader = SnapshotReader(fs, path)
+        total, done = os.path.getsize(path), 0
+        loader = Loader()
+        for piece in reader.pieces():
+            loader.feed(piece)
+            done += len(piece)
+            progress(done, total)
+        machine = loader.finish()
+    except CorruptionError as damage:
+        why = str(damage).partition(". Nothing")[0]
+        raise Refused(f"{path} is no backup of raftd, or it is damaged: {why}. Nothing was changed") from None
+    if machine.applied_index != reader.meta.index:
+        raise Refused(f"{path} is no backup of raftd: it holds the state at another entry than it says. Nothing was changed")
+    return reader.meta, machine
+
+
+def _check_nobody_listens(address: Address) -> None:
+    """A node that runs would write into what is restored, even if its directory has another name by now. Raises Refused."""
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        if probe.connect_ex((address.host, address.peer)) == 0:
+            raise Refused(
+                f"something listens at {address.host}:{address.peer}, the peer door of this node: stop it first. Nothing was changed"
+            )

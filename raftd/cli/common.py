@@ -13,17 +13,20 @@ from raftd.errors import ConfigError, RaftdError
 
 if TYPE_CHECKING:
     from raftd.client.blocking import Connection
-    from raftd.wire.client import Answer, Request
+    from raftd.wire.client import Request
 
 CLIENT_PORT = 11301
 Address = tuple[str, int]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_T = TypeVar("_T")
 
 
 def fail(reason: object) -> NoReturn:
     """One clear line and status 1."""
-    click.echo(f"raftd: {reason}", err=True)
+    from raftd.client.blocking import printable
+
+    click.echo(f"raftd: {printable(str(reason))}", err=True)
     raise SystemExit(1)
 
 
@@ -103,14 +106,16 @@ def connect(at: Address | None, config: str | None, timeout: float) -> Connectio
     return connect_to_any(doors(at, config), timeout)
 
 
-def order(connection: Connection, request: Request) -> Answer:
-    """Ends the process with status 1 if the answer says no. Raises NoAnswer."""
+def order(connection: Connection, request: Request, kind: type[_T]) -> _T:
+    """The answer, which must be one of `kind`. Ends the process with status 1 if it says no. Raises NoAnswer."""
     from raftd.wire.client import Failed
 
-    answer = connection.ask(request)
-    if isinstance(answer.reply, Failed):
-        fail(answer.reply.reason)
-    return answer
+    reply = connection.ask(request).reply
+    if isinstance(reply, Failed):
+        fail(reply.reason)
+    if not isinstance(reply, kind):
+        fail("the node answers something else")
+    return reply
 
 
 # -- data directories --------------------------------------------------------------------------

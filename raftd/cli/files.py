@@ -130,12 +130,18 @@ def backup(file: str, at: Address | None, config: str | None, timeout: float, of
         raise click.UsageError("--directory asks nobody: leave out --at and --config")
     with working():
         if offline is not None:
-            meta = it.back_up_directory(offline.rstrip("/"), file)
+            meta = it.back_up_directory(offline.rstrip("/"), file, lambda line: click.echo(f"raftd: WARNING: {line}", err=True))
         else:
             it.check_new(file)
             with connect(at, config, timeout) as connection, _progress("copying") as progress:
                 meta = it.back_up(connection, file, progress)
     click.echo(f"{file}: the state of cluster {meta.cluster!r} at entry {meta.index}; `raftd restore` makes a new cluster of it")
+
+
+def _start(config: str | None, node: int, data: str | None) -> str:
+    """The options of twistd for the same node."""
+    parts = [f"--config {config} --node {node}"] if config is not None else []
+    return " ".join([*parts, *([f"--data {data}"] if data is not None else [])])
 
 
 @click.command(short_help="A new cluster from a backup.")
@@ -160,8 +166,9 @@ def restore(file: str, config: str | None, node: str | None, data: str | None) -
         with _progress("reading") as progress:
             meta = it.restore(file, where, id, cluster, Place(place.host, place.peer, place.client or 0), progress)
     click.echo(
-        f"{where}: node {id} is the only member of a new cluster {meta.cluster!r} with the state at entry {meta.index}. Start it; other "
-        f"nodes join it with --join"
+        f"{where}: node {id} is the only member of a new cluster {meta.cluster!r} with the state at entry {meta.index}. Start it:\n"
+        f"    twistd -n --pidfile= raftd {_start(config, id, data)}\n"
+        f"Then start others, with empty data directories, with --join {place.host}:{place.client or '…'}"
     )
 
 

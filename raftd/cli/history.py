@@ -17,7 +17,7 @@ from raftd.jobs.model import Job, Session, State
 from raftd.jobs.snapshot import Loader
 from raftd.raft.messages import EntryKind
 from raftd.storage.filesystem import FileSystem
-from raftd.storage.inspect import read_log
+from raftd.storage.inspect import read_log, steady
 from raftd.storage.snapshots import SnapshotReader, snapshot_path
 
 
@@ -128,6 +128,10 @@ def _tell(before: _Seen | None, now: _Seen | None, job: Job | None, command: c.C
 
 def history(fs: FileSystem, directory: str, id: int) -> tuple[list[Event], str]:
     """What the log of a data directory tells of a job, and how far back it reaches. Raises CorruptionError."""
+    return steady(fs, directory, lambda: _history(fs, directory, id), lambda found: True)
+
+
+def _history(fs: FileSystem, directory: str, id: int) -> tuple[list[Event], str]:
     log = read_log(fs, directory)
     machine = _Watched(id)
     older: list[Event] = []

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -17,7 +17,7 @@ from raftd.jobs import commands as c
 from raftd.raft.membership import decode
 from raftd.raft.messages import Entry, EntryKind
 from raftd.storage.filesystem import FileSystem
-from raftd.storage.inspect import SegmentFound, SnapshotFound, find_identity, find_segments, find_snapshots
+from raftd.storage.inspect import SegmentFound, SnapshotFound, find_identity, find_segments, find_snapshots, read_log, steady
 
 _BODY_SHOWN = 40
 Tell = Callable[[str], None]
@@ -136,16 +136,24 @@ def describe(command: c.Command) -> str:
 
 
 def show(fs: FileSystem, directory: str, console: Console) -> bool:
-    """Every file with what it holds; whether all of it is sound."""
+    """Every file with what it holds; whether all of it is sound, and all there."""
+
+    def look() -> tuple[bool, RenderableType]:
+        return _overview(fs, directory)
+
+    sound, said = steady(fs, directory, look, lambda found: found[0])
+    console.print(said, highlight=False, soft_wrap=True)
+    return sound
+
+
+def _overview(fs: FileSystem, directory: str) -> tuple[bool, RenderableType]:
     identity, problems = find_identity(fs, directory)
     if identity is None:
-        console.print(Text(f"{directory}: {'; '.join(problems)}: no data directory of a node, or one that cannot be used", style="red"))
-        return False
-    console.print(
+        said = f"{directory}: {'; '.join(problems)}: no data directory of a node, or one that cannot be used"
+        return False, Text(said, style="red")
+    head = Text(
         f"node {identity.node} of cluster {identity.cluster!r}, id {identity.cluster_id.hex() or 'not known yet'}; term {identity.term}, "
-        f"vote {identity.voted_for or 'none'}, incarnation {identity.incarnation}{', in doubt' if identity.doubtful else ''}",
-        highlight=False,
-        soft_wrap=True,
+        f"vote {identity.voted_for or 'none'}, incarnation {identity.incarnation}{', in doubt' if identity.doubtful else ''}"
     )
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("file", "size", "entries", "first", "last", "terms", ""):
@@ -157,10 +165,17 @@ def show(fs: FileSystem, directory: str, console: Console) -> bool:
     for segment in find_segments(fs, directory, identity.first_segment):
         sound = sound and segment.is_sound
         table.add_row(*_segment_row(segment))
-    console.print(table)
-    for problem in problems:
-        console.print(Text(problem, style="red"))
-    return sound
+    if sound:
+        problems = _what_a_start_would_refuse(fs, directory)
+    return sound and not problems, Group(head, table, *(Text(problem, style="red") for problem in problems))
+
+
+def _what_a_start_would_refuse(fs: FileSystem, directory: str) -> list[str]:
+    try:
+        read_log(fs, directory)
+    except CorruptionError as damage:
+        return [str(damage)]
+    return []
 
 
 def _snapshot_row(found: SnapshotFound) -> list[Text]:
@@ -178,13 +193,29 @@ def _segment_row(found: SegmentFound) -> list[Text]:
 
 
 def verify(fs: FileSystem, directory: str, tell: Tell, wrong: Tell) -> bool:
-    """Read every byte; whether nothing is wrong."""
+    """Read every byte; whether nothing is wrong, and nothing missing."""
+
+    def look() -> tuple[list[str], list[str]]:
+        good: list[str] = []
+        bad: list[str] = []
+        _verify(fs, directory, good.append, bad.append)
+        return good, bad
+
+    good, bad = steady(fs, directory, look, lambda found: not found[1])
+    for line in good:
+        tell(line)
+    for line in bad:
+        wrong(line)
+    return not bad
+
+
+def _verify(fs: FileSystem, directory: str, tell: Tell, wrong: Tell) -> None:
     identity, problems = find_identity(fs, directory)
     for problem in problems:
         wrong(f"{directory}: {problem}")
     sound = not problems
     if identity is None:
-        return False
+        return
     for snapshot in find_snapshots(fs, directory, whole=True):
         if snapshot.problem:
             sound = False
@@ -198,7 +229,9 @@ def verify(fs: FileSystem, directory: str, tell: Tell, wrong: Tell) -> bool:
         else:
             note = f"; {segment.problem}" if segment.problem else ""
             tell(f"log/{segment.name}: sound, {segment.size_bytes} bytes, {len(segment.entries)} entries{note}")
-    return sound
+    if sound:
+        for problem in _what_a_start_would_refuse(fs, directory):
+            wrong(problem)
 
 
 # -- dump --------------------------------------------------------------------------------------

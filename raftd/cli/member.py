@@ -5,7 +5,9 @@ from __future__ import annotations
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from raftd.client.blocking import printable
 from raftd.raft.messages import Configuration
 from raftd.wire.client import Members
 
@@ -23,7 +25,7 @@ def rows(configuration: Configuration) -> list[tuple[int, str, str]]:
         else:
             what = "voter"
         address = configuration.addresses.get(node)
-        found.append((node, what, f"{address.host}:{address.peer}" if address is not None else "–"))
+        found.append((node, what, printable(f"{address.host}:{address.peer}") if address is not None else "–"))
     return found
 
 
@@ -32,7 +34,7 @@ def show(members: Members, console: Console) -> None:
     for heading in ("node", "member as", "peer door", ""):
         table.add_column(heading, justify="right" if heading == "node" else "left")
     for node, what, place in rows(members.configuration):
-        table.add_row(str(node), what, place, "leads" if node == members.leader else "")
+        table.add_row(str(node), what, Text(place), "leads" if node == members.leader else "")
     console.print(table)
     if members.configuration.removed:
         console.print(f"removed, and never used again: {', '.join(map(str, members.configuration.removed))}", highlight=False)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from raftd.wire.client import Members
 
 _POLL_S = 0.2
+_ID = click.IntRange(1, (1 << 63) - 1)
 _LOOK_S = 5.0
 _ANY_WIDTH = 1_000
 #: What an outcome that nobody can tell is said with.
@@ -81,10 +82,7 @@ def member_list(at: Address | None, config: str | None, timeout: float, as_json:
 def _members(connection: Connection) -> Members:
     from raftd.wire.client import Members, MembersRequest
 
-    reply = order(connection, MembersRequest(1)).reply
-    if not isinstance(reply, Members):
-        fail("the node answers something else")
-    return reply
+    return order(connection, MembersRequest(1), Members)
 
 
 def _places(is_required: bool) -> Callable[[_F], _F]:
@@ -100,7 +98,7 @@ def _places(is_required: bool) -> Callable[[_F], _F]:
 
 
 @member.command("add", short_help="Make a new node a member.")
-@click.argument("node", type=click.IntRange(1))
+@click.argument("node", type=_ID)
 @_places(is_required=True)
 @orders
 def member_add(node: int, host: str, peer: int, client: int, at: Address | None, config: str | None, timeout: float) -> None:
@@ -109,27 +107,27 @@ def member_add(node: int, host: str, peer: int, client: int, at: Address | None,
     Its id must never have been used. Then start it with --join, or with a configuration that has it and the others. (With --join it
     adds itself.)
     """
-    from raftd.wire.client import AddMemberRequest
+    from raftd.wire.client import AddMemberRequest, Done
 
     with working(), connect(at, config, timeout) as connection:
-        order(connection, AddMemberRequest(1, node, host, peer, client))
+        order(connection, AddMemberRequest(1, node, host, peer, client), Done)
         click.echo(f"node {node} is a learner; once it runs and has caught up it becomes a voter")
 
 
 @member.command("promote", short_help="Make a learner a voter.")
-@click.argument("node", type=click.IntRange(1))
+@click.argument("node", type=_ID)
 @orders
 def member_promote(node: int, at: Address | None, config: str | None, timeout: float) -> None:
     """Make the learner NODE a voter now, which it otherwise becomes by itself. Refused while it lags."""
-    from raftd.wire.client import PromoteMemberRequest
+    from raftd.wire.client import Done, PromoteMemberRequest
 
     with working(), connect(at, config, timeout) as connection:
-        order(connection, PromoteMemberRequest(1, node))
+        order(connection, PromoteMemberRequest(1, node), Done)
         click.echo(f"node {node} is a voter")
 
 
 @member.command("remove", short_help="Take a node out of the cluster.")
-@click.argument("node", type=click.IntRange(1))
+@click.argument("node", type=_ID)
 @orders
 def member_remove(node: int, at: Address | None, config: str | None, timeout: float) -> None:
     """Take NODE out of the cluster for ever: if it runs it ends itself, and its id is not used again."""
@@ -173,8 +171,8 @@ def _is_gone(node: int, at: Address | None, config: str | None, timeout: float) 
 
 
 @member.command("replace", short_help="Another node in the place of one that is lost.")
-@click.argument("old", type=click.IntRange(1))
-@click.argument("new", type=click.IntRange(1))
+@click.argument("old", type=_ID)
+@click.argument("new", type=_ID)
 @_places(is_required=False)
 @click.option("--wait", type=click.FloatRange(1), default=600.0, show_default=True, help="Seconds that NEW may take to catch up.")
 @orders
@@ -186,7 +184,7 @@ def member_replace(
     Start NEW before with --join: then it is a member already. Else say with --host and --peer where it will be, and start it meanwhile
     with a configuration that has it. If this is interrupted, ask for it again.
     """
-    from raftd.wire.client import AddMemberRequest
+    from raftd.wire.client import AddMemberRequest, Done
 
     with working(), connect(at, config, timeout) as connection:
         configuration = _members(connection).configuration
@@ -194,10 +192,16 @@ def member_replace(
             fail(f"node {old} is no member: nothing was changed")
         if new == old or new in configuration.removed:
             fail(f"node {new} was used before: ids are never used again, take another. Nothing was changed")
-        if new not in {*configuration.voters, *configuration.learners}:
+        if new in {*configuration.voters, *configuration.learners}:
+            known = configuration.addresses.get(new)
+            if host is not None and (known is None or (known.host, known.peer) != (host, peer)):
+                fail(f"node {new} is a member already, at another place: see `raftd member list`. Nothing was changed")
+            if host is None and new in configuration.voters:
+                fail(f"node {new} votes already: to take node {old} out, `raftd member remove {old}`. Nothing was changed")
+        else:
             if host is None or peer is None:
                 fail(f"node {new} is no member yet: start it with --join, or say with --host and --peer where it will be")
-            order(connection, AddMemberRequest(1, new, host, peer, client))
+            order(connection, AddMemberRequest(1, new, host, peer, client), Done)
         click.echo(f"node {new} is a member; waiting until it has caught up and votes")
         deadline_s = time.monotonic() + wait
         while new not in (members := _members(connection)).configuration.voters or not members.is_settled:
@@ -209,13 +213,13 @@ def member_replace(
 
 
 @click.command(short_help="Let another node lead.")
-@click.argument("node", type=click.IntRange(1))
+@click.argument("node", type=_ID)
 @orders
 def transfer(node: int, at: Address | None, config: str | None, timeout: float) -> None:
     """Hand the lead of the cluster to NODE, without waiting for an election timeout; producers and workers notice a pause of some
     milliseconds. Before a machine is stopped this is not needed: a leader that gets SIGTERM does so by itself."""
-    from raftd.wire.client import TransferRequest
+    from raftd.wire.client import Done, TransferRequest
 
     with working(), connect(at, config, timeout) as connection:
-        order(connection, TransferRequest(1, node))
+        order(connection, TransferRequest(1, node), Done)
         click.echo(f"node {node} leads now")

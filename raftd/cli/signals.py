@@ -4,10 +4,12 @@ passes every `finally`, with 128 and the signal's number as status."""
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_AGAIN_S = 0.01
 _held = 0
 _pending: int | None = None
 
@@ -26,6 +28,22 @@ def end_in_order() -> None:
 
     for number in _NUMBERS:
         signal.signal(number, end)
+    sys.unraisablehook = _end_all_the_same
+
+
+def _end_all_the_same(unraisable: sys.UnraisableHookArgs) -> None:
+    """A signal that comes while Python runs a destructor or a callback of the garbage collector raises into nothing: once more, then,
+    a moment later."""
+    if not isinstance(unraisable.exc_value, SystemExit):
+        sys.__unraisablehook__(unraisable)
+        return
+    status = unraisable.exc_value.code
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(status)
+
+    signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
 
 
 @contextmanager

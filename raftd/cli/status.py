@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raftd.cli.common import Address
-from raftd.client.blocking import Connection, NoAnswer, where
+from raftd.client.blocking import Connection, NoAnswer, printable, where
 from raftd.config import load
 from raftd.errors import ConfigError
 from raftd.wire.client import Members, MembersRequest, Status, StatusRequest
@@ -151,7 +151,7 @@ def table(addresses: list[Address], answers: list[Answer], width: int) -> Render
     remarks = []
     for address, answer in zip(addresses, answers, strict=True):
         if isinstance(answer, NoAnswer):
-            remarks.append(f"{where(address)} does not answer: {answer}")
+            remarks.append(printable(f"{where(address)} does not answer: {answer}"))
             continue
         cells.append(_row(address, answer, leader))
         if answer.is_draining:
@@ -179,12 +179,15 @@ def _fitting(cells: list[list[str]], width: int) -> Table:
     for heading in shown:
         rows.add_column(heading, no_wrap=True, justify="left" if heading in _LEFT else "right")
     for row in cells:
-        rows.add_row(*(Text(row[_HEADINGS.index(heading)]) for heading in shown))
+        rows.add_row(*(Text(printable(row[_HEADINGS.index(heading)])) for heading in shown))
     return rows
 
 
 def watch(asked: Asked, timeout_s: float, console: Console) -> NoReturn:
     """Until a signal ends it."""
+    while not console.is_terminal:
+        console.print(table(*asked.ask(timeout_s), console.width))
+        time.sleep(_EVERY_S)
     with Live(console=console, auto_refresh=False) as live:
         while True:
             live.update(table(*asked.ask(timeout_s), console.width), refresh=True)

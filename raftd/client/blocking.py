@@ -41,7 +41,7 @@ class Connection:
         self._timeout_s = timeout_s
         self._decoder = FrameDecoder()
         try:
-            self._socket = socket.create_connection(address, timeout=timeout_s)
+            self._socket = socket.create_connection(address, timeout=min(timeout_s, _HELLO_S))
         except (OSError, UnicodeError) as error:
             raise Unreachable(getattr(error, "strerror", None) or str(error)) from None
         try:
@@ -49,10 +49,10 @@ class Connection:
             self._receive(w.decode_node_hello, min(timeout_s, _HELLO_S))
         except TimedOut:
             self._socket.close()
-            raise NoAnswer(f"no hello within {min(timeout_s, _HELLO_S):g} s: is that a line door? The client door is wanted") from None
-        except NoAnswer:
+            raise Unreachable(f"no hello within {min(timeout_s, _HELLO_S):g} s: is that a line door? The client door is wanted") from None
+        except NoAnswer as reason:
             self._socket.close()
-            raise
+            raise Unreachable(str(reason)) from None
         self._decoder.greeted()
 
     def __enter__(self) -> Self:
@@ -63,7 +63,10 @@ class Connection:
 
     def ask(self, request: w.Request) -> w.Answer:
         self._send(w.encode_request(request))
-        return self._receive(w.decode_answer, self._timeout_s)
+        answer = self._receive(w.decode_answer, self._timeout_s)
+        if answer.id not in (request.id, 0):
+            raise NoAnswer("it answers something else")
+        return answer
 
     def _send(self, data: bytes) -> None:
         try:
@@ -102,6 +105,11 @@ def connect_to_any(addresses: Sequence[Address], timeout_s: float) -> Connection
         except Unreachable as reason:
             why.append(f"{where(address)}: {reason}")
     raise Unreachable("; ".join(why))
+
+
+def printable(text: str) -> str:
+    """What others say must not steer a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def where(address: Address) -> str:

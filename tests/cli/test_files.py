@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from raftd.cli.local import free_ports, wait_for
-from tests.cli.test_commands import run
+from tests.cli.test_commands import RAFTD, run
 from tests.processes.harness import ProcessCluster
 
 
@@ -110,6 +113,55 @@ def test_a_directory_that_is_none_is_said(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def copy_of(lived: Path, tmp_path: Path) -> Path:
+    shutil.copytree(lived / "data", tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.mark.parametrize("gone", ["log", "a segment"])
+def test_what_a_node_would_refuse_to_start_with_no_tool_calls_sound(lived, tmp_path, gone):
+    """A review: tools judged what they found, and not what was missing."""
+    data = copy_of(lived, tmp_path)
+    if gone == "a segment":
+        for path in (data / "1/log").glob("*.log"):
+            path.unlink()
+    else:
+        shutil.rmtree(data / "1" / gone)
+    for command in (("log", "list"), ("log", "verify"), ("job", "1"), ("recover",)):
+        asked = run(*command, "--data", str(data))
+        assert asked.returncode == 1, command
+        assert "missing" in asked.stderr + asked.stdout, command
+        assert "Traceback" not in asked.stderr
+    saved = run("backup", str(tmp_path / "backup"), "--directory", str(data / "1"))
+    assert (saved.returncode, "missing" in saved.stderr) == (1, True)
+    assert not (tmp_path / "backup").exists()
+
+
+def test_log_dump_of_a_damaged_log_says_so_behind_what_can_be_read(lived, tmp_path):
+    data = copy_of(lived, tmp_path)
+    (segment,) = (data / "1/log").glob("*.log")
+    raw = bytearray(segment.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    segment.write_bytes(raw)
+    dumped = run("log", "dump", "--data", str(data), "--json")
+    assert dumped.returncode == 1
+    assert 0 < len(dumped.stdout.splitlines()) < 18
+    assert "and what follows proves that it was durable" in dumped.stderr
+
+
+def test_log_dump_knows_which_tube_a_put_went_to(lived):
+    lines = run("log", "dump", *of(lived), "--json", "--tube", "emails").stdout.splitlines()
+    types = [command["type"] for line in lines for command in json.loads(line)["data"]["commands"]]
+    assert types.count("Put") == 4
+
+
+def test_a_reader_that_has_enough_is_no_error(lived):
+    piped = subprocess.run(
+        f"{RAFTD[0]} log dump {' '.join(of(lived))} | head -n 1", shell=True, capture_output=True, text=True, check=False
+    )
+    assert piped.stderr == ""
+
+
 # -- job ---------------------------------------------------------------------------------------
 
 
@@ -200,6 +252,29 @@ def test_a_damaged_backup_is_refused_and_nothing_is_changed(lived, tmp_path, dam
     assert "is no backup of raftd, or it is damaged" in refused.stderr
     assert refused.stderr.endswith("Nothing was changed\n")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_node_that_runs_is_not_restored_beside(lived, tmp_path):
+    """It would write into the new directory, whatever its own is called by now. What listens at its peer door is taken for it."""
+    cluster = ProcessCluster(tmp_path, 1)
+    with socket.create_server(cluster.address(1, "peer")):
+        refused = run("restore", str(lived / "backup"), "--config", str(cluster.config))
+    assert (refused.returncode, "something listens at 127.0.0.1:" in refused.stderr) == (1, True)
+    assert not (tmp_path / "data").exists()
+
+
+def test_nothing_of_somebody_else_is_overwritten(lived, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    for name in ("backup.part", "new/1.restoring"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(victim)
+    assert run("backup", str(tmp_path / "backup"), "--directory", str(lived / "data/1")).returncode == 0
+    assert not (tmp_path / "backup").is_symlink()
+    assert (tmp_path / "backup").stat().st_mode & 0o007 == 0
+    assert run("restore", str(tmp_path / "backup"), "--data", str(tmp_path / "new")).returncode == 0
+    assert victim.read_text() == "mine"
+    assert (tmp_path / "new/1.restoring").is_symlink()
 
 
 def test_what_cannot_be_backed_up_or_restored_is_said(lived, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,16 +113,86 @@ def test_a_node_whose_disk_is_lost_is_replaced_by_one_command(tmp_path: Path):
         cluster.kill(3)
         ports = free_ports(3)
         place = ("--host", "127.0.0.1", "--peer", str(ports[2]), "--client", str(ports[1]), "--config", str(cluster.config))
-        for old, new, why in (("9", "4", "node 9 is no member"), ("3", "3", "node 3 was used before")):
-            refused = run("member", "replace", old, new, *place)
+        config = ("--config", str(cluster.config))
+        for arguments, why in (
+            (("9", "4", *place), "node 9 is no member"),
+            (("3", "3", *place), "node 3 was used before"),
+            (("3", "2", *place), "node 2 is a member already, at another place"),
+            (("3", "2", *config), "node 2 votes already: to take node 3 out, `raftd member remove 3`"),
+            (("3", "4", *config), "node 4 is no member yet: start it with --join"),
+        ):
+            refused = run("member", "replace", *arguments)
             assert (refused.returncode, why in refused.stderr) == (1, True), refused.stderr
+        assert members(cluster) == {1: "voter", 2: "voter", 3: "voter"}
         late = run("member", "replace", "3", "4", *place, "--wait", "1")
         assert late.returncode == 1
         assert "has not caught up within 1 s: does it run? Node 3 is still a member; ask again" in late.stderr
         with joining(cluster, options(cluster, 4, 1, ports)):
             replaced = run("member", "replace", "3", "4", *place)
             assert (replaced.returncode, replaced.stderr) == (0, "")
-            assert replaced.stdout.splitlines() == ["node 4 has caught up, and votes", "node 3 is no member any more"]
+            assert replaced.stdout.splitlines() == [
+                "node 4 is a member; waiting until it has caught up and votes",
+                "node 4 has caught up, and votes",
+                "node 3 is no member any more",
+            ]
             assert members(cluster) == {1: "voter", 2: "voter", 4: "voter"}
             cluster.kill(2)
             assert client.put(b"with the new one") == 11
+
+
+def started_with(arguments: list[str], tmp_path: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=30, cwd=tmp_path, check=False)
+
+
+def test_what_would_keep_a_node_from_starting_is_found_before_it_is_a_member(tmp_path: Path):
+    """A review: each left a learner that never ran, and burnt an id."""
+    with ProcessCluster(tmp_path, 1) as cluster:
+        cluster.leader()
+        ports = free_ports(3)
+        taken = started_with(options(cluster, 4, 1, [cluster.addresses[1]["line"], *ports[1:]]), tmp_path)
+        assert (taken.returncode, "this node cannot listen on 127.0.0.1:" in taken.stderr) == (1, True)
+        (tmp_path / "joined").write_text("in the way")
+        blocked = started_with(options(cluster, 4, 1, ports), tmp_path)
+        assert (blocked.returncode, "a data directory cannot be made there" in blocked.stderr) == (1, True)
+        (tmp_path / "joined").unlink()
+        nowhere = started_with(options(cluster, 4, 1, ports, "--host", "no.such.host.invalid"), tmp_path)
+        assert (nowhere.returncode, "cannot listen on no.such.host.invalid:" in nowhere.stderr) == (1, True)
+        anywhere = started_with(options(cluster, 4, 1, ports, "--host", "0.0.0.0"), tmp_path)
+        assert (anywhere.returncode, "is no address at which the others could find this node" in anywhere.stderr) == (1, True)
+        assert members(cluster) == {1: "voter"}
+
+
+def test_a_directory_of_another_cluster_does_not_revive_that(tmp_path: Path):
+    """A review: after a restore the old nodes, started with --join as they were told to be, went on as the old cluster."""
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
+    with ProcessCluster(tmp_path / "old", 1) as old, ProcessCluster(tmp_path / "new", 1) as new:
+        old.leader()
+        new.leader()
+        ports = free_ports(3)
+        with joining(old, options(old, 2, 1, ports)):
+            wait_until_voter(old, 2)
+        arguments = options(new, 2, 1, ports)
+        arguments[arguments.index("--data") + 1] = str(tmp_path / "old/joined")
+        refused = started_with(arguments, tmp_path)
+        assert refused.returncode == 1
+        assert "that is another cluster ('test')" in refused.stderr
+        assert "move that directory away to join" in refused.stderr
+        assert members(new) == {1: "voter"}
+
+
+def test_a_node_that_hangs_does_not_keep_others_from_being_asked(tmp_path: Path):
+    with ProcessCluster(tmp_path, 3) as cluster:
+        cluster.leader()
+        cluster.running[1].process.send_signal(signal.SIGSTOP)
+        try:
+            wait_for(lambda: members(cluster) == {1: "voter", 2: "voter", 3: "voter"}, what="an answer")
+        finally:
+            cluster.running[1].process.send_signal(signal.SIGCONT)
+
+
+def test_a_line_door_is_told_from_a_client_door(tmp_path: Path):
+    with ProcessCluster(tmp_path, 1) as cluster:
+        cluster.leader()
+        asked = run("member", "list", "--at", ":".join(map(str, cluster.line_address(1))))
+        assert (asked.returncode, "is that a line door? The client door is wanted" in asked.stderr) == (1, True)
