@@ -104,12 +104,11 @@ class Compaction:
         if not self._raft.is_installing:
             self._snapshots.forget_received(self._raft.log.commit_index)
         # Nor before the term is durable in which it says that its last entry is: a start would take the vote file for an old copy.
-        is_free = not self._is_taking and not self._raft.is_installing and self._raft.is_hard_state_durable
-        if is_free and machine.applied_index:
-            if self._is_due:
-                self._take(machine, is_due=True)
-            elif self._backups.is_due(self._raft.tick_count):
-                self._take(machine, is_due=False)
+        is_free = not (self._is_taking or self._is_removing or self._raft.is_installing) and self._raft.is_hard_state_durable
+        is_due = self._is_due
+        if is_free and machine.applied_index and (is_due or self._backups.is_due(self._raft.tick_count)):
+            self.look_at_room()  # between two snapshots, which may follow each other at once
+            self._take(machine, is_due)
 
     @property
     def _is_due(self) -> bool:
@@ -132,7 +131,8 @@ class Compaction:
         configuration = self._raft.membership.at(index)
         meta = Meta(self._cluster, configuration, index, term, machine.now_ms)
         # The log must be able to go on meanwhile: else this would end the node that it is to make room for.
-        most_bytes = self._store.free_bytes - self._store.segment_bytes
+        free_bytes = self._store.free_bytes
+        most_bytes = max(free_bytes // 2, free_bytes - self._room.kept_bytes // 2)
         self._snapshots.take(meta, lambda: dump(machine), most_bytes, partial(self._guarded, self._taken, is_due))
 
     def _taken(self, is_due: bool, snapshot: Snapshot | None, why_not: str) -> None:

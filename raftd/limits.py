@@ -123,8 +123,7 @@ SNAPSHOT_LEAST_BYTES = 16 << 20
 SNAPSHOT_LOG_BYTES = 256 << 20
 SNAPSHOT_LOG_MIN_BYTES = 1 << 20
 
-#: The default of the mark at which a disk counts as low, in bytes free; never less than two segments of the log and the last
-#: snapshot, so that the next snapshot, which lets the log go, still has room.
+#: The default of what must be free for the log besides the next snapshot, in bytes, or a disk counts as low; two segments at least.
 DISK_LOW_BYTES = 256 << 20
 
 #: A disk that was low is so no more with a quarter above the mark: nothing flaps.
@@ -136,8 +135,8 @@ ROOM_TICKS = 50
 #: So many snapshots long the log stays on which a transfer to a follower would go on, then the transfer begins anew.
 SNAPSHOT_WAITS = 4
 
-#: On a low disk there is a snapshot this often, in ticks, if anything was applied: half a minute. It makes room once jobs were deleted.
-LOW_SNAPSHOT_TICKS = 3_000
+#: On a low disk there is a snapshot this often, in ticks, if anything was applied: ten seconds. It makes room once jobs were deleted.
+LOW_SNAPSHOT_TICKS = 1_000
 
 #: How long a snapshot that somebody takes a copy of stays without being asked for, in ticks: a minute. So many do at most, and one is
 #: written this often at most, in ticks, for those who have asked meanwhile: ten seconds.

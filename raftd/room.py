@@ -17,11 +17,15 @@ class DiskRoom:
         self._segment_bytes = segment_bytes
         self._note = note
 
+    @property
+    def kept_bytes(self) -> int:
+        """For the log: what was configured, but two segments at least."""
+        return max(self._low_bytes, 2 * self._segment_bytes)
+
     def look(self, free_bytes: int, next_snapshot_bytes: int, is_settled: bool) -> None:
-        """While a snapshot is written, received or removed (not `is_settled`) it takes the room that was kept for it: then only the
-        log counts. Between two of them there must be room for the next, and for two segments of the log."""
-        log_bytes = 2 * self._segment_bytes
-        mark = max(self._low_bytes, log_bytes + next_snapshot_bytes) if is_settled else log_bytes
+        """While a snapshot is written, received or removed (not `is_settled`) it takes the room that was kept for it: then only what
+        is kept for the log counts. Between two of them there must be room for the next, too."""
+        mark = self.kept_bytes + (next_snapshot_bytes if is_settled else 0)
         enough = int(mark * DISK_LOW_FACTOR)
         was_low = self.is_low
         if free_bytes < mark:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -26,8 +27,13 @@ _MUTANT_NODES = 5
 def live(seed: int, mutant: str | None = None) -> Outcome:
     """One seed, maybe with a mutant in the code."""
     options = draw(seed)
-    with mutants.applied(mutant) if mutant is not None else nullcontext():
-        return Life(options, plan(options)).run()
+    gc.disable()  # a life is short, and a seventh of it went there
+    try:
+        with mutants.applied(mutant) if mutant is not None else nullcontext():
+            return Life(options, plan(options)).run()
+    finally:
+        gc.enable()
+        gc.collect()
 
 
 def seeds_to_catch(mutant: str, most: int) -> tuple[int, Outcome | None]:

@@ -92,6 +92,7 @@ class _Node:
         self.promised = 0  # the last index that it made durable and has not replaced since
         self.owed: tuple[int, int] | None = None  # (index, chain) of a promise that it doubts
         self.incarnation = 0  # the newest that it spoke of
+        self.configured = 0  # while it is off: the entry of the newest configuration that it may have
 
 
 class _Life:
@@ -150,8 +151,9 @@ class Checks:
 
     @property
     def is_changing(self) -> bool:
-        """Whether some log holds a configuration that is not committed, or one is joint."""
-        newest = max((life.configurations[-1].at for life in self._lives.values()), default=0)
+        """Whether some log holds a configuration that is not committed, or one is joint; also one of a node that is off (seed 501484)."""
+        newest = max(life.configurations[-1].at for life in self._lives.values()) if self._lives else 0
+        newest = max(newest, *(node.configured for node in self._nodes.values()))
         return newest > len(self.committed) or bool(self.configuration.outgoing)
 
     # -- a process begins and ends ------------------------------------------------------------
@@ -159,6 +161,7 @@ class Checks:
     def started(self, process: Process) -> None:
         """It has read its disk. What it promised must be there, or it must say that it doubts: a damaged disk leaves traces."""
         node, opened = self._nodes[process.node_id], process.opened
+        node.configured = 0
         life = self._lives[process] = _Life()
         self._begin_with(life, process.node_id, opened.base)
         if opened.base.index:
@@ -196,7 +199,9 @@ class Checks:
         life.applied = life.commit = index
 
     def ended(self, process: Process) -> None:
-        self._lives.pop(process, None)
+        life = self._lives.pop(process, None)
+        if life is not None:
+            self._nodes[process.node_id].configured = life.configurations[-1].at
 
     # -- every step ---------------------------------------------------------------------------
 
