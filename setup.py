@@ -20,7 +20,15 @@ setup(
     package_dir={"twisted.plugins": "twisted_plugins"},
     # Without strict mode an editable install would lose the plugin in silence.
     options={"editable_wheel": {"mode": "strict"}},
-    install_requires=["Twisted[tls]>=26.4", "msgspec>=0.19", "PyYAML>=6", "click>=8.1", "rich>=13.7", "greenstalk>=2.1"],
+    install_requires=[
+        "Twisted[tls]>=26.4",
+        "msgspec>=0.19",
+        "PyYAML>=6",
+        "click>=8.1",
+        "rich>=13.7",
+        "greenstalk>=2.1",
+        "prometheus_client>=0.21",
+    ],
     entry_points={"console_scripts": ["raftd = raftd.cli.main:main"]},
     extras_require={
         "test": ["pytest>=8", "pytest-twisted>=1.14", "hypothesis>=6.100", "mypy>=1.11", "ruff>=0.6"],

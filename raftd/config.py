@@ -54,7 +54,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 #: What `twistd -n raftd` runs without a file: one node, on loopback.
-DEFAULT_NODE = {"host": "127.0.0.1", "line": 11300, "client": 11301, "peer": 11302}
+DEFAULT_NODE = {"host": "127.0.0.1", "line": 11300, "client": 11301, "peer": 11302, "http": 11303}
 DEFAULT: dict[str, Any] = {"cluster": "raftd", "data": "raftd-data", "nodes": {1: DEFAULT_NODE}}
 
 

@@ -14,6 +14,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from raftd.histogram import COUNTS, LATENCIES, Histogram
 from raftd.jobs.commands import (
     Batch,
     CloseSession,
@@ -208,6 +209,7 @@ class Session:
 class _Unapplied(NamedTuple):
     seq: int  # 0 is the OpenGateway
     payload: bytes
+    made_ms: int | None = None
 
 
 class Gateway:
@@ -224,6 +226,9 @@ class Gateway:
         self.held_bytes = 0
         #: Nothing may be put: the state machine would refuse it too, but only once it stood in the log.
         self.room_is_scarce = False
+        #: How long batches take until they are applied here (seconds), and how many commands they have.
+        self.commit_s = Histogram(LATENCIES)
+        self.batch_commands = Histogram(COUNTS)
         self._tired: OrderedDict[Session, None] = OrderedDict()
         self._local_left = LOCAL_ANSWERS_PER_TURN
         self._timeout_ms = timeout_ms
@@ -305,7 +310,7 @@ class Gateway:
             self._waited_since_ms = now_ms
             self.resend()
         while (self._waiting or self._closes) and len(self._unapplied) < GATEWAY_IN_FLIGHT:
-            self._make_batch()
+            self._make_batch(now_ms)
         forwards = [
             Forward(self.incarnation, self._attempt, batch.seq, batch.payload)
             for place, batch in enumerate(self._unapplied)
@@ -316,7 +321,7 @@ class Gateway:
             self._waited_since_ms = now_ms
         return forwards
 
-    def _make_batch(self) -> None:
+    def _make_batch(self, now_ms: int) -> None:
         """Sessions take turns; each gives all it has, in order, as far as the batch has room."""
         commands: list[Command] = []
         while self._closes and len(commands) < BATCH_COMMANDS:
@@ -333,7 +338,9 @@ class Gateway:
             if not session.queued:
                 del self._waiting[session]
         self._seq += 1
-        self._unapplied.append(_Unapplied(self._seq, encode_payload(Batch(self.node, self.incarnation, self._seq, commands))))
+        self.batch_commands.observe(len(commands))
+        payload = encode_payload(Batch(self.node, self.incarnation, self._seq, commands))
+        self._unapplied.append(_Unapplied(self._seq, payload, now_ms))
 
     def resend(self) -> None:
         """Everything unapplied goes out anew, in order."""
@@ -360,7 +367,9 @@ class Gateway:
                 self._abandon()
             return
         while self._unapplied and self._unapplied[0].seq <= row.seq:
-            self._unapplied.popleft()
+            made_ms = self._unapplied.popleft().made_ms
+            if made_ms is not None:
+                self.commit_s.observe((now_ms - made_ms) / 1000)
             self._sent = max(0, self._sent - 1)
             self._waited_since_ms = now_ms if self._unapplied else None
             self._patience_ms = self._timeout_ms

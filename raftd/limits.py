@@ -52,6 +52,13 @@ CLIENT_TURN_MS = 10
 #: thousand that flood.
 CLIENT_SHARE_MS = 1
 
+#: Every call of the topic and message contract is answered within this time (seconds): its callers wait for one second.
+TOPIC_ANSWER_S = 0.85
+
+#: A request over HTTP must have arrived by then (seconds), and a connection between two requests may be idle for so long.
+HTTP_ARRIVAL_S = 10.0
+HTTP_IDLE_S = 60
+
 #: How often connections that are not read are looked at for a client that has gone (seconds).
 HANGUP_CHECK_S = 1.0
 
@@ -179,6 +186,9 @@ STRANGER_TEXT = 200
 
 # -- counts -------------------------------------------------------------------------------------
 
+#: What a body over HTTP may have besides the job itself, which JSON may make twice as long (bytes).
+HTTP_BODY_SLACK = 64 << 10
+
 #: AppendEntries in flight to one follower, in messages and in bytes, before the leader waits for an
 #: acknowledgement.
 WINDOW_MESSAGES = 256
@@ -191,6 +201,15 @@ GATEWAY_IN_FLIGHT = 4
 #: Timers fired, or reservations and sessions given back, while one entry is applied. The rest stays
 #: due, so that no entry holds up the reactor.
 TIMERS_PER_ENTRY = 4_096
+
+#: A node that is so many entries behind what it knows to be committed is not ready.
+READY_LAG_ENTRIES = 10_000
+
+#: Metrics are made anew at most this often (seconds).
+METRICS_FRESH_S = 0.2
+
+#: Tubes that have metrics of their own, those with most jobs: each is some lines in every scrape.
+METRIC_TUBES = 100
 
 #: Tubes that one session may watch. A reserve looks at each of them, on every node.
 WATCHED_TUBES = 1_024

@@ -22,6 +22,7 @@ from raftd.backups import Backup
 from raftd.compaction import Compaction, load
 from raftd.errors import CorruptionError, NotLeader, Overloaded, TooOld
 from raftd.gateway import Gateway, Read, Session
+from raftd.histogram import Histogram
 from raftd.housekeeping import Housekeeping
 from raftd.jobs.commands import FEATURE_LEVEL, Forward, ForwardRefused, Settings
 from raftd.jobs.machine import StateMachine
@@ -211,6 +212,11 @@ class Node:
     def log_bytes(self) -> int:
         """What the log takes on the disk."""
         return self._store.log_bytes
+
+    @property
+    def write_s(self) -> Histogram:
+        """How long writes of the log take."""
+        return self._store.write_s
 
     @property
     def free_bytes(self) -> int:

@@ -33,6 +33,7 @@ class Options(usage.Options):
         ["line", None, None, "Likewise: the port of its line door.  [default: 11300]"],
         ["client", None, None, "Likewise: the port of its client door.  [default: 11301]"],
         ["peer", None, None, "Likewise: the port of its peer door.  [default: 11302]"],
+        ["http", None, None, "Likewise: the port of its HTTP door.  [default: 11303]"],
     ]
 
     def __init__(self) -> None:
@@ -64,7 +65,7 @@ class Options(usage.Options):
             self.config, self.voters, self.note = join(_door(self["join"]), self.config, self.node, self["config"] is not None)
 
 
-_OWN = ("host", "line", "client", "peer")
+_OWN = ("host", "line", "client", "peer", "http")
 
 
 def _only(node: str | None, own: dict[str, str], data: str | None) -> tuple[Config, int]:

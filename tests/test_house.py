@@ -18,15 +18,16 @@ ROOMS: dict[str, tuple[set[str], bool]] = {
     "raftd.raft": ({"raftd.raft"}, False),
     "raftd.jobs": ({"raftd.jobs"}, False),
     "raftd.wire": ({"raftd.wire", "raftd.raft.messages", "raftd.jobs.commands", "raftd.jobs.replies"}, False),
-    "raftd.storage": ({"raftd.storage", "raftd.raft.messages", "raftd.raft.membership", "raftd.raft.ready"}, False),
+    "raftd.storage": ({"raftd.histogram", "raftd.storage", "raftd.raft.messages", "raftd.raft.membership", "raftd.raft.ready"}, False),
     "raftd.room": (set(), False),
+    "raftd.histogram": (set(), False),
     "raftd.backups": ({"raftd.raft.messages"}, False),
     "raftd.compaction": ({"raftd.backups", "raftd.raft", "raftd.room", "raftd.jobs", "raftd.storage"}, False),
-    "raftd.gateway": ({"raftd.jobs"}, False),
+    "raftd.gateway": ({"raftd.histogram", "raftd.jobs"}, False),
     "raftd.admin": ({"raftd.raft"}, False),
     "raftd.node": (
         {
-            *("raftd.admin", "raftd.backups", "raftd.compaction", "raftd.gateway", "raftd.housekeeping"),
+            *("raftd.admin", "raftd.backups", "raftd.compaction", "raftd.gateway", "raftd.histogram", "raftd.housekeeping"),
             *("raftd.raft", "raftd.jobs", "raftd.storage", "raftd.wire"),
         },
         False,
@@ -37,7 +38,17 @@ ROOMS: dict[str, tuple[set[str], bool]] = {
         True,
     ),
     "raftd.server": (
-        {"raftd.server", "raftd.config", "raftd.raft", "raftd.jobs", "raftd.storage", "raftd.gateway", "raftd.wire", "raftd.node"},
+        {
+            "raftd.server",
+            "raftd.config",
+            "raftd.histogram",
+            "raftd.raft",
+            "raftd.jobs",
+            "raftd.storage",
+            "raftd.gateway",
+            "raftd.wire",
+            "raftd.node",
+        },
         True,
     ),
     "raftd.client": ({"raftd.client", "raftd.wire"}, False),
@@ -49,7 +60,7 @@ ROOMS: dict[str, tuple[set[str], bool]] = {
     "raftd.__main__": ({"raftd.cli"}, False),
     "raftd.tap": ({"raftd.server", "raftd.config", "raftd.joining"}, True),
 }
-PURE = ("raftd.raft", "raftd.jobs", "raftd.wire", "raftd.gateway", "raftd.admin", "raftd.room", "raftd.backups")
+PURE = ("raftd.raft", "raftd.jobs", "raftd.wire", "raftd.gateway", "raftd.admin", "raftd.room", "raftd.backups", "raftd.histogram")
 IMPURE_MODULES = {"os", "sys", "socket", "time", "datetime", "threading", "subprocess", "asyncio", "select", "secrets", "uuid", "pickle"}
 
 

@@ -104,9 +104,9 @@ class LocalCluster:
     def __init__(self, directory: Path, count: int, **settings: object) -> None:
         self.directory = directory = directory.resolve()
         self.nodes = list(range(1, count + 1))
-        ports = iter(free_ports(3 * count))
+        ports = iter(free_ports(4 * count))
         self.addresses: dict[int, dict[str, str | int]] = {
-            node: {"host": "127.0.0.1", **{door: next(ports) for door in ("line", "client", "peer")}} for node in self.nodes
+            node: {"host": "127.0.0.1", **{door: next(ports) for door in ("line", "client", "peer", "http")}} for node in self.nodes
         }
         self.config = directory / "cluster.yaml"
         self._settings = settings

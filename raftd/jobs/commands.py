@@ -91,7 +91,40 @@ class CloseSession(_Command, frozen=True, tag=14):
     """The connection is gone: its reservations are given back."""
 
 
-Command = Put | Use | Watch | Ignore | Reserve | ReserveJob | Delete | Release | Bury | Touch | Kick | KickJob | PauseTube | CloseSession
+class Declare(_Command, frozen=True, tag=15):
+    """Make a tube a topic: one that is listed as such, whether or not it holds jobs."""
+
+    tube: str
+
+
+class PutBack(_Command, frozen=True, tag=16):
+    """A job that was deleted stands where it stood: who deleted it could not be told in time."""
+
+    id: int
+    tube: str
+    pri: int
+    ttr_ms: int
+    body: bytes
+
+
+Command = (
+    Put
+    | Use
+    | Watch
+    | Ignore
+    | Reserve
+    | ReserveJob
+    | Delete
+    | Release
+    | Bury
+    | Touch
+    | Kick
+    | KickJob
+    | PauseTube
+    | CloseSession
+    | Declare
+    | PutBack
+)
 
 
 class _Payload(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False, forbid_unknown_fields=True):

@@ -49,6 +49,8 @@ class StateMachine:
         self.settings = c.Settings(MAX_JOB_BYTES, SESSION_GRACE_MS)
         self.settings_index = 0  # where they were last set, 0: never
         self.room_is_scarce = False
+        #: Tubes that were declared, in this order.
+        self.topics: dict[str, None] = {}
         self.level = 0  # of features, 0 in a cluster of which not all nodes have been heard together yet
         self.jobs: dict[int, Job] = {}
         self.tubes: dict[str, Tube] = {}
@@ -78,6 +80,8 @@ class StateMachine:
             c.Kick: self._kick,
             c.KickJob: self._kick_job,
             c.PauseTube: self._pause_tube,
+            c.Declare: self._declare,
+            c.PutBack: self._put_back,
         }
 
     # -- entries ------------------------------------------------------------------------------
@@ -382,6 +386,20 @@ class StateMachine:
             self._make_ready(job)
         return r.Inserted(job.id)
 
+    def _declare(self, session: Session, declare: c.Declare) -> r.Reply:
+        is_new = declare.tube not in self.topics
+        self.topics[declare.tube] = None
+        return r.Declared(is_new)
+
+    def _put_back(self, session: Session, back: c.PutBack) -> r.Reply:
+        if back.id in self.jobs or not 0 < back.id <= self.last_id:
+            return r.NotFound()
+        tube = self.tube(back.tube)
+        job = self.jobs[back.id] = Job(back.id, tube, back.pri, 0, max(back.ttr_ms, LEAST_TTR_MS), back.body, self.now_ms)
+        tube.jobs += 1
+        self._make_ready(job)
+        return r.Inserted(back.id)
+
     def _use(self, session: Session, use: c.Use) -> r.Reply:
         tube = self.tube(use.tube)
         tube.using += 1
@@ -566,6 +584,7 @@ class StateMachine:
             [self.last_id, self.last_token, self.total_jobs, self.job_timeouts],
             [(*job[:1], job[1].name, *job[2:]) for job in jobs],
             tubes,
+            list(self.topics),
             rows,
             [(session.key, list(session.reserved.items())) for session in self.closing],
         ]

@@ -42,6 +42,15 @@ def list_tubes(machine: StateMachine, now_ms: int, node: int, session: int) -> l
     return list(machine.tubes)
 
 
+def list_topics(machine: StateMachine, now_ms: int, node: int, session: int) -> list[str]:
+    """All tubes that were declared, in this order."""
+    return list(machine.topics)
+
+
+def is_topic(name: str) -> Query:
+    return lambda machine, now_ms, node, session: name in machine.topics
+
+
 def list_tubes_watched(machine: StateMachine, now_ms: int, node: int, session: int) -> list[str]:
     """The session's watch list, in order of watching."""
     known = machine.session(node, session)

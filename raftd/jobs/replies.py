@@ -79,6 +79,10 @@ class OutOfMemory(_Reply, frozen=True, tag=16):
     """Certainly not applied: the gateway holds too much already, or the disks are nearly full. Try again later."""
 
 
+class Declared(_Reply, frozen=True, tag=17):
+    is_new: bool
+
+
 Reply = (
     Inserted
     | Buried
@@ -96,4 +100,5 @@ Reply = (
     | Paused
     | JobTooBig
     | OutOfMemory
+    | Declared
 )

@@ -99,11 +99,17 @@ class _Closing(_Piece, frozen=True, tag=9):
     key: tuple[int, int]
 
 
+class _Topics(_Piece, frozen=True, tag=11):
+    """In order of declaring."""
+
+    names: list[str]
+
+
 class _End(_Piece, frozen=True, tag=10):
     """Nothing is missing."""
 
 
-_AnyPiece = _Head | _Tubes | _Jobs | _Buried | _Gateways | _Session | _Holds | _Waiters | _Closing | _End
+_AnyPiece = _Head | _Tubes | _Jobs | _Buried | _Gateways | _Session | _Holds | _Waiters | _Closing | _Topics | _End
 _encode = msgspec.msgpack.Encoder().encode
 _decoder: msgspec.msgpack.Decoder[_AnyPiece] = msgspec.msgpack.Decoder(_AnyPiece)
 
@@ -146,6 +152,8 @@ def dump(machine: StateMachine) -> Iterator[bytes]:
     for session in machine.closing:
         yield _encode(_Closing(session.key))
         yield from _dump_reserved(session)
+    for names in _several(machine.topics):
+        yield _encode(_Topics(names))
     yield _encode(_End())
 
 
@@ -231,6 +239,8 @@ class Loader:
             case _Closing():
                 self._session = Session(piece.key, machine.default)
                 machine.closing.append(self._session)
+            case _Topics():
+                machine.topics.update(dict.fromkeys(piece.names))
             case _End():
                 self._is_whole = True
 

@@ -8,6 +8,7 @@ from twisted.logger import Logger
 
 from raftd.raft.messages import Configuration
 from raftd.raft.ready import Role, RoleChange
+from raftd.server.stats import Counters
 
 
 def _list(nodes: tuple[int, ...]) -> str:
@@ -19,15 +20,18 @@ class LogObserver:
 
     _log = Logger("raftd")
 
-    def __init__(self, node: int, members: Callable[[Configuration], None], removed: Callable[[], None]) -> None:
+    def __init__(self, node: int, counters: Counters, members: Callable[[Configuration], None], removed: Callable[[], None]) -> None:
         """`members` is called with every new configuration, `removed` when this node is in it no more."""
         self._node = node
+        self._counters = counters
         self._members = members
         self.was_removed = removed
 
     def role_changed(self, change: RoleChange) -> None:
         say = self._log.info
         term, reason = change.term, change.reason
+        self._counters.elections += change.role is Role.CANDIDATE
+        self._counters.leader_changes += change.leader != 0
         if change.role is Role.LEADER:
             say("this node ({node}) leads now, in term {term}: {reason}", node=self._node, term=term, reason=reason)
         elif change.role is Role.CANDIDATE:

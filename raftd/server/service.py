@@ -33,6 +33,9 @@ from raftd.server.clients import Clients, most_clients
 from raftd.server.disk import DiskThread
 from raftd.server.events import LogObserver
 from raftd.server.fork import ForkCopier
+from raftd.server.http.operations import Operations
+from raftd.server.http.site import Call, Site
+from raftd.server.http.topics import Topics
 from raftd.server.line import LineFactory
 from raftd.server.peer import PeerDoor, PeerFactory, PeerService, dial
 from raftd.server.sockets import remove_stale_socket
@@ -98,6 +101,9 @@ class RaftdService(service.MultiService):
         clients = Clients(reactor, most_clients())
         self._lines = LineFactory(reactor, clients, counters)
         self._clients = ClientFactory(reactor, clients, counters)
+        self._http = Site(reactor, clients, counters, self._serve_http)
+        self._topics: Topics | None = None
+        self._operations: Operations | None = None
         hangups = internet.TimerService(HANGUP_CHECK_S, clients.look_for_hangups)
         hangups.clock = reactor
         hangups.setServiceParent(self)
@@ -117,6 +123,7 @@ class RaftdService(service.MultiService):
             (address.peer, PeerFactory(self._peers)),
             (address.line, self._lines),
             (address.client, self._clients),
+            (address.http, self._http),
         ]
         for port, factory in doors:
             if port is not None:
@@ -150,7 +157,9 @@ class RaftdService(service.MultiService):
             return
         super().startService()
         signal.signal(signal.SIGUSR1, lambda number, frame: self._reactor.callFromThread(self._drain))
-        self.node = self._peers.node = self._lines.node = self._clients.node = node
+        self.node = self._peers.node = self._lines.node = self._clients.node = self._http.node = node
+        self._operations = Operations(node, self._reactor, self._counters)
+        self._topics = Topics(node, self._reactor, self.config.http_leader_only, self._http_address)
         self._log.info("{line}", line=self._introduction())
         for note in opened.notes:
             say = self._log.warn if note.startswith("WARNING") else self._log.info
@@ -247,21 +256,29 @@ class RaftdService(service.MultiService):
             self._store,
             opened,
             self._random,
-            LogObserver(self.node_id, self._dial_members, self._was_removed),
+            LogObserver(self.node_id, self._counters, self._dial_members, self._was_removed),
             self._fatal,
         )
 
     def _introduction(self) -> str:
         """The one line that says where this node listens and where its data is."""
         address = self.config.address(self.node_id)
-        doors = [f"{name} {address.host}:{port}" for name in ("line", "client", "peer") if (port := getattr(address, name)) is not None]
+        names = ("line", "client", "peer", "http")
+        doors = [f"{name} {address.host}:{port}" for name in names if (port := getattr(address, name)) is not None]
         if address.line_socket is not None:
             doors.append(f"line {address.line_socket}")
         where = ", ".join(doors)
-        line = f"node {self.node_id} of cluster {self.config.cluster!r} listens on {where}; its data is in {self._store.directory}"
-        if address.http is not None:
-            line += f" (the configuration names http port {address.http}: that door is not open yet in this version)"
-        return line
+        return f"node {self.node_id} of cluster {self.config.cluster!r} listens on {where}; its data is in {self._store.directory}"
+
+    def _serve_http(self, call: Call) -> None:
+        if self._topics is None or self._operations is None:
+            call.say(503, {"success": False})
+        elif not self._topics.handles(call) and not self._operations.handles(call):
+            call.say(404, {"success": False})
+
+    def _http_address(self, node: int) -> str | None:
+        place = self.config.nodes.get(node)
+        return f"{place.host}:{place.http}" if place is not None and place.http is not None else None
 
     def _drain(self) -> None:
         """SIGUSR1, as with beanstalkd: this node takes no more puts; everything else goes on. There is no way back."""

@@ -51,6 +51,9 @@ class Counters:
         self.started_s = time.monotonic()
         self.draining = False
         self.longest_pause_s = 0.0
+        self.elections = 0
+        self.leader_changes = 0
+        self.http_answers: Counter[int] = Counter()
         self.id = os.urandom(8).hex()
 
 

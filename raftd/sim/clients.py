@@ -124,6 +124,10 @@ class SimClient:
                 return c.Reserve(session, _WAITS_MS[one % len(_WAITS_MS)])
             case "reserve for ever":
                 return c.Reserve(session, None)
+            case "declare":
+                return c.Declare(session, f"topic{two % 5}")
+            case "put back":
+                return c.PutBack(session, self._job(one), tube, three % 3, 1_500, b"put back")
             case "reserve-job":
                 return c.ReserveJob(session, self._job(one))
             case "delete":

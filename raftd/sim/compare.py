@@ -59,6 +59,7 @@ def describe_machine(machine: StateMachine) -> list[Description]:
     counts = machine.counts
     once = {
         "room is scarce, level": [machine.room_is_scarce, machine.level],
+        "topics": list(machine.topics),
         "last id": machine.last_id,
         "last token": machine.last_token,
         "total jobs, timeouts": [machine.total_jobs, machine.job_timeouts],
@@ -93,6 +94,7 @@ def describe_model(model: Model) -> list[Description]:
     gateways = dict(model.gateways)
     once = {
         "room is scarce, level": [model.room_is_scarce, model.level],
+        "topics": model.topics,
         "last id": model.last_id,
         "last token": model.last_token,
         "total jobs, timeouts": [model.total, model.timeouts],

@@ -13,10 +13,10 @@ import msgspec
 # Tags of payloads, commands and replies, as docs/protocol.md numbers them.
 BATCH, OPEN_GATEWAY, CLOSE_GATEWAY, SETTINGS, ROOM, FEATURES = 1, 2, 3, 4, 5, 6
 PUT, USE, WATCH, IGNORE, RESERVE, RESERVE_JOB, DELETE = 1, 2, 3, 4, 5, 6, 7
-RELEASE, BURY, TOUCH, KICK, KICK_JOB, PAUSE_TUBE, CLOSE_SESSION = 8, 9, 10, 11, 12, 13, 14
+RELEASE, BURY, TOUCH, KICK, KICK_JOB, PAUSE_TUBE, CLOSE_SESSION, DECLARE, PUT_BACK = 8, 9, 10, 11, 12, 13, 14, 15, 16
 INSERTED, USING, WATCHING, NOT_IGNORED, RESERVED, TIMED_OUT = 1, 3, 4, 5, 6, 7
 DEADLINE_SOON, DELETED, NOT_FOUND, RELEASED, TOUCHED, KICKED, PAUSED = 8, 9, 10, 11, 12, 13, 14
-BURIED, JOB_TOO_BIG, OUT_OF_MEMORY = 2, 15, 16
+BURIED, JOB_TOO_BIG, OUT_OF_MEMORY, DECLARED = 2, 15, 16, 17
 
 _LEAST_TTR_MS = 1_000
 _SOON_MS = 1_000
@@ -42,6 +42,7 @@ class Model:
         self.max_job_bytes = _MAX_JOB_BYTES
         self.room_is_scarce = False
         self.level = 0
+        self.topics: list[str] = []
         #: Of every batch that took effect: (node, incarnation, seq).
         self.batches: list[tuple[int, int, int]] = []
         self.last_id = self.last_token = self.total = self.timeouts = 0
@@ -216,13 +217,30 @@ class Model:
         self.last_id += 1
         self.total += 1
         tube = tube or session["used"]
-        job: dict[str, Any] = {"id": self.last_id, "tube": tube, "pri": pri, "ttr": max(_LEAST_TTR_MS, ttr_ms), "body": body}
-        job |= {"state": "new", "deadline": 0, "holder": (0, 0), "token": 0, "buried": 0}
-        job |= dict.fromkeys(("reserves", "timeouts", "releases", "buries", "kicks"), 0)
-        self.jobs[self.last_id] = job
+        job = self._new_job(self.last_id, tube, pri, ttr_ms, body)
         self.puts[tube] = self.puts.get(tube, 0) + 1
         self._enqueue(job, delay_ms)
         return [INSERTED, job["id"]]
+
+    def _new_job(self, id: int, tube: str, pri: int, ttr_ms: int, body: bytes) -> dict[str, Any]:
+        job: dict[str, Any] = {"id": id, "tube": tube, "pri": pri, "ttr": max(_LEAST_TTR_MS, ttr_ms), "body": body}
+        job |= {"state": "new", "deadline": 0, "holder": (0, 0), "token": 0, "buried": 0}
+        job |= dict.fromkeys(("reserves", "timeouts", "releases", "buries", "kicks"), 0)
+        self.jobs[id] = job
+        return job
+
+    def _declare(self, key: Key, session: dict[str, Any], tube: str) -> list[Any]:
+        if tube in self.topics:
+            return [DECLARED, False]
+        self.topics.append(tube)
+        return [DECLARED, True]
+
+    def _put_back(self, key: Key, session: dict[str, Any], id: int, tube: str, pri: int, ttr_ms: int, body: bytes) -> list[Any]:
+        if id in self.jobs or id < 1 or id > self.last_id:
+            return [NOT_FOUND]
+        job = self._new_job(id, tube, pri, ttr_ms, body)
+        self._ready(job)
+        return [INSERTED, id]
 
     def _enqueue(self, job: dict[str, Any], delay_ms: int) -> None:
         if delay_ms:
@@ -350,4 +368,6 @@ _VERBS: dict[int, Any] = {
     KICK: Model._kick,
     KICK_JOB: Model._kick_job,
     PAUSE_TUBE: Model._pause_tube,
+    DECLARE: Model._declare,
+    PUT_BACK: Model._put_back,
 }

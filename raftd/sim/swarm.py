@@ -103,6 +103,8 @@ VERBS = {
     "watch": 4,
     "ignore": 2,
     "pause": 2,
+    "declare": 1,
+    "put back": 2,
     "peek": 6,
     "disconnect": 5,
 }

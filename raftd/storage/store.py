@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from raftd.errors import ADVICE, CorruptionError, StorageError
+from raftd.histogram import LATENCIES, Histogram
 from raftd.limits import APPEND_BYTES, SEAL_IDLE_MS, SEGMENT_BYTES
 from raftd.raft.membership import decode
 from raftd.raft.messages import Entry, EntryKind, Snapshot
@@ -121,6 +122,8 @@ class Store:
         self.identity = owner
         #: Since the start: each is one write and one fdatasync.
         self.batches_written = 0
+        #: How long each took, in seconds.
+        self.write_s = Histogram(LATENCIES)
         #: On the disk, for whoever may write here; as of the last write, or the last look.
         self.free_bytes = 0
         self._fs = fs
@@ -370,6 +373,7 @@ class Store:
         waiting, self._waiting = self._waiting, []
         self._changed = False
         self._busy = True
+        began_s = self._clock.seconds()
         write = self._log.prepare(entries) if entries else None
         begun = msgspec.structs.replace(identity, segment=self._log.number) if self._log.number != identity.segment else None
 
@@ -392,6 +396,7 @@ class Store:
                 self.identity = msgspec.structs.replace(self.identity, segment=begun.segment)
             if write is not None:
                 self.batches_written += 1
+                self.write_s.observe(self._clock.seconds() - began_s)
                 self._batch_written()
             for callback in waiting:
                 callback()

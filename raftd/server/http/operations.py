@@ -1,0 +1,66 @@
+"""What operators and their tools ask: is it alive, is it ready, how is it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raftd.limits import METRICS_FRESH_S, READY_LAG_ENTRIES
+from raftd.node import Node
+from raftd.server.http.metrics import KIND, Metrics
+from raftd.server.http.site import Call
+from raftd.server.stats import Counters
+
+_ROOT = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>raftd</title>
+<h1>raftd</h1>
+<p>A node of a replicated job queue. <a href="status">status</a>, <a href="topic">topics</a>, <a href="metrics">metrics</a>,
+<a href="healthz">healthz</a>, <a href="readyz">readyz</a></p>
+</html>
+"""
+
+
+class Operations:
+    def __init__(self, node: Node, clock: Any, counters: Counters) -> None:
+        self._node = node
+        self._metrics = Metrics(node, counters)
+        self._clock = clock
+        self._measured = b""
+        self._measured_s = -METRICS_FRESH_S
+
+    def handles(self, call: Call) -> bool:
+        """Whether it is one of these paths; then it is answered, at once."""
+        answers = {"": self._root, "healthz": self._alive, "readyz": self._ready, "metrics": self._measure}
+        answer = answers.get(call.parts[0]) if len(call.parts) == 1 else None
+        if answer is None:
+            return False
+        if call.method not in ("GET", "HEAD"):
+            call.say(405, {"success": False}, {"Allow": "GET, HEAD"})
+        else:
+            answer(call)
+        return True
+
+    def _root(self, call: Call) -> None:
+        call.answer(200, _ROOT.encode(), "text/html; charset=utf-8")
+
+    def _alive(self, call: Call) -> None:
+        """It answers, so it is. Without a quorum too: a restart would not help."""
+        call.say(200, {"alive": True})
+
+    def _ready(self, call: Call) -> None:
+        """Whether clients should be sent here."""
+        raft, machine = self._node.raft, self._node.machine
+        lag = raft.log.commit_index - machine.applied_index
+        if not raft.leader:
+            why = "no leader is known"
+        elif raft.is_installing or lag > READY_LAG_ENTRIES:
+            why = "it is catching up"
+        else:
+            why = ""
+        call.say(503 if why else 200, {"ready": not why, "reason": why, "leader": raft.leader, "lag": lag})
+
+    def _measure(self, call: Call) -> None:
+        """Who asks within a moment of somebody else gets the same."""
+        now_s = self._clock.seconds()
+        if now_s - self._measured_s >= METRICS_FRESH_S:
+            self._measured, self._measured_s = self._metrics.text(), now_s
+        call.answer(200, self._measured, KIND)

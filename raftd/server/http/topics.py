@@ -1,0 +1,226 @@
+"""Topics and messages: a small REST contract that several systems share.
+
+A topic is a tube that was declared, a message is a job with default priority and no delay; reading a message removes it. Every call
+is answered within 0.9 s, since callers wait for a second: what could not be committed by then gets 503, and what has not left this
+node is dropped. A message whose reader got 503 is still there, or is put back where it stood.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from raftd.errors import UNDECODABLE
+from raftd.gateway import Session
+from raftd.jobs import commands as c
+from raftd.jobs import queries
+from raftd.jobs import replies as r
+from raftd.limits import TOPIC_ANSWER_S
+from raftd.node import Node
+from raftd.server.http.site import Call
+from raftd.wire.line import is_tube_name
+
+_PRI = 65_536
+_TTR_MS = 60_000
+_NO = {"success": False}
+_YES = {"success": True}
+
+
+class _Topic(msgspec.Struct):
+    topic: str
+
+
+class _Message(msgspec.Struct):
+    topic: str
+    message: str
+
+
+_topic_decoder = msgspec.json.Decoder(_Topic)
+_message_decoder = msgspec.json.Decoder(_Message)
+
+
+class Topics:
+    """`leader_address` tells where a node's HTTP door is, None if that is not known."""
+
+    def __init__(self, node: Node, clock: Any, leader_only: bool, leader_address: Callable[[int], str | None]) -> None:
+        self._node = node
+        self._clock = clock
+        self._leader_only = leader_only
+        self._leader_address = leader_address
+
+    def handles(self, call: Call) -> bool:
+        """Whether it is one of this contract's paths; then it is answered."""
+        match call.parts:
+            case ["status"]:
+                self._only(call, GET=self._status)
+            case ["topic"]:
+                self._only(call, PUT=self._put_topic, GET=self._get_topics)
+            case ["message"]:
+                self._only(call, PUT=self._put_message)
+            case ["message", name]:
+                self._only(call, GET=lambda call: self._get_message(call, name))
+            case _:
+                return False
+        return True
+
+    def _only(self, call: Call, **methods: Callable[[Call], None]) -> None:
+        method = "GET" if call.method == "HEAD" and "GET" in methods and call.parts == ["status"] else call.method
+        if method not in methods:
+            call.say(405, _NO, {"Allow": ", ".join(methods)})
+        elif self._leader_only and call.parts != ["status"] and not self._node.raft.is_leader:
+            where = self._leader_address(self._node.raft.leader)
+            call.say(400, _NO, {"X-Raft-Leader": where} if where is not None else None)
+        else:
+            methods[method](call)
+
+    def _status(self, call: Call) -> None:
+        status = self._node.status()
+        call.say(
+            200, {"role": str(status["role"]).capitalize(), "term": status["term"], "leader": status["leader"], "node": status["node"]}
+        )
+
+    # -- topics -------------------------------------------------------------------------------
+
+    def _put_topic(self, call: Call) -> None:
+        try:
+            topic = _topic_decoder.decode(call.body).topic
+        except UNDECODABLE:
+            topic = ""
+        if not is_tube_name(topic):
+            call.say(400, _NO)
+            return
+        exchange = self._begin(call)
+
+        def declared(reply: object) -> None:
+            assert isinstance(reply, r.Declared)
+            exchange.end(200 if reply.is_new else 400, _YES if reply.is_new else _NO)
+
+        exchange.ask(c.Declare(exchange.session.number, topic), declared)
+
+    def _get_topics(self, call: Call) -> None:
+        exchange = self._begin(call)
+        exchange.read(queries.list_topics, lambda topics: exchange.end(200, {"success": True, "topics": topics}))
+
+    # -- messages -----------------------------------------------------------------------------
+
+    def _put_message(self, call: Call) -> None:
+        try:
+            wanted = _message_decoder.decode(call.body)
+        except UNDECODABLE:
+            call.say(400, _NO)
+            return
+        body = wanted.message.encode()
+        if len(body) > self._node.max_job_size:
+            call.say(400, _NO)
+            return
+        exchange = self._begin(call)
+
+        def put() -> None:
+            exchange.ask(c.Put(exchange.session.number, _PRI, 0, _TTR_MS, body, wanted.topic), answered)
+
+        def answered(reply: object) -> None:
+            if isinstance(reply, r.Inserted):
+                exchange.end(200, _YES)
+            else:  # too large for settings that have just changed, or no room: certainly not put
+                exchange.end(400 if isinstance(reply, r.JobTooBig) else 503, _NO)
+
+        exchange.if_topic(wanted.topic, put)
+
+    def _get_message(self, call: Call, name: str) -> None:
+        exchange = self._begin(call)
+        number = exchange.session.number
+
+        def reserve() -> None:
+            if name != "default":
+                exchange.ask(c.Watch(number, name), lambda reply: None)
+                exchange.ask(c.Ignore(number, "default"), lambda reply: None)
+            exchange.ask(c.Reserve(number, 0), reserved)
+
+        def reserved(reply: object) -> None:
+            if not isinstance(reply, r.Reserved):
+                exchange.end(404, _NO)
+                return
+            exchange.deleting = c.PutBack(0, reply.id, name, _PRI, _TTR_MS, reply.body)
+            exchange.ask(c.Delete(number, reply.id), lambda deleted: removed(reply.body, deleted))
+
+        def removed(body: bytes, reply: object) -> None:
+            if isinstance(reply, r.Deleted):
+                exchange.end(200, _as_message(body))
+            else:  # its time to run was over before: somebody else may have it
+                exchange.end(503, _NO)
+
+        exchange.if_topic(name, reserve)
+
+    def _begin(self, call: Call) -> _Exchange:
+        return _Exchange(self._node, self._clock, call)
+
+
+def _as_message(body: bytes) -> dict[str, object]:
+    try:
+        return {"success": True, "message": body.decode()}
+    except UnicodeDecodeError:
+        return {"success": True, "message": base64.b64encode(body).decode(), "encoding": "base64"}
+
+
+class _Exchange:
+    """One call that needs the cluster: a session of its own, and a bound on its time."""
+
+    def __init__(self, node: Node, clock: Any, call: Call) -> None:
+        self._node = node
+        self._call = call
+        self._too_late = clock.callLater(TOPIC_ANSWER_S, self._give_up)
+        #: How to put the message back, once its deletion has left.
+        self.deleting: c.PutBack | None = None
+        self.session: Session = node.open_session(self._lost)
+        call.when_gone = self._gone
+
+    def ask(self, command: c.Command, then: Callable[[object], None]) -> None:
+        self.session.submit(command, lambda reply, index: then(reply))
+        self._node.wake()
+
+    def read(self, query: queries.Query, then: Callable[[Any], None]) -> None:
+        self.session.introduce()
+        self.session.read(query, lambda result, index: then(result))
+        self._node.wake()
+
+    def if_topic(self, name: str, then: Callable[[], None]) -> None:
+        """404 without such a topic. One that is known here needs no question: topics stay."""
+        if name in self._node.machine.topics:
+            then()
+        else:
+            self.read(queries.is_topic(name), lambda is_topic: then() if is_topic else self.end(404, _NO))
+
+    def end(self, status: int, value: object) -> None:
+        """The answer, and the end of the session; too late, what was deleted is put back."""
+        if self._too_late.active():
+            self._too_late.cancel()
+        if self._call.is_open:
+            self._call.say(status, value)
+        elif self.deleting is not None and status == 200:
+            back = msgspec.structs.replace(self.deleting, session=self.session.number)
+            self.deleting = None
+            self.ask(back, lambda reply: self.end(503, _NO))
+            return
+        self.session.close()
+        self._node.wake()
+
+    def _give_up(self) -> None:
+        self._call.say(503, _NO)
+        self._gone()
+
+    def _gone(self) -> None:
+        """Nobody waits any more. What has not left is dropped, and a reservation given back; a deletion that has left is waited for."""
+        if self._too_late.active():
+            self._too_late.cancel()
+        if self.deleting is None:
+            self.session.close()
+            self._node.wake()
+
+    def _lost(self) -> None:
+        """The cluster has closed this node's gateway: nobody knows what has happened."""
+        if self._too_late.active():
+            self._too_late.cancel()
+        self._call.say(503, _NO)

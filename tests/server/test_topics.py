@@ -1,0 +1,136 @@
+"""The topic and message contract when things come too late: nothing is lost, and nobody waits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from raftd.jobs import commands as c
+from raftd.raft.messages import AppendEntries
+from raftd.server.http.topics import Topics
+from raftd.sim.cluster import SimCluster
+from tests.test_node import follower, started
+
+NO = {"success": False}
+
+
+class FakeCall:
+    """As site.Call; what it was told, in `said`."""
+
+    def __init__(self, method: str, path: str, body: object = None) -> None:
+        self.method, self.parts = method, path.split("/")[1:]
+        self.body = msgspec.json.encode(body) if body is not None else b""
+        self.said: tuple[int, object] | None = None
+        self.when_gone: Callable[[], None] = lambda: None
+        self.is_open = True
+
+    def say(self, status: int, value: object, headers: object = None) -> None:
+        if self.is_open:
+            self.said, self.is_open = (status, value), False
+
+    def hang_up(self) -> None:
+        self.is_open = False
+        self.when_gone()
+
+
+class Door:
+    def __init__(self, cluster: SimCluster, node: int) -> None:
+        self.cluster, self.node = cluster, cluster[node]
+        self.topics = Topics(self.node, cluster.processes[node].store._clock, False, lambda leader: None)
+
+    def begin(self, method: str, path: str, body: object = None) -> FakeCall:
+        call = FakeCall(method, path, body)
+        assert self.topics.handles(call)
+        return call
+
+    def ask(self, method: str, path: str, body: object = None) -> tuple[int, object]:
+        call = self.begin(method, path, body)
+        assert self.cluster.run(1_000, lambda: call.said is not None)
+        return call.said
+
+
+def with_messages(*messages: str) -> tuple[SimCluster, Door]:
+    cluster = started()
+    door = Door(cluster, follower(cluster))
+    assert door.ask("PUT", "/topic", {"topic": "t"}) == (200, {"success": True})
+    for message in messages:
+        assert door.ask("PUT", "/message", {"topic": "t", "message": message}) == (200, {"success": True})
+    return cluster, door
+
+
+def names(forward: object) -> set[type]:
+    payload = c.decode_payload(forward.payload) if isinstance(forward, c.Forward) else None
+    return {type(command) for command in payload.commands} if isinstance(payload, c.Batch) else set()
+
+
+def test_a_message_whose_deletion_came_too_late_stands_where_it_stood():
+    cluster, door = with_messages("first", "second")
+    node = door.node.config.node
+    deleted = []
+
+    def interfere(sender: int, to: int, message: object) -> int:
+        if sender == node and c.Delete in names(message):
+            deleted.append(message)
+        return 0 if deleted and to == node and isinstance(message, AppendEntries) else 1  # it leaves, and is never seen applied
+
+    cluster.network.interfere = interfere
+    call = door.begin("GET", "/message/t")
+    assert cluster.run(900, lambda: call.said is not None)
+    assert call.said == (503, NO)
+    assert deleted
+    assert [job.body for job in cluster[cluster.leader].machine.jobs.values()] == [b"second"]  # it is gone, on a majority
+    cluster.network.interfere = None
+    assert cluster.run(5_000, lambda: len(cluster[cluster.leader].machine.jobs) == 2)
+    assert [door.ask("GET", "/message/t")[1]["message"] for _ in range(2)] == ["first", "second"]
+    cluster.run(200)
+    assert not door.node.gateway.sessions
+
+
+def test_a_reservation_that_came_too_late_is_given_back():
+    cluster, door = with_messages("kept")
+    node = door.node.config.node
+    cluster.network.interfere = lambda sender, to, message: (
+        0 if to == node and isinstance(message, AppendEntries) and message.entries else 1
+    )
+    call = door.begin("GET", "/message/t")
+    assert cluster.run(900, lambda: call.said is not None)
+    assert call.said == (503, NO)
+    cluster.network.interfere = None
+    cluster.run(3_000)
+    assert door.ask("GET", "/message/t") == (200, {"success": True, "message": "kept"})
+
+
+def test_what_has_not_left_when_the_caller_has_his_503_never_happens():
+    cluster, door = with_messages()
+    node = door.node.config.node
+    cluster.partition({node}, set(cluster.config.voters) - {node})
+    cluster.run(2_000)  # it knows no leader any more
+    call = door.begin("PUT", "/message", {"topic": "t", "message": "too late"})
+    assert cluster.run(900, lambda: call.said is not None)
+    assert call.said == (503, NO)
+    cluster.heal()
+    cluster.run(5_000)
+    assert not cluster[cluster.leader].machine.jobs
+
+
+def test_a_caller_who_hangs_up_strands_no_message():
+    cluster, door = with_messages("kept")
+    call = door.begin("GET", "/message/t")
+    cluster.run(0.5)
+    call.hang_up()
+    cluster.run(2_000)
+    assert call.said is None
+    assert door.ask("GET", "/message/t") == (200, {"success": True, "message": "kept"})
+    cluster.run(200)
+    assert not door.node.gateway.sessions
+
+
+def test_a_node_whose_gateway_was_closed_says_503():
+    cluster, door = with_messages("kept")
+    node = door.node.config.node
+    cluster.network.interfere = lambda sender, to, message: 0 if to == node and isinstance(message, AppendEntries) else 1
+    call = door.begin("GET", "/message/t")
+    cluster.run(50)
+    door.node.gateway._abandon()
+    assert call.said == (503, NO)
