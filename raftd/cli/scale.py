@@ -123,7 +123,7 @@ class Scale:
             self._row("per second", f"{self._jobs / seconds:,.0f}")
             self._all_agree(serving)
             self._sizes(serving, empty, watch)
-            self._row("longest pause of a node, but for the forks", self._pause(serving))
+            self._row("longest pause of a node but for the forks, most work in one", self._pause(serving))
             watch.stop()
             for node in serving:
                 cluster.kill(node)
@@ -131,7 +131,7 @@ class Scale:
             self._row("the fourth node, from nothing, until it agrees", f"{self._timed('catching up', self._catch_up):.1f} s")
             if "has come from node" in cluster.log(cluster.nodes[-1]):
                 self._row("  by a snapshot", "yes")
-            self._row("longest pause of a node since it started again", self._pause(cluster.nodes))
+            self._row("the same since it started again", self._pause(cluster.nodes))
             cluster.check()
         finally:
             cluster.close()
@@ -179,14 +179,14 @@ class Scale:
         return int(stats["applied-index"]) if stats else -1
 
     def _pause(self, nodes: list[int]) -> str:
-        """In which one of them heard nobody, but for the forks, since it started."""
-        longest = 0.0
+        """In which one of them heard nobody, but for the forks, since it started; and the most work in one."""
+        longest, work = 0.0, 0.0
         for node in nodes:
             with Connection(self._cluster.address(node, "client"), _LONG_S) as connection:
                 reply = connection.ask(StatusRequest(1)).reply
             assert isinstance(reply, Status)
-            longest = max(longest, reply.longest_pause_ms)
-        return f"{longest:.0f} ms"
+            longest, work = max(longest, reply.longest_pause_ms), max(work, reply.longest_work_ms)
+        return f"{longest:.0f} ms, {work:.0f} ms"
 
     def _all_agree(self, nodes: list[int]) -> None:
         furthest = max(self._applied(node) for node in nodes)

@@ -62,15 +62,16 @@ class ForkCopier:
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        #: How long this process has stood still in forks, ever.
+        #: How long this process has stood still in forks, ever, and how much of that its thread has worked.
         self.forked_s = 0.0
+        self.forked_work_s = 0.0
         # looked up before the fork: afterwards a lock of the loader may be held by a thread that is not there
         self._prctl = ctypes.CDLL(None, use_errno=True).prctl
 
     def write(self, path: str, parts: Callable[[], Iterator[bytes]], done: Done) -> None:
         """See `Copier`. An error says why there is no file, or none that counts."""
         parent = os.getpid()
-        started_s = time.monotonic()
+        started_s, worked_s = time.monotonic(), time.thread_time()
         try:
             report, report_to = os.pipe()
         except OSError as error:  # no descriptors
@@ -87,6 +88,7 @@ class ForkCopier:
             self._be_child(parent, report_to, path, parts)
         forked_s = time.monotonic() - started_s
         self.forked_s += forked_s
+        self.forked_work_s += time.thread_time() - worked_s
         os.close(report_to)
 
         def ended(said: bytes) -> None:

@@ -109,7 +109,7 @@ class RaftdService(service.MultiService):
         hangups.setServiceParent(self)
         self._diallers: dict[int, tuple[Address, PeerService]] = {}
         self._ticks: task.LoopingCall | None = None
-        self._ticked = (0.0, 0.0)  # when it last did, and how long it had stood still in forks by then
+        self._ticked = (0.0, 0.0)  # the clocks when it last did
         self._reminder = internet.TimerService(NO_LEADER_REMINDER_S, self._remind)
         self._reminder.clock = reactor
         self._reminder.setServiceParent(self)
@@ -171,7 +171,7 @@ class RaftdService(service.MultiService):
         # The entries read back are there for good: the collector need not walk them again and again.
         gc.collect()
         gc.freeze()
-        self._ticked = (self._reactor.seconds(), self._copier.forked_s)
+        self._ticked = self._clocks()
         self._ticks = task.LoopingCall(self._tick, node)
         self._ticks.clock = self._reactor
         self._ticks.start(TICK_MS / 1000, now=False).addErrback(self._tick_died)
@@ -227,11 +227,16 @@ class RaftdService(service.MultiService):
 
     def _tick(self, node: Node) -> None:
         """One tick, and how much later it comes than it should."""
-        now_s, forked_s = self._reactor.seconds(), self._copier.forked_s
-        pause_s = now_s - self._ticked[0] - (forked_s - self._ticked[1]) - TICK_MS / 1000
-        self._counters.longest_pause_s = max(self._counters.longest_pause_s, pause_s)
-        self._ticked = (now_s, forked_s)
+        before, now = self._ticked, self._clocks()
+        self._ticked = now
+        counters = self._counters
+        counters.longest_pause_s = max(counters.longest_pause_s, now[0] - before[0] - TICK_MS / 1000)
+        counters.longest_work_s = max(counters.longest_work_s, now[1] - before[1])
         node.tick()
+
+    def _clocks(self) -> tuple[float, float]:
+        """Monotonic time, and how much this thread has worked; both without forks."""
+        return self._reactor.seconds() - self._copier.forked_s, time.thread_time() - self._copier.forked_work_s
 
     def _tick_died(self, failure: Failure) -> None:
         self._fatal(failure.value or failure)

@@ -50,7 +50,9 @@ class Counters:
         self.total_connections = 0
         self.started_s = time.monotonic()
         self.draining = False
+        #: Between two ticks, but for forks; and how much of one the thread of the reactor has worked, rather than waited for a processor.
         self.longest_pause_s = 0.0
+        self.longest_work_s = 0.0
         self.elections = 0
         self.leader_changes = 0
         self.http_answers: Counter[int] = Counter()
@@ -126,6 +128,7 @@ def overview(node: Node, counters: Counters) -> Status:
         gateways=[(row.node, row.incarnation, row.is_open, len(row.sessions)) for _, row in sorted(machine.gateways.items())],
         jobs=(counts.ready, counts.reserved, counts.delayed, counts.buried),
         longest_pause_ms=round(counters.longest_pause_s * 1000, 1),
+        longest_work_ms=round(counters.longest_work_s * 1000, 1),
     )
 
 

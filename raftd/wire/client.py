@@ -137,7 +137,8 @@ class Status(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
     `leader` is 0 if it knows none. `match` is for a leader only: how far each other member is known to have the log. `snapshot_index`
     is 0 without a snapshot. `gateways`: (node, incarnation, whether it is open, clients). `jobs`: ready, reserved, delayed, buried.
-    `longest_pause_ms`: in which the process heard nobody, since it started, but for the forks that snapshots take.
+    `longest_pause_ms`: in which the process heard nobody, since it started, but for the forks that snapshots take; `longest_work_ms`: the
+    most work in one, for it may just not have had a processor.
     """
 
     node: int
@@ -165,6 +166,7 @@ class Status(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     gateways: list[tuple[int, int, bool, int]]
     jobs: tuple[int, int, int, int]
     longest_pause_ms: float
+    longest_work_ms: float
 
 
 class Members(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=43):

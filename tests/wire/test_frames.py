@@ -182,6 +182,7 @@ STATUS = client.Status(
     gateways=[(1, 7, True, 2)],
     jobs=(1, 2, 3, 4),
     longest_pause_ms=1.5,
+    longest_work_ms=0.5,
 )
 
 
