@@ -17,6 +17,7 @@ import msgspec
 from raftd.jobs import commands as c
 from raftd.jobs import replies as r
 from raftd.jobs.model import URGENT_PRI, Counts, Gateway, Job, Session, State, Tube
+from raftd.jobs.table import JobTable
 from raftd.jobs.timers import Kind, TimerId, Timers
 from raftd.limits import KICKED_JOBS, MAX_JOB_BYTES, SESSION_GRACE_MS, TIMERS_PER_ENTRY, WATCHED_TUBES
 
@@ -52,7 +53,7 @@ class StateMachine:
         #: Tubes that were declared, in this order.
         self.topics: dict[str, None] = {}
         self.level = 0  # of features, 0 in a cluster of which not all nodes have been heard together yet
-        self.jobs: dict[int, Job] = {}
+        self.jobs = JobTable()
         self.tubes: dict[str, Tube] = {}
         self.gateways: dict[int, Gateway] = {}
         self.counts = Counts()

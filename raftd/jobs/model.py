@@ -19,7 +19,7 @@ Jobs are in no reference cycle and untracked by the garbage collector, which mus
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from heapq import heapify, heappop, heappush
 
@@ -115,7 +115,7 @@ class Tube:
         "watching",
     )
 
-    def __init__(self, name: str, jobs: dict[int, Job]) -> None:
+    def __init__(self, name: str, jobs: Mapping[int, Job]) -> None:
         def is_ready(pri: int, id: int) -> bool:
             job = jobs.get(id)
             return job is not None and job.state is State.READY and job.pri == pri

@@ -1,0 +1,44 @@
+"""The table of jobs is a dict, but for how it grows."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from raftd.jobs.model import Job, Tube
+from raftd.jobs.table import JobTable
+
+
+def test_it_does_what_a_dict_does():
+    random = Random(1)
+    table, plain = JobTable(), {}
+    tube = Tube("default", table)
+    for _ in range(20_000):
+        id = random.choice((random.randrange(1, 60), random.randrange(1, 1 << 20)))
+        if random.random() < 0.6:
+            table[id] = plain[id] = Job(id, tube, 0, 0, 1, b"", 0)
+        elif id in plain:
+            del table[id], plain[id]
+        else:
+            with pytest.raises(KeyError):
+                del table[id]
+            with pytest.raises(KeyError):
+                table[id]
+        assert table.get(id) is plain.get(id)
+        assert (id in table) == (id in plain)
+        assert len(table) == len(plain)
+    assert sorted(table) == sorted(plain)
+    assert dict(table.items()) == plain
+    for id in list(table):
+        del table[id]
+    assert len(table) == 0
+    assert table._pages == {}
+
+
+def test_new_jobs_stand_in_the_order_of_their_ids():
+    table = JobTable()
+    tube = Tube("default", table)
+    for id in range(1, 100_000):
+        table[id] = Job(id, tube, 0, 0, 1, b"", 0)
+    assert list(table) == list(range(1, 100_000))
