@@ -222,8 +222,8 @@ READ_WEIGHT_PER_TURN = 512
 #: Jobs that one kick moves at most. The answer says how many it were; ask again for more.
 KICKED_JOBS = 4_096
 
-#: Committed entries applied at a time, in number and in bytes, or one entry if that is larger. A turn does so four
-#: times at most, so a node that replays a long log, or has many commands to answer, keeps its heartbeats.
+#: Committed entries applied at a time, in number and in bytes, or one entry if that is larger. A turn does so four times at most, and
+#: not again after so many bytes, so a node that replays a long log, or has many commands to answer, keeps its heartbeats.
 APPLY_ENTRIES = 512
 APPLY_BYTES = 64 << 10
 

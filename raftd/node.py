@@ -26,7 +26,7 @@ from raftd.histogram import Histogram
 from raftd.housekeeping import Housekeeping
 from raftd.jobs.commands import FEATURE_LEVEL, Forward, ForwardRefused, Settings
 from raftd.jobs.machine import StateMachine
-from raftd.limits import DISK_LOW_BYTES, PEER_STRANGERS, READ_WEIGHT_PER_TURN, ROOM_TICKS, TICK_MS
+from raftd.limits import APPLY_BYTES, DISK_LOW_BYTES, PEER_STRANGERS, READ_WEIGHT_PER_TURN, ROOM_TICKS, TICK_MS
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
 from raftd.raft.membership import decode
@@ -386,6 +386,7 @@ class Node:
         if self.gateway.begin_turn():
             self.wake()
         self._read_weight_left = READ_WEIGHT_PER_TURN
+        applied_bytes = 0
         for _ in range(_ROUNDS_PER_TURN):
             self._follow_route()
             self._send_forwards(now_ms)
@@ -394,6 +395,10 @@ class Node:
             ready = self.raft.ready()
             self._carry_out(ready)
             if not ready.apply and not ready.reads:
+                break
+            applied_bytes += sum(entry.size_bytes for entry in ready.apply)
+            if applied_bytes >= APPLY_BYTES:  # the next may be as large: four of those are a pause
+                self.wake()
                 break
         else:
             self.wake()
