@@ -116,13 +116,14 @@ class Tube:
     )
 
     def __init__(self, name: str, jobs: Mapping[int, Job]) -> None:
+        # the tube too: a job may be put back under its id elsewhere than where it stood (simulator seed 55)
         def is_ready(pri: int, id: int) -> bool:
             job = jobs.get(id)
-            return job is not None and job.state is State.READY and job.pri == pri
+            return job is not None and job.state is State.READY and job.pri == pri and job.tube.name == name
 
         def is_delayed(deadline_ms: int, id: int) -> bool:
             job = jobs.get(id)
-            return job is not None and job.state is State.DELAYED and job.deadline_ms == deadline_ms
+            return job is not None and job.state is State.DELAYED and job.deadline_ms == deadline_ms and job.tube.name == name
 
         self.name = name
         self.ready = JobHeap(is_ready)  # by priority

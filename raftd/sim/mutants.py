@@ -312,8 +312,8 @@ def _whole_durable_log_acknowledged(original: Any) -> Any:
 
 @_mutant("match falls", Progress, "acknowledged")
 def _match_falls(original: Any) -> Any:
-    def acknowledged(self: Progress, index: int) -> bool:
-        news: bool = original(self, index)
+    def acknowledged(self: Progress, index: int, first_index: int) -> bool:
+        news: bool = original(self, index, first_index)
         self.match_index = index
         return news
 
@@ -511,10 +511,10 @@ def _snapshot_without_sessions(original: Any) -> Any:
 
 @_mutant("log purged before the snapshot is there", Snapshots, "take")
 def _purged_too_early(original: Any) -> Any:
-    def take(self: Snapshots, meta: Any, pieces: Any, done: Any) -> None:
+    def take(self: Snapshots, meta: Any, pieces: Any, most_bytes: int, done: Any) -> None:
         early = Snapshot(meta.index, meta.term, 1, 0)
         if self.newest is None:
-            original(self, meta, pieces, done)
+            original(self, meta, pieces, most_bytes, done)
         else:
             self.newest, self.meta = early, meta
             done(early, "")

@@ -344,3 +344,42 @@ def test_the_state_does_not_depend_on_the_hash_seed():
         for seed in ("1", "2")
     }
     assert len(digests) == 1
+
+
+# -- topics ------------------------------------------------------------------------------------
+
+
+def test_a_topic_is_declared_once_and_stays():
+    queue = Queue()
+    assert queue.do(c.Declare(1, "t"), c.Declare(1, "s"), c.Declare(2, "t")) == [
+        (1, r.Declared(True)),
+        (1, r.Declared(True)),
+        (2, r.Declared(False)),
+    ]
+    assert list(queue.machine.topics) == ["t", "s"]
+
+
+def test_a_job_that_is_put_back_stands_where_it_stood():
+    queue = Queue()
+    queue.do(*(c.Put(1, 5, 0, 60_000, body) for body in (b"one", b"two", b"three")))
+    assert queue.do(c.Reserve(2, 0), c.Delete(2, 1), c.PutBack(2, 1, "default", 5, 60_000, b"one"))[-1] == (2, r.Inserted(1))
+    got = queue.do(c.Reserve(2, 0), c.Reserve(2, 0))
+    assert [reply.body for _, reply in got] == [b"one", b"two"]
+    assert queue.machine.total_jobs == 3
+
+
+def test_what_is_there_or_never_was_is_not_put_back():
+    queue = Queue()
+    queue.do(c.Put(1, 5, 0, 60_000, b"one"))
+    for id in (1, 2, 0, -1):
+        assert queue.do(c.PutBack(1, id, "default", 5, 60_000, b"x")) == [(1, r.NotFound())]
+
+
+def test_a_job_that_is_put_back_elsewhere_stands_there_only():
+    """Simulator seed 55: what its old tube still had of it in a heap counted again."""
+    queue = Queue()
+    queue.do(c.Use(1, "old"), c.Put(1, 5, 0, 60_000, b"one"), c.Delete(1, 1), c.Put(1, 5, 0, 60_000, b"two"))
+    queue.do(c.PutBack(1, 1, "new", 5, 60_000, b"one"))
+    got = queue.do(c.Watch(2, "old"), c.Ignore(2, "default"), c.Reserve(2, 0), c.Reserve(2, 0))
+    assert [type(reply) for _, reply in got[2:]] == [r.Reserved, r.TimedOut]
+    assert got[2][1].body == b"two"
