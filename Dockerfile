@@ -23,10 +23,10 @@ ENV PATH=/opt/raftd/bin:$PATH
 USER 10001:10001
 WORKDIR /data
 VOLUME /data
-# line, client, peer. The peer door has no password: leave it inside the containers' own network.
-EXPOSE 11300 11301 11302
-# Alive means that the line door answers; a node that waits for a majority is alive.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=10s CMD raftd status "$(hostname):11300" > /dev/null || exit 1
+# line, client, peer, http. The peer door has no password: leave it inside the containers' own network.
+EXPOSE 11300 11301 11302 11303
+# Alive means that the client door answers; a node that waits for a majority is alive.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s CMD raftd status "$(hostname):11301" > /dev/null || exit 1
 STOPSIGNAL SIGTERM
 # No pidfile: one that a killed container left behind would keep the next from starting.
 ENTRYPOINT ["twistd", "--nodaemon", "--pidfile=", "raftd"]

@@ -26,8 +26,9 @@ def test_the_image_runs_one_node_in_its_volume():
     assert config.data == re.search(r"^VOLUME (.*)$", DOCKERFILE, re.MULTILINE)[1]
     assert (list(config.nodes), config.address(1).host) == ([1], "0.0.0.0")
     exposed = re.search(r"^EXPOSE (.*)$", DOCKERFILE, re.MULTILINE)[1].split()
-    assert [str(port) for port in (config.address(1).line, config.address(1).client, config.address(1).peer)] == exposed
-    assert f"$(hostname):{config.address(1).line}" in DOCKERFILE
+    own = config.address(1)
+    assert [str(port) for port in (own.line, own.client, own.peer, own.http)] == exposed
+    assert f"raftd status \"$(hostname):{own.client}\"" in DOCKERFILE
 
 
 def test_compose_runs_the_three_nodes_of_its_cluster():
@@ -44,6 +45,7 @@ def test_compose_runs_the_three_nodes_of_its_cluster():
         assert service["command"][:2] == ["--config", service["configs"][0]["target"]]
         # the host's ports are those that the README gives for three nodes on one machine
         ours, theirs = places.address(node), config.address(node)
-        assert service["ports"] == [f"127.0.0.1:{ours.line}:{theirs.line}", f"127.0.0.1:{ours.client}:{theirs.client}"]
+        doors = ("line", "client", "http")
+        assert service["ports"] == [f"127.0.0.1:{getattr(ours, door)}:{getattr(theirs, door)}" for door in doors]
     assert nodes == set(config.nodes)
     assert volumes == set(COMPOSE["volumes"])
