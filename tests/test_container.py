@@ -28,7 +28,7 @@ def test_the_image_runs_one_node_in_its_volume():
     exposed = re.search(r"^EXPOSE (.*)$", DOCKERFILE, re.MULTILINE)[1].split()
     own = config.address(1)
     assert [str(port) for port in (own.line, own.client, own.peer, own.http)] == exposed
-    assert f"raftd status \"$(hostname):{own.client}\"" in DOCKERFILE
+    assert f'raftd status "$(hostname):{own.client}"' in DOCKERFILE
 
 
 def test_compose_runs_the_three_nodes_of_its_cluster():
