@@ -111,6 +111,7 @@ def test_a_node_whose_disk_is_lost_is_replaced_by_one_command(tmp_path: Path):
         for number in range(10):
             client.put(b"job %d" % number)
         cluster.kill(3)
+        wait_for(lambda: all((stats := cluster.stats(node)) and stats["leader"] in ("1", "2") for node in (1, 2)), what="a leader of both")
         ports = free_ports(3)
         place = ("--host", "127.0.0.1", "--peer", str(ports[2]), "--client", str(ports[1]), "--config", str(cluster.config))
         config = ("--config", str(cluster.config))

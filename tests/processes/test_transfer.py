@@ -61,6 +61,7 @@ def test_a_transfer_that_cannot_be_done_says_why(tmp_path):
     with ProcessCluster(tmp_path, 3) as cluster:
         leader = cluster.leader()
         dead, asked = (node for node in cluster.nodes if node != leader)
+        wait_for(lambda: (stats := cluster.stats(asked)) and stats["leader"] == str(leader), what="the node knowing its leader")
         at = "127.0.0.1:{}".format(cluster.addresses[asked]["client"])
         for target, reason in ((leader, "leads already"), (9, "is no voter of this cluster: 1, 2, 3 are")):
             said = raftd("transfer", str(target), "--at", at)
