@@ -94,7 +94,7 @@ class RealFileSystem:
     def make_directory(self, path: str) -> None:
         missing = []
         while path and not os.path.isdir(path):
-            if os.path.lexists(path):
+            if os.path.lexists(path) and not os.path.isdir(path):  # another node may have made it just now
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
             missing.append(path)
             path = os.path.dirname(path)

@@ -29,7 +29,7 @@ class Growing(ProcessCluster):
             self.write_config(self.config_of(node), known)
 
     def config_of(self, node: int) -> Path:
-        """A new node knows the first three and itself; the others have never heard of it."""
+        """A new node's file has the members of then and itself; the first three have never heard of it."""
         return self.directory / f"{node}.yaml"
 
     def raftd(self, *arguments: str, at: int = 1) -> subprocess.CompletedProcess[str]:
@@ -59,6 +59,8 @@ class Growing(ProcessCluster):
 
     def add(self, node: int, at: int = 1) -> None:
         place = self.addresses[node]
+        known = {other: self.addresses[other] for other in (*self.members(at), node)}  # whoever leads must be among them
+        self.write_config(self.config_of(node), known)
         self.do("member", "add", str(node), "--host", "127.0.0.1", "--peer", str(place["peer"]), "--client", str(place["client"]), at=at)
         self.start(node)
         wait_for(lambda: self.members(at).get(node) == "voter", what=f"node {node} becoming a voter")
