@@ -17,6 +17,9 @@ from tests.processes.harness import ProcessCluster
 
 RAFTD = str(Path(sys.executable).parent / "raftd")
 
+#: Parts of refusals that another moment may change.
+_ASK_AGAIN = ("under way", "is new", "not known", "no leader", "leads no more", "ask again", "did not take", "not heard", "leads now")
+
 
 class Growing(ProcessCluster):
     """Addresses for `most` nodes, of which the first three are the cluster; the others are added."""
@@ -52,7 +55,7 @@ class Growing(ProcessCluster):
             if not said.returncode or (again and "member" in said.stderr):  # it was done, by one whose answer was lost
                 return True
             again = again or "not known" in said.stderr
-            assert any(text in said.stderr for text in ("under way", "is new", "not known", "no leader", "leads no more")), said.stderr
+            assert any(text in said.stderr for text in _ASK_AGAIN), said
             return False
 
         wait_for(done, what=" ".join(arguments))
