@@ -52,7 +52,7 @@ class _Watched(StateMachine):
     def _wrapped(self, verb: Callable[[Session, Any], r.Reply | None]) -> Callable[[Session, Any], r.Reply | None]:
         def run(session: Session, command: Any) -> r.Reply | None:
             reply = verb(session, command)
-            self.look(command, session.key)
+            self.look(command, session.key, isinstance(reply, r.Touched) and command.id == self._id)
             return reply
 
         return run
@@ -65,12 +65,12 @@ class _Watched(StateMachine):
         super()._give_back()
         self.look(None, None)
 
-    def look(self, command: c.Command | None, who: tuple[int, int] | None) -> None:
-        """Has anything changed since the last time?"""
+    def look(self, command: c.Command | None, who: tuple[int, int] | None, is_touched: bool = False) -> None:
+        """Has anything changed since the last time? A touch in the moment of the reservation changes nothing, and is told all the same."""
         job = self.jobs.get(self._id)
         now = _see(job) if job is not None else None
         before, self._seen = self._seen, now
-        if before != now:
+        if before != now or is_touched:
             self.events.append(Event(self.applied_index, stamp(self.now_ms), _tell(before, now, job, command, who)))
 
     def begin(self) -> None:
