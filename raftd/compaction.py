@@ -26,14 +26,6 @@ from raftd.storage.store import Clock, Store
 Guarded = Callable[..., None]
 
 
-def load(pieces: Iterable[bytes]) -> StateMachine:
-    """The state in a snapshot. Raises CorruptionError."""
-    loader = Loader()
-    for piece in pieces:
-        loader.feed(piece)
-    return loader.finish()
-
-
 class Compaction:
     """`guarded` calls what may fail for a bug, `swap` puts another state in the place of the node's, `note` tells the operator."""
 

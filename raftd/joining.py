@@ -1,8 +1,8 @@
 """`twistd raftd --join`: a new node of a cluster that lives already, with no file that names the others.
 
-It asks any member who they are and to be one of them, before it starts; the cluster's log tells it everything from then on, so later
-starts with the same options need nobody. What can go wrong here is tried first: an id that is taken by a node which cannot start
-is of no use to anybody.
+It asks any member who they are and to be one of them, before it starts. From then on the cluster's log tells it who they are: a later
+start with the same options only looks whether that is still the same cluster, and goes on if nobody answers. What can go wrong here
+is tried first: an id that is taken by a node which cannot start is of no use to anybody.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def join(seed: Door, config: Config, node: int, has_file: bool) -> Joined:
     try:
         identity = VoteFile(RealFileSystem(), f"{config.data}/{node}").read()
         if identity is not None and identity.cluster_id:
-            return _joined_before(seed, config, identity)
+            return _joined_before(seed, config, identity, has_file)
         _try(seed, config, node)
         with Connection(seed, _TIMEOUT_S) as connection:
             members = _members(connection)
@@ -56,15 +56,13 @@ def join(seed: Door, config: Config, node: int, has_file: bool) -> Joined:
         for other, place in members.configuration.addresses.items()
         if other != node
     }
-    config = msgspec.structs.replace(config, cluster=members.cluster, nodes={**known, node: own})
-    if not has_file:
-        config = msgspec.structs.replace(config, election_timeout_ms=members.election_timeout_ms, heartbeat_ms=members.heartbeat_ms)
+    config = _with_timings(msgspec.structs.replace(config, cluster=members.cluster, nodes={**known, node: own}), members, has_file)
     # one that was here before, and has not heard of the cluster yet, was made with the voters of then
     voters = identity.voters if identity is not None else members.configuration.voters
     return Joined(config, voters, f"joined cluster {members.cluster!r} at {where(seed)}")
 
 
-def _joined_before(seed: Door, config: Config, identity: Identity) -> Joined:
+def _joined_before(seed: Door, config: Config, identity: Identity, has_file: bool) -> Joined:
     """Its log knows the others; but a seed that answers must be of the same cluster. Raises ConfigError."""
     note = f"this data directory is of cluster {identity.cluster!r} already: nobody was asked"
     try:
@@ -78,10 +76,15 @@ def _joined_before(seed: Door, config: Config, identity: Identity) -> Joined:
                 f"that is another cluster ({members.cluster!r}) than the one of which {config.data}/{identity.node} holds data "
                 f"({identity.cluster!r}): move that directory away to join, or leave out --join to go on in the old one"
             )
-        timings = (members.election_timeout_ms, members.heartbeat_ms)
-        config = msgspec.structs.replace(config, election_timeout_ms=timings[0], heartbeat_ms=timings[1])
+        config = _with_timings(config, members, has_file)
         note = f"a member of cluster {identity.cluster!r} already"
     return Joined(msgspec.structs.replace(config, cluster=identity.cluster), identity.voters, note)
+
+
+def _with_timings(config: Config, members: Members, has_file: bool) -> Config:
+    if has_file:
+        return config
+    return msgspec.structs.replace(config, election_timeout_ms=members.election_timeout_ms, heartbeat_ms=members.heartbeat_ms)
 
 
 def _try(seed: Door, config: Config, node: int) -> None:

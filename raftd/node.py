@@ -19,13 +19,14 @@ import msgspec
 
 from raftd.admin import Administration, Outcome
 from raftd.backups import Backup
-from raftd.compaction import Compaction, load
+from raftd.compaction import Compaction
 from raftd.errors import CorruptionError, NotLeader, Overloaded, TooOld
 from raftd.gateway import Gateway, Read, Session
 from raftd.histogram import Histogram
 from raftd.housekeeping import Housekeeping
 from raftd.jobs.commands import FEATURE_LEVEL, Forward, ForwardRefused, Settings
 from raftd.jobs.machine import StateMachine
+from raftd.jobs.snapshot import load
 from raftd.limits import APPLY_BYTES, DISK_LOW_BYTES, PEER_STRANGERS, READ_WEIGHT_PER_TURN, ROOM_TICKS, TICK_MS
 from raftd.raft.core import Raft
 from raftd.raft.log import Log

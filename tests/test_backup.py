@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raftd.compaction import load
+from raftd.jobs.snapshot import load
 from raftd.raft.messages import Snapshot
 from raftd.sim.cluster import SimCluster
 from raftd.storage.snapshots import SnapshotReader
@@ -30,7 +30,7 @@ def read(cluster: SimCluster, node: int, snapshot: Snapshot) -> bytes:
     while len(data) < snapshot.size_bytes:
         got: list[bytes] = []
         assert cluster[node].copy(snapshot.index, len(data), got.append)
-        cluster.run(50, lambda: bool(got))  # noqa: B023
+        cluster.run(50, lambda got=got: bool(got))
         data += got[0]
     return data
 

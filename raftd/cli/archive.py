@@ -16,12 +16,12 @@ from raftd.client.blocking import Connection
 from raftd.errors import CorruptionError, Refused, TooOld
 from raftd.jobs.commands import FEATURE_LEVEL
 from raftd.jobs.machine import StateMachine
-from raftd.jobs.snapshot import Loader, dump
+from raftd.jobs.snapshot import Loader, dump, load
 from raftd.raft.membership import decode
 from raftd.raft.messages import Address, Configuration, EntryKind
 from raftd.storage.filesystem import RealFileSystem
 from raftd.storage.inspect import read_log
-from raftd.storage.records import ID_BYTES, Damage
+from raftd.storage.records import ID_BYTES, Damage, new_id
 from raftd.storage.snapshots import Meta, SnapshotReader, encode, snapshot_path
 from raftd.storage.vote import SLOTS, Identity, VoteFile
 from raftd.wire.client import BackupReply, BackupRequest, Chunk, ChunkRequest
@@ -72,7 +72,7 @@ def back_up_directory(directory: str, path: str, note: Callable[[str], None]) ->
             note(f"{lost}: what was acknowledged in them, if anything, is not in the backup")
         machine, meta = StateMachine(), log.meta
         if meta is not None:
-            machine = _load(SnapshotReader(fs, snapshot_path(f"{directory}/snap", meta)))
+            machine = load(SnapshotReader(fs, snapshot_path(f"{directory}/snap", meta)).pieces())
         configuration = meta.configuration if meta is not None else Configuration(b"", log.identity.voters)
         term = meta.term if meta is not None else 0
         for entry in log.entries:
@@ -121,13 +121,6 @@ def _write(path: str, parts: Iterator[bytes]) -> Meta:
     return reader.meta
 
 
-def _load(reader: SnapshotReader) -> StateMachine:
-    loader = Loader()
-    for piece in reader.pieces():
-        loader.feed(piece)
-    return loader.finish()
-
-
 def _check_level(machine: StateMachine) -> None:
     if machine.level > FEATURE_LEVEL:
         raise TooOld(
@@ -159,7 +152,7 @@ def restore(path: str, directory: str, node: int, cluster: str | None, address: 
         (node,),
         term=new.term,
         snapshot_index=new.index,
-        directory_id=bytes([random.randrange(1, 256)]) + random.randbytes(ID_BYTES - 1),
+        directory_id=new_id(random),
         cluster_id=configuration.cluster_id,
     )
     unfinished = f"{directory}.{os.urandom(4).hex()}.restoring"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 
-from raftd.client.blocking import NoAnswer
+from raftd.client.blocking import NoAnswer, printable
 
 _ANSWER_BYTES = 64 << 10
 _STRANGER = "what listens there does not speak the beanstalkd protocol"
@@ -21,7 +21,7 @@ def ask_stats(address: tuple[str, int], timeout_s: float) -> dict[str, str]:
     except (OSError, UnicodeError) as error:
         raise NoAnswer(getattr(error, "strerror", None) or str(error)) from None
     head, *lines = text.decode("ascii", errors="replace").splitlines() or [""]
-    stats = {key: _printable(value.strip('"')) for key, colon, value in (line.partition(": ") for line in lines) if colon}
+    stats = {key: printable(value.strip('"')) for key, colon, value in (line.partition(": ") for line in lines) if colon}
     if head != "---" or "current-jobs-ready" not in stats:
         raise NoAnswer("its answer to `stats` cannot be read")
     return stats
@@ -48,8 +48,3 @@ def _answer(connection: socket.socket, deadline_s: float) -> bytes:
         if not data:
             raise NoAnswer("it closes the connection; a node that has all the clients it can have does so" if not got else _STRANGER)
         got += data
-
-
-def _printable(value: str) -> str:
-    """No node sends control characters; whatever does must not reach a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in value)

@@ -67,7 +67,7 @@ def log_verify(config: str | None, node: str | None, data: str | None) -> None:
 @click.option("--to", "last", type=click.IntRange(1), help="Up to this entry.")
 @click.option("--kind", help="Only entries of this kind: batch, config, noop, time, settings and so on.")
 @click.option("--job", type=click.IntRange(1), help="Only commands that name this job.")
-@click.option("--tube", help="Only commands that name this tube.")
+@click.option("--tube", help="Only commands about this tube.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def log_dump(
     config: str | None,

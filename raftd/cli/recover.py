@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 
 from raftd.cli.archive import check_directory
-from raftd.errors import ADVICE, CorruptionError
 from raftd.raft.membership import decode
 from raftd.raft.messages import EntryKind
 from raftd.raft.ready import NO_BASE
@@ -28,11 +27,8 @@ def recover(directory: str, accept_tail: bool) -> list[str]:
 
 
 def _recover(fs: RealFileSystem, directory: str, accept_tail: bool) -> list[str]:
-    vote = VoteFile(fs, directory)
-    identity = vote.read()
-    if identity is None:
-        raise CorruptionError(f"{directory}: neither vote.a nor vote.b can be read, so this node may have forgotten a vote. {ADVICE}")
     log = read_log(fs, directory)
+    identity = log.identity
     configuration = next((decode(entry.data) for entry in reversed(log.entries) if entry.kind is EntryKind.CONFIG), None)
     if configuration is None and log.meta is not None:
         configuration = log.meta.configuration
@@ -54,5 +50,7 @@ def _recover(fs: RealFileSystem, directory: str, accept_tail: bool) -> list[str]
         again = SegmentedLog(fs, f"{directory}/log", bytes)
         again.recover(identity.first_segment, log.meta.base if log.meta is not None else NO_BASE)
         found.append(f"the end was cut; a copy is log/{again.cut(tail)}")
+    vote = VoteFile(fs, directory)
+    vote.read()  # what is written must be newer
     vote.write(msgspec.structs.replace(identity, doubtful=False))
     return [*found, "its votes count in full again. What was acknowledged in the part that was cut, and is nowhere else, is lost"]

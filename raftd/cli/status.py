@@ -187,11 +187,11 @@ def watch(asked: Asked, timeout_s: float, console: Console) -> NoReturn:
     """Until a signal ends it."""
     while not console.is_terminal:
         console.print(table(*asked.ask(timeout_s), console.width))
-        time.sleep(_EVERY_S)
+        time.sleep(_EVERY_S)  # what --watch is for
     with Live(console=console, auto_refresh=False) as live:
         while True:
             live.update(table(*asked.ask(timeout_s), console.width), refresh=True)
-            time.sleep(_EVERY_S)
+            time.sleep(_EVERY_S)  # what --watch is for
 
 
 def as_json(addresses: list[Address], answers: list[Answer]) -> bytes:
@@ -200,7 +200,7 @@ def as_json(addresses: list[Address], answers: list[Answer]) -> bytes:
     for address, answer in zip(addresses, answers, strict=True):
         said: dict[str, object] = {"error": str(answer)}
         if isinstance(answer, Status):
-            said = {"status": {name: getattr(answer, name) for name in Status.__struct_fields__}}
-            said["status"]["cluster_id"] = answer.cluster_id.hex()  # type: ignore[index]
+            fields = {name: getattr(answer, name) for name in Status.__struct_fields__}
+            said = {"status": {**fields, "cluster_id": answer.cluster_id.hex()}}
         rows.append({"address": where(address), **said})
     return msgspec.json.format(msgspec.json.encode(rows))

@@ -184,6 +184,14 @@ def _dump_reserved(session: Session) -> Iterator[bytes]:
         yield _encode(_Holds(reserved))
 
 
+def load(pieces: Iterable[bytes]) -> StateMachine:
+    """The state in a snapshot, at once. Raises CorruptionError."""
+    loader = Loader()
+    for piece in pieces:
+        loader.feed(piece)
+    return loader.finish()
+
+
 class Loader:
     """Builds a machine from the pieces that `dump` gave, in their order."""
 

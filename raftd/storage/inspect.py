@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
-from raftd.errors import CorruptionError
+from raftd.errors import ADVICE, CorruptionError
 from raftd.raft.messages import Entry, Snapshot
 from raftd.raft.ready import NO_BASE
 from raftd.storage.filesystem import FileSystem
@@ -119,7 +119,9 @@ def read_log(fs: FileSystem, directory: str) -> Log:
     """As a start of the node would. Raises CorruptionError for what it would refuse."""
     identity, _ = find_identity(fs, directory)
     if identity is None:
-        raise CorruptionError(f"{directory} is no data directory of a node, or its vote file is lost")
+        raise CorruptionError(
+            f"{directory}: neither vote.a nor vote.b can be read: no node's directory, or it has lost its votes. {ADVICE}"
+        )
     meta = None
     for found in find_snapshots(fs, directory, whole=True):
         if found.problem:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
+from random import Random
 from typing import NamedTuple
 from zlib import crc32
 
@@ -92,6 +93,11 @@ class _Foreign(_Bad):
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason, 0, SEGMENT_HEADER_BYTES)
+
+
+def new_id(random: Random) -> bytes:
+    """Of a segment or of a directory. It does not begin with 0, or sectors of zeros would look like the beginning of one."""
+    return bytes([random.randrange(1, 256)]) + random.randbytes(ID_BYTES - 1)
 
 
 def segment_header(number: int, segment_id: bytes, chain: int) -> bytes:

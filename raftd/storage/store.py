@@ -22,7 +22,7 @@ from raftd.raft.messages import Entry, EntryKind, Snapshot
 from raftd.raft.ready import NO_BASE, Base, Persist
 from raftd.storage.filesystem import FileSystem
 from raftd.storage.log import Recovered, SegmentedLog
-from raftd.storage.records import ID_BYTES, Damage
+from raftd.storage.records import Damage, new_id
 from raftd.storage.snapshots import Copier, Meta, Snapshots, Worker, look_at_snapshots
 from raftd.storage.vote import Identity, VoteFile
 
@@ -146,7 +146,7 @@ class Store:
         self._seal_call: Any = None
 
     def _new_id(self) -> bytes:
-        return bytes([self._random.randrange(1, 256)]) + self._random.randbytes(ID_BYTES - 1)
+        return new_id(self._random)
 
     # -- opening ------------------------------------------------------------------------------
 

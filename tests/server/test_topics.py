@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import msgspec
+import pytest
 
 from raftd.jobs import commands as c
 from raftd.raft.messages import AppendEntries
 from raftd.server.http.topics import Topics
 from raftd.sim.cluster import SimCluster
-from tests.test_node import follower, started
+from tests.test_node import Client, follower, started
 
 NO = {"success": False}
 
@@ -64,8 +65,16 @@ def names(forward: object) -> set[type]:
     return {type(command) for command in payload.commands} if isinstance(payload, c.Batch) else set()
 
 
-def test_a_message_whose_deletion_came_too_late_stands_where_it_stood():
-    cluster, door = with_messages("first", "second")
+@pytest.mark.parametrize("pri", [5, 65_536])
+def test_a_message_whose_deletion_came_too_late_stands_where_it_stood(pri):
+    """With its own priority and time to run, which another door may have given it."""
+    cluster, door = with_messages("second") if pri == 5 else with_messages("first", "second")
+    if pri == 5:
+        other = Client(cluster, follower(cluster))
+        other.submit(c.Put(other.session.number, pri, 0, 7_000, b"first", "t"))
+        assert cluster.run(1_000, lambda: bool(other.told))
+        other.session.close()
+        cluster.run(100)
     node = door.node.config.node
     deleted = []
 
@@ -81,7 +90,9 @@ def test_a_message_whose_deletion_came_too_late_stands_where_it_stood():
     assert deleted
     assert [job.body for job in cluster[cluster.leader].machine.jobs.values()] == [b"second"]  # it is gone, on a majority
     cluster.network.interfere = None
-    assert cluster.run(5_000, lambda: len(cluster[cluster.leader].machine.jobs) == 2)
+    jobs = cluster[cluster.leader].machine.jobs
+    assert cluster.run(5_000, lambda: len(jobs) == 2)
+    assert next((job.pri, job.ttr_ms) for job in jobs.values() if job.body == b"first") == (pri, 7_000 if pri == 5 else 60_000)
     assert [door.ask("GET", "/message/t")[1]["message"] for _ in range(2)] == ["first", "second"]
     cluster.run(200)
     assert not door.node.gateway.sessions

@@ -6,6 +6,7 @@ A request that has arrived whole becomes a `Call`, which whoever serves it answe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from typing import Any, Protocol, cast
 from urllib.parse import unquote_to_bytes
 
@@ -83,7 +84,7 @@ class _Request(http.Request):
         self._most: int = self.channel.most_bytes()
         if length is not None and length > self._most:
             self._too_large()
-        super().gotLength(min(length or 0, self._most))
+        self.content = BytesIO()  # Twisted would take a temporary file for more than 100 kB, and a descriptor that nobody has counted
 
     def handleContentChunk(self, data: bytes) -> None:
         self._arrived += len(data)
@@ -125,7 +126,7 @@ class _Request(http.Request):
     def _serve(self) -> None:
         try:
             self.channel.site.handler(Call(self))
-        except Exception:
+        except Exception:  # of ours, in one request: it must cost that one, and not the connection's reader or the turn
             self._log.failure("a bug in raftd: a request is answered with 500, the node goes on")
             if not self.finished and not self._disconnected:
                 self.setResponseCode(500)

@@ -143,7 +143,11 @@ class Topics:
             if not isinstance(reply, r.Reserved):
                 exchange.end(404, _NO)
                 return
-            exchange.deleting = c.PutBack(0, reply.id, name, _PRI, _TTR_MS, reply.body)
+            job = self._node.machine.jobs.get(reply.id)
+            if job is None:  # deleted in the same entry, by somebody who knew the token
+                exchange.end(503, _NO)
+                return
+            exchange.deleting = c.PutBack(number, job.id, name, job.pri, job.ttr_ms, job.body)
             exchange.ask(c.Delete(number, reply.id), lambda deleted: removed(reply.body, deleted))
 
         def removed(body: bytes, reply: object) -> None:
@@ -200,8 +204,7 @@ class _Exchange:
         if self._call.is_open:
             self._call.say(status, value)
         elif self.deleting is not None and status == 200:
-            back = msgspec.structs.replace(self.deleting, session=self.session.number)
-            self.deleting = None
+            back, self.deleting = self.deleting, None
             self.ask(back, lambda reply: self.end(503, _NO))
             return
         self.session.close()
