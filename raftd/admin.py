@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from raftd.errors import NotLeader, Refused
-from raftd.limits import ADMIN_TICKS, LAST_WORD_TICKS
+from raftd.limits import ADMIN_TICKS, LAST_WORD_TICKS, LEADER_TICKS
 from raftd.raft.core import Raft
 from raftd.raft.leadership import Change
 from raftd.raft.membership import add_learner, promote, remove
@@ -39,6 +39,7 @@ class Administration:
         self._transfer: tuple[int, Outcome] | None = None  # (target, who asked)
         self._changes: list[tuple[int, int, Outcome]] = []  # (term, index of the entry, who asked)
         self._deferred: list[tuple[AdminRequest, Outcome]] = []
+        self._leaderless: list[tuple[AdminRequest, Outcome, int]] = []  # asked while no leader was known, and until when they wait
 
     def ask(self, request: AdminRequest, outcome: Outcome) -> None:
         """From a door of this node."""
@@ -50,7 +51,7 @@ class Administration:
             self._asked[self._number] = _Asked(request, outcome, leader, self._raft.tick_count + ADMIN_TICKS)
             self._send(leader, Admin(self._number, request))
         else:
-            outcome("no leader is known: ask again when one is elected")
+            self._leaderless.append((request, outcome, self._raft.tick_count + LEADER_TICKS))
 
     def receive(self, sender: int, message: Admin | AdminReply) -> None:
         """From another node."""
@@ -95,6 +96,14 @@ class Administration:
     def look(self) -> None:
         """Once a turn: tell those whose request has come to an end."""
         raft = self._raft
+        leaderless, self._leaderless = self._leaderless, []
+        for request, outcome, until_tick in leaderless:
+            if raft.leader:
+                self.ask(request, outcome)
+            elif raft.tick_count >= until_tick:
+                outcome("no leader is known: ask again when one is elected")
+            else:
+                self._leaderless.append((request, outcome, until_tick))
         if self._deferred and (not raft.is_leader or raft.has_committed_own_entry):
             deferred, self._deferred = self._deferred, []
             for request, outcome in deferred:

@@ -38,6 +38,9 @@ LAST_WORD_TICKS = 100
 #: How long an operator's request waits for the leader's answer, in ticks: an election and a half of the slowest kind fit in.
 ADMIN_TICKS = 1_000
 
+#: How long an operator's request waits for a leader to be elected, in ticks: as long as the slowest usual election takes.
+LEADER_TICKS = 500
+
 #: A connection that has not said hello by then (seconds) is closed.
 HELLO_TIMEOUT_S = 5.0
 

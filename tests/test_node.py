@@ -584,3 +584,32 @@ def test_a_leader_that_is_to_be_removed_hands_over_first_and_whoever_asked_hears
     assert leader not in cluster[node].raft.membership.members
     others = [other for other in cluster.config.voters if other != leader]
     assert any(cluster[other].raft.is_leader for other in others)
+
+
+def test_what_an_operator_asks_during_an_election_waits_for_the_leader():
+    cluster = started()
+    old = cluster.leader
+    cluster.crash(old)
+    asked = follower(cluster)
+    cluster.run(200, lambda: cluster[asked].raft.leader == 0)
+    cluster[asked].raft.leader = 0  # it has just heard that there is none
+    outcomes: list[str] = []
+    cluster[asked].administer(AddMember(9, Address("sim", 9)), outcomes.append)
+    assert outcomes == []
+    assert cluster.run(4_000, lambda: bool(outcomes))
+    assert outcomes == [""]
+
+
+def test_without_a_quorum_an_operator_hears_that_there_is_no_leader():
+    cluster = started()
+    asked = follower(cluster)
+    for node in cluster.config.voters:
+        if node != asked:
+            cluster.crash(node)
+    cluster.run(2_000)
+    outcomes: list[str] = []
+    cluster[asked].administer(AddMember(9, Address("sim", 9)), outcomes.append)
+    cluster.run(4_000)
+    assert outcomes == []
+    cluster.run(2_000)
+    assert outcomes == ["no leader is known: ask again when one is elected"]

@@ -18,8 +18,9 @@ from tests.processes.harness import TWISTD, LineClient, ProcessCluster
 
 def options(cluster: ProcessCluster, node: int, seed: int, ports: list[int], *more: str) -> list[str]:
     line, client, peer = map(str, ports)
+    (http,) = map(str, free_ports(1))
     door = ":".join(map(str, cluster.address(seed, "client")))
-    where = ["--data", str(cluster.directory / "joined"), "--line", line, "--client", client, "--peer", peer]
+    where = ["--data", str(cluster.directory / "joined"), "--line", line, "--client", client, "--peer", peer, "--http", http]
     return [*TWISTD, "-n", "--pidfile=", "raftd", "--join", door, "--node", str(node), *where, *more]
 
 
