@@ -21,8 +21,10 @@ from raftd.jobs.commands import (
     Command,
     Forward,
     ForwardRefused,
+    Leave,
     OpenGateway,
     Put,
+    PutMany,
     Reserve,
     Touch,
     decode_payload,
@@ -43,7 +45,11 @@ _LONGEST_RETRY_MS = 4_000
 
 
 def _size(command: Command) -> int:
-    return _COMMAND_BYTES + (len(command.body) if type(command) is Put else 0)
+    if type(command) is Put:
+        return _COMMAND_BYTES + len(command.body)
+    if type(command) is PutMany:
+        return _COMMAND_BYTES + sum(_COMMAND_BYTES + len(job.body) for job in command.jobs)
+    return _COMMAND_BYTES
 
 
 class Read(NamedTuple):
@@ -88,7 +94,7 @@ class Session:
 
     def submit(self, command: Command, done: Done) -> None:
         """Put a command into the log; `done` gets its reply."""
-        if type(command) is Put and self._gateway.is_full:
+        if type(command) in (Put, PutMany) and self._gateway.is_full:
             self.local(OutOfMemory, done)
             return
         self._began = True
@@ -123,6 +129,12 @@ class Session:
         if not self._closed:
             self._drop()
             self._gateway.forget(self)
+
+    def leave(self) -> None:
+        """The connection is done with, and what it holds is its client's as long as the client has time: the tokens tell who that is."""
+        if not self._closed:
+            self._drop()
+            self._gateway.forget(self, Leave(self.number))
 
     def abandon(self) -> None:
         """The gateway was closed under it: no answer will come. The owner of the connection is told."""
@@ -239,7 +251,7 @@ class Gateway:
 
     def _reset(self) -> None:
         self._waiting: OrderedDict[Session, None] = OrderedDict()  # those with queued commands
-        self._closes: deque[int] = deque()  # sessions whose CloseSession waits for a batch
+        self._closes: deque[CloseSession | Leave] = deque()  # those that wait for a batch
         self._unapplied: deque[_Unapplied] = deque()
         self._seq = 0
         self._attempt = 1
@@ -285,15 +297,15 @@ class Gateway:
         """The session has a command for a batch."""
         self._waiting[session] = None
 
-    def forget(self, session: Session) -> None:
-        """The session is gone. If any batch ever named it, its CloseSession is never dropped: it undoes
+    def forget(self, session: Session, last_word: Leave | None = None) -> None:
+        """The session is gone. If any batch ever named it, its CloseSession (or `last_word`) is never dropped: it undoes
         whatever else still comes."""
         self.sessions.pop(session.number, None)
         self._waiting.pop(session, None)
         self._tired.pop(session, None)
         self.reads = [read for read in self.reads if read.session is not session]
         if session.is_known:
-            self._closes.append(session.number)
+            self._closes.append(last_word or CloseSession(session.number))
 
     # -- to the leader ------------------------------------------------------------------------
 
@@ -325,7 +337,7 @@ class Gateway:
         """Sessions take turns; each gives all it has, in order, as far as the batch has room."""
         commands: list[Command] = []
         while self._closes and len(commands) < BATCH_COMMANDS:
-            commands.append(CloseSession(self._closes.popleft()))
+            commands.append(self._closes.popleft())
         size = 0
         while self._waiting and len(commands) < BATCH_COMMANDS:
             session = next(iter(self._waiting))

@@ -214,6 +214,23 @@ METRICS_FRESH_S = 0.2
 #: Tubes that have metrics of their own, those with most jobs: each is some lines in every scrape.
 METRIC_TUBES = 100
 
+#: Idempotency keys are remembered for so long (milliseconds of log time: an hour), the newest so many of them: some 30 MB of memory
+#: on every node. A producer that repeats itself does so within seconds or minutes.
+KEY_WINDOW_MS = 3_600_000
+KEYS_KEPT = 100_000
+
+#: Keys forgotten at most when one more is remembered.
+KEYS_FORGOTTEN = 16
+
+#: The longest idempotency key, in characters.
+KEY_CHARACTERS = 255
+
+#: Jobs put by one command.
+JOBS_PER_PUT = 1_000
+
+#: What happened to jobs, as each node remembers it for `/events` and for a job's history: so many things (some 20 MB).
+RECENT_EVENTS = 65_536
+
 #: Tubes that one session may watch. A reserve looks at each of them, on every node.
 WATCHED_TUBES = 1_024
 

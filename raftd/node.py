@@ -33,6 +33,7 @@ from raftd.raft.log import Log
 from raftd.raft.membership import decode
 from raftd.raft.messages import Address, Admin, AdminReply, AdminRequest, Configuration, Entry, EntryKind, Message, TransferLead
 from raftd.raft.ready import HardState, ReadState, Ready, RoleChange
+from raftd.recent import Recent
 from raftd.storage.store import Clock, Opened, Store
 from raftd.wire.peer import Hello, PeerMessage, Refusal
 
@@ -119,6 +120,8 @@ class Node:
         if self.machine.applied_index != opened.base.index:
             raise CorruptionError(f"{store.snapshots.directory}: the snapshot holds the state at another entry than it says")
         self._check_level()
+        #: What happened to jobs lately.
+        self.recent = Recent(self.machine)
         identity = opened.identity
         self.raft = Raft(
             config.node,
@@ -514,6 +517,7 @@ class Node:
         """A leader's snapshot is the state from now on."""
         self.machine = machine
         self._check_level()
+        self.recent.follow(machine)
         self._heed_room()
         self.gateway.installed(machine, self.raft.now_ms)
         if self.gateway.is_closed:

@@ -24,11 +24,12 @@ ROOMS: dict[str, tuple[set[str], bool]] = {
     "raftd.backups": ({"raftd.raft.messages"}, False),
     "raftd.compaction": ({"raftd.backups", "raftd.raft", "raftd.room", "raftd.jobs", "raftd.storage"}, False),
     "raftd.gateway": ({"raftd.histogram", "raftd.jobs"}, False),
+    "raftd.recent": ({"raftd.jobs"}, False),
     "raftd.admin": ({"raftd.raft"}, False),
     "raftd.node": (
         {
             *("raftd.admin", "raftd.backups", "raftd.compaction", "raftd.gateway", "raftd.histogram", "raftd.housekeeping"),
-            *("raftd.raft", "raftd.jobs", "raftd.storage", "raftd.wire"),
+            *("raftd.raft", "raftd.recent", "raftd.jobs", "raftd.storage", "raftd.wire"),
         },
         False,
     ),
@@ -46,6 +47,7 @@ ROOMS: dict[str, tuple[set[str], bool]] = {
             "raftd.jobs",
             "raftd.storage",
             "raftd.gateway",
+            "raftd.recent",
             "raftd.wire",
             "raftd.node",
         },
@@ -60,7 +62,17 @@ ROOMS: dict[str, tuple[set[str], bool]] = {
     "raftd.__main__": ({"raftd.cli"}, False),
     "raftd.tap": ({"raftd.server", "raftd.config", "raftd.joining"}, True),
 }
-PURE = ("raftd.raft", "raftd.jobs", "raftd.wire", "raftd.gateway", "raftd.admin", "raftd.room", "raftd.backups", "raftd.histogram")
+PURE = (
+    "raftd.raft",
+    "raftd.jobs",
+    "raftd.wire",
+    "raftd.gateway",
+    "raftd.admin",
+    "raftd.room",
+    "raftd.backups",
+    "raftd.histogram",
+    "raftd.recent",
+)
 IMPURE_MODULES = {"os", "sys", "socket", "time", "datetime", "threading", "subprocess", "asyncio", "select", "secrets", "uuid", "pickle"}
 
 

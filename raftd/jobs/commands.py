@@ -55,15 +55,17 @@ class Delete(_Command, frozen=True, tag=7):
 
 
 class Release(_Command, frozen=True, tag=8):
+    """`pri`, here and below: None leaves it as it is."""
+
     id: int
-    pri: int
+    pri: int | None
     delay_ms: int
     token: int = 0
 
 
 class Bury(_Command, frozen=True, tag=9):
     id: int
-    pri: int
+    pri: int | None
     token: int = 0
 
 
@@ -107,6 +109,35 @@ class PutBack(_Command, frozen=True, tag=16):
     body: bytes
 
 
+class NewJob(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True):
+    """One of several to be put."""
+
+    pri: int
+    delay_ms: int
+    ttr_ms: int
+    body: bytes
+
+
+class PutMany(_Command, frozen=True, tag=17):
+    """All of them or none. With a `key` that was used not long ago, nothing is put and the answer is that of the first time, if
+    `fingerprint`, which stands for all that was asked, is the same too. Without a key ("") there is nothing to remember."""
+
+    tube: str
+    jobs: list[NewJob]
+    key: str = ""
+    fingerprint: bytes = b""
+
+
+class Leave(_Command, frozen=True, tag=18):
+    """The session ends, and what it holds stays reserved until its time to run is over: whoever knows the token holds it now."""
+
+
+class Undeclare(_Command, frozen=True, tag=19):
+    """The tube is no topic any more. One that holds jobs stays."""
+
+    tube: str
+
+
 Command = (
     Put
     | Use
@@ -124,6 +155,9 @@ Command = (
     | CloseSession
     | Declare
     | PutBack
+    | PutMany
+    | Leave
+    | Undeclare
 )
 
 

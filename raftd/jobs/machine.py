@@ -16,7 +16,8 @@ import msgspec
 
 from raftd.jobs import commands as c
 from raftd.jobs import replies as r
-from raftd.jobs.model import URGENT_PRI, Counts, Gateway, Job, Session, State, Tube
+from raftd.jobs.keys import Keys, Used
+from raftd.jobs.model import URGENT_PRI, Counts, Gateway, Job, Session, State, Tell, Tube, What
 from raftd.jobs.table import JobTable
 from raftd.jobs.timers import Kind, TimerId, Timers
 from raftd.limits import KICKED_JOBS, MAX_JOB_BYTES, SESSION_GRACE_MS, TIMERS_PER_ENTRY, WATCHED_TUBES
@@ -27,6 +28,11 @@ DEADLINE_SOON_MS = 1_000
 LEAST_TTR_MS = 1_000
 
 Answer = tuple[int, int, r.Reply]  # node, session, reply
+Key = tuple[int, int]  # node, session
+
+
+def _tell_nobody(what: What, job: Job, who: Key | None) -> None:
+    pass
 
 
 class Effects(msgspec.Struct):
@@ -52,6 +58,9 @@ class StateMachine:
         self.room_is_scarce = False
         #: Tubes that were declared, in this order.
         self.topics: dict[str, None] = {}
+        self.keys = Keys()
+        #: Hears whatever happens to a job; no part of the state.
+        self.tell: Tell = _tell_nobody
         self.level = 0  # of features, 0 in a cluster of which not all nodes have been heard together yet
         self.jobs = JobTable()
         self.tubes: dict[str, Tube] = {}
@@ -83,6 +92,8 @@ class StateMachine:
             c.PauseTube: self._pause_tube,
             c.Declare: self._declare,
             c.PutBack: self._put_back,
+            c.PutMany: self._put_many,
+            c.Undeclare: self._undeclare,
         }
 
     # -- entries ------------------------------------------------------------------------------
@@ -166,9 +177,11 @@ class StateMachine:
         for command in batch.commands:
             number = command.session
             session = row.sessions.get(number)
-            if type(command) is c.CloseSession:
+            if type(command) is c.CloseSession or type(command) is c.Leave:
                 if session is not None:
                     del row.sessions[number]
+                    if type(command) is c.Leave:
+                        self._leave(session)
                     self._detach(session)
                     self._give_back()
                 continue
@@ -197,6 +210,10 @@ class StateMachine:
             self._drop_if_unused(tube)
         self.closing.append(session)
 
+    def _leave(self, session: Session) -> None:
+        """What the session holds is its tokens' from now on."""
+        session.reserved.clear()
+
     def _give_back(self) -> None:
         while self.closing and self._budget > 0:
             self._budget -= 1
@@ -208,7 +225,7 @@ class StateMachine:
             job = self.jobs.get(id)
             if job is not None and job.state is State.RESERVED and job.token == token:
                 self._unreserve(job)
-                self._make_ready(job)
+                self._make_ready(job, What.GIVEN_BACK, None)
 
     def _end_wait(self, session: Session) -> None:
         session.waiting = False
@@ -260,21 +277,24 @@ class StateMachine:
 
     # -- jobs ---------------------------------------------------------------------------------
 
-    def _make_ready(self, job: Job) -> None:
+    def _make_ready(self, job: Job, what: What, who: Key | None) -> None:
+        """`what` `who` did makes it so."""
         job.state = State.READY
         job.tube.ready.add(job.pri, job.id)
         self.counts.ready += 1
         if job.pri < URGENT_PRI:
             job.tube.urgent += 1
             self.counts.urgent += 1
+        self.tell(what, job, who)
         self._match(job.tube)
 
-    def _make_delayed(self, job: Job, delay_ms: int) -> None:
+    def _make_delayed(self, job: Job, delay_ms: int, what: What, who: Key) -> None:
         job.state = State.DELAYED
         job.deadline_ms = self.now_ms + delay_ms
         job.tube.delayed.add(job.deadline_ms, job.id)
         self.counts.delayed += 1
         self.timers.add(job.deadline_ms, Kind.DELAY, job.id)
+        self.tell(what, job, who)
 
     def _take_out(self, job: Job) -> None:
         """Remove a job that nobody holds from the queue it stands in; its state says which."""
@@ -308,6 +328,7 @@ class StateMachine:
         self.counts.reserved += 1
         session.reserved[job.id] = job.token
         self.timers.add(job.deadline_ms, Kind.TTR, job.id)
+        self.tell(What.RESERVED, job, session.key)
         return r.Reserved(job.id, job.body, job.token)
 
     def _unreserve(self, job: Job) -> None:
@@ -344,13 +365,13 @@ class StateMachine:
                 job.state = State.RESERVED  # in no queue for a moment
                 job.tube.delayed.removed()
                 self.counts.delayed -= 1
-                self._make_ready(job)
+                self._make_ready(job, What.DELAY_OVER, None)
             elif kind is Kind.TTR:
                 job = self.jobs[cast(int, id)]
                 job.timeouts += 1
                 self.job_timeouts += 1
                 self._unreserve(job)
-                self._make_ready(job)
+                self._make_ready(job, What.TIMED_OUT, None)
             elif kind is Kind.PAUSE:
                 tube = self.tubes[cast(str, id)]
                 tube.pause_ms = tube.pause_until_ms = 0
@@ -374,7 +395,28 @@ class StateMachine:
             return r.JobTooBig()
         if self.room_is_scarce:
             return r.OutOfMemory()
-        tube = self.tube(put.tube) if put.tube else session.used
+        self._insert(self.tube(put.tube) if put.tube else session.used, put, session)
+        return r.Inserted(self.last_id)
+
+    def _put_many(self, session: Session, put: c.PutMany) -> r.Reply:
+        if put.key:
+            used = self.keys.find(put.key, self.now_ms)
+            if used is not None:
+                return r.InsertedMany(used.first, used.jobs, True) if used.fingerprint == put.fingerprint else r.KeyReused()
+        if any(len(job.body) > self.settings.max_job_size for job in put.jobs):
+            return r.JobTooBig()
+        if self.room_is_scarce:
+            return r.OutOfMemory()
+        first = self.last_id + 1
+        tube = self.tube(put.tube)
+        for job in put.jobs:
+            self._insert(tube, job, session)
+        self._drop_if_unused(tube)  # there were none
+        if put.key:
+            self.keys.remember(put.key, Used(self.now_ms, put.fingerprint, first, len(put.jobs)))
+        return r.InsertedMany(first, len(put.jobs), False)
+
+    def _insert(self, tube: Tube, put: c.Put | c.NewJob, session: Session) -> None:
         self.last_id += 1
         job = Job(self.last_id, tube, put.pri, put.delay_ms, max(put.ttr_ms, LEAST_TTR_MS), put.body, self.now_ms)
         self.jobs[job.id] = job
@@ -382,15 +424,26 @@ class StateMachine:
         tube.total_jobs += 1
         tube.jobs += 1
         if put.delay_ms > 0:
-            self._make_delayed(job, put.delay_ms)
+            self._make_delayed(job, put.delay_ms, What.PUT, session.key)
         else:
-            self._make_ready(job)
-        return r.Inserted(job.id)
+            self._make_ready(job, What.PUT, session.key)
 
     def _declare(self, session: Session, declare: c.Declare) -> r.Reply:
         is_new = declare.tube not in self.topics
         self.topics[declare.tube] = None
+        self.tube(declare.tube).is_declared = True
         return r.Declared(is_new)
+
+    def _undeclare(self, session: Session, undeclare: c.Undeclare) -> r.Reply:
+        if undeclare.tube not in self.topics:
+            return r.NotFound()
+        tube = self.tubes[undeclare.tube]
+        if tube.jobs:
+            return r.NotEmpty(tube.jobs)
+        del self.topics[tube.name]
+        tube.is_declared = False
+        self._drop_if_unused(tube)
+        return r.Deleted()
 
     def _put_back(self, session: Session, back: c.PutBack) -> r.Reply:
         if back.id in self.jobs or not 0 < back.id <= self.last_id:
@@ -398,7 +451,7 @@ class StateMachine:
         tube = self.tube(back.tube)
         job = self.jobs[back.id] = Job(back.id, tube, back.pri, 0, max(back.ttr_ms, LEAST_TTR_MS), back.body, self.now_ms)
         tube.jobs += 1
-        self._make_ready(job)
+        self._make_ready(job, What.PUT_BACK, session.key)
         return r.Inserted(back.id)
 
     def _use(self, session: Session, use: c.Use) -> r.Reply:
@@ -482,6 +535,7 @@ class StateMachine:
         del self.jobs[job.id]
         job.tube.cmd_delete += 1
         job.tube.jobs -= 1
+        self.tell(What.DELETED, job, session.key)
         self._drop_if_unused(job.tube)
         return r.Deleted()
 
@@ -490,13 +544,13 @@ class StateMachine:
         if job is None:
             return r.NotFound()
         self._unreserve(job)
-        job.pri = release.pri
+        job.pri = job.pri if release.pri is None else release.pri
         job.delay_ms = release.delay_ms
         job.releases += 1
         if release.delay_ms > 0:
-            self._make_delayed(job, release.delay_ms)
+            self._make_delayed(job, release.delay_ms, What.RELEASED, session.key)
         else:
-            self._make_ready(job)
+            self._make_ready(job, What.RELEASED, session.key)
         return r.Released()
 
     def _bury(self, session: Session, bury: c.Bury) -> r.Reply:
@@ -504,11 +558,12 @@ class StateMachine:
         if job is None:
             return r.NotFound()
         self._unreserve(job)
-        job.pri = bury.pri
+        job.pri = job.pri if bury.pri is None else bury.pri
         job.buries += 1
         job.state = State.BURIED
         job.tube.buried[job.id] = None
         self.counts.buried += 1
+        self.tell(What.BURIED, job, session.key)
         return r.Buried()
 
     def _touch(self, session: Session, touch: c.Touch) -> r.Reply:
@@ -519,6 +574,7 @@ class StateMachine:
             job.deadline_ms = self.now_ms + job.ttr_ms
             self.timers.cancelled()
             self.timers.add(job.deadline_ms, Kind.TTR, job.id)
+        self.tell(What.TOUCHED, job, session.key)
         return r.Touched()
 
     def _kick(self, session: Session, kick: c.Kick) -> r.Reply:
@@ -526,11 +582,11 @@ class StateMachine:
         count, most = 0, min(kick.count, KICKED_JOBS)
         if tube.buried:
             while count < most and tube.buried:
-                self._kick_one(self.jobs[next(iter(tube.buried))])
+                self._kick_one(self.jobs[next(iter(tube.buried))], session)
                 count += 1
         else:
             while count < most and (least := tube.delayed.least()) is not None:
-                self._kick_one(self.jobs[least[1]])
+                self._kick_one(self.jobs[least[1]], session)
                 count += 1
         return r.Kicked(count)
 
@@ -538,13 +594,13 @@ class StateMachine:
         job = self.jobs.get(kick.id)
         if job is None or job.state not in (State.BURIED, State.DELAYED):
             return r.NotFound()
-        self._kick_one(job)
+        self._kick_one(job, session)
         return r.Kicked(None)
 
-    def _kick_one(self, job: Job) -> None:
+    def _kick_one(self, job: Job, session: Session) -> None:
         self._take_out(job)
         job.kicks += 1
-        self._make_ready(job)
+        self._make_ready(job, What.KICKED, session.key)
 
     def _pause_tube(self, session: Session, pause: c.PauseTube) -> r.Reply:
         tube = self.tubes.get(pause.tube)
@@ -586,6 +642,7 @@ class StateMachine:
             [(*job[:1], job[1].name, *job[2:]) for job in jobs],
             tubes,
             list(self.topics),
+            list(self.keys.used.items()),
             rows,
             [(session.key, list(session.reserved.items())) for session in self.closing],
         ]

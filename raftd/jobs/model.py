@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from heapq import heapify, heappop, heappush
 
 import msgspec
@@ -55,6 +55,26 @@ class Job(msgspec.Struct, gc=False):
     releases: int = 0
     buries: int = 0
     kicks: int = 0
+
+
+class What(StrEnum):
+    """What can happen to a job."""
+
+    PUT = "put"
+    RESERVED = "reserved"
+    DELETED = "deleted"
+    RELEASED = "released"
+    BURIED = "buried"
+    KICKED = "kicked"
+    TOUCHED = "touched"
+    TIMED_OUT = "timed-out"  # its time to run was over
+    DELAY_OVER = "delay-over"
+    GIVEN_BACK = "given-back"  # whoever held it is gone
+    PUT_BACK = "put-back"  # after a deletion of which nobody could be told
+
+
+#: Told what happened to a job, as it is after that, and which session did it: None if time did.
+Tell = Callable[[What, Job, tuple[int, int] | None], None]
 
 
 class JobHeap:
@@ -102,6 +122,7 @@ class Tube:
         "cmd_delete",
         "cmd_pause_tube",
         "delayed",
+        "is_declared",
         "jobs",
         "name",
         "pause_ms",
@@ -130,6 +151,7 @@ class Tube:
         self.delayed = JobHeap(is_delayed)  # by deadline
         self.buried: OrderedDict[int, None] = OrderedDict()  # in order of burying
         self.waiters: OrderedDict[Session, None] = OrderedDict()  # in order of asking
+        self.is_declared = False  # then it stays, empty too
         self.urgent = 0
         self.reserved = 0
         self.jobs = 0
@@ -143,7 +165,7 @@ class Tube:
 
     @property
     def is_referenced(self) -> bool:
-        return bool(self.using or self.watching or self.jobs)
+        return bool(self.using or self.watching or self.jobs or self.is_declared)
 
 
 class Session:

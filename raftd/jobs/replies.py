@@ -83,6 +83,24 @@ class Declared(_Reply, frozen=True, tag=17):
     is_new: bool
 
 
+class InsertedMany(_Reply, frozen=True, tag=18):
+    """The ids from `first` on, `count` of them. `is_repeat`: they were put when the key was used before."""
+
+    first: int
+    count: int
+    is_repeat: bool
+
+
+class KeyReused(_Reply, frozen=True, tag=19):
+    """The key was used for something else."""
+
+
+class NotEmpty(_Reply, frozen=True, tag=20):
+    """The tube holds so many jobs."""
+
+    count: int
+
+
 Reply = (
     Inserted
     | Buried
@@ -101,4 +119,7 @@ Reply = (
     | JobTooBig
     | OutOfMemory
     | Declared
+    | InsertedMany
+    | KeyReused
+    | NotEmpty
 )

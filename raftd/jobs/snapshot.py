@@ -15,6 +15,7 @@ import msgspec
 
 from raftd.errors import UNDECODABLE, CorruptionError
 from raftd.jobs.commands import Settings
+from raftd.jobs.keys import Used
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.model import URGENT_PRI, Gateway, Job, Session, State, Tube
 from raftd.jobs.timers import Kind
@@ -105,11 +106,17 @@ class _Topics(_Piece, frozen=True, tag=11):
     names: list[str]
 
 
+class _Keys(_Piece, frozen=True, tag=12):
+    """In order of use."""
+
+    rows: list[tuple[str, Used]]
+
+
 class _End(_Piece, frozen=True, tag=10):
     """Nothing is missing."""
 
 
-_AnyPiece = _Head | _Tubes | _Jobs | _Buried | _Gateways | _Session | _Holds | _Waiters | _Closing | _Topics | _End
+_AnyPiece = _Head | _Tubes | _Jobs | _Buried | _Gateways | _Session | _Holds | _Waiters | _Closing | _Topics | _Keys | _End
 _encode = msgspec.msgpack.Encoder().encode
 _decoder: msgspec.msgpack.Decoder[_AnyPiece] = msgspec.msgpack.Decoder(_AnyPiece)
 
@@ -154,6 +161,8 @@ def dump(machine: StateMachine) -> Iterator[bytes]:
         yield from _dump_reserved(session)
     for names in _several(machine.topics):
         yield _encode(_Topics(names))
+    for keys in _several(machine.keys.used.items()):
+        yield _encode(_Keys(keys))
     yield _encode(_End())
 
 
@@ -249,6 +258,10 @@ class Loader:
                 machine.closing.append(self._session)
             case _Topics():
                 machine.topics.update(dict.fromkeys(piece.names))
+                for name in piece.names:
+                    machine.tubes[name].is_declared = True
+            case _Keys():
+                machine.keys.used.update(piece.rows)
             case _End():
                 self._is_whole = True
 

@@ -68,6 +68,9 @@ class SimClient:
         if verb == "disconnect":
             self.disconnect()
             return
+        if verb == "leave":
+            self.leave()
+            return
         connection = self._connected(numbers[0])
         if connection is None or len(self.pending) >= self._pipeline:
             return
@@ -82,6 +85,14 @@ class SimClient:
         self.forget()
         if connection is not None:
             connection.process.soon(connection.close)
+
+    def leave(self) -> None:
+        """The connection ends, and what it holds stays reserved for whoever knows the token."""
+        connection, held = self._connection, list(self._held)
+        self.forget()
+        self._held += held
+        if connection is not None:
+            connection.process.soon(connection.leave)
 
     def forget(self) -> None:
         """The connection is gone, whoever ended it."""
@@ -126,6 +137,10 @@ class SimClient:
                 return c.Reserve(session, None)
             case "declare":
                 return c.Declare(session, f"topic{two % 5}")
+            case "undeclare":
+                return c.Undeclare(session, f"topic{two % 5}")
+            case "put once":
+                return self._put_once(session, one % 40, two % 10)
             case "put back":
                 return c.PutBack(session, self._job(one), tube, three % 3, 1_500, b"put back")
             case "reserve-job":
@@ -158,6 +173,15 @@ class SimClient:
         if one % 20 == 0:
             body += bytes(700 + two % 3_000)  # whole sectors of zeros
         return c.Put(session, two % 3 * 1_000, delay_ms, _TTRS_MS[three % len(_TTRS_MS)], body)
+
+    def _put_once(self, session: int, number: int, chance: int) -> c.PutMany:
+        """Anybody may have used the key before, and now and then for something else."""
+        jobs = [
+            c.NewJob(1, _DELAYS_MS[number % 4] if number % 3 == 0 else 0, 4_000, b"key %d job %d" % (number, n))
+            for n in range(1 + number % 3)
+        ]
+        topic = number % 7 == 0  # that may be declared
+        return c.PutMany(session, f"topic{number % 5}" if topic else "tube0", jobs, f"key{number}" if number else "", b"%d" % (chance == 0))
 
     def _begin(self, connection: _Connection, what: list[Any]) -> Call:
         self._asked += 1
@@ -201,6 +225,8 @@ class SimClient:
                 self._world.checks.answered(index, call.is_read, known)
             if isinstance(reply, r.Inserted):
                 self._jobs.append(reply.id)
+            elif isinstance(reply, r.InsertedMany):
+                self._jobs.extend(range(reply.first, reply.first + reply.count))
             elif isinstance(reply, r.Reserved):
                 self._held.append((reply.id, reply.token))
             self.when_answered()
@@ -229,7 +255,13 @@ class _Connection:
         self.process.soon(arrive)
 
     def close(self) -> None:
+        self._end(lambda: self.session.close())
+
+    def leave(self) -> None:
+        self._end(lambda: self.session.leave())
+
+    def _end(self, how: Callable[[], None]) -> None:
         if not self.is_closed:
             self.is_closed = True
-            self.session.close()
+            how()
             self.process.node.wake()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from raftd.jobs.machine import StateMachine
-from raftd.jobs.model import State
+from raftd.jobs.model import Job, State
 from raftd.sim.model import Model
 
 _STATES = ("ready", "delayed", "reserved", "buried")
@@ -28,7 +28,7 @@ def describe_machine(machine: StateMachine) -> list[Description]:
             "body": job.body,
             "state": job.state.name.lower(),
             "deadline": job.deadline_ms if job.state in (State.DELAYED, State.RESERVED) else None,
-            "holder": job.holder if job.state is State.RESERVED else None,
+            "holder": job.holder if job.state is State.RESERVED and _is_held(machine, job) else None,
             "token": job.token,
             "counts": [getattr(job, name) for name in _COUNTED],
         }
@@ -60,6 +60,7 @@ def describe_machine(machine: StateMachine) -> list[Description]:
     once = {
         "room is scarce, level": [machine.room_is_scarce, machine.level],
         "topics": list(machine.topics),
+        "keys": [(key, used.first, used.jobs) for key, used in machine.keys.used.items() if machine.keys.find(key, machine.now_ms)],
         "last id": machine.last_id,
         "last token": machine.last_token,
         "total jobs, timeouts": [machine.total_jobs, machine.job_timeouts],
@@ -69,6 +70,12 @@ def describe_machine(machine: StateMachine) -> list[Description]:
         ],
     }
     return [jobs, tubes, sessions, gateways, once]
+
+
+def _is_held(machine: StateMachine, job: Job) -> bool:
+    """By a session; else whoever knows the token holds it."""
+    session = machine.session(*job.holder)
+    return session is not None and session.reserved.get(job.id) == job.token
 
 
 def describe_model(model: Model) -> list[Description]:
@@ -95,6 +102,7 @@ def describe_model(model: Model) -> list[Description]:
     once = {
         "room is scarce, level": [model.room_is_scarce, model.level],
         "topics": model.topics,
+        "keys": [(key, ids[0], len(ids)) for key, _, ids in model.known_keys()],
         "last id": model.last_id,
         "last token": model.last_token,
         "total jobs, timeouts": [model.total, model.timeouts],

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from raftd.sim.model import BATCH, CLOSE_SESSION, OUT_OF_MEMORY, PUT, RESERVE, TOUCH, Model
+from raftd.sim.model import BATCH, CLOSE_SESSION, LEAVE, OUT_OF_MEMORY, PUT, PUT_MANY, RESERVE, TOUCH, Model
 
 #: Answers that may come with index 0: certainly not applied. (41: a request of the client door that was wrong.)
 _REFUSALS = (OUT_OF_MEMORY, 41)
@@ -140,7 +140,7 @@ def _replay(entries: Sequence[LogEntry], reads: list[Call], problems: list[str])
             commands += [
                 _Command(entry.index, (node, incarnation, session), [verb, *args])
                 for verb, session, *args in batch
-                if verb != CLOSE_SESSION and not (verb == TOUCH and args[0] == 0)
+                if verb not in (CLOSE_SESSION, LEAVE) and not (verb == TOUCH and args[0] == 0)
             ]
     while reads and reads[-1].index <= len(entries):
         _compare(model, reads.pop(), problems)
@@ -180,7 +180,7 @@ def _follow(commands: list[_Command], asked: list[Call], problems: list[str]) ->
             hurried = command.what == [RESERVE, 0] and call.what[0] == RESERVE and call.answered is None
             if command.what == call.what or hurried:
                 break
-            if call.what[0] != PUT or call.answered is not None:  # (a put may have been refused, and nobody heard of it)
+            if call.what[0] not in (PUT, PUT_MANY) or call.answered is not None:  # (a put may have been refused, and nobody heard of it)
                 problems.append(f"order: {command.what} in entry {command.entry} comes from a connection that asked for {call.what} next")
                 return
         else:

@@ -14,15 +14,18 @@ import msgspec
 BATCH, OPEN_GATEWAY, CLOSE_GATEWAY, SETTINGS, ROOM, FEATURES = 1, 2, 3, 4, 5, 6
 PUT, USE, WATCH, IGNORE, RESERVE, RESERVE_JOB, DELETE = 1, 2, 3, 4, 5, 6, 7
 RELEASE, BURY, TOUCH, KICK, KICK_JOB, PAUSE_TUBE, CLOSE_SESSION, DECLARE, PUT_BACK = 8, 9, 10, 11, 12, 13, 14, 15, 16
+PUT_MANY, LEAVE, UNDECLARE = 17, 18, 19
 INSERTED, USING, WATCHING, NOT_IGNORED, RESERVED, TIMED_OUT = 1, 3, 4, 5, 6, 7
 DEADLINE_SOON, DELETED, NOT_FOUND, RELEASED, TOUCHED, KICKED, PAUSED = 8, 9, 10, 11, 12, 13, 14
-BURIED, JOB_TOO_BIG, OUT_OF_MEMORY, DECLARED = 2, 15, 16, 17
+BURIED, JOB_TOO_BIG, OUT_OF_MEMORY, DECLARED, INSERTED_MANY, KEY_REUSED, NOT_EMPTY = 2, 15, 16, 17, 18, 19, 20
 
 _LEAST_TTR_MS = 1_000
 _SOON_MS = 1_000
 _MOST_WATCHED = 1_024
 _MOST_KICKED = 4_096
 _MAX_JOB_BYTES = 65_535
+_KEY_WINDOW_MS = 3_600_000
+_MOST_KEYS = 100_000
 
 Key = tuple[int, int]  # node, session
 Answer = tuple[int, int, list[Any]]
@@ -43,6 +46,7 @@ class Model:
         self.room_is_scarce = False
         self.level = 0
         self.topics: list[str] = []
+        self.keys: list[tuple[str, int, bytes, list[int]]] = []  # in order of use: key, when, what was asked, ids
         #: Of every batch that took effect: (node, incarnation, seq).
         self.batches: list[tuple[int, int, int]] = []
         self.last_id = self.last_token = self.total = self.timeouts = 0
@@ -56,7 +60,7 @@ class Model:
     # -- looking ------------------------------------------------------------------------------
 
     def tubes(self) -> set[str]:
-        names = {"default"} | {job["tube"] for job in self.jobs.values()}
+        names = {"default", *self.topics} | {job["tube"] for job in self.jobs.values()}
         for session in self.sessions.values():
             names |= {session["used"], *session["watched"]}
         return names
@@ -192,8 +196,12 @@ class Model:
     def _run(self, node: int, command: list[Any]) -> None:
         tag, number, *args = command
         key = (node, number)
-        if tag == CLOSE_SESSION:
+        if tag in (CLOSE_SESSION, LEAVE):
             held = self._held_by(key)
+            if tag == LEAVE:
+                for job in held:
+                    job["holder"] = None
+                held = []
             if self.sessions.pop(key, None) is not None:
                 self._forget_tubes()
                 for job in held:
@@ -214,13 +222,42 @@ class Model:
             return [JOB_TOO_BIG]
         if self.room_is_scarce:
             return [OUT_OF_MEMORY]
+        return [INSERTED, self._insert(tube or session["used"], pri, delay_ms, ttr_ms, body)]
+
+    def _insert(self, tube: str, pri: int, delay_ms: int, ttr_ms: int, body: bytes) -> int:
         self.last_id += 1
         self.total += 1
-        tube = tube or session["used"]
         job = self._new_job(self.last_id, tube, pri, ttr_ms, body)
         self.puts[tube] = self.puts.get(tube, 0) + 1
         self._enqueue(job, delay_ms)
-        return [INSERTED, job["id"]]
+        return self.last_id
+
+    def _put_many(self, key: Key, session: dict[str, Any], tube: str, jobs: list[list[Any]], name: str, asked: bytes) -> list[Any]:
+        before = [used for used in self.known_keys() if name and used[0] == name]
+        if before:
+            _, what, ids = before[0]
+            return [INSERTED_MANY, ids[0], len(ids), True] if what == asked else [KEY_REUSED]
+        if any(len(body) > self.max_job_bytes for *_, body in jobs):
+            return [JOB_TOO_BIG]
+        if self.room_is_scarce:
+            return [OUT_OF_MEMORY]
+        ids = [self._insert(tube, *job) for job in jobs]
+        if name:
+            self.keys.append((name, self.now_ms, asked, ids))
+        return [INSERTED_MANY, ids[0] if ids else self.last_id + 1, len(ids), False]
+
+    def known_keys(self) -> list[tuple[str, bytes, list[int]]]:
+        """Those of the window: key, what was asked, ids."""
+        return [(name, asked, ids) for name, used, asked, ids in self.keys[-_MOST_KEYS:] if self.now_ms - used < _KEY_WINDOW_MS]
+
+    def _undeclare(self, key: Key, session: dict[str, Any], tube: str) -> list[Any]:
+        if tube not in self.topics:
+            return [NOT_FOUND]
+        jobs = sum(job["tube"] == tube for job in self.jobs.values())
+        if jobs:
+            return [NOT_EMPTY, jobs]
+        self.topics.remove(tube)
+        return [DELETED]
 
     def _new_job(self, id: int, tube: str, pri: int, ttr_ms: int, body: bytes) -> dict[str, Any]:
         job: dict[str, Any] = {"id": id, "tube": tube, "pri": pri, "ttr": max(_LEAST_TTR_MS, ttr_ms), "body": body}
@@ -301,7 +338,7 @@ class Model:
         job = self._own(key, id, token)
         if job is None:
             return [NOT_FOUND]
-        job["pri"] = pri
+        job["pri"] = job["pri"] if pri is None else pri
         job["releases"] += 1
         self._enqueue(job, delay_ms)
         return [RELEASED]
@@ -311,7 +348,7 @@ class Model:
         if job is None:
             return [NOT_FOUND]
         self._order += 1
-        job |= {"state": "buried", "pri": pri, "buried": self._order}
+        job |= {"state": "buried", "pri": job["pri"] if pri is None else pri, "buried": self._order}
         job["buries"] += 1
         return [BURIED]
 
@@ -370,4 +407,6 @@ _VERBS: dict[int, Any] = {
     PAUSE_TUBE: Model._pause_tube,
     DECLARE: Model._declare,
     PUT_BACK: Model._put_back,
+    PUT_MANY: Model._put_many,
+    UNDECLARE: Model._undeclare,
 }

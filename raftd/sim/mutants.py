@@ -16,6 +16,8 @@ from raftd.errors import CorruptionError
 from raftd.gateway import Gateway, Session
 from raftd.housekeeping import Housekeeping
 from raftd.jobs import commands as c
+from raftd.jobs import replies as r
+from raftd.jobs.keys import Keys
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.model import State
 from raftd.jobs.snapshot import Loader
@@ -610,6 +612,39 @@ def _change_beside_another(original: Any) -> Any:
 @_mutant("truncated configuration stays", Membership, "truncated")
 def _truncated_configuration_stays(original: Any) -> Any:
     return lambda self, index: False
+
+
+# -- keys and tokens ---------------------------------------------------------------------------
+
+
+@_mutant("a key is forgotten at once", Keys, "find")
+def _key_forgotten(original: Any) -> Any:
+    return lambda self, key, now_ms: None
+
+
+@_mutant("keys are not in the snapshot", Loader, "_load")
+def _keys_not_in_the_snapshot(original: Any) -> Any:
+    def load(self: Loader, piece: Any) -> None:
+        original(self, piece)
+        self._machine.keys.used.clear()
+
+    return load
+
+
+@_mutant("what is left is given back", StateMachine, "_leave")
+def _left_is_given_back(original: Any) -> Any:
+    return lambda self, session: None
+
+
+@_mutant("an undeclared tube keeps its place", StateMachine, "_undeclare")
+def _undeclared_keeps_its_place(original: Any) -> Any:
+    def undeclare(self: StateMachine, session: Any, command: c.Undeclare) -> Any:
+        reply = original(self, session, command)
+        if type(reply) is r.Deleted:
+            self.tube(command.tube).is_declared = True
+        return reply
+
+    return undeclare
 
 
 # -- room and features -------------------------------------------------------------------------

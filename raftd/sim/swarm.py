@@ -105,6 +105,9 @@ VERBS = {
     "pause": 2,
     "declare": 1,
     "put back": 2,
+    "put once": 5,
+    "undeclare": 1,
+    "leave": 2,
     "peek": 6,
     "disconnect": 5,
 }

@@ -12,7 +12,7 @@ from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs import replies as r
 from raftd.jobs.machine import StateMachine
-from raftd.limits import TIMERS_PER_ENTRY, WATCHED_TUBES
+from raftd.limits import KEY_WINDOW_MS, KEYS_FORGOTTEN, TIMERS_PER_ENTRY, WATCHED_TUBES
 
 NOW = 1_700_000_000_000
 
@@ -383,3 +383,93 @@ def test_a_job_that_is_put_back_elsewhere_stands_there_only():
     got = queue.do(c.Watch(2, "old"), c.Ignore(2, "default"), c.Reserve(2, 0), c.Reserve(2, 0))
     assert [type(reply) for _, reply in got[2:]] == [r.Reserved, r.TimedOut]
     assert got[2][1].body == b"two"
+
+
+def test_a_topic_is_a_tube_that_exists_without_jobs_and_clients():
+    queue = Queue()
+    queue.do(c.Declare(1, "t"))
+    assert "t" in queue.machine.tubes
+    assert queue.do(c.PauseTube(1, "t", 5_000)) == [(1, r.Paused())]
+    assert queue.do(c.Undeclare(1, "t"), c.Undeclare(1, "t")) == [(1, r.Deleted()), (1, r.NotFound())]
+    assert "t" not in queue.machine.tubes
+    assert queue.machine.next_due_ms() is None  # nor is its pause
+
+
+def test_a_topic_that_holds_jobs_stays():
+    queue = Queue()
+    queue.do(c.Declare(1, "t"), c.Put(1, 5, 0, 60_000, b"one", "t"), c.Put(1, 5, 9_000, 60_000, b"two", "t"))
+    assert queue.do(c.Undeclare(1, "t")) == [(1, r.NotEmpty(2))]
+    assert queue.do(c.Delete(1, 1), c.Delete(1, 2), c.Undeclare(1, "t"))[-1] == (1, r.Deleted())
+
+
+# -- idempotency keys --------------------------------------------------------------------------
+
+
+def many(*bodies: bytes, key: str = "", fingerprint: bytes = b"f", session: int = 1) -> c.PutMany:
+    return c.PutMany(session, "t", [c.NewJob(5, 0, 60_000, body) for body in bodies], key, fingerprint)
+
+
+def test_a_key_used_again_puts_nothing_and_gives_the_first_answer():
+    queue = Queue()
+    assert queue.do(many(b"one", b"two", key="k"), put(), many(b"one", b"two", key="k", session=2)) == [
+        (1, r.InsertedMany(1, 2, False)),
+        (1, r.Inserted(3)),
+        (2, r.InsertedMany(1, 2, True)),
+    ]
+    queue.do(c.Delete(1, 1), c.Delete(1, 2))
+    assert queue.do(many(b"one", b"two", key="k")) == [(1, r.InsertedMany(1, 2, True))]  # worked off since: they were put all the same
+    assert queue.do(many(b"other", key="k", fingerprint=b"g")) == [(1, r.KeyReused())]
+    assert queue.do(many(b"one"), many(b"one")) == [(1, r.InsertedMany(4, 1, False)), (1, r.InsertedMany(5, 1, False))]
+    assert queue.machine.total_jobs == 5
+
+
+def test_a_put_that_was_refused_leaves_its_key_free():
+    queue = Queue()
+    too_big = b"x" * (queue.machine.settings.max_job_size + 1)
+    assert queue.do(many(b"small", too_big, key="k")) == [(1, r.JobTooBig())]
+    queue.entry(c.Room(True))
+    assert queue.do(many(b"small", key="k")) == [(1, r.OutOfMemory())]
+    queue.entry(c.Room(False))
+    assert queue.do(many(b"small", key="k")) == [(1, r.InsertedMany(1, 1, False))]
+
+
+def test_a_key_is_free_again_when_its_window_is_over_and_old_ones_are_forgotten():
+    queue = Queue()
+    queue.do(*(many(b"x", key=f"k{n}") for n in range(100)))
+    assert queue.do(many(b"x", key="k0"), later=KEY_WINDOW_MS - 1)[0][1].is_repeat
+    assert not queue.do(many(b"x", key="k0"), later=1)[0][1].is_repeat
+    assert len(queue.machine.keys.used) == 100 - KEYS_FORGOTTEN + 1 - 1  # that many at a time; k0 stands at the end
+    for n in range(100, 110):
+        queue.do(many(b"x", key=f"k{n}"))
+    assert list(queue.machine.keys.used) == ["k0", *(f"k{n}" for n in range(100, 110))]
+
+
+def test_the_number_of_keys_is_bounded(monkeypatch):
+    monkeypatch.setattr("raftd.jobs.keys.KEYS_KEPT", 3)
+    queue = Queue()
+    queue.do(*(many(b"x", key=f"k{n}") for n in range(5)))
+    assert list(queue.machine.keys.used) == ["k2", "k3", "k4"]
+    assert not queue.do(many(b"x", key="k0"))[0][1].is_repeat
+
+
+# -- reservations that belong to their tokens --------------------------------------------------
+
+
+def test_what_a_session_leaves_is_held_by_its_token_until_its_time_is_over():
+    queue = Queue()
+    queue.do(put(ttr=5_000), put(ttr=5_000))
+    (_, first), (_, second) = queue.do(c.Reserve(2, 0), c.Reserve(2, 0))
+    queue.do(c.Leave(2))
+    assert queue.do(c.Reserve(3, 0)) == [(3, r.TimedOut())]
+    assert queue.do(c.Delete(3, first.id), c.Delete(3, first.id, first.token)) == [(3, r.NotFound()), (3, r.Deleted())]
+    assert queue.do(c.Touch(3, second.id, second.token), later=3_000) == [(3, r.Touched())]
+    assert queue.do(c.Reserve(3, 0), later=4_999) == [(3, r.TimedOut())]
+    assert queue.do(c.Reserve(3, 0), later=1)[0][1].id == second.id
+    assert queue.job(second.id)["timeouts"] == 1
+
+
+def test_released_or_buried_without_a_priority_a_job_keeps_its_own():
+    queue = Queue()
+    queue.do(put(pri=7))
+    queue.do(c.Reserve(1, 0), c.Release(1, 1, None, 0), c.Reserve(1, 0), c.Bury(1, 1, None))
+    assert queue.job(1)["pri"] == 7

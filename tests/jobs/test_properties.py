@@ -33,13 +33,25 @@ commands = st.one_of(
     st.builds(c.Reserve, sessions, st.sampled_from([None, 0, 1_000, 4_000])),
     st.builds(c.ReserveJob, sessions, ids),
     st.builds(c.Delete, sessions, ids, tokens),
-    st.builds(c.Release, sessions, ids, pris, delays, tokens),
-    st.builds(c.Bury, sessions, ids, pris, tokens),
+    st.builds(c.Release, sessions, ids, st.one_of(st.none(), pris), delays, tokens),
+    st.builds(c.Bury, sessions, ids, st.one_of(st.none(), pris), tokens),
     st.builds(c.Touch, sessions, ids, tokens),
     st.builds(c.Kick, sessions, st.integers(-1, 3)),
     st.builds(c.KickJob, sessions, ids),
     st.builds(c.PauseTube, sessions, tubes, st.sampled_from([0, 1_000, 2_000])),
     st.builds(c.CloseSession, sessions),
+    st.builds(c.Leave, sessions),
+    st.builds(c.Declare, sessions, tubes),
+    st.builds(c.Undeclare, sessions, tubes),
+    st.builds(c.PutBack, sessions, ids, tubes, pris, ttrs, st.just(b"back")),
+    st.builds(
+        c.PutMany,
+        sessions,
+        tubes,
+        st.lists(st.builds(c.NewJob, pris, delays, ttrs, st.just(b"one of many")), min_size=1, max_size=3),
+        st.sampled_from(["", "key", "other key"]),
+        st.sampled_from([b"", b"asked"]),
+    ),
 )
 steps = st.sampled_from([0, 0, 1, 10, 500, 1_000, 2_500])
 

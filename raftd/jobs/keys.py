@@ -1,0 +1,43 @@
+"""Idempotency keys: which of them were used not long ago, and what the answer was.
+
+They are part of the replicated state, so a repeat is recognised by any node, after any election and after a restart. The window is
+bounded twice: by log time, and by how many keys are kept.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+from raftd.limits import KEY_WINDOW_MS, KEYS_FORGOTTEN, KEYS_KEPT
+
+
+class Used(NamedTuple):
+    """`time_ms`: log time of the first use. The jobs put then are so many, with ids from `first` on."""
+
+    time_ms: int
+    fingerprint: bytes
+    first: int
+    jobs: int
+
+
+class Keys:
+    """In order of use."""
+
+    def __init__(self) -> None:
+        self.used: OrderedDict[str, Used] = OrderedDict()
+
+    def find(self, key: str, now_ms: int) -> Used | None:
+        """What `key` was used for within the window."""
+        used = self.used.get(key)
+        return used if used is not None and now_ms - used.time_ms < KEY_WINDOW_MS else None
+
+    def remember(self, key: str, used: Used) -> None:
+        """And forget some that are too old or too many: few at a time, so that no entry takes long."""
+        self.used.pop(key, None)  # it stood where it would be forgotten with those of its first use
+        self.used[key] = used
+        for _ in range(KEYS_FORGOTTEN):
+            oldest = next(iter(self.used.values()))
+            if len(self.used) <= KEYS_KEPT and used.time_ms - oldest.time_ms < KEY_WINDOW_MS:
+                return
+            self.used.popitem(last=False)

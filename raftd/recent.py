@@ -1,0 +1,103 @@
+"""What happened to jobs lately, as this node has applied it: for `/events`, and for a job's history.
+
+Everything that happens in an entry has a number in it, so a place is (entry, number): the same on every node, and after a restart.
+What is remembered is bounded; who asks for more is told how far back it reaches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from raftd.jobs.machine import Key, StateMachine
+from raftd.jobs.model import Job, State, What
+from raftd.limits import RECENT_EVENTS
+
+
+class Happening(NamedTuple):
+    """`time_ms` is log time. `who` is the session that did it, None if time did. `token` is that of the last reservation, 0 if there
+    was none; `deadline_ms` is when its time to run or its delay is over, 0 if neither runs."""
+
+    entry: int
+    number: int
+    time_ms: int
+    what: What
+    job: int
+    tube: str
+    who: Key | None
+    token: int
+    deadline_ms: int
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.entry, self.number
+
+
+class Recent:
+    """A ring. Positions count everything that was ever remembered, from 0."""
+
+    def __init__(self, machine: StateMachine, most: int = RECENT_EVENTS) -> None:
+        self._ring: list[Happening | None] = [None] * most
+        #: The position of the next.
+        self.end = 0
+        #: Called once when something more has happened; whoever was called sets it again.
+        self.when_more: Callable[[], None] | None = None
+        self.follow(machine)
+
+    def follow(self, machine: StateMachine) -> None:
+        """What `machine` applies is remembered from now on. It may be further than the one before: then nothing is known of what
+        happened in between, and all that was before is forgotten."""
+        self._machine = machine
+        machine.tell = self._add
+        self._begin = self.end
+        self._known_from = machine.applied_index + 1
+        self._last = (0, 0)
+
+    def _add(self, what: What, job: Job, who: Key | None) -> None:
+        entry = self._machine.applied_index
+        number = self._last[1] + 1 if self._last[0] == entry else 1
+        self._last = (entry, number)
+        deadline_ms = job.deadline_ms if job.state in (State.DELAYED, State.RESERVED) and what is not What.DELETED else 0
+        self._ring[self.end % len(self._ring)] = Happening(
+            entry, number, self._machine.now_ms, what, job.id, job.tube.name, who, job.token, deadline_ms
+        )
+        self.end += 1
+        if self.when_more is not None:
+            call, self.when_more = self.when_more, None
+            call()
+
+    @property
+    def begin(self) -> int:
+        """The position of the oldest that is remembered."""
+        return max(self._begin, self.end - len(self._ring))
+
+    @property
+    def known_from(self) -> int:
+        """The first entry of which everything is remembered."""
+        if self.begin == self._begin:
+            return self._known_from
+        return self[self.begin].entry + 1
+
+    def __getitem__(self, position: int) -> Happening:
+        happening = self._ring[position % len(self._ring)]
+        if happening is None or not self.begin <= position < self.end:
+            raise IndexError(position)
+        return happening
+
+    def after(self, place: tuple[int, int]) -> int:
+        """The position of the first thing behind `place`, as far as it is remembered."""
+        low, high = self.begin, self.end
+        while low < high:
+            middle = (low + high) // 2
+            if self[middle].place <= place:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def of_job(self, id: int) -> Iterator[Happening]:
+        """What is remembered of one job, oldest first."""
+        for position in range(self.begin, self.end):
+            happening = self[position]
+            if happening.job == id:
+                yield happening
