@@ -58,6 +58,16 @@ CLIENT_SHARE_MS = 1
 #: Every call of the topic and message contract is answered within this time (seconds): its callers wait for one second.
 TOPIC_ANSWER_S = 0.85
 
+#: Every other call over HTTP is answered within this time (seconds), and so long after its own timeout if it waits for jobs. An
+#: election fits in.
+HTTP_ANSWER_S = 5.0
+
+#: The longest that a call may wait for jobs (seconds): less than a minute, after which proxies and clients give up.
+RESERVE_WAIT_S = 55
+
+#: How often an answer that has not left at once is looked at (seconds).
+LEAVING_CHECK_S = 0.1
+
 #: A request over HTTP must have arrived by then (seconds), and a connection between two requests may be idle for so long.
 HTTP_ARRIVAL_S = 10.0
 HTTP_IDLE_S = 60
@@ -189,6 +199,10 @@ STRANGER_TEXT = 200
 
 # -- counts -------------------------------------------------------------------------------------
 
+#: The largest body of a request over HTTP, in bytes, if two jobs are not larger; and of all that are arriving, together.
+HTTP_BODY_BYTES = 1 << 20
+HTTP_ARRIVING_BYTES = 64 << 20
+
 #: What a body over HTTP may have besides the job itself, which JSON may make twice as long (bytes).
 HTTP_BODY_SLACK = 64 << 10
 
@@ -224,6 +238,9 @@ KEYS_FORGOTTEN = 16
 
 #: The longest idempotency key, in characters.
 KEY_CHARACTERS = 255
+
+#: Tubes that one call over HTTP may reserve from: each is a command.
+RESERVE_TUBES = 100
 
 #: Jobs put by one command.
 JOBS_PER_PUT = 1_000

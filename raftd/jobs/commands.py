@@ -120,12 +120,14 @@ class NewJob(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unkn
 
 class PutMany(_Command, frozen=True, tag=17):
     """All of them or none. With a `key` that was used not long ago, nothing is put and the answer is that of the first time, if
-    `fingerprint`, which stands for all that was asked, is the same too. Without a key ("") there is nothing to remember."""
+    `fingerprint`, which stands for all that was asked, is the same too. Without a key ("") there is nothing to remember.
+    `only_topic`: only if the tube is one."""
 
     tube: str
     jobs: list[NewJob]
     key: str = ""
     fingerprint: bytes = b""
+    only_topic: bool = False
 
 
 class Leave(_Command, frozen=True, tag=18):

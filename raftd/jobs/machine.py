@@ -403,6 +403,8 @@ class StateMachine:
             used = self.keys.find(put.key, self.now_ms)
             if used is not None:
                 return r.InsertedMany(used.first, used.jobs, True) if used.fingerprint == put.fingerprint else r.KeyReused()
+        if put.only_topic and put.tube not in self.topics:
+            return r.NotFound()
         if any(len(job.body) > self.settings.max_job_size for job in put.jobs):
             return r.JobTooBig()
         if self.room_is_scarce:

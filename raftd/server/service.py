@@ -34,8 +34,10 @@ from raftd.server.disk import DiskThread
 from raftd.server.events import LogObserver
 from raftd.server.fork import ForkCopier
 from raftd.server.http.operations import Operations
+from raftd.server.http.routes import Router
 from raftd.server.http.site import Call, Site
 from raftd.server.http.topics import Topics
+from raftd.server.http.v1 import v1
 from raftd.server.line import LineFactory
 from raftd.server.peer import PeerDoor, PeerFactory, PeerService, dial
 from raftd.server.sockets import remove_stale_socket
@@ -104,6 +106,7 @@ class RaftdService(service.MultiService):
         self._http = Site(reactor, clients, counters, self._serve_http)
         self._topics: Topics | None = None
         self._operations: Operations | None = None
+        self._api: Router | None = None
         hangups = internet.TimerService(HANGUP_CHECK_S, clients.look_for_hangups)
         hangups.clock = reactor
         hangups.setServiceParent(self)
@@ -160,6 +163,7 @@ class RaftdService(service.MultiService):
         self.node = self._peers.node = self._lines.node = self._clients.node = self._http.node = node
         self._operations = Operations(node, self._reactor, self._counters)
         self._topics = Topics(node, self._reactor, self.config.http_leader_only, self._http_address)
+        self._api = v1(node, self._reactor, self._counters)
         self._log.info("{line}", line=self._introduction())
         for note in opened.notes:
             say = self._log.warn if note.startswith("WARNING") else self._log.info
@@ -276,9 +280,9 @@ class RaftdService(service.MultiService):
         return f"node {self.node_id} of cluster {self.config.cluster!r} listens on {where}; its data is in {self._store.directory}"
 
     def _serve_http(self, call: Call) -> None:
-        if self._topics is None or self._operations is None:
-            call.say(503, {"success": False})
-        elif not self._topics.handles(call) and not self._operations.handles(call):
+        if self._topics is None or self._operations is None or self._api is None:
+            call.problem("not-ready")
+        elif not any(handles(call) for handles in (self._topics.handles, self._operations.handles, self._api.handles)):
             call.say(404, {"success": False})
 
     def _http_address(self, node: int) -> str | None:

@@ -57,6 +57,11 @@ class Counters:
         self.leader_changes = 0
         self.http_answers: Counter[int] = Counter()
         self.id = os.urandom(8).hex()
+        self.version = raftd.__version__
+
+    @property
+    def uptime_s(self) -> int:
+        return int(time.monotonic() - self.started_s)
 
 
 def stats(node: Node, counters: Counters) -> Stats:
@@ -79,10 +84,10 @@ def stats(node: Node, counters: Counters) -> Stats:
         ("current-waiting", waiting),
         ("total-connections", counters.total_connections),
         ("pid", os.getpid()),
-        ("version", _quoted(raftd.__version__)),
+        ("version", _quoted(counters.version)),
         ("rusage-utime", f"{usage.ru_utime:.6f}"),
         ("rusage-stime", f"{usage.ru_stime:.6f}"),
-        ("uptime", int(time.monotonic() - counters.started_s)),
+        ("uptime", counters.uptime_s),
         ("binlog-oldest-index", 0),
         ("binlog-current-index", 0),
         ("binlog-records-migrated", 0),

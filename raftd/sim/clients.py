@@ -180,8 +180,8 @@ class SimClient:
             c.NewJob(1, _DELAYS_MS[number % 4] if number % 3 == 0 else 0, 4_000, b"key %d job %d" % (number, n))
             for n in range(1 + number % 3)
         ]
-        topic = number % 7 == 0  # that may be declared
-        return c.PutMany(session, f"topic{number % 5}" if topic else "tube0", jobs, f"key{number}" if number else "", b"%d" % (chance == 0))
+        tube = f"topic{number % 5}" if number % 7 == 0 else "tube0"
+        return c.PutMany(session, tube, jobs, f"key{number}" if number else "", b"%d" % (chance == 0), number % 14 == 0)
 
     def _begin(self, connection: _Connection, what: list[Any]) -> Call:
         self._asked += 1

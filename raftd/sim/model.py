@@ -232,11 +232,15 @@ class Model:
         self._enqueue(job, delay_ms)
         return self.last_id
 
-    def _put_many(self, key: Key, session: dict[str, Any], tube: str, jobs: list[list[Any]], name: str, asked: bytes) -> list[Any]:
+    def _put_many(
+        self, key: Key, session: dict[str, Any], tube: str, jobs: list[list[Any]], name: str, asked: bytes, only_topic: bool
+    ) -> list[Any]:
         before = [used for used in self.known_keys() if name and used[0] == name]
         if before:
             _, what, ids = before[0]
             return [INSERTED_MANY, ids[0], len(ids), True] if what == asked else [KEY_REUSED]
+        if only_topic and tube not in self.topics:
+            return [NOT_FOUND]
         if any(len(body) > self.max_job_bytes for *_, body in jobs):
             return [JOB_TOO_BIG]
         if self.room_is_scarce:

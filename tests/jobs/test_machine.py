@@ -402,6 +402,13 @@ def test_a_topic_that_holds_jobs_stays():
     assert queue.do(c.Delete(1, 1), c.Delete(1, 2), c.Undeclare(1, "t"))[-1] == (1, r.Deleted())
 
 
+def test_a_message_is_put_only_into_a_topic():
+    queue = Queue()
+    message = c.PutMany(1, "t", [c.NewJob(5, 0, 60_000, b"m")], only_topic=True)
+    assert queue.do(message, c.Declare(1, "t"), message)[::2] == [(1, r.NotFound()), (1, r.InsertedMany(1, 1, False))]
+    assert queue.do(c.Delete(1, 1), c.Undeclare(1, "t"), message)[-1] == (1, r.NotFound())
+
+
 # -- idempotency keys --------------------------------------------------------------------------
 
 

@@ -51,6 +51,7 @@ commands = st.one_of(
         st.lists(st.builds(c.NewJob, pris, delays, ttrs, st.just(b"one of many")), min_size=1, max_size=3),
         st.sampled_from(["", "key", "other key"]),
         st.sampled_from([b"", b"asked"]),
+        st.sampled_from([False, False, True]),
     ),
 )
 steps = st.sampled_from([0, 0, 1, 10, 500, 1_000, 2_500])

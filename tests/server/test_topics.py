@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import msgspec
 import pytest
 
 from raftd.jobs import commands as c
 from raftd.raft.messages import AppendEntries
 from raftd.server.http.topics import Topics
 from raftd.sim.cluster import SimCluster
+from tests.server.calls import FakeCall
 from tests.test_node import Client, follower, started
 
 NO = {"success": False}
-
-
-class FakeCall:
-    """As site.Call; what it was told, in `said`."""
-
-    def __init__(self, method: str, path: str, body: object = None) -> None:
-        self.method, self.parts = method, path.split("/")[1:]
-        self.body = msgspec.json.encode(body) if body is not None else b""
-        self.said: tuple[int, object] | None = None
-        self.when_gone: Callable[[], None] = lambda: None
-        self.is_open = True
-
-    def say(self, status: int, value: object, headers: object = None) -> None:
-        if self.is_open:
-            self.said, self.is_open = (status, value), False
-
-    def hang_up(self) -> None:
-        self.is_open = False
-        self.when_gone()
 
 
 class Door:
@@ -145,3 +124,28 @@ def test_a_node_whose_gateway_was_closed_says_503():
     cluster.run(50)
     door.node.gateway._abandon()
     assert call.said == (503, NO)
+
+
+def test_a_page_of_another_site_changes_nothing():
+    cluster, door = with_messages("kept")
+    for foreign in (
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Origin": "http://evil.example"},
+        {"Referer": "http://evil.example/page"},
+        {"User-Agent": "Mozilla/5.0"},
+    ):
+        for method, path, body in (
+            ("GET", "/message/t", None),
+            ("PUT", "/topic", {"topic": "s"}),
+            ("PUT", "/message", {"topic": "t", "message": "m"}),
+        ):
+            call = FakeCall(method, path, body, {"Host": "localhost:11303", **foreign})
+            assert door.topics.handles(call)
+            assert call.said == (403, NO), (foreign, path)
+    for own in ({}, {"Sec-Fetch-Site": "same-origin"}, {"Origin": "http://localhost:11303", "User-Agent": "Mozilla/5.0"}):
+        call = FakeCall("GET", "/topic", None, {"Host": "localhost:11303", **own})
+        assert door.topics.handles(call)
+        assert cluster.run(1_000, lambda call=call: call.said is not None)
+        assert call.said == (200, {"success": True, "topics": ["t"]})
+    assert door.ask("GET", "/message/t") == (200, {"success": True, "message": "kept"})
+    assert not cluster[cluster.leader].machine.jobs

@@ -6,6 +6,7 @@ A request that has arrived whole becomes a `Call`, which whoever serves it answe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from io import BytesIO
 from typing import Any, Protocol, cast
 from urllib.parse import unquote_to_bytes
@@ -17,9 +18,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http
 
-from raftd.limits import HTTP_ARRIVAL_S, HTTP_BODY_SLACK, HTTP_IDLE_S
+from raftd.limits import HTTP_ARRIVAL_S, HTTP_ARRIVING_BYTES, HTTP_BODY_BYTES, HTTP_BODY_SLACK, HTTP_IDLE_S, LEAVING_CHECK_S, NO_PROGRESS_S
 from raftd.node import Node
 from raftd.server.clients import Clients
+from raftd.server.http import problems
+from raftd.server.http.origin import is_foreign
+from raftd.server.sockets import unsent
 from raftd.server.stats import Counters
 
 JSON = "application/json"
@@ -31,7 +35,11 @@ class Call:
     def __init__(self, request: _Request) -> None:
         self.method: str = request.method.decode("ascii", "replace")
         self.parts = [unquote_to_bytes(part).decode("utf-8", "replace") for part in request.path.split(b"/")[1:]]
+        #: What follows the "?", as it was sent.
+        self.query: str = request.uri.partition(b"?")[2].decode("ascii", "replace")
         self.body: bytes = request.content.read() if request.content is not None else b""
+        self._headers = request.requestHeaders
+        self._channel: Channel = request.channel
         self._request: _Request | None = request
         #: Called once if the client goes away before it was answered.
         self.when_gone: Callable[[], None] = lambda: None
@@ -41,6 +49,16 @@ class Call:
     def is_open(self) -> bool:
         """Whether somebody waits for an answer still."""
         return self._request is not None
+
+    def header(self, name: str) -> str | None:
+        """The first of this name. Its bytes may be any (schemathesis)."""
+        raw = self._headers.getRawHeaders(name.encode())
+        return raw[0].decode("latin-1") if raw else None
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it comes from a page of another site."""
+        return is_foreign(self.header)
 
     def _gone(self, failure: Failure) -> None:
         if self._request is not None:
@@ -52,13 +70,9 @@ class Call:
         request, self._request = self._request, None
         if request is None:
             return
-        request.channel.site.counters.http_answers[status] += 1
-        request.setResponseCode(status)
-        request.setHeader("Content-Type", kind)
-        request.setHeader("Content-Length", str(len(body)))
-        request.setHeader("X-Content-Type-Options", "nosniff")
-        for name, value in (headers or {}).items():
-            request.setHeader(name, value)
+        _begin(request, status, kind, headers)
+        if status != 204:
+            request.setHeader("Content-Length", str(len(body)))
         if self.method != "HEAD":
             request.write(body)
         request.finish()
@@ -66,6 +80,55 @@ class Call:
     def say(self, status: int, value: object, headers: Mapping[str, str] | None = None) -> None:
         """As JSON."""
         self.answer(status, msgspec.json.encode(value), headers=headers)
+
+    def problem(self, name: str, detail: str = "", headers: Mapping[str, str] | None = None) -> None:
+        """As `problems.py` has it."""
+        self.answer(problems.PROBLEMS[name].status, problems.encode(name, detail), problems.KIND, headers)
+
+    def leaving(self, left: Callable[[bool], None]) -> None:
+        """Once it was answered: `left` is called in a later turn of the reactor, with whether the answer has left this process while
+        its caller was there. One that takes none of it is given up."""
+        self._channel.leaving(left)
+
+    def stream(self, kind: str, producer: Any) -> Stream | None:
+        """Answer bit by bit. `producer` (an IPushProducer) is told when to pause, and stopped when the client has gone."""
+        request, self._request = self._request, None
+        if request is None:
+            return None
+        _begin(request, 200, kind, {"Cache-Control": "no-store"})
+        if self.method == "HEAD":
+            request.finish()
+            return None
+        request.registerProducer(producer, True)
+        return Stream(request)
+
+
+class Stream:
+    """An answer that has begun."""
+
+    def __init__(self, request: _Request) -> None:
+        self._request = request
+
+    def write(self, data: bytes) -> None:
+        self._request.write(data)
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the client's side has not taken."""
+        return unsent(self._request.channel.transport)
+
+    def abort(self) -> None:
+        self._request.channel.transport.abortConnection()
+
+
+def _begin(request: _Request, status: int, kind: str, headers: Mapping[str, str] | None) -> None:
+    request.channel.site.counters.http_answers[status] += 1
+    request.setResponseCode(status, HTTPStatus(status).phrase.encode())
+    if status != 204:
+        request.setHeader("Content-Type", kind)
+    request.setHeader("X-Content-Type-Options", "nosniff")
+    for name, value in (headers or {}).items():
+        request.setHeader(name, value)
 
 
 class Handler(Protocol):
@@ -79,8 +142,10 @@ class _Request(http.Request):
     path: bytes
     _log = Logger("raftd.http")
 
+    def __init__(self, channel: Any, queued: object = False) -> None:
+        super().__init__(channel, queued, parsePOSTFormSubmission=False)
+
     def gotLength(self, length: int | None) -> None:
-        self._arrived = 0
         self._most: int = self.channel.most_bytes()
         if length is not None and length > self._most:
             self._too_large()
@@ -88,24 +153,38 @@ class _Request(http.Request):
 
     def handleContentChunk(self, data: bytes) -> None:
         self._arrived += len(data)
+        self.channel.site.arriving_bytes += len(data)
         if self._arrived > self._most:
             self._too_large()
+        elif self.channel.site.arriving_bytes > HTTP_ARRIVING_BYTES:
+            self._refuse("no-room", "bodies of too many requests are on their way here at once: send it again")
         else:
             super().handleContentChunk(data)
 
     def _too_large(self) -> None:
         """What more of it comes is not read."""
+        self._refuse("too-large", f"the body is larger than {self._most} bytes")
+
+    def _refuse(self, problem: str, why: str) -> None:
         if not self._refused:
             self._refused = True
-            self.channel.refuse(b"413 Content Too Large", f"the body is larger than {self._most} bytes")
+            self._has_arrived()
+            self.channel.refuse(problem, why)
+
+    def _has_arrived(self) -> None:
+        """What it holds counts no more among what is on its way."""
+        self.channel.site.arriving_bytes -= self._arrived
+        self._arrived = 0
 
     _refused = False
+    _arrived = 0
 
     def process(self) -> None:
         """It has arrived whole. A thousand at once take turns with all other clients: none may cost a heartbeat."""
         clients = self.channel.site.clients
         if self._refused:
             return
+        self._has_arrived()
         if clients.has_time():
             self._serve()
         else:
@@ -121,6 +200,7 @@ class _Request(http.Request):
     def connectionLost(self, reason: Failure) -> None:
         if self.channel is not None:
             self.channel.site.clients.forget(self)
+            self._has_arrived()
         super().connectionLost(reason)
 
     def _serve(self) -> None:
@@ -130,22 +210,37 @@ class _Request(http.Request):
             self._log.failure("a bug in raftd: a request is answered with 500, the node goes on")
             if not self.finished and not self._disconnected:
                 self.setResponseCode(500)
-                self.setHeader("Content-Type", JSON)
-                self.write(b'{"success":false}')
+                self.setHeader("Content-Type", problems.KIND)
+                self.write(problems.encode("internal"))
                 self.finish()
 
 
 class Channel(http.HTTPChannel):
     """One connection."""
 
-    requestFactory = _Request
+    requestFactory = cast(Any, _Request)
     maxHeaders = 100
     transport: Any
     site: Site
     _arrival: Any = None
+    _is_lost = False
 
     def most_bytes(self) -> int:
-        return self.site.node.max_job_size * 2 + HTTP_BODY_SLACK
+        return max(HTTP_BODY_BYTES, self.site.node.max_job_size * 2 + HTTP_BODY_SLACK)
+
+    def leaving(self, left: Callable[[bool], None], waited_s: float = 0.0) -> None:
+        """As `Call.leaving`: not in this turn, for a caller who has hung up may be heard of in the next."""
+
+        def look() -> None:
+            if self._is_lost or not unsent(self.transport):
+                left(not self._is_lost)
+            elif waited_s >= NO_PROGRESS_S:
+                self.transport.abortConnection()
+                left(False)
+            else:
+                self.leaving(left, waited_s + LEAVING_CHECK_S)
+
+        self.callLater(LEAVING_CHECK_S if waited_s else 0, look)
 
     def lineReceived(self, line: bytes) -> None:
         if self._arrival is None and line:
@@ -163,16 +258,22 @@ class Channel(http.HTTPChannel):
 
     def _too_slow(self) -> None:
         self._arrival = None
-        self.refuse(b"408 Request Timeout", f"the request has not arrived within {HTTP_ARRIVAL_S:g} s")
+        self.refuse("too-slow", f"the request has not arrived within {HTTP_ARRIVAL_S:g} s")
 
-    def refuse(self, status: bytes, why: str) -> None:
+    def refuse(self, problem: str, why: str) -> None:
         """Before it has arrived whole: there is no going on with this connection."""
-        body = msgspec.json.encode({"success": False, "detail": why})
-        head = b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
-        self.transport.write(head % (status, len(body)) + body)
+        status = problems.PROBLEMS[problem].status
+        body = problems.encode(problem, why)
+        head = (
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {problems.KIND}\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        self.site.counters.http_answers[status] += 1
+        self.transport.write(head.encode() + body)
         self.transport.loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._is_lost = True
         self._has_arrived()
         super().connectionLost(reason)
         self.site.clients.left()
@@ -190,6 +291,8 @@ class Site(http.HTTPFactory):
         self.counters = counters
         self.clients = clients
         self.handler = handler
+        #: Of bodies that have not arrived whole.
+        self.arriving_bytes = 0
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         if not self.clients.admit():

@@ -14,12 +14,12 @@ from typing import Any
 import msgspec
 
 from raftd.errors import UNDECODABLE
-from raftd.gateway import Session
 from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs import replies as r
 from raftd.limits import TOPIC_ANSWER_S
 from raftd.node import Node
+from raftd.server.http.exchange import Exchange
 from raftd.server.http.site import Call
 from raftd.wire.line import is_tube_name
 
@@ -70,6 +70,8 @@ class Topics:
         method = "GET" if call.method == "HEAD" and "GET" in methods and call.parts == ["status"] else call.method
         if method not in methods:
             call.say(405, _NO, {"Allow": ", ".join(methods)})
+        elif (method == "PUT" or call.parts[0] == "message") and call.is_foreign:  # reading a message removes it
+            call.say(403, _NO)
         elif self._leader_only and call.parts != ["status"] and not self._node.raft.is_leader:
             where = self._leader_address(self._node.raft.leader)
             call.say(400, _NO, {"X-Raft-Leader": where} if where is not None else None)
@@ -98,7 +100,7 @@ class Topics:
             assert isinstance(reply, r.Declared)
             exchange.end(200 if reply.is_new else 400, _YES if reply.is_new else _NO)
 
-        exchange.ask(c.Declare(exchange.session.number, topic), declared)
+        exchange.ask(c.Declare(exchange.number, topic), declared)
 
     def _get_topics(self, call: Call) -> None:
         exchange = self._begin(call)
@@ -118,20 +120,20 @@ class Topics:
             return
         exchange = self._begin(call)
 
-        def put() -> None:
-            exchange.ask(c.Put(exchange.session.number, _PRI, 0, _TTR_MS, body, wanted.topic), answered)
-
         def answered(reply: object) -> None:
-            if isinstance(reply, r.Inserted):
+            if isinstance(reply, r.InsertedMany):
                 exchange.end(200, _YES)
-            else:  # too large for settings that have just changed, or no room: certainly not put
-                exchange.end(400 if isinstance(reply, r.JobTooBig) else 503, _NO)
+            else:  # no such topic, too large for settings that have just changed, or no room: certainly not put
+                exchange.end(404 if isinstance(reply, r.NotFound) else 400 if isinstance(reply, r.JobTooBig) else 503, _NO)
 
-        exchange.if_topic(wanted.topic, put)
+        exchange.ask(
+            c.PutMany(exchange.number, wanted.topic, [c.NewJob(_PRI, 0, _TTR_MS, body)], only_topic=True),
+            answered,
+        )
 
     def _get_message(self, call: Call, name: str) -> None:
         exchange = self._begin(call)
-        number = exchange.session.number
+        number = exchange.number
 
         def reserve() -> None:
             if name != "default":
@@ -147,7 +149,7 @@ class Topics:
             if job is None:  # deleted in the same entry, by somebody who knew the token
                 exchange.end(503, _NO)
                 return
-            exchange.deleting = c.PutBack(number, job.id, name, job.pri, job.ttr_ms, job.body)
+            exchange.deleting(c.PutBack(number, job.id, name, job.pri, job.ttr_ms, job.body))
             exchange.ask(c.Delete(number, reply.id), lambda deleted: removed(reply.body, deleted))
 
         def removed(body: bytes, reply: object) -> None:
@@ -158,8 +160,8 @@ class Topics:
 
         exchange.if_topic(name, reserve)
 
-    def _begin(self, call: Call) -> _Exchange:
-        return _Exchange(self._node, self._clock, call)
+    def _begin(self, call: Call) -> _TopicExchange:
+        return _TopicExchange(self._node, self._clock, call, TOPIC_ANSWER_S, lambda may_have_left: call.say(503, _NO))
 
 
 def _as_message(body: bytes) -> dict[str, object]:
@@ -169,29 +171,19 @@ def _as_message(body: bytes) -> dict[str, object]:
         return {"success": True, "message": base64.b64encode(body).decode(), "encoding": "base64"}
 
 
-class _Exchange:
-    """One call that needs the cluster: a session of its own, and a bound on its time."""
+class _TopicExchange(Exchange):
+    """One whose message is put back if it was deleted too late."""
 
-    def __init__(self, node: Node, clock: Any, call: Call) -> None:
-        self._node = node
-        self._call = call
-        self._too_late = clock.callLater(TOPIC_ANSWER_S, self._give_up)
-        #: How to put the message back, once its deletion has left.
-        self.deleting: c.PutBack | None = None
-        self.session: Session = node.open_session(self._lost)
-        call.when_gone = self._gone
+    #: How to put the message back, once its deletion has left.
+    _back: c.PutBack | None = None
 
-    def ask(self, command: c.Command, then: Callable[[object], None]) -> None:
-        self.session.submit(command, lambda reply, index: then(reply))
-        self._node.wake()
-
-    def read(self, query: queries.Query, then: Callable[[Any], None]) -> None:
-        self.session.introduce()
-        self.session.read(query, lambda result, index: then(result))
-        self._node.wake()
+    def deleting(self, back: c.PutBack) -> None:
+        """From now on nothing is dropped: a deletion that has left is waited for."""
+        self._back = back
+        self.when_over = lambda: None
 
     def if_topic(self, name: str, then: Callable[[], None]) -> None:
-        """404 without such a topic. One that is known here needs no question: topics stay."""
+        """404 without such a topic. One that is known here need not be asked for: if it has just been deleted, it is empty."""
         if name in self._node.machine.topics:
             then()
         else:
@@ -199,31 +191,11 @@ class _Exchange:
 
     def end(self, status: int, value: object) -> None:
         """The answer, and the end of the session; too late, what was deleted is put back."""
-        if self._too_late.active():
-            self._too_late.cancel()
-        if self._call.is_open:
+        self.in_time()
+        if self.is_open:
             self._call.say(status, value)
-        elif self.deleting is not None and status == 200:
-            back, self.deleting = self.deleting, None
+        elif self._back is not None and status == 200:
+            back, self._back = self._back, None
             self.ask(back, lambda reply: self.end(503, _NO))
             return
-        self.session.close()
-        self._node.wake()
-
-    def _give_up(self) -> None:
-        self._call.say(503, _NO)
-        self._gone()
-
-    def _gone(self) -> None:
-        """Nobody waits any more. What has not left is dropped, and a reservation given back; a deletion that has left is waited for."""
-        if self._too_late.active():
-            self._too_late.cancel()
-        if self.deleting is None:
-            self.session.close()
-            self._node.wake()
-
-    def _lost(self) -> None:
-        """The cluster has closed this node's gateway: nobody knows what has happened."""
-        if self._too_late.active():
-            self._too_late.cancel()
-        self._call.say(503, _NO)
+        self.close()

@@ -1,0 +1,425 @@
+"""`/v1`: the whole queue for programs without a beanstalkd client.
+
+A call is a session of its own, and what it asks is one command or a few. A reservation belongs to that session until the answer has
+left, and then to its token alone: a caller who hung up before that strands no job, and one who got his answer needs no connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import sha256
+from heapq import nsmallest
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from raftd.jobs import commands as c
+from raftd.jobs import replies as r
+from raftd.jobs.machine import DEFAULT_TUBE, StateMachine
+from raftd.jobs.model import Job, State
+from raftd.limits import HTTP_ANSWER_S, HTTP_BODY_BYTES, KEY_CHARACTERS, REPLY_BYTES
+from raftd.node import Node
+from raftd.server.http import shapes as s
+from raftd.server.http.exchange import Exchange
+from raftd.server.http.routes import RAW, Ask, BadRequest, convert, route
+from raftd.server.stats import Counters
+
+Key = Annotated[str, msgspec.Meta(min_length=1, max_length=KEY_CHARACTERS, pattern=r"^[!-~]+$(?!\n)")]
+_LATE = ("not-committed", "outcome-unknown")
+_HELD_PROBLEMS = ("no-such-job", "stale-token", *_LATE)
+_PUT_PROBLEMS = ("job-too-large", "key-reused", "draining", *_LATE)
+_FINGERPRINT_BYTES = 16
+_FIRST = {"id": "$response.body#/ids/0"}
+_PUT_LINKS: dict[str, dict[str, Any]] = {
+    **{name: {"parameters": _FIRST} for name in ("show_job", "delete", "kick_job", "history")},
+    "reserve": {"requestBody": {"tubes": ["$request.path.tube"]}},
+}
+_TUBE_LINKS: dict[str, dict[str, Any]] = {
+    name: {"parameters": {"tube": "$request.path.tube"}} for name in ("show_tube", "undeclare", "pause", "peek", "kick")
+}
+_HELD = {"id": "$response.body#/jobs/0/id"}
+_TOKEN = "$response.body#/jobs/0/token"
+_RESERVE_LINKS: dict[str, dict[str, Any]] = {
+    "delete": {"parameters": {**_HELD, "token": _TOKEN}},
+    **{name: {"parameters": _HELD, "requestBody": {"token": _TOKEN}} for name in ("release", "bury", "touch")},
+}
+
+
+class _RawJob(msgspec.Struct, kw_only=True):
+    """What a raw body has besides, in headers."""
+
+    priority: s.Priority = msgspec.field(default=s.PRIORITY, name="Raftd-Priority")
+    delay_s: s.Delay = msgspec.field(default=0, name="Raftd-Delay")
+    ttr_s: s.TimeToRun = msgspec.field(default=s.TIME_TO_RUN_S, name="Raftd-TTR")
+
+
+class _WithToken(msgspec.Struct, forbid_unknown_fields=True):
+    token: s.Token | None = None
+
+
+class _Page(msgspec.Struct, forbid_unknown_fields=True):
+    after: str = ""
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 100
+
+
+class _Which(msgspec.Struct, forbid_unknown_fields=True):
+    state: Literal["ready", "delayed", "buried"] = "ready"
+
+
+class Api:
+    def __init__(self, node: Node, clock: Any, counters: Counters) -> None:
+        self._node = node
+        self._clock = clock
+        self._counters = counters
+
+    def _begin(self, ask: Ask, within_s: float = HTTP_ANSWER_S, is_undone: bool = False) -> Exchange:
+        """`is_undone`: whatever of it takes effect too late has none in the end."""
+
+        def late(may_have_left: bool) -> None:
+            ask.call.problem("outcome-unknown" if may_have_left and not is_undone else "not-committed", headers={"Retry-After": "1"})
+
+        return Exchange(self._node, self._clock, ask.call, within_s, late)
+
+    def _command(self, ask: Ask, make: Callable[[int], c.Command], then: Callable[[Any], None]) -> None:
+        """One command, whose reply `then` answers the call with. `make` gets the number of the session."""
+        exchange = self._begin(ask)
+
+        def replied(reply: Any) -> None:
+            then(reply)
+            exchange.close()
+
+        exchange.ask(make(exchange.number), replied)
+
+    def _read(self, ask: Ask, query: Callable[[StateMachine, int], Any], then: Callable[[Any], None]) -> None:
+        """One linearizable look at the state. `query` gets log time too."""
+        exchange = self._begin(ask, is_undone=True)
+
+        def answered(result: Any) -> None:
+            then(result)
+            exchange.close()
+
+        exchange.read(lambda machine, now_ms, node, session: query(machine, now_ms), answered)
+
+    # -- tubes --------------------------------------------------------------------------------
+
+    @route("GET", "/v1/tubes", s.TubeList, query=_Page, problems=("not-committed",))
+    def _list_tubes(self, ask: Ask) -> None:
+        """List tubes by name."""
+        page = ask.query
+
+        def query(machine: StateMachine, now_ms: int) -> list[s.TubeView]:
+            names = nsmallest(page.limit + 1, (name for name in machine.tubes if name > page.after))
+            return [s.tube_view(machine.tubes[name], now_ms) for name in names]
+
+        self._read(ask, query, lambda tubes: ask.call.say(200, s.TubeList(tubes[: page.limit], len(tubes) > page.limit)))
+
+    @route("PUT", "/v1/tubes/{tube}", s.TubeView, problems=_LATE, links=_TUBE_LINKS)
+    def _declare(self, ask: Ask) -> None:
+        """Declare a tube: it stays, empty too."""
+        name = ask.parts["tube"]
+        self._command(ask, lambda session: c.Declare(session, name), lambda reply: self._say_tube(ask))
+
+    def _say_tube(self, ask: Ask) -> None:
+        machine = self._node.machine
+        tube = machine.tubes.get(ask.parts["tube"])
+        if tube is None:  # it was deleted in the same moment
+            ask.call.problem("no-such-tube")
+        else:
+            ask.call.say(200, s.tube_view(tube, machine.now_ms))
+
+    @route("GET", "/v1/tubes/{tube}", s.TubeView, problems=("no-such-tube", "not-committed"))
+    def _show_tube(self, ask: Ask) -> None:
+        """Show a tube."""
+        name = ask.parts["tube"]
+
+        def query(machine: StateMachine, now_ms: int) -> s.TubeView | None:
+            tube = machine.tubes.get(name)
+            return s.tube_view(tube, now_ms) if tube is not None else None
+
+        self._read(ask, query, lambda tube: ask.call.say(200, tube) if tube is not None else ask.call.problem("no-such-tube"))
+
+    @route("DELETE", "/v1/tubes/{tube}", None, 204, problems=("no-such-tube", "tube-not-empty", *_LATE))
+    def _undeclare(self, ask: Ask) -> None:
+        """Delete a tube that was declared and is empty."""
+
+        def answered(reply: Any) -> None:
+            if isinstance(reply, r.Deleted):
+                ask.call.answer(204, b"")
+            elif isinstance(reply, r.NotEmpty):
+                ask.call.problem("tube-not-empty", f"It holds {reply.count}. Delete them first.")
+            else:
+                ask.call.problem("no-such-tube", "No tube of this name was declared.")
+
+        self._command(ask, lambda session: c.Undeclare(session, ask.parts["tube"]), answered)
+
+    @route("POST", "/v1/tubes/{tube}/pause", s.TubeView, body=s.Pause, problems=("no-such-tube", *_LATE))
+    def _pause(self, ask: Ask) -> None:
+        """Pause a tube: nothing is reserved from it."""
+        pause_ms = s.ms(ask.body.seconds)
+
+        def answered(reply: Any) -> None:
+            if isinstance(reply, r.Paused):
+                self._say_tube(ask)
+            else:
+                ask.call.problem("no-such-tube")
+
+        self._command(ask, lambda session: c.PauseTube(session, ask.parts["tube"], pause_ms), answered)
+
+    @route("POST", "/v1/tubes/{tube}/kick", s.Kicked, body=s.Kick, body_is_optional=True, problems=("no-such-tube", *_LATE))
+    def _kick(self, ask: Ask) -> None:
+        """Kick its buried jobs, or if there are none its delayed ones."""
+        name = ask.parts["tube"]
+        exchange = self._begin(ask)
+
+        def looked(there: bool) -> None:
+            if there:
+                exchange.ask(c.Use(exchange.number, name), lambda reply: None)
+                exchange.ask(c.Kick(exchange.number, ask.body.count), kicked)
+            else:
+                ask.call.problem("no-such-tube")
+                exchange.close()
+
+        def kicked(reply: r.Kicked) -> None:
+            ask.call.say(200, s.Kicked(reply.count or 0))
+            exchange.close()
+
+        exchange.read(lambda machine, now_ms, node, session: name in machine.tubes, looked)
+
+    @route("GET", "/v1/tubes/{tube}/next", s.JobView, query=_Which, problems=("no-such-tube", "no-such-job", "not-committed"))
+    def _peek(self, ask: Ask) -> None:
+        """Peek at the job that would be reserved, kicked or ready next."""
+        name, state = ask.parts["tube"], ask.query.state
+
+        def query(machine: StateMachine, now_ms: int) -> s.JobView | str:
+            tube = machine.tubes.get(name)
+            if tube is None:
+                return "no-such-tube"
+            if state == "buried":
+                id = next(iter(tube.buried), None)
+            else:
+                least = (tube.ready if state == "ready" else tube.delayed).least()
+                id = least[1] if least is not None else None
+            return s.job_view(machine.jobs[id], now_ms) if id is not None else "no-such-job"
+
+        def answered(found: s.JobView | str) -> None:
+            if isinstance(found, str):
+                ask.call.problem(found, f"There is no job of the tube {name!r} that is {state}." if found == "no-such-job" else "")
+            else:
+                ask.call.say(200, found)
+
+        self._read(ask, query, answered)
+
+    # -- putting ------------------------------------------------------------------------------
+
+    @route("POST", "/v1/tubes/{tube}/jobs", s.Stored, 201, body=s.NewJobs, raw=_RawJob, key=Key, problems=_PUT_PROBLEMS, links=_PUT_LINKS)
+    def _put(self, ask: Ask) -> None:
+        """Put one job, or many: all of them or none."""
+        if self._counters.draining:
+            ask.call.problem("draining")
+            return
+        try:
+            key, jobs = self._what_to_put(ask)
+        except BadRequest as wrong:
+            ask.call.problem(wrong.problem, str(wrong))
+            return
+        tube = ask.parts["tube"]
+        fingerprint = sha256(msgspec.msgpack.encode((tube, jobs))).digest()[:_FINGERPRINT_BYTES] if key else b""
+
+        def answered(reply: Any) -> None:
+            if isinstance(reply, r.InsertedMany):
+                repeated = {"Idempotency-Replayed": "true"} if reply.is_repeat else None
+                ask.call.say(201, s.Stored(list(range(reply.first, reply.first + reply.count))), repeated)
+            elif isinstance(reply, r.KeyReused):
+                ask.call.problem("key-reused")
+            else:
+                ask.call.problem("job-too-large" if isinstance(reply, r.JobTooBig) else "no-room")
+
+        self._command(ask, lambda session: c.PutMany(session, tube, jobs, key, fingerprint), answered)
+
+    def _what_to_put(self, ask: Ask) -> tuple[str, list[c.NewJob]]:
+        raw_key = ask.call.header("Idempotency-Key")
+        key = convert(raw_key, Key, "Idempotency-Key") if raw_key is not None else ""
+        if isinstance(ask.body, bytes):
+            given = {item.encode_name: ask.call.header(item.encode_name) for item in msgspec.structs.fields(_RawJob)}
+            raw = convert({name: value for name, value in given.items() if value is not None}, _RawJob, f"the headers of {RAW}")
+            jobs = [c.NewJob(raw.priority, s.ms(raw.delay_s), s.ms(raw.ttr_s), ask.body)]
+        else:
+            jobs = [_new_job(job) for job in (ask.body if isinstance(ask.body, list) else [ask.body])]
+        largest = self._node.max_job_size
+        for place, job in enumerate(jobs):
+            if len(job.body) > largest:
+                raise BadRequest(f"Job {place} has {len(job.body)} bytes, and may have {largest}.", "job-too-large")
+        if sum(len(job.body) for job in jobs) > max(HTTP_BODY_BYTES, largest):
+            raise BadRequest(f"The jobs have more than {max(HTTP_BODY_BYTES, largest)} bytes together.", "too-large")
+        return key, jobs
+
+    # -- reserving ----------------------------------------------------------------------------
+
+    @route("POST", "/v1/reserve", s.Reservations, body=s.Reserve, body_is_optional=True, problems=("not-committed",), links=_RESERVE_LINKS)
+    def _reserve(self, ask: Ask) -> None:
+        """Reserve jobs, and wait for the first."""
+        wanted: s.Reserve = ask.body
+        # They come in one answer, which must not be larger than what may wait for a client that reads slowly.
+        count = min(wanted.count, max(1, REPLY_BYTES // self._node.max_job_size))
+        exchange = self._begin(ask, wanted.timeout_s + HTTP_ANSWER_S, is_undone=True)
+        number = exchange.number
+        found: list[s.Reservation] = []
+        asked = 0
+
+        def reserve(several: int, timeout_ms: int) -> None:
+            nonlocal asked
+            asked += several
+            for _ in range(several):
+                exchange.ask(c.Reserve(number, timeout_ms), replied)
+
+        def replied(reply: Any) -> None:
+            nonlocal asked
+            asked -= 1
+            job = self._node.machine.jobs.get(reply.id) if isinstance(reply, r.Reserved) else None
+            if job is not None:
+                found.append(s.reservation(job))
+                if len(found) == 1 and wanted.timeout_s and count > 1:
+                    reserve(count - 1, 0)
+            if not asked:
+                exchange.in_time()
+                ask.call.say(200, s.Reservations(found))
+                ask.call.leaving(lambda has_left: exchange.leave() if has_left else exchange.close())
+
+        for tube in wanted.tubes:
+            exchange.ask(c.Watch(number, tube), lambda reply: None)
+        if DEFAULT_TUBE not in wanted.tubes:
+            exchange.ask(c.Ignore(number, DEFAULT_TUBE), lambda reply: None)
+        if wanted.timeout_s:
+            reserve(1, s.ms(wanted.timeout_s))
+        else:
+            reserve(count, 0)
+
+    # -- one job ------------------------------------------------------------------------------
+
+    @route("GET", "/v1/jobs/{id}", s.JobView, problems=("no-such-job", "not-committed"))
+    def _show_job(self, ask: Ask) -> None:
+        """Show a job."""
+
+        def query(machine: StateMachine, now_ms: int) -> s.JobView | None:
+            job = machine.jobs.get(ask.parts["id"])
+            return s.job_view(job, now_ms) if job is not None else None
+
+        self._read(ask, query, lambda job: ask.call.say(200, job) if job is not None else ask.call.problem("no-such-job"))
+
+    def _done(self, ask: Ask, token: int) -> Callable[[Any], None]:
+        """Answers with 204, or with why not."""
+
+        def answered(reply: Any) -> None:
+            if isinstance(reply, r.NotFound):
+                self._say_why_not(ask, token)
+            else:
+                ask.call.answer(204, b"")
+
+        return answered
+
+    def _say_why_not(self, ask: Ask, token: int) -> None:
+        job = self._node.machine.jobs.get(ask.parts["id"])
+        if job is None:
+            ask.call.problem("no-such-job")
+        elif token:
+            ask.call.problem("stale-token")
+        else:
+            ask.call.problem("reserved" if job.state is State.RESERVED else "not-kickable")
+
+    @route("DELETE", "/v1/jobs/{id}", None, 204, query=_WithToken, problems=("no-such-job", "stale-token", "reserved", *_LATE))
+    def _delete(self, ask: Ask) -> None:
+        """Delete a job, with its token if it is reserved."""
+        token = ask.query.token or 0
+        self._command(ask, lambda session: c.Delete(session, ask.parts["id"], token), self._done(ask, token))
+
+    @route("POST", "/v1/jobs/{id}/release", None, 204, body=s.Release, problems=_HELD_PROBLEMS)
+    def _release(self, ask: Ask) -> None:
+        """Release a job: it is ready again, or after a delay."""
+        wanted: s.Release = ask.body
+        delay_ms = s.ms(wanted.delay_s)
+        self._command(
+            ask,
+            lambda session: c.Release(session, ask.parts["id"], wanted.priority, delay_ms, wanted.token),
+            self._done(ask, wanted.token),
+        )
+
+    @route("POST", "/v1/jobs/{id}/bury", None, 204, body=s.Bury, problems=_HELD_PROBLEMS)
+    def _bury(self, ask: Ask) -> None:
+        """Bury a job: it is ready again when it is kicked."""
+        wanted: s.Bury = ask.body
+        self._command(ask, lambda session: c.Bury(session, ask.parts["id"], wanted.priority, wanted.token), self._done(ask, wanted.token))
+
+    @route("POST", "/v1/jobs/{id}/touch", s.Touched, body=s.Held, problems=_HELD_PROBLEMS)
+    def _touch(self, ask: Ask) -> None:
+        """Touch a job: its time to run begins anew."""
+        token = ask.body.token
+
+        def answered(reply: Any) -> None:
+            job = self._node.machine.jobs.get(ask.parts["id"])
+            if isinstance(reply, r.NotFound) or job is None:
+                self._say_why_not(ask, token)
+            else:
+                ask.call.say(200, s.Touched(s.moment(job.deadline_ms)))
+
+        self._command(ask, lambda session: c.Touch(session, ask.parts["id"], token), answered)
+
+    @route("POST", "/v1/jobs/{id}/kick", None, 204, problems=("no-such-job", "not-kickable", *_LATE))
+    def _kick_job(self, ask: Ask) -> None:
+        """Kick a job that is buried or delayed: it is ready."""
+
+        def answered(reply: Any) -> None:
+            if not isinstance(reply, r.NotFound):
+                ask.call.answer(204, b"")
+            else:
+                ask.call.problem("not-kickable" if ask.parts["id"] in self._node.machine.jobs else "no-such-job")
+
+        self._command(ask, lambda session: c.KickJob(session, ask.parts["id"]), answered)
+
+    @route("GET", "/v1/jobs/{id}/history", s.History, problems=("no-such-job", "not-committed"))
+    def _history(self, ask: Ask) -> None:
+        """Tell what became of a job."""
+        id = ask.parts["id"]
+
+        def query(machine: StateMachine, now_ms: int) -> s.History:
+            recent = self._node.recent
+            job: Job | None = machine.jobs.get(id)
+            events = [s.job_event(happening) for happening in recent.of_job(id)]
+            return s.History(id, recent.known_from, events, s.job_view(job, now_ms, with_body=False) if job is not None else None)
+
+        def answered(history: s.History) -> None:
+            if history.events or history.now is not None:
+                ask.call.say(200, history)
+            else:
+                ask.call.problem("no-such-job", f"Nothing is known of it here, from entry {history.known_from} of the log on.")
+
+        self._read(ask, query, answered)
+
+    # -- counting -----------------------------------------------------------------------------
+
+    @route("GET", "/v1/stats", s.QueueStats)
+    def _stats(self, ask: Ask) -> None:
+        """Count the queue, and this node, as it has applied it."""
+        node, machine, counters = self._node, self._node.machine, self._counters
+        counts = machine.counts
+        status = node.status()
+        ask.call.say(
+            200,
+            s.QueueStats(
+                *(counts.urgent, counts.ready, counts.reserved, counts.delayed, counts.buried),
+                *(machine.total_jobs, machine.job_timeouts, len(machine.tubes), node.max_job_size, len(machine.keys.used)),
+                *(node.config.node, str(status["role"]), node.raft.term, node.raft.leader),
+                *(node.raft.log.commit_index, machine.applied_index, counters.uptime_s),
+                *(counters.version, counters.draining),
+            ),
+        )
+
+
+def _new_job(job: s.NewJob) -> c.NewJob:
+    if isinstance(job.body, str) == isinstance(job.base64, bytes):
+        raise BadRequest("the body: a job has either `body` or `base64`")
+    try:
+        body = job.body.encode() if isinstance(job.body, str) else job.base64
+    except UnicodeEncodeError:
+        raise BadRequest("the body: the text of a job has half of a surrogate pair in it") from None
+    assert isinstance(body, bytes)
+    return c.NewJob(job.priority, s.ms(job.delay_s), s.ms(job.ttr_s), body)

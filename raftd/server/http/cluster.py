@@ -1,0 +1,67 @@
+"""`/v1/cluster`: who is a member, who leads, and changing both. What `raftd member` and `raftd transfer` ask, over HTTP."""
+
+from __future__ import annotations
+
+from raftd.node import Node
+from raftd.raft.messages import AddMember, Address, AdminRequest, PromoteMember, RemoveMember, TransferLead
+from raftd.server.http import shapes as s
+from raftd.server.http.routes import Ask, route
+
+_PROBLEMS = ("refused", "outcome-unknown")
+
+
+class ClusterApi:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    @route("GET", "/v1/cluster", s.Cluster)
+    def _show(self, ask: Ask) -> None:
+        """Show the cluster."""
+        ask.call.say(200, self._view())
+
+    def _view(self) -> s.Cluster:
+        node, raft = self._node, self._node.raft
+        latest = raft.membership.latest
+        states = {
+            **dict.fromkeys(latest.learners, "learner"),
+            **dict.fromkeys(latest.outgoing, "leaving"),
+            **dict.fromkeys(latest.voters, "voter"),
+        }
+        members = []
+        for member, state in sorted(states.items()):
+            place = latest.addresses.get(member)
+            where = (place.host, place.peer, place.client or None) if place is not None else (None, None, None)
+            members.append(s.MemberView(member, state, *where))
+        is_settled = raft.membership.index <= raft.log.commit_index and not latest.outgoing
+        role = str(node.status()["role"])
+        return s.Cluster(node.config.cluster, node.config.node, role, raft.term, raft.leader, is_settled, members, sorted(latest.removed))
+
+    def _ask(self, ask: Ask, request: AdminRequest) -> None:
+        def outcome(reason: str) -> None:
+            if not reason:
+                ask.call.say(200, self._view())
+            else:
+                ask.call.problem("outcome-unknown" if "is not known" in reason else "refused", reason)
+
+        self._node.administer(request, outcome)
+
+    @route("POST", "/v1/cluster/transfer", s.Cluster, body=s.Transfer, problems=_PROBLEMS)
+    def _transfer(self, ask: Ask) -> None:
+        """Transfer the lead to another node."""
+        self._ask(ask, TransferLead(ask.body.node))
+
+    @route("POST", "/v1/cluster/members", s.Cluster, body=s.NewMember, problems=_PROBLEMS)
+    def _add(self, ask: Ask) -> None:
+        """Add a member, as a learner."""
+        new = ask.body
+        self._ask(ask, AddMember(new.node, Address(new.host, new.peer, new.client)))
+
+    @route("POST", "/v1/cluster/members/{node}/promote", s.Cluster, problems=_PROBLEMS)
+    def _promote(self, ask: Ask) -> None:
+        """Promote a learner that has caught up: it votes."""
+        self._ask(ask, PromoteMember(ask.parts["node"]))
+
+    @route("DELETE", "/v1/cluster/members/{node}", s.Cluster, problems=_PROBLEMS)
+    def _remove(self, ask: Ask) -> None:
+        """Remove a member, for good."""
+        self._ask(ask, RemoveMember(ask.parts["node"]))

@@ -1,0 +1,78 @@
+"""One call over HTTP that needs the cluster: a session of its own, and a bound on its time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from raftd.gateway import Session
+from raftd.jobs import commands as c
+from raftd.jobs import queries
+from raftd.node import Node
+from raftd.server.http.site import Call
+
+
+class Exchange:
+    """`late` answers the call when `within_s` are over, or when nobody will ever know what happened; it is told whether anything of it
+    may have left this node."""
+
+    def __init__(self, node: Node, clock: Any, call: Call, within_s: float, late: Callable[[bool], None]) -> None:
+        self._node = node
+        self._call = call
+        self._late = late
+        self._too_late = clock.callLater(within_s, self._give_up)
+        #: What to do when nobody waits for the answer any more: drop what has not left, and give back what was reserved.
+        self.when_over: Callable[[], None] = self.close
+        self.session: Session = node.open_session(self._lost)
+        call.when_gone = self._gone
+
+    @property
+    def number(self) -> int:
+        """Of its session."""
+        return self.session.number
+
+    @property
+    def is_open(self) -> bool:
+        """Whether somebody waits for the answer."""
+        return self._call.is_open
+
+    def ask(self, command: c.Command, then: Callable[[Any], None]) -> None:
+        """`then` gets the reply, unless the exchange is closed before."""
+        self.session.submit(command, lambda reply, index: then(reply))
+        self._node.wake()
+
+    def read(self, query: queries.Query, then: Callable[[Any], None]) -> None:
+        """`then` gets what a linearizable query gives."""
+        self.session.introduce()
+        self.session.read(query, lambda result, index: then(result))
+        self._node.wake()
+
+    def in_time(self) -> None:
+        """The answer is given: from now on nothing is too late."""
+        if self._too_late.active():
+            self._too_late.cancel()
+
+    def close(self) -> None:
+        """What its session holds is given back."""
+        self.in_time()
+        self.session.close()
+        self._node.wake()
+
+    def leave(self) -> None:
+        """What its session holds belongs to its tokens."""
+        self.in_time()
+        self.session.leave()
+        self._node.wake()
+
+    def _give_up(self) -> None:
+        self._late(self.session.is_known)
+        self.when_over()
+
+    def _gone(self) -> None:
+        self.in_time()
+        self.when_over()
+
+    def _lost(self) -> None:
+        """The cluster has closed this node's gateway: nobody knows what has happened."""
+        self.in_time()
+        self._late(True)

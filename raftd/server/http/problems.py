@@ -1,0 +1,72 @@
+"""What can go wrong with a call of `/v1`, as RFC 9457 has it told: a type that stays the same, and a detail for whoever reads it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+KIND = "application/problem+json"
+#: Where all of them are explained.
+PATH = "/v1/problems"
+
+
+class ProblemKind(NamedTuple):
+    status: int
+    title: str
+    advice: str
+
+
+PROBLEMS: dict[str, ProblemKind] = {
+    "bad-request": ProblemKind(400, "The request is not as the API has it", "The detail says where, and what was expected."),
+    "cross-site": ProblemKind(
+        403, "The request comes from a page of another site", "Only pages of the same host and port may ask for changes."
+    ),
+    "no-such-path": ProblemKind(404, "There is nothing at this path", "/v1/openapi.json lists all there is."),
+    "no-such-tube": ProblemKind(404, "There is no such tube", "PUT it, or put a job into it."),
+    "no-such-job": ProblemKind(404, "There is no such job", "It was deleted, or never was."),
+    "no-such-method": ProblemKind(405, "This path does not know this method", "The header Allow lists those that it knows."),
+    "too-slow": ProblemKind(408, "The request took too long to arrive", "Send it faster."),
+    "stale-token": ProblemKind(
+        409,
+        "That reservation is over",
+        "Its time to run is over, or its node was silent for too long: the job is somebody else's, or ready.",
+    ),
+    "reserved": ProblemKind(409, "The job is reserved", "Only whoever holds its token can do that now."),
+    "not-kickable": ProblemKind(409, "The job is neither buried nor delayed", "There is nothing to kick."),
+    "tube-not-empty": ProblemKind(409, "The tube holds jobs", "Delete them first."),
+    "refused": ProblemKind(409, "The cluster refused that", "The detail says why. Nothing was changed."),
+    "job-too-large": ProblemKind(413, "A job is larger than this cluster takes", "The limit is max_job_size of the configuration."),
+    "too-large": ProblemKind(413, "The request is too large", "Put fewer jobs at a time."),
+    "unsupported-media-type": ProblemKind(
+        415, "The body is of a type that this path does not take", "The detail names those that it takes."
+    ),
+    "key-reused": ProblemKind(422, "The idempotency key was used for something else", "Take a new key for each thing that you ask."),
+    "internal": ProblemKind(500, "A bug in raftd", "The node's log has the traceback. Please report it."),
+    "not-ready": ProblemKind(503, "The node is starting", "Ask again, or ask another node."),
+    "draining": ProblemKind(503, "The node takes no more jobs", "Put on another node."),
+    "no-room": ProblemKind(503, "There is no room for more jobs", "Nothing was put. Ask again later."),
+    "not-committed": ProblemKind(503, "It could not be committed in time, and will not be", "Nothing was done. Ask again."),
+    "outcome-unknown": ProblemKind(
+        503, "It could not be seen committed in time", "It may happen or not. With an idempotency key a put may safely be asked again."
+    ),
+}
+
+
+class Problem(msgspec.Struct, omit_defaults=True):
+    """As RFC 9457 describes it. `success` is what callers of `/topic` and `/message` look for."""
+
+    type: str
+    title: str
+    status: int
+    detail: str = ""
+    success: bool = True
+
+
+def make(name: str, detail: str = "") -> Problem:
+    kind = PROBLEMS[name]
+    return Problem(f"{PATH}#{name}", kind.title, kind.status, detail or kind.advice, False)
+
+
+def encode(name: str, detail: str = "") -> bytes:
+    return msgspec.json.encode(make(name, detail))

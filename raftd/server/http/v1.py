@@ -1,0 +1,55 @@
+"""`/v1` put together: the queue, the cluster, and what is said about both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from raftd.node import Node
+from raftd.server.http import problems
+from raftd.server.http.api import Api
+from raftd.server.http.cluster import ClusterApi
+from raftd.server.http.openapi import specification
+from raftd.server.http.routes import Ask, Router, route, routes_of
+from raftd.server.http.site import JSON
+from raftd.server.stats import Counters
+
+
+class ProblemView(msgspec.Struct):
+    type: str
+    status: int
+    title: str
+    advice: str
+
+
+class ProblemList(msgspec.Struct):
+    problems: list[ProblemView]
+
+
+class _About:
+    """What is said about all the others."""
+
+    def __init__(self) -> None:
+        self.document = b""
+        self._problems = ProblemList(
+            [ProblemView(f"{problems.PATH}#{name}", kind.status, kind.title, kind.advice) for name, kind in problems.PROBLEMS.items()]
+        )
+
+    @route("GET", problems.PATH, ProblemList)
+    def _problems_explained(self, ask: Ask) -> None:
+        """Explain the types of problems."""
+        ask.call.say(200, self._problems)
+
+    @route("GET", "/v1/openapi.json", dict[str, Any])
+    def _specification(self, ask: Ask) -> None:
+        """Specify all of this."""
+        ask.call.answer(200, self.document, JSON)
+
+
+def v1(node: Node, clock: Any, counters: Counters) -> Router:
+    """The router of all of it."""
+    about = _About()
+    routes = [route for owner in (Api(node, clock, counters), ClusterApi(node), about) for route in routes_of(owner)]
+    about.document = specification(routes)
+    return Router(routes)

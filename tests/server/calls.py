@@ -1,0 +1,59 @@
+"""Calls over HTTP without a connection, to nodes of a simulated cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from raftd.server.http import problems
+from raftd.server.http.origin import is_foreign
+
+JSON = {"Content-Type": "application/json"}
+
+
+class FakeCall:
+    """As site.Call; what it was told, in `said`, as (status, value)."""
+
+    def __init__(self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None) -> None:
+        self.method = method
+        path, _, self.query = path.partition("?")
+        self.parts = path.split("/")[1:]
+        self.body = body if isinstance(body, bytes) else msgspec.json.encode(body) if body is not None else b""
+        self.headers = headers if headers is not None else JSON if body is not None else {}
+        self.said: tuple[int, object] | None = None
+        self.said_headers: dict[str, str] = {}
+        self.when_gone: Callable[[], None] = lambda: None
+        self.is_open = True
+        #: Called by a test with whether the answer has left.
+        self.left: Callable[[bool], None] | None = None
+
+    def header(self, name: str) -> str | None:
+        return self.headers.get(name)
+
+    @property
+    def is_foreign(self) -> bool:
+        return is_foreign(self.header)
+
+    def say(self, status: int, value: object, headers: dict[str, str] | None = None) -> None:
+        if self.is_open:
+            self.said, self.said_headers, self.is_open = (status, msgspec.to_builtins(value)), headers or {}, False
+
+    def answer(self, status: int, body: bytes, kind: str = "", headers: dict[str, str] | None = None) -> None:
+        self.say(status, msgspec.json.decode(body) if body else None, headers)
+
+    def problem(self, name: str, detail: str = "", headers: dict[str, str] | None = None) -> None:
+        self.say(problems.PROBLEMS[name].status, problems.make(name, detail), headers)
+
+    def leaving(self, left: Callable[[bool], None]) -> None:
+        self.left = left
+
+    def hang_up(self) -> None:
+        self.is_open = False
+        self.when_gone()
+
+    @property
+    def problem_name(self) -> str:
+        """Of what it was told."""
+        assert self.said is not None
+        return self.said[1]["type"].partition("#")[2]
