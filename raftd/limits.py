@@ -245,6 +245,12 @@ RESERVE_TUBES = 100
 #: Jobs put by one command.
 JOBS_PER_PUT = 1_000
 
+#: Clients that listen to events of one node; how much they are told in one turn, together; and how often they hear that the node is
+#: still there, and must have read something (seconds).
+EVENT_STREAMS = 256
+EVENTS_PER_TURN = 1_000
+EVENT_BEAT_S = 10.0
+
 #: What happened to jobs, as each node remembers it for `/events` and for a job's history: so many things (some 20 MB).
 RECENT_EVENTS = 65_536
 

@@ -34,6 +34,7 @@ class Options(usage.Options):
         ["client", None, None, "Likewise: the port of its client door.  [default: 11301]"],
         ["peer", None, None, "Likewise: the port of its peer door.  [default: 11302]"],
         ["http", None, None, "Likewise: the port of its HTTP door.  [default: 11303]"],
+        ["log-format", None, "text", "How the log is written: text, or json, an object a line."],
     ]
 
     def __init__(self) -> None:
@@ -46,9 +47,21 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         try:
+            self._choose_log()
             self._read()
         except ConfigError as error:
             _refuse(str(error))
+
+    def _choose_log(self) -> None:
+        if self["log-format"] not in ("text", "json"):
+            raise ConfigError(f"--log-format {self['log-format']}: expected text or json")
+        twistd = getattr(self, "parent", None)
+        if self["log-format"] == "json" and twistd is not None:
+            if twistd.get("syslog") or twistd.get("logger"):
+                raise ConfigError("--log-format json goes to standard output or a file: leave out --syslog and --logger of twistd")
+            from raftd.server.jsonlog import choose  # only who wants it needs it
+
+            twistd["logger"] = choose(twistd)
 
     def _read(self) -> None:
         own = {name: self[name] for name in _OWN if self[name] is not None}

@@ -31,14 +31,14 @@ from raftd.raft.messages import Address, Configuration
 from raftd.server.client import ClientFactory
 from raftd.server.clients import Clients, most_clients
 from raftd.server.disk import DiskThread
-from raftd.server.events import LogObserver
 from raftd.server.fork import ForkCopier
 from raftd.server.http.operations import Operations
-from raftd.server.http.routes import Router
 from raftd.server.http.site import Call, Site
+from raftd.server.http.stream import Events
 from raftd.server.http.topics import Topics
 from raftd.server.http.v1 import v1
 from raftd.server.line import LineFactory
+from raftd.server.operator import Teller
 from raftd.server.peer import PeerDoor, PeerFactory, PeerService, dial
 from raftd.server.sockets import remove_stale_socket
 from raftd.server.stats import Counters
@@ -100,13 +100,12 @@ class RaftdService(service.MultiService):
         )
         self._peers = PeerDoor(reactor, self._random)
         counters = self._counters = Counters()
+        self._teller = Teller(node, counters, self._dial_members, self._was_removed)
         clients = Clients(reactor, most_clients())
         self._lines = LineFactory(reactor, clients, counters)
         self._clients = ClientFactory(reactor, clients, counters)
         self._http = Site(reactor, clients, counters, self._serve_http)
-        self._topics: Topics | None = None
-        self._operations: Operations | None = None
-        self._api: Router | None = None
+        self._http_rooms: tuple[Callable[[Call], bool], ...] = ()
         hangups = internet.TimerService(HANGUP_CHECK_S, clients.look_for_hangups)
         hangups.clock = reactor
         hangups.setServiceParent(self)
@@ -161,9 +160,12 @@ class RaftdService(service.MultiService):
         super().startService()
         signal.signal(signal.SIGUSR1, lambda number, frame: self._reactor.callFromThread(self._drain))
         self.node = self._peers.node = self._lines.node = self._clients.node = self._http.node = node
-        self._operations = Operations(node, self._reactor, self._counters)
-        self._topics = Topics(node, self._reactor, self.config.http_leader_only, self._http_address)
-        self._api = v1(node, self._reactor, self._counters)
+        self._http_rooms = (
+            Topics(node, self._reactor, self.config.http_leader_only, self._http_address).handles,
+            Operations(node, self._reactor, self._counters).handles,
+            v1(node, self._reactor, self._counters).handles,
+            Events(node, self._reactor, self._teller).handles,
+        )
         self._log.info("{line}", line=self._introduction())
         for note in opened.notes:
             say = self._log.warn if note.startswith("WARNING") else self._log.info
@@ -265,7 +267,7 @@ class RaftdService(service.MultiService):
             self._store,
             opened,
             self._random,
-            LogObserver(self.node_id, self._counters, self._dial_members, self._was_removed),
+            self._teller,
             self._fatal,
         )
 
@@ -280,9 +282,9 @@ class RaftdService(service.MultiService):
         return f"node {self.node_id} of cluster {self.config.cluster!r} listens on {where}; its data is in {self._store.directory}"
 
     def _serve_http(self, call: Call) -> None:
-        if self._topics is None or self._operations is None or self._api is None:
+        if not self._http_rooms:
             call.problem("not-ready")
-        elif not any(handles(call) for handles in (self._topics.handles, self._operations.handles, self._api.handles)):
+        elif not any(handles(call) for handles in self._http_rooms):
             call.say(404, {"success": False})
 
     def _http_address(self, node: int) -> str | None:

@@ -227,7 +227,7 @@ class Faults:
         return True
 
     def _upgrade(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
-        if process is None:
+        if process is None or process.stopped:  # nobody could stop it in order (seed 801225)
             return False
         life = self._life
         life.levels[node] = FEATURE_LEVEL + 1

@@ -12,6 +12,31 @@ from raftd.server.http.origin import is_foreign
 JSON = {"Content-Type": "application/json"}
 
 
+class FakeStream:
+    """As site.Stream."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.unsent = 0
+        self.is_aborted = False
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+    def told(self) -> list[tuple[str, str, dict]]:
+        """(id, event, data) of each, and forget them."""
+        parts, self.written = self.written.decode().split("\n\n"), b""
+        found = []
+        for part in parts:
+            fields = dict(line.split(": ", 1) for line in part.splitlines() if ": " in line and not line.startswith("retry"))
+            if fields:
+                found.append((fields.get("id", ""), fields["event"], msgspec.json.decode(fields["data"])))
+        return found
+
+
 class FakeCall:
     """As site.Call; what it was told, in `said`, as (status, value)."""
 
@@ -47,6 +72,10 @@ class FakeCall:
 
     def leaving(self, left: Callable[[bool], None]) -> None:
         self.left = left
+
+    def stream(self, kind: str, producer: object) -> FakeStream | None:
+        self.said, self.is_open = (200, None), False
+        return FakeStream() if self.method != "HEAD" else None
 
     def hang_up(self) -> None:
         self.is_open = False

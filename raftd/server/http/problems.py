@@ -43,6 +43,7 @@ PROBLEMS: dict[str, ProblemKind] = {
     ),
     "key-reused": ProblemKind(422, "The idempotency key was used for something else", "Take a new key for each thing that you ask."),
     "internal": ProblemKind(500, "A bug in raftd", "The node's log has the traceback. Please report it."),
+    "too-many-streams": ProblemKind(503, "Too many listen to events at this node", "Listen at another node."),
     "not-ready": ProblemKind(503, "The node is starting", "Ask again, or ask another node."),
     "draining": ProblemKind(503, "The node takes no more jobs", "Put on another node."),
     "no-room": ProblemKind(503, "There is no room for more jobs", "Nothing was put. Ask again later."),

@@ -1,0 +1,216 @@
+"""`/events`: what happens, as server-sent events. What happens to jobs has the place in the log as its id, the same on every node, so
+whoever comes again with Last-Event-ID, at any node, misses nothing and hears nothing twice, as far as the node remembers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from typing import Any, Literal
+
+import msgspec
+from twisted.internet import task
+from twisted.internet.interfaces import IPushProducer
+from zope.interface import implementer
+
+from raftd.limits import EVENT_BEAT_S, EVENT_STREAMS, EVENTS_PER_TURN
+from raftd.node import Node
+from raftd.recent import Happening
+from raftd.server.http import shapes as s
+from raftd.server.http.routes import BadRequest, read_query
+from raftd.server.http.site import Call, Stream
+from raftd.server.operator import Teller
+
+_KIND = "text/event-stream; charset=utf-8"
+_PLACE = re.compile(r"([0-9]{1,18})\.([0-9]{1,9})")
+_Place = tuple[int, int]
+
+
+class _Wanted(msgspec.Struct, forbid_unknown_fields=True):
+    """Nothing: everything."""
+
+    tube: list[s.TubeName] = []
+    kind: list[Literal["job", "role", "members", "note", "gateway-closed", "gateway-silent"]] = []
+    last_event_id: str | None = None
+
+
+class Events:
+    """All who listen at this node."""
+
+    def __init__(self, node: Node, clock: Any, teller: Teller) -> None:
+        self._node = node
+        self._clock = clock
+        self._listening: dict[Listening, None] = {}
+        self._behind: deque[Listening] = deque()  # those that have not had all there is, in turns
+        self._is_due = False
+        self._wait()
+        teller.listeners.append(self._tell_all)
+        self._beat = task.LoopingCall(self._look)
+        self._beat.clock = clock
+        self._beat.start(EVENT_BEAT_S, now=False)
+
+    def handles(self, call: Call) -> bool:
+        if call.parts != ["events"]:
+            return False
+        if call.method not in ("GET", "HEAD"):
+            call.problem("no-such-method", headers={"Allow": "GET, HEAD"})
+        elif len(self._listening) >= EVENT_STREAMS:
+            call.problem("too-many-streams")
+        else:
+            self._begin(call)
+        return True
+
+    def _begin(self, call: Call) -> None:
+        recent = self._node.recent
+        try:
+            wanted = read_query(call.query, _Wanted)
+            named = call.header("Last-Event-ID") or wanted.last_event_id
+            after = _place(named) if named else None
+        except BadRequest as wrong:
+            call.problem(wrong.problem, str(wrong))
+            return
+        position = recent.end if after is None else recent.after(after)
+        listening = Listening(self, wanted, position, after or (0, 0))
+        stream = call.stream(_KIND, listening)
+        if stream is None:
+            return
+        listening.stream = stream
+        self._listening[listening] = None
+        stream.write(b"retry: 1000\n\n")
+        raft = self._node.raft
+        role = str(self._node.status()["role"])
+        listening.tell("role", {"node": self._node.config.node, "role": role, "term": raft.term, "leader": raft.leader, "reason": ""})
+        if after is not None and after[0] + 1 < recent.known_from:
+            listening.miss(recent.known_from)
+        self.go_on(listening)
+
+    def forget(self, listening: Listening) -> None:
+        self._listening.pop(listening, None)
+
+    def go_on(self, listening: Listening) -> None:
+        """It may have more."""
+        self._behind.append(listening)
+        self._pump_soon()
+
+    # -- what happens -------------------------------------------------------------------------
+
+    def _wait(self) -> None:
+        self._node.recent.when_more = self._more
+
+    def _more(self) -> None:
+        """Something has happened to a job: the turn may hold many such things."""
+        self._node.at_turn_end(self._turn_ended)
+
+    def _turn_ended(self) -> None:
+        self._wait()
+        if self._listening:
+            self._behind.extend(self._listening)
+            self._pump_soon()
+
+    def _pump_soon(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            self._clock.callLater(0, self._pump)
+
+    def _pump(self) -> None:
+        """A bounded number of events; who has not had all of his waits his turn."""
+        self._is_due = False
+        left = EVENTS_PER_TURN
+        waiting = list(dict.fromkeys(self._behind))
+        self._behind.clear()
+        share = max(1, left // max(1, len(waiting)))
+        for listening in waiting:
+            if listening in self._listening and listening.give(self._node, share):
+                self._behind.append(listening)
+        if self._behind:
+            self._pump_soon()
+
+    def _tell_all(self, event: str, fields: dict[str, object]) -> None:
+        for listening in self._listening:
+            listening.tell(event, fields)
+
+    def _look(self) -> None:
+        for listening in list(self._listening):
+            listening.beat()
+
+
+@implementer(IPushProducer)
+class Listening:
+    """One client."""
+
+    stream: Stream
+
+    def __init__(self, events: Events, wanted: _Wanted, position: int, after: _Place) -> None:
+        self._events = events
+        self._tubes = frozenset(wanted.tube)
+        self._kinds = frozenset(wanted.kind)
+        self._position = position
+        self._after = after
+        self._is_paused = False
+        self._unsent = 0  # when it was last looked at
+
+    def tell(self, event: str, fields: dict[str, object]) -> None:
+        """Something about the node. Whoever does not read misses it."""
+        if not self._is_paused and (not self._kinds or event in self._kinds):
+            self.stream.write(_event(event, fields))
+
+    def miss(self, known_from: int) -> None:
+        """What happened before that entry is not remembered."""
+        self.stream.write(_event("gap", {"known_from": known_from}))
+
+    def give(self, node: Node, most: int) -> bool:
+        """So many of what has happened to jobs; whether there is more."""
+        recent = node.recent
+        if self._is_paused or (self._kinds and "job" not in self._kinds):
+            return False
+        if self._position < recent.begin:
+            self._position = recent.begin
+            self.miss(recent.known_from)
+        until = min(recent.end, self._position + most)
+        data = b"".join(_of_job(recent[place]) for place in range(self._position, until) if self._wants(recent[place]))
+        self._position = until
+        if data:
+            self.stream.write(data)
+        return until < recent.end
+
+    def _wants(self, happening: Happening) -> bool:
+        # This node may be behind the one that the client has listened to before.
+        return happening.place > self._after and (not self._tubes or happening.tube in self._tubes)
+
+    def beat(self) -> None:
+        """A sign of life, so that both sides notice if the other has gone; and who reads nothing goes."""
+        unsent = self.stream.unsent
+        if self._is_paused and unsent >= self._unsent > 0:
+            self.stream.abort()
+        elif not self._is_paused:
+            self.stream.write(b":\n\n")
+        self._unsent = unsent
+
+    def pauseProducing(self) -> None:
+        """It does not keep up."""
+        self._is_paused = True
+
+    def resumeProducing(self) -> None:
+        self._is_paused = False
+        self._unsent = 0
+        self._events.go_on(self)
+
+    def stopProducing(self) -> None:
+        """It has gone."""
+        self._events.forget(self)
+
+
+def _place(text: str) -> _Place:
+    found = _PLACE.fullmatch(text)
+    if found is None:
+        raise BadRequest("Last-Event-ID: expected the id of an event that was told here, as 12.3")
+    return int(found[1]), int(found[2])
+
+
+def _event(name: str, fields: object, id: str = "") -> bytes:
+    head = f"id: {id}\n" if id else ""
+    return f"{head}event: {name}\ndata: ".encode() + msgspec.json.encode(fields) + b"\n\n"
+
+
+def _of_job(happening: Happening) -> bytes:
+    return _event("job", s.job_event(happening), f"{happening.entry}.{happening.number}")

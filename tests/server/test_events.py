@@ -1,0 +1,193 @@
+"""`/events` on simulated nodes: nothing missed, nothing twice, at whatever node one listens."""
+
+from __future__ import annotations
+
+import pytest
+
+from raftd.jobs import commands as c
+from raftd.limits import EVENT_BEAT_S, EVENT_STREAMS, EVENTS_PER_TURN
+from raftd.raft.messages import AppendEntries
+from raftd.server.http.stream import Events, Listening
+from raftd.server.operator import Teller
+from raftd.server.stats import Counters
+from raftd.sim.cluster import SimCluster
+from tests.server.calls import FakeCall, FakeStream
+from tests.test_node import Client, follower, started
+
+
+class Door:
+    def __init__(self, cluster: SimCluster, node: int) -> None:
+        self.node = cluster[node]
+        self.teller = Teller(node, Counters(), lambda configuration: None, lambda: None)
+        self.events = Events(self.node, cluster.processes[node].store._clock, self.teller)
+
+    def ask(self, path: str = "/events", method: str = "GET", **headers: str) -> FakeCall:
+        call = FakeCall(method, path, None, headers)
+        assert self.events.handles(call)
+        return call
+
+    def listen(self, path: str = "/events", **headers: str) -> FakeStream:
+        before = set(self.events._listening)
+        self.ask(path, **headers)
+        (new,) = set(self.events._listening) - before
+        return new.stream
+
+    @property
+    def last(self) -> Listening:
+        return list(self.events._listening)[-1]
+
+
+def jobs(stream: FakeStream) -> list[tuple[str, int, str]]:
+    return [(data["what"], data["job"], id) for id, event, data in stream.told() if event == "job"]
+
+
+def put(cluster: SimCluster, *bodies: bytes, tube: str = "t") -> None:
+    client = Client(cluster, cluster.leader)
+    for body in bodies:
+        client.submit(c.Put(client.session.number, 1, 0, 60_000, body, tube))
+    assert cluster.run(2_000, lambda: len(client.told) == len(bodies))
+    client.session.close()
+    cluster.run(200)
+
+
+def test_whoever_listens_hears_first_who_leads_and_then_what_happens():
+    cluster = started()
+    door = Door(cluster, follower(cluster))
+    stream = door.listen()
+    ((id, event, data),) = stream.told()
+    assert (id, event, data["role"], data["leader"]) == ("", "role", "follower", cluster.leader)
+    put(cluster, b"one", b"two")
+    first, second = jobs(stream)
+    assert (first[:2], second[:2]) == (("put", 1), ("put", 2))
+    entry, number = map(int, second[2].split("."))
+    assert entry >= 1
+    assert number in (1, 2)
+
+
+def test_the_same_ids_are_told_at_every_node_and_one_goes_on_at_another():
+    cluster = started()
+    here, there = follower(cluster), cluster.leader
+    first, second = Door(cluster, here), Door(cluster, there)
+    stream, other = first.listen(), second.listen()
+    put(cluster, b"one", b"two", b"three")
+    told = jobs(stream)
+    assert told == jobs(other)
+    resumed = second.listen(**{"Last-Event-ID": told[0][2]})
+    cluster.run(50)
+    assert jobs(resumed) == told[1:]
+    by_parameter = second.listen(f"/events?last_event_id={told[1][2]}")
+    cluster.run(50)
+    assert jobs(by_parameter) == told[2:]
+
+
+def test_a_node_that_is_behind_tells_nothing_twice():
+    cluster = started()
+    behind = follower(cluster)
+    ahead = Door(cluster, cluster.leader)
+    stream = ahead.listen()
+    cluster.network.interfere = lambda sender, to, message: (
+        0 if to == behind and isinstance(message, AppendEntries) and message.entries else 1
+    )
+    put(cluster, b"one", b"two")
+    told = jobs(stream)
+    door = Door(cluster, behind)
+    late = door.listen(**{"Last-Event-ID": told[-1][2]})
+    cluster.network.interfere = None
+    cluster.run(2_000)
+    put(cluster, b"three")
+    assert [what[:2] for what in jobs(late)] == [("put", 3)]
+
+
+def test_tubes_and_kinds_can_be_chosen():
+    cluster = started()
+    door = Door(cluster, cluster.leader)
+    of_tube, of_roles = door.listen("/events?tube=a&tube=b"), door.listen("/events?kind=role&kind=members")
+    put(cluster, b"1", tube="a")
+    put(cluster, b"2", tube="b")
+    put(cluster, b"3", tube="c")
+    assert [job for _, job, _ in jobs(of_tube)] == [1, 2]
+    door.teller.gateway_silent(3, 7)
+    door.teller.members_changed(door.node.raft.membership.latest)
+    assert [event for _, event, _ in of_roles.told()] == ["role", "members"]
+    assert [event for _, event, _ in of_tube.told()] == ["gateway-silent", "members"]
+
+
+def test_what_is_not_remembered_any_more_is_said_to_be_missing(monkeypatch):
+    cluster = started()
+    door = Door(cluster, cluster.leader)
+    recent = door.node.recent
+    recent._ring = [None] * 4
+    put(cluster, *(b"%d" % number for number in range(8)))
+    stream = door.listen(**{"Last-Event-ID": "1.1"})
+    cluster.run(50)
+    told = stream.told()
+    assert [event for _, event, _ in told] == ["role", "gap", *["job"] * 4]
+    assert told[1][2] == {"known_from": recent.known_from}
+
+
+def test_who_does_not_keep_up_hears_of_the_gap_and_who_reads_nothing_goes():
+    cluster = started()
+    door = Door(cluster, cluster.leader)
+    door.node.recent._ring = [None] * 4
+    stream = door.listen()
+    listening = door.last
+    listening.pauseProducing()
+    stream.told()
+    put(cluster, *(b"%d" % number for number in range(8)))
+    door.teller.noted("something")
+    assert stream.told() == []
+    listening.resumeProducing()
+    cluster.run(50)
+    assert [event for _, event, _ in stream.told()] == ["gap", *["job"] * 4]
+    listening.pauseProducing()
+    stream.unsent = 70_000
+    cluster.run(2 * EVENT_BEAT_S * 1_000 + 100)
+    assert stream.is_aborted
+    listening.stopProducing()
+    assert not door.events._listening
+
+
+def test_a_flood_of_events_is_told_in_turns():
+    cluster = started()
+    door = Door(cluster, cluster.leader)
+    put(cluster, *(b"x" for _ in range(3 * EVENTS_PER_TURN)))
+    streams = [door.listen(**{"Last-Event-ID": "0.0"}) for _ in range(2)]
+    door.events._pump()
+    assert [len(jobs(stream)) for stream in streams] == [EVENTS_PER_TURN // 2] * 2
+    cluster.run(200)
+    assert [len(jobs(stream)) for stream in streams] == [3 * EVENTS_PER_TURN - EVENTS_PER_TURN // 2] * 2
+
+
+def test_a_sign_of_life_comes_now_and_then():
+    cluster = started()
+    stream = Door(cluster, cluster.leader).listen()
+    stream.written = b""
+    cluster.run(EVENT_BEAT_S * 1_000 + 100)
+    assert stream.written == b":\n\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/events?tube=a%20b", {}),
+        ("/events?kind=everything", {}),
+        ("/events?since=1", {}),
+        ("/events", {"Last-Event-ID": "x"}),
+        ("/events", {"Last-Event-ID": "1"}),
+        ("/events", {"Last-Event-ID": "1.1\n"}),
+        ("/events?last_event_id=" + "9" * 30 + ".1", {}),
+    ],
+)
+def test_a_bad_request_for_events_is_refused(path, headers):
+    cluster = started()
+    assert Door(cluster, cluster.leader).ask(path, **headers).problem_name == "bad-request"
+
+
+def test_only_so_many_listen_and_only_by_get():
+    cluster = started()
+    door = Door(cluster, cluster.leader)
+    assert door.ask(method="POST").said_headers == {"Allow": "GET, HEAD"}
+    assert door.ask(method="HEAD").said == (200, None)
+    for _ in range(EVENT_STREAMS):
+        door.ask()
+    assert door.ask().problem_name == "too-many-streams"
