@@ -176,7 +176,7 @@ class Checks:
         node.incarnation = again
         if node.promised:
             promise = node.durable[node.promised - 1][1]
-            # A snapshot that reaches as far holds whatever was committed there; what was not, another entry may have replaced (seed 802879).
+            # A snapshot that reaches as far holds whatever was committed there; all else may have been replaced (seed 802879).
             kept = opened.base.index >= node.promised or life.chains[node.promised - 1 : node.promised] == [promise]
             if not kept and opened.identity.doubtful and (node.owed is None or node.owed[0] <= node.promised):
                 node.owed = (node.promised, promise)

@@ -83,6 +83,7 @@ def test_whoever_hangs_up_strands_no_job_and_whoever_has_his_answer_keeps_it(tmp
         assert api.ask("GET", "/jobs/1")[1]["state"] == "reserved"
 
 
+@pytest.mark.load
 def test_an_answer_that_nobody_reads_gives_its_jobs_back(tmp_path):
     """It is larger than what a socket takes unread."""
     with ProcessCluster(tmp_path, 1, max_job_size=16 << 20) as cluster:
