@@ -7,14 +7,15 @@ What is remembered is bounded; who asks for more is told how far back it reaches
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+
+import msgspec
 
 from raftd.jobs.machine import Key, StateMachine
 from raftd.jobs.model import Job, State, What
 from raftd.limits import RECENT_EVENTS
 
 
-class Happening(NamedTuple):
+class Happening(msgspec.Struct, frozen=True, gc=False):
     """`time_ms` is log time. `who` is the session that did it, None if time did. `token` is that of the last reservation, 0 if there
     was none; `deadline_ms` is when its time to run or its delay is over, 0 if neither runs."""
 

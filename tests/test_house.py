@@ -35,7 +35,17 @@ ROOMS: dict[str, tuple[set[str], bool]] = {
     ),
     "raftd.housekeeping": ({"raftd.raft", "raftd.jobs", "raftd.storage.store"}, False),
     "raftd.sim": (
-        {"raftd.sim", "raftd.raft", "raftd.jobs", "raftd.storage", "raftd.gateway", "raftd.housekeeping", "raftd.wire", "raftd.node"},
+        {
+            "raftd.sim",
+            "raftd.raft",
+            "raftd.jobs",
+            "raftd.storage",
+            "raftd.gateway",
+            "raftd.housekeeping",
+            "raftd.recent",
+            "raftd.wire",
+            "raftd.node",
+        },
         True,
     ),
     "raftd.server": (

@@ -19,11 +19,13 @@ from raftd.jobs.keys import Used
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.model import URGENT_PRI, Gateway, Job, Session, State, Tube
 from raftd.jobs.timers import Kind
-from raftd.limits import SNAPSHOT_PIECE_BYTES
+from raftd.limits import KEY_CHARACTERS, SNAPSHOT_PIECE_BYTES
 
 _T = TypeVar("_T")
 _ITEM_BYTES = 64  # what an item costs besides its body
 _FEW = SNAPSHOT_PIECE_BYTES // _ITEM_BYTES
+#: Of items that have a name.
+_FEW_NAMED = SNAPSHOT_PIECE_BYTES // (_ITEM_BYTES + KEY_CHARACTERS)
 
 
 class _Piece(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False, forbid_unknown_fields=True):
@@ -140,7 +142,7 @@ def dump(machine: StateMachine) -> Iterator[bytes]:
     numbers = {name: number for number, name in enumerate(machine.tubes)}
     tubes = machine.tubes.values()
     rows = ((tube.name, tube.pause_ms, tube.pause_until_ms, tube.total_jobs, tube.cmd_delete, tube.cmd_pause_tube) for tube in tubes)
-    for tube_rows in _several(rows):
+    for tube_rows in _several(rows, _FEW_NAMED):
         yield _encode(_Tubes(tube_rows))
     yield from _dump_jobs(machine, numbers)
     for tube in tubes:
@@ -159,17 +161,17 @@ def dump(machine: StateMachine) -> Iterator[bytes]:
     for session in machine.closing:
         yield _encode(_Closing(session.key))
         yield from _dump_reserved(session)
-    for names in _several(machine.topics):
+    for names in _several(machine.topics, _FEW_NAMED):
         yield _encode(_Topics(names))
-    for keys in _several(machine.keys.used.items()):
+    for keys in _several(machine.keys.used.items(), _FEW_NAMED):
         yield _encode(_Keys(keys))
     yield _encode(_End())
 
 
-def _several(items: Iterable[_T]) -> Iterator[list[_T]]:
+def _several(items: Iterable[_T], most: int = _FEW) -> Iterator[list[_T]]:
     """In lists that make one piece each."""
     rest = iter(items)
-    while some := list(islice(rest, _FEW)):
+    while some := list(islice(rest, most)):
         yield some
 
 

@@ -570,6 +570,22 @@ class Checks:
             )
             if machine.applied_index == len(self.committed):
                 self._compare_with_model(machine, process.node_id)
+        self._compare_recent()
+
+    def _compare_recent(self) -> None:
+        """I12: what two nodes remember of the same entries is the same, so that whoever listens to one can go on at the other."""
+        alive = [process for process in self._lives if process.alive]
+        if not alive:
+            return
+        last = min(process.node.machine.applied_index for process in alive)
+        first = max(process.node.recent.known_from for process in alive)
+        told = [
+            [recent[place] for place in range(recent.after((first, 0)), recent.after((last + 1, 0)))]
+            for recent in (process.node.recent for process in alive)
+        ]
+        for process, mine in zip(alive, told, strict=True):
+            node, other = process.node_id, alive[0].node_id
+            _require(mine == told[0], "I12", f"nodes {other} and {node} tell different things of the entries {first} to {last}")
 
     def _compare_with_model(self, machine: StateMachine, node: int) -> None:
         for ours, model in zip(describe_machine(machine), describe_model(self.model), strict=True):

@@ -34,6 +34,7 @@ from raftd.raft.quorum import majority_value
 from raftd.raft.reads import PendingReads
 from raftd.raft.ready import HardState, Persist
 from raftd.raft.replication import Replication
+from raftd.recent import Recent
 from raftd.sim.disk import MemoryFile, MemoryFileSystem
 from raftd.storage.log import SegmentedLog, Tail
 from raftd.storage.records import Damage, Scan
@@ -645,6 +646,15 @@ def _undeclared_keeps_its_place(original: Any) -> Any:
         return reply
 
     return undeclare
+
+
+@_mutant("places counted by the process", Recent, "_add")
+def _places_counted_by_the_process(original: Any) -> Any:
+    def add(self: Recent, *what: Any) -> None:
+        self._last = (self._machine.applied_index, self.end)
+        original(self, *what)
+
+    return add
 
 
 # -- room and features -------------------------------------------------------------------------

@@ -76,6 +76,7 @@ class NodeCollector(Collector):
         for state in ("ready", "delayed", "reserved", "buried", "urgent"):
             jobs.add_metric([state], getattr(counts, state))
         yield jobs
+        yield GaugeMetricFamily("raftd_idempotency_keys", "Keys that are remembered.", value=len(machine.keys.used))
         yield CounterMetricFamily("raftd_jobs_put", "Jobs ever put.", value=machine.total_jobs)
         yield CounterMetricFamily("raftd_job_timeouts", "Reservations that ran out of time.", value=machine.job_timeouts)
         oldest = next(iter(machine.jobs.values()), None)

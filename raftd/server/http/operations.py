@@ -14,7 +14,8 @@ _ROOT = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>raftd</title>
 <h1>raftd</h1>
 <p>A node of a replicated job queue. <a href="status">status</a>, <a href="topic">topics</a>, <a href="metrics">metrics</a>,
-<a href="healthz">healthz</a>, <a href="readyz">readyz</a></p>
+<a href="healthz">healthz</a>, <a href="readyz">readyz</a>, <a href="events">events</a>, <a href="v1/cluster">the cluster</a>,
+<a href="v1/openapi.json">the API</a></p>
 </html>
 """
 
