@@ -83,6 +83,21 @@ def test_whoever_hangs_up_strands_no_job_and_whoever_has_his_answer_keeps_it(tmp
         assert api.ask("GET", "/jobs/1")[1]["state"] == "reserved"
 
 
+def test_a_connection_that_closes_with_the_answer_keeps_the_job_too(tmp_path):
+    """As urllib has it, and HTTP/1.0: this side closes, as soon as everything is said."""
+    with ProcessCluster(tmp_path, 1) as cluster:
+        cluster.leader()
+        api = Api(cluster, 1)
+        for head in (b"POST /v1/reserve HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"POST /v1/reserve HTTP/1.0\r\n\r\n"):
+            id = api.put("x", tube="default")
+            with socket.create_connection(cluster.address(1, "http"), timeout=10) as connection:
+                connection.sendall(head)
+                answer = connection.makefile("rb").read()
+            assert b'"body":"x"' in answer
+            wait_for(lambda: api.ask("GET", "/tubes/default")[1]["using"] == 1, what="its session being over")  # that of this very call
+            assert api.ask("GET", f"/jobs/{id}")[1]["state"] == "reserved"
+
+
 @pytest.mark.load
 def test_an_answer_that_nobody_reads_gives_its_jobs_back(tmp_path):
     """It is larger than what a socket takes unread."""

@@ -224,6 +224,7 @@ class Channel(http.HTTPChannel):
     site: Site
     _arrival: Any = None
     _is_lost = False
+    _said_all = False  # it was closed by this side, once everything was sent
 
     def most_bytes(self) -> int:
         return max(HTTP_BODY_BYTES, self.site.node.max_job_size * 2 + HTTP_BODY_SLACK)
@@ -233,7 +234,7 @@ class Channel(http.HTTPChannel):
 
         def look() -> None:
             if self._is_lost or not unsent(self.transport):
-                left(not self._is_lost)
+                left(not self._is_lost or self._said_all)
             elif waited_s >= NO_PROGRESS_S:
                 self.transport.abortConnection()
                 left(False)
@@ -274,6 +275,7 @@ class Channel(http.HTTPChannel):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._is_lost = True
+        self._said_all = bool(self.transport.disconnecting) and not unsent(self.transport)
         self._has_arrived()
         super().connectionLost(reason)
         self.site.clients.left()
