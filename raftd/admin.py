@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from raftd.errors import NotLeader, Refused
-from raftd.limits import ADMIN_TICKS, LAST_WORD_TICKS, LEADER_TICKS
+from raftd.limits import ADMIN_ASKED, ADMIN_TICKS, LAST_WORD_TICKS, LEADER_TICKS
 from raftd.raft.core import Raft
 from raftd.raft.leadership import Change
 from raftd.raft.membership import add_learner, promote, remove
@@ -44,7 +44,9 @@ class Administration:
     def ask(self, request: AdminRequest, outcome: Outcome) -> None:
         """From a door of this node."""
         leader = self._raft.leader
-        if self._raft.is_leader:
+        if len(self._asked) + len(self._leaderless) + len(self._deferred) + len(self._changes) >= ADMIN_ASKED:
+            outcome("too much is asked of the cluster already, and not answered: nothing was done. Ask again later")
+        elif self._raft.is_leader:
             self._do(request, outcome)
         elif leader:
             self._number += 1

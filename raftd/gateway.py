@@ -94,7 +94,7 @@ class Session:
 
     def submit(self, command: Command, done: Done) -> None:
         """Put a command into the log; `done` gets its reply."""
-        if type(command) in (Put, PutMany) and self._gateway.is_full:
+        if self._gateway.refuses(command):
             self.local(OutOfMemory, done)
             return
         self._began = True
@@ -280,10 +280,13 @@ class Gateway:
             self._tired[session] = None
         return self._local_left >= 0
 
-    @property
-    def is_full(self) -> bool:
-        """Whether a put must be refused, certainly not applied."""
-        return self.room_is_scarce or self.held_bytes >= GATEWAY_BYTES
+    def refuses(self, command: Command) -> bool:
+        """Whether it is a put that must be refused, certainly not applied. One with a key may have been applied before: the state machine
+        knows."""
+        if type(command) is not Put and type(command) is not PutMany:
+            return False
+        has_key = type(command) is PutMany and bool(command.key)
+        return self.held_bytes >= GATEWAY_BYTES or (self.room_is_scarce and not has_key)
 
     # -- clients ------------------------------------------------------------------------------
 

@@ -68,6 +68,9 @@ RESERVE_WAIT_S = 55
 #: How often an answer that has not left at once is looked at (seconds).
 LEAVING_CHECK_S = 0.1
 
+#: A request that is refused before it has arrived whole is read on for so long (seconds), or the client would not get to read why.
+HTTP_LINGER_S = 1.0
+
 #: A request over HTTP must have arrived by then (seconds), and a connection between two requests may be idle for so long.
 HTTP_ARRIVAL_S = 10.0
 HTTP_IDLE_S = 60
@@ -228,6 +231,15 @@ METRICS_FRESH_S = 0.2
 #: Tubes that have metrics of their own, those with most jobs: each is some lines in every scrape.
 METRIC_TUBES = 100
 
+#: The newest things of a job that its history over HTTP tells.
+HISTORY_EVENTS = 1_000
+
+#: A body up to this size is read again if a whole number in it may be written with a point (bytes): it takes Python.
+WHOLE_NUMBER_BYTES = 16 << 10
+
+#: What operators ask of one node and is not answered yet.
+ADMIN_ASKED = 64
+
 #: Idempotency keys are remembered for so long (milliseconds of log time: an hour), the newest so many of them: some 30 MB of memory
 #: on every node. A producer that repeats itself does so within seconds or minutes.
 KEY_WINDOW_MS = 3_600_000
@@ -248,7 +260,7 @@ JOBS_PER_PUT = 1_000
 #: Clients that listen to events of one node; how much they are told in one turn, together; and how often they hear that the node is
 #: still there, and must have read something (seconds).
 EVENT_STREAMS = 256
-EVENTS_PER_TURN = 1_000
+EVENTS_PER_TURN = 4_000
 EVENT_BEAT_S = 10.0
 
 #: What happened to jobs, as each node remembers it for `/events` and for a job's history: so many things (some 20 MB).
@@ -261,6 +273,9 @@ WATCHED_TUBES = 1_024
 #: and one more for every 16 items of a list).
 LOCAL_ANSWERS_PER_TURN = 1_024
 READ_WEIGHT_PER_TURN = 512
+
+#: And no longer than this (milliseconds), whatever they weigh; one read alone may be longer.
+READ_TURN_MS = 10
 
 #: Jobs that one kick moves at most. The answer says how many it were; ask again for more.
 KICKED_JOBS = 4_096

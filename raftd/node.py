@@ -27,7 +27,7 @@ from raftd.housekeeping import Housekeeping
 from raftd.jobs.commands import FEATURE_LEVEL, Forward, ForwardRefused, Settings
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import load
-from raftd.limits import APPLY_BYTES, DISK_LOW_BYTES, PEER_STRANGERS, READ_WEIGHT_PER_TURN, ROOM_TICKS, TICK_MS
+from raftd.limits import APPLY_BYTES, DISK_LOW_BYTES, PEER_STRANGERS, READ_TURN_MS, READ_WEIGHT_PER_TURN, ROOM_TICKS, TICK_MS
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
 from raftd.raft.membership import decode
@@ -150,6 +150,7 @@ class Node:
         self._read_rounds: dict[int, _ReadRound] = {}
         self._reads_ready: list[tuple[int, int, int, list[Read]]] = []  # (index, number, clock_ms, reads), a heap
         self._read_weight_left = READ_WEIGHT_PER_TURN
+        self._reads_until_s = 0.0
         self._read_number = identity.incarnation << 32  # no answer to an earlier process fits
         # leading
         self._refused: dict[int, tuple[int, int]] = {}  # node -> (incarnation, attempt) of which no more is proposed
@@ -390,6 +391,7 @@ class Node:
         if self.gateway.begin_turn():
             self.wake()
         self._read_weight_left = READ_WEIGHT_PER_TURN
+        self._reads_until_s = self._clock.seconds() + READ_TURN_MS / 1000
         applied_bytes = 0
         for _ in range(_ROUNDS_PER_TURN):
             self._follow_route()
@@ -606,7 +608,9 @@ class Node:
             at_index = max(index, self.machine.applied_index)
             is_own = self._owns_its_row
             for place, read in enumerate(reads):
-                if self._read_weight_left <= 0:  # the rest in the next turn, by a state that is newer or the same
+                if (
+                    self._read_weight_left <= 0 or self._clock.seconds() >= self._reads_until_s
+                ):  # the rest in the next turn, by a state that is newer or the same
                     heappush(self._reads_ready, (index, context, clock_ms, reads[place:]))
                     self.wake()
                     return

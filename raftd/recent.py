@@ -14,6 +14,9 @@ from raftd.jobs.machine import Key, StateMachine
 from raftd.jobs.model import Job, State, What
 from raftd.limits import RECENT_EVENTS
 
+Place = tuple[int, int]
+_MANY = 1 << 62  # more than happens in one entry
+
 
 class Happening(msgspec.Struct, frozen=True, gc=False):
     """`time_ms` is log time. `who` is the session that did it, None if time did. `token` is that of the last reservation, 0 if there
@@ -28,9 +31,10 @@ class Happening(msgspec.Struct, frozen=True, gc=False):
     who: Key | None
     token: int
     deadline_ms: int
+    before: int  # the position of what happened to the same job before, -1 if nothing is remembered
 
     @property
-    def place(self) -> tuple[int, int]:
+    def place(self) -> Place:
         return self.entry, self.number
 
 
@@ -39,6 +43,7 @@ class Recent:
 
     def __init__(self, machine: StateMachine, most: int = RECENT_EVENTS) -> None:
         self._ring: list[Happening | None] = [None] * most
+        self._newest: dict[int, int] = {}  # job -> the position of what happened to it last
         #: The position of the next.
         self.end = 0
         #: Called once when something more has happened; whoever was called sets it again.
@@ -51,17 +56,24 @@ class Recent:
         self._machine = machine
         machine.tell = self._add
         self._begin = self.end
-        self._known_from = machine.applied_index + 1
-        self._last = (0, 0)
+        self._newest.clear()
+        self._forgotten: Place = (machine.applied_index, _MANY)
+        self._last: Place = (0, 0)
 
     def _add(self, what: What, job: Job, who: Key | None) -> None:
         entry = self._machine.applied_index
         number = self._last[1] + 1 if self._last[0] == entry else 1
         self._last = (entry, number)
         deadline_ms = job.deadline_ms if job.state in (State.DELAYED, State.RESERVED) and what is not What.DELETED else 0
-        self._ring[self.end % len(self._ring)] = Happening(
-            entry, number, self._machine.now_ms, what, job.id, job.tube.name, who, job.token, deadline_ms
-        )
+        slot = self.end % len(self._ring)
+        oldest = self._ring[slot]
+        if oldest is not None and self.end - len(self._ring) >= self._begin:
+            self._forgotten = oldest.place
+            if self._newest.get(oldest.job) == self.end - len(self._ring):
+                del self._newest[oldest.job]
+        before = self._newest.get(job.id, -1)
+        self._newest[job.id] = self.end
+        self._ring[slot] = Happening(entry, number, self._machine.now_ms, what, job.id, job.tube.name, who, job.token, deadline_ms, before)
         self.end += 1
         if self.when_more is not None:
             call, self.when_more = self.when_more, None
@@ -75,9 +87,11 @@ class Recent:
     @property
     def known_from(self) -> int:
         """The first entry of which everything is remembered."""
-        if self.begin == self._begin:
-            return self._known_from
-        return self[self.begin].entry + 1
+        return self._forgotten[0] + 1
+
+    def misses(self, place: Place) -> bool:
+        """Whether something that happened behind `place` may be forgotten."""
+        return place < self._forgotten
 
     def __getitem__(self, position: int) -> Happening:
         happening = self._ring[position % len(self._ring)]
@@ -85,7 +99,7 @@ class Recent:
             raise IndexError(position)
         return happening
 
-    def after(self, place: tuple[int, int]) -> int:
+    def after(self, place: Place) -> int:
         """The position of the first thing behind `place`, as far as it is remembered."""
         low, high = self.begin, self.end
         while low < high:
@@ -97,8 +111,9 @@ class Recent:
         return low
 
     def of_job(self, id: int) -> Iterator[Happening]:
-        """What is remembered of one job, oldest first."""
-        for position in range(self.begin, self.end):
+        """What is remembered of one job, newest first."""
+        position = self._newest.get(id, -1)
+        while position >= self.begin:
             happening = self[position]
-            if happening.job == id:
-                yield happening
+            yield happening
+            position = happening.before

@@ -276,7 +276,7 @@ def test_puts_held_behind_a_waiting_reserve_count_too(monkeypatch):
     client.reserve(None)
     for _ in range(10):
         client.put(bytes(1_000))
-    assert cluster[1].gateway.is_full
+    assert cluster[1].gateway.refuses(c.Put(1, 0, 0, 1_000, b""))
     other.put(b"x")
     cluster.run(200)
     kinds = [type(reply) for reply in client.told]

@@ -27,7 +27,7 @@ def test_everything_that_happens_to_a_job_is_told_once_and_in_order():
         *("reserved", "buried", "kicked", "reserved", "given-back", "deleted"),
     ]
     assert [what.value for what, job in remembered(recent) if job == 2] == ["put", "delay-over"]
-    assert [happening.what for happening in recent.of_job(2)] == [What.PUT, What.DELAY_OVER]
+    assert [happening.what for happening in recent.of_job(2)] == [What.DELAY_OVER, What.PUT]
 
 
 def test_a_put_that_ends_a_wait_is_told_before_the_reservation():
@@ -48,7 +48,12 @@ def test_the_ring_is_bounded_and_says_how_far_back_it_reaches():
     for _ in range(6):
         queue.do(put())
     assert [recent[place].job for place in range(recent.begin, recent.end)] == [3, 4, 5, 6]
-    assert recent.known_from == recent[recent.begin].entry + 1  # more of that entry may be forgotten
+    assert recent.known_from == recent[recent.begin].entry
+    assert [happening.place for happening in recent.of_job(6)] == [recent[recent.end - 1].place]
+    assert list(recent.of_job(1)) == []
+    assert recent.misses((recent[recent.begin].entry - 1, 0))
+    assert not recent.misses(recent[recent.begin].place)
+    assert len(recent._newest) == 4
     for place in (recent.begin - 1, recent.end, -1):
         with pytest.raises(IndexError):
             recent[place]

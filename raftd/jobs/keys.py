@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import NamedTuple
 
+from raftd.jobs.replies import InsertedMany, KeyReused
 from raftd.limits import KEY_WINDOW_MS, KEYS_FORGOTTEN, KEYS_KEPT
 
 
@@ -31,6 +32,13 @@ class Keys:
         """What `key` was used for within the window."""
         used = self.used.get(key)
         return used if used is not None and now_ms - used.time_ms < KEY_WINDOW_MS else None
+
+    def reply(self, key: str, fingerprint: bytes, now_ms: int) -> InsertedMany | KeyReused | None:
+        """The answer to a repeat; None if it is none."""
+        used = self.find(key, now_ms)
+        if used is None:
+            return None
+        return InsertedMany(used.first, used.jobs, True) if used.fingerprint == fingerprint else KeyReused()
 
     def remember(self, key: str, used: Used) -> None:
         """And forget some that are too old or too many: few at a time, so that no entry takes long."""

@@ -400,9 +400,9 @@ class StateMachine:
 
     def _put_many(self, session: Session, put: c.PutMany) -> r.Reply:
         if put.key:
-            used = self.keys.find(put.key, self.now_ms)
-            if used is not None:
-                return r.InsertedMany(used.first, used.jobs, True) if used.fingerprint == put.fingerprint else r.KeyReused()
+            before = self.keys.reply(put.key, put.fingerprint, self.now_ms)
+            if before is not None:
+                return before
         if put.only_topic and put.tube not in self.topics:
             return r.NotFound()
         if any(len(job.body) > self.settings.max_job_size for job in put.jobs):

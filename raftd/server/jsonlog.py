@@ -6,12 +6,12 @@ Every line has `time`, `level`, `system` and `message`; what the message speaks 
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import msgspec
 from twisted.logger import ILogObserver, LogEvent, formatEvent
 from twisted.python.logfile import LogFile
 from zope.interface import implementer
@@ -46,7 +46,7 @@ def as_line(event: LogEvent) -> str:
         # of Twisted's older log all keys are its own; "text" is a message once more
         if not name.startswith("log_") and name not in _OWN and name != "text" and "log_legacy" not in event:
             line[name] = value if isinstance(value, (str, int, float, list)) else str(value)
-    return msgspec.json.encode(line, enc_hook=str).decode() + "\n"
+    return json.dumps(line, default=str) + "\n"
 
 
 _options: Mapping[str, Any] = {}

@@ -33,7 +33,7 @@ from raftd.server.clients import Clients, most_clients
 from raftd.server.disk import DiskThread
 from raftd.server.fork import ForkCopier
 from raftd.server.http.operations import Operations
-from raftd.server.http.site import Call, Site
+from raftd.server.http.site import NO_PATH, Call, Site
 from raftd.server.http.stream import Events
 from raftd.server.http.topics import Topics
 from raftd.server.http.v1 import v1
@@ -104,7 +104,7 @@ class RaftdService(service.MultiService):
         clients = Clients(reactor, most_clients())
         self._lines = LineFactory(reactor, clients, counters)
         self._clients = ClientFactory(reactor, clients, counters)
-        self._http = Site(reactor, clients, counters, self._serve_http)
+        self._http = Site(reactor, clients, counters, self._serve_http, frozenset(place.host for place in config.nodes.values()))
         self._http_rooms: tuple[Callable[[Call], bool], ...] = ()
         hangups = internet.TimerService(HANGUP_CHECK_S, clients.look_for_hangups)
         hangups.clock = reactor
@@ -161,7 +161,7 @@ class RaftdService(service.MultiService):
         signal.signal(signal.SIGUSR1, lambda number, frame: self._reactor.callFromThread(self._drain))
         self.node = self._peers.node = self._lines.node = self._clients.node = self._http.node = node
         self._http_rooms = (
-            Topics(node, self._reactor, self.config.http_leader_only, self._http_address).handles,
+            Topics(node, self._reactor, self._counters, self.config.http_leader_only, self._http_address).handles,
             Operations(node, self._reactor, self._counters).handles,
             v1(node, self._reactor, self._counters).handles,
             Events(node, self._reactor, self._teller).handles,
@@ -284,6 +284,8 @@ class RaftdService(service.MultiService):
     def _serve_http(self, call: Call) -> None:
         if not self._http_rooms:
             call.problem("not-ready")
+        elif call.parts == [NO_PATH]:
+            call.problem("bad-request", "the request names no path")
         elif not any(handles(call) for handles in self._http_rooms):
             call.say(404, {"success": False})
 
@@ -311,6 +313,7 @@ class RaftdService(service.MultiService):
         stopped: defer.Deferred[None] = defer.Deferred()
         if self._ticks is not None and self._ticks.running:
             self._ticks.stop()
+        self._http.stop()
         self._peers.abort_all()  # an orderly close would wait for a peer that does not read
         services = defer.maybeDeferred(super().stopService)
         if self.node is None:

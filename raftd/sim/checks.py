@@ -580,7 +580,10 @@ class Checks:
         last = min(process.node.machine.applied_index for process in alive)
         first = max(process.node.recent.known_from for process in alive)
         told = [
-            [recent[place] for place in range(recent.after((first, 0)), recent.after((last + 1, 0)))]
+            [
+                msgspec.structs.replace(recent[place], before=0)  # a position of the process
+                for place in range(recent.after((first, 0)), recent.after((last + 1, 0)))
+            ]
             for recent in (process.node.recent for process in alive)
         ]
         for process, mine in zip(alive, told, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import select
+import signal
 import socket
 import time
 from contextlib import suppress
@@ -88,14 +89,74 @@ def test_a_connection_that_closes_with_the_answer_keeps_the_job_too(tmp_path):
     with ProcessCluster(tmp_path, 1) as cluster:
         cluster.leader()
         api = Api(cluster, 1)
-        for head in (b"POST /v1/reserve HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"POST /v1/reserve HTTP/1.0\r\n\r\n"):
+        json_body = b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+        for head in (b"POST /v1/reserve HTTP/1.1\r\nHost: x\r\nConnection: close\r\n", b"POST /v1/reserve HTTP/1.0\r\n"):
             id = api.put("x", tube="default")
             with socket.create_connection(cluster.address(1, "http"), timeout=10) as connection:
-                connection.sendall(head)
+                connection.sendall(head + json_body)
                 answer = connection.makefile("rb").read()
             assert b'"body":"x"' in answer
             wait_for(lambda: api.ask("GET", "/tubes/default")[1]["using"] == 1, what="its session being over")  # that of this very call
             assert api.ask("GET", f"/jobs/{id}")[1]["state"] == "reserved"
+
+
+@pytest.mark.parametrize("size", [1_000, 300_000, 3_000_000])
+def test_whoever_has_read_a_large_answer_and_closes_at_once_keeps_the_job(tmp_path, size):
+    with ProcessCluster(tmp_path, 1, max_job_size=4_000_000) as cluster:
+        cluster.leader()
+        id = Api(cluster, 1).put("x" * size)
+        worker = Api(cluster, 1)
+        (job,) = worker.reserve()
+        worker.connection.close()
+        assert len(job["body"]) == size
+        api = Api(cluster, 1)
+        wait_for(lambda: api.ask("GET", "/tubes/t")[1]["watching"] == 0, what="its session being over")
+        assert api.ask("DELETE", f"/jobs/{id}?token={job['token']}") == (204, None)
+
+
+def test_requests_behind_one_that_waits_are_dropped_and_a_hang_up_is_heard(tmp_path):
+    with ProcessCluster(tmp_path, 1) as cluster:
+        cluster.leader()
+        before = metrics(cluster, 1)["process_resident_memory_bytes", ()]
+        eager = waiting(cluster, 1, 50)
+        wait_for(lambda: cluster.stats(1)["current-waiting"] == "1", what="somebody waiting")
+        eager.sendall(b"GET /v1/stats HTTP/1.1\r\nHost: x\r\n\r\n" * 2_000)
+        Api(cluster, 1).put("x")
+        answer = eager.makefile("rb").read()  # until it is closed
+        assert answer.count(b"HTTP/1.1 200") == 1
+        flooding = waiting(cluster, 1, 50)
+        wait_for(lambda: cluster.stats(1)["current-waiting"] == "1", what="somebody waiting")
+        with pytest.raises(OSError):  # noqa: PT011 - a reset or a broken pipe
+            flooding.sendall(b"x" * 100_000_000)
+        wait_for(lambda: cluster.stats(1)["current-waiting"] == "0", what="nobody waiting")
+        assert metrics(cluster, 1)["process_resident_memory_bytes", ()] < before + (20 << 20)
+
+
+def test_a_client_that_reads_no_answers_is_not_served_on(tmp_path):
+    with ProcessCluster(tmp_path, 1) as cluster:
+        cluster.leader()
+        api = Api(cluster, 1)
+        id = api.put("x" * 60_000)
+        before = metrics(cluster, 1)["process_resident_memory_bytes", ()]
+        crowd = [socket.create_connection(cluster.address(1, "http"), timeout=10) for _ in range(10)]
+        for connection in crowd:
+            connection.settimeout(0.5)
+            with suppress(OSError):
+                for _ in range(200):  # one at a time, as far as it is served
+                    connection.sendall(b"GET /v1/jobs/%d HTTP/1.1\r\nHost: x\r\n\r\n" % id)
+                    connection.recv(1)
+        assert metrics(cluster, 1)["process_resident_memory_bytes", ()] < before + (30 << 20)
+        for connection in crowd:
+            connection.close()
+
+
+def test_a_node_that_stops_says_so_to_those_who_wait(tmp_path):
+    with ProcessCluster(tmp_path, 1) as cluster:
+        cluster.leader()
+        patient = waiting(cluster, 1, 50)
+        wait_for(lambda: cluster.stats(1)["current-waiting"] == "1", what="somebody waiting")
+        cluster.running[1].process.send_signal(signal.SIGTERM)
+        assert b"/v1/problems#stopping" in patient.recv(65_536)
 
 
 @pytest.mark.load

@@ -83,6 +83,39 @@ def test_the_root_says_where_one_is_and_what_is_not_there_is_404(tmp_path):
         assert get(cluster, 1, "/../etc/passwd")[0] == 404
 
 
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [
+        (b"GARBAGE\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n", 400),
+        (b"PUT /topic HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n", 400),
+        (b"OPTIONS * HTTP/1.1\r\nConnection: close\r\n\r\n", 400),
+        (b"POST /v1/tubes/t/jobs HTTP/1.1\r\nContent-Length: 99999999\r\nExpect: 100-continue\r\n\r\n", 413),
+    ],
+)
+def test_what_is_no_request_is_told_why(small_cluster, raw, status):
+    with socket.create_connection(small_cluster.address(1, "http"), timeout=5) as connection:
+        connection.sendall(raw)
+        if status == 400 and raw.startswith(b"OPTIONS"):
+            connection.shutdown(socket.SHUT_WR)
+        head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert b"application/problem+json" in head
+    assert json.loads(body)["status"] == status
+
+
+def test_a_whole_address_is_a_path_too(small_cluster):
+    assert get(small_cluster, 1, "http://127.0.0.1/healthz")[0] == 200
+
+
+@pytest.fixture(scope="module")
+def small_cluster(tmp_path_factory):
+    with ProcessCluster(tmp_path_factory.mktemp("one"), 1) as cluster:
+        cluster.leader()
+        yield cluster
+
+
 def test_hostile_requests_leave_the_node_serving_and_no_traceback(tmp_path):
     with ProcessCluster(tmp_path, 1) as cluster:
         cluster.leader()
@@ -93,6 +126,11 @@ def test_hostile_requests_leave_the_node_serving_and_no_traceback(tmp_path):
             b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n",
             b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 1_000 + b"\r\n",
             b"PUT /topic HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+            b"OPTIONS * HTTP/1.1\r\n\r\n",
+            b"GET foo HTTP/1.1\r\n\r\n",
+            b"CONNECT a:80 HTTP/1.1\r\n\r\n",
+            b"GET ?x HTTP/1.1\r\n\r\n",
+            b"GET http://[::1/healthz HTTP/1.1\r\n\r\n",
             b"PUT /topic HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
             b"PUT /topic HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n",
             b"PUT /message HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + b"40000\r\n" + b"x" * 0x40000 + b"\r\n",

@@ -8,7 +8,7 @@ import json
 import msgspec
 import pytest
 
-from raftd.limits import HTTP_ANSWER_S, HTTP_BODY_BYTES
+from raftd.limits import HISTORY_EVENTS, HTTP_ANSWER_S, HTTP_BODY_BYTES, REPLY_BYTES
 from raftd.raft.messages import AppendEntries
 from raftd.server.http.v1 import v1
 from raftd.server.stats import Counters
@@ -136,6 +136,8 @@ def test_tubes_are_declared_listed_paused_and_deleted():
     assert door.ask("DELETE", "/v1/tubes/t") == (204, None)
     assert door.problem("DELETE", "/v1/tubes/t") == (404, "no-such-tube")
     assert door.problem("GET", "/v1/tubes/t") == (404, "no-such-tube")
+    door.ask("POST", "/v1/tubes/u/jobs", {"body": "x"})
+    assert door.problem("DELETE", "/v1/tubes/u") == (409, "not-declared")
     for path in ("pause", "kick"):
         assert door.problem("POST", f"/v1/tubes/t/{path}", {"seconds": 1} if path == "pause" else {}) == (404, "no-such-tube")
     assert door.problem("GET", "/v1/tubes/t/next") == (404, "no-such-tube")
@@ -226,7 +228,7 @@ def test_without_a_leader_nothing_is_done_and_the_caller_is_told_so_in_time():
         door.begin("POST", PUT, {"body": "x"}),
         door.begin("GET", "/v1/jobs/1"),
         door.begin("PUT", "/v1/tubes/t"),
-        door.begin("POST", "/v1/reserve"),
+        door.begin("POST", "/v1/reserve", {}),
     ]
     assert cluster.run(HTTP_ANSWER_S * 1_000 + 100, lambda: all(call.said for call in calls))
     assert {(call.said[0], call.problem_name, call.said_headers["Retry-After"]) for call in calls} == {(503, "not-committed", "1")}
@@ -256,6 +258,62 @@ def test_a_draining_node_and_a_full_one_say_so():
     door.node.gateway.room_is_scarce = False
     door.counters.draining = True
     assert door.problem("POST", PUT, {"body": "x"}) == (503, "draining")
+
+
+def test_a_repeat_is_answered_where_nothing_more_may_be_put():
+    _, door = with_door()
+    headers = {**JSON, "Idempotency-Key": "k"}
+    assert door.ask("POST", PUT, {"body": "x"}, headers) == (201, {"ids": [1]})
+    for refuse in ("room", "draining"):
+        door.node.gateway.room_is_scarce = refuse == "room"
+        door.counters.draining = refuse == "draining"
+        assert door.ask("POST", PUT, {"body": "x"}, headers) == (201, {"ids": [1]})
+        assert door.problem("POST", PUT, {"body": "y"}, headers) == (422, "key-reused")
+    assert door.problem("POST", PUT, {"body": "y"}, {**JSON, "Idempotency-Key": "new"}) == (503, "draining")
+
+
+def test_many_small_jobs_come_in_one_answer_and_large_ones_as_far_as_they_fit():
+    _, door = with_door()
+    door.ask("POST", PUT, [{"body": f"{number}"} for number in range(1_000)])
+    assert len(door.reserve(count=1_000)) == 1_000
+    for _ in range(5):
+        door.ask("POST", PUT, [{"body": "x" * 65_000} for _ in range(16)])
+    first, rest = door.reserve(count=100), door.reserve(count=100, timeout_s=1)
+    assert len(first) == REPLY_BYTES // 65_000 + 1
+    assert len(first) + len(rest) == 80
+
+
+def test_looking_writes_nothing_to_the_log():
+    cluster, door = with_door()
+    door.ask("PUT", "/v1/tubes/t")
+    cluster.run(200)
+    before = door.node.machine.applied_index
+    for path in ("/v1/tubes", "/v1/tubes/t", "/v1/jobs/1", "/v1/jobs/1/history", "/v1/stats", "/v1/cluster"):
+        door.ask("GET", path)
+    cluster.run(200)
+    assert door.node.machine.applied_index == before
+
+
+def test_a_long_history_tells_its_newest_part():
+    _, door = with_door()
+    door.ask("POST", PUT, {"body": "x"})
+    (job,) = door.reserve()
+    for _ in range(HISTORY_EVENTS):
+        door.ask("POST", "/v1/jobs/1/touch", {"token": job["token"]})
+    history = door.ask("GET", "/v1/jobs/1/history")[1]
+    assert {event["what"] for event in history["events"]} == {"touched"}
+    assert len(history["events"]) == HISTORY_EVENTS
+    assert history["known_from"] <= history["events"][0]["entry"]
+
+
+def test_a_change_of_members_that_nobody_commits_is_answered_in_time():
+    cluster, _ = with_door()
+    leader = cluster.leader
+    door = Door(cluster, leader)
+    cluster.partition({leader}, set(cluster.config.voters) - {leader})
+    call = door.begin("POST", "/v1/cluster/members", {"node": 9, "host": "sim", "peer": 9})
+    assert cluster.run(HTTP_ANSWER_S * 1_000 + 100, lambda: call.said is not None)
+    assert (call.said[0], call.problem_name) == (503, "outcome-unknown")
 
 
 # -- bad input ---------------------------------------------------------------------------------
@@ -329,6 +387,7 @@ def test_a_bad_put_is_refused_and_nothing_is_put(door, body, headers, problem):
         ("DELETE", "/v1/jobs/1?tokens=1", None, "bad-request"),
         ("DELETE", "/v1/jobs/1?%ff=1", None, "bad-request"),
         ("DELETE", "/v1/jobs/1?token=0", None, "bad-request"),
+        ("DELETE", "/v1/jobs/1?token=null", None, "bad-request"),
         ("DELETE", "/v1/jobs/1", {"token": 1}, "bad-request"),
         ("GET", "/v1/tubes?limit=0", None, "bad-request"),
         ("GET", "/v1/tubes?limit=1001", None, "bad-request"),
@@ -341,6 +400,7 @@ def test_a_bad_put_is_refused_and_nothing_is_put(door, body, headers, problem):
         ("GET", "/v1/tubes/t/next?state=reserved", None, "bad-request"),
         ("POST", "/v1/tubes/t/pause", {"seconds": -1}, "bad-request"),
         ("POST", "/v1/tubes/t/kick", {"count": 0}, "bad-request"),
+        ("POST", "/v1/reserve", None, "unsupported-media-type"),  # a body that was forgotten takes nobody's job
         ("POST", "/v1/reserve", {"tubes": []}, "bad-request"),
         ("POST", "/v1/reserve", {"tubes": ["a b"]}, "bad-request"),
         ("POST", "/v1/reserve", {"tubes": [f"t{n}" for n in range(101)]}, "bad-request"),
@@ -372,7 +432,7 @@ def test_whole_numbers_may_be_written_with_a_point():
 
 def test_a_page_of_another_site_changes_nothing(door):
     own = {"Host": "localhost:11303"}
-    calls = [("POST", PUT, {"body": "x"}), ("PUT", "/v1/tubes/t", None), ("DELETE", "/v1/jobs/1", None), ("POST", "/v1/reserve", None)]
+    calls = [("POST", PUT, {"body": "x"}), ("PUT", "/v1/tubes/t", None), ("DELETE", "/v1/jobs/1", None), ("POST", "/v1/reserve", {})]
     for foreign in (
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
@@ -386,7 +446,13 @@ def test_a_page_of_another_site_changes_nothing(door):
         for method, path, body in calls:
             assert door.problem(method, path, body, {**JSON, **own, **foreign}) == (403, "cross-site"), foreign
     assert door.ask("GET", "/v1/tubes", None, {**own, "Sec-Fetch-Site": "cross-site"})[0] == 200  # it shows nothing to that page
-    assert door.ask("POST", "/v1/reserve", None, {**own, "Origin": "http://localhost:11303", "User-Agent": "Mozilla/5.0"})[0] == 200
+    for host in ("localhost:11303", "127.0.0.1:11303", "[::1]:11303", "queue.example:11303"):
+        at_home = {**JSON, "Host": host, "Origin": f"http://{host}", "User-Agent": "Mozilla/5.0", "Sec-Fetch-Site": "same-origin"}
+        assert door.ask("POST", "/v1/reserve", {}, at_home)[0] == 200
+    for host in ({"Host": "evil.example:11303"}, {}, {"Host": "["}):  # a name that somebody else can point here
+        led_here = {**JSON, **host, "Origin": "http://evil.example:11303", "Sec-Fetch-Site": "same-origin"}
+        assert door.problem("POST", "/v1/reserve", {}, led_here) == (403, "cross-site")
+    assert door.problem("POST", "/v1/reserve", {}, {**JSON, "Origin": "null"}) == (403, "cross-site")
 
 
 # -- what is said of it ------------------------------------------------------------------------

@@ -125,6 +125,37 @@ def test_what_is_not_remembered_any_more_is_said_to_be_missing(monkeypatch):
     assert told[1][2] == {"known_from": recent.known_from}
 
 
+def test_what_is_forgotten_of_one_entry_is_missing_too():
+    cluster = started()
+    door = Door(cluster, cluster.leader)
+    door.node.recent._ring = [None] * 4
+    client = Client(cluster, cluster.leader)
+    client.submit(c.PutMany(client.session.number, "t", [c.NewJob(1, 0, 60_000, b"x")] * 6))
+    assert cluster.run(2_000, lambda: bool(client.told))
+    first = door.node.recent[door.node.recent.begin]
+    stream = door.listen(**{"Last-Event-ID": f"{first.entry}.1"})
+    cluster.run(50)
+    assert [event for _, event, _ in stream.told()] == ["role", "gap", *["job"] * 4]
+
+
+def test_a_place_of_another_log_is_no_place_here():
+    """After a restore from an older backup: nothing is kept from the client until the log has come as far."""
+    cluster = started()
+    door = Door(cluster, cluster.leader)
+    stream = door.listen(**{"Last-Event-ID": "99999.1"})
+    cluster.run(500)
+    assert [event for _, event, _ in stream.told()] == ["role", "gap"]
+    put(cluster, b"x")
+    assert [what[:2] for what in jobs(stream)] == [("put", 1)]
+
+
+def test_a_page_of_another_site_takes_no_stream():
+    cluster = started()
+    door = Door(cluster, cluster.leader)
+    assert door.ask(Host="127.0.0.1:1", Origin="http://evil.example").problem_name == "cross-site"
+    assert door.ask(Host="127.0.0.1:1", Origin="http://127.0.0.1:1").said == (200, None)
+
+
 def test_who_does_not_keep_up_hears_of_the_gap_and_who_reads_nothing_goes():
     cluster = started()
     door = Door(cluster, cluster.leader)
@@ -164,6 +195,13 @@ def test_a_sign_of_life_comes_now_and_then():
     stream.written = b""
     cluster.run(EVENT_BEAT_S * 1_000 + 100)
     assert stream.written == b":\n\n"
+    put(cluster, b"x", tube="other")
+    door = Door(cluster, cluster.leader)
+    filtered = door.listen("/events?tube=t")
+    put(cluster, b"y", tube="other")
+    assert jobs(filtered) == []
+    cluster.run(EVENT_BEAT_S * 1_000 + 100)
+    assert filtered.written.startswith(b"id: ")  # so that who comes again need not hear of all the others
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from raftd.jobs import commands as c
 from raftd.raft.messages import AppendEntries
 from raftd.server.http.topics import Topics
+from raftd.server.stats import Counters
 from raftd.sim.cluster import SimCluster
 from tests.server.calls import FakeCall
 from tests.test_node import Client, follower, started
@@ -17,7 +18,7 @@ NO = {"success": False}
 class Door:
     def __init__(self, cluster: SimCluster, node: int) -> None:
         self.cluster, self.node = cluster, cluster[node]
-        self.topics = Topics(self.node, cluster.processes[node].store._clock, False, lambda leader: None)
+        self.topics = Topics(self.node, cluster.processes[node].store._clock, Counters(), False, lambda leader: None)
 
     def begin(self, method: str, path: str, body: object = None) -> FakeCall:
         call = FakeCall(method, path, body)

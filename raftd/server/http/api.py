@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from hashlib import sha256
 from heapq import nsmallest
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -16,8 +17,8 @@ import msgspec
 from raftd.jobs import commands as c
 from raftd.jobs import replies as r
 from raftd.jobs.machine import DEFAULT_TUBE, StateMachine
-from raftd.jobs.model import Job, State
-from raftd.limits import HTTP_ANSWER_S, HTTP_BODY_BYTES, KEY_CHARACTERS, REPLY_BYTES
+from raftd.jobs.model import Job
+from raftd.limits import HISTORY_EVENTS, HTTP_ANSWER_S, HTTP_BODY_BYTES, KEY_CHARACTERS, REPLY_BYTES
 from raftd.node import Node
 from raftd.server.http import shapes as s
 from raftd.server.http.exchange import Exchange
@@ -54,7 +55,7 @@ class _RawJob(msgspec.Struct, kw_only=True):
 
 
 class _WithToken(msgspec.Struct, forbid_unknown_fields=True):
-    token: s.Token | None = None
+    token: s.Token | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Page(msgspec.Struct, forbid_unknown_fields=True):
@@ -113,7 +114,7 @@ class Api:
 
         self._read(ask, query, lambda tubes: ask.call.say(200, s.TubeList(tubes[: page.limit], len(tubes) > page.limit)))
 
-    @route("PUT", "/v1/tubes/{tube}", s.TubeView, problems=_LATE, links=_TUBE_LINKS)
+    @route("PUT", "/v1/tubes/{tube}", s.TubeView, problems=("no-such-tube", *_LATE), links=_TUBE_LINKS)
     def _declare(self, ask: Ask) -> None:
         """Declare a tube: it stays, empty too."""
         name = ask.parts["tube"]
@@ -138,7 +139,7 @@ class Api:
 
         self._read(ask, query, lambda tube: ask.call.say(200, tube) if tube is not None else ask.call.problem("no-such-tube"))
 
-    @route("DELETE", "/v1/tubes/{tube}", None, 204, problems=("no-such-tube", "tube-not-empty", *_LATE))
+    @route("DELETE", "/v1/tubes/{tube}", None, 204, problems=("no-such-tube", "not-declared", "tube-not-empty", *_LATE))
     def _undeclare(self, ask: Ask) -> None:
         """Delete a tube that was declared and is empty."""
 
@@ -148,7 +149,7 @@ class Api:
             elif isinstance(reply, r.NotEmpty):
                 ask.call.problem("tube-not-empty", f"It holds {reply.count}. Delete them first.")
             else:
-                ask.call.problem("no-such-tube", "No tube of this name was declared.")
+                ask.call.problem("not-declared" if ask.parts["tube"] in self._node.machine.tubes else "no-such-tube")
 
         self._command(ask, lambda session: c.Undeclare(session, ask.parts["tube"]), answered)
 
@@ -214,9 +215,6 @@ class Api:
     @route("POST", "/v1/tubes/{tube}/jobs", s.Stored, 201, body=s.NewJobs, raw=_RawJob, key=Key, problems=_PUT_PROBLEMS, links=_PUT_LINKS)
     def _put(self, ask: Ask) -> None:
         """Put one job, or many: all of them or none."""
-        if self._counters.draining:
-            ask.call.problem("draining")
-            return
         try:
             key, jobs = self._what_to_put(ask)
         except BadRequest as wrong:
@@ -231,10 +229,19 @@ class Api:
                 ask.call.say(201, s.Stored(list(range(reply.first, reply.first + reply.count))), repeated)
             elif isinstance(reply, r.KeyReused):
                 ask.call.problem("key-reused")
+            elif isinstance(reply, r.NotFound):
+                ask.call.problem("draining")
             else:
                 ask.call.problem("job-too-large" if isinstance(reply, r.JobTooBig) else "no-room")
 
-        self._command(ask, lambda session: c.PutMany(session, tube, jobs, key, fingerprint), answered)
+        if not self._counters.draining:
+            self._command(ask, lambda session: c.PutMany(session, tube, jobs, key, fingerprint), answered)
+        elif key:  # it may be asked again for what was put before
+            self._read(
+                ask, lambda machine, now_ms: machine.keys.reply(key, fingerprint, now_ms), lambda reply: answered(reply or r.NotFound())
+            )
+        else:
+            ask.call.problem("draining")
 
     def _what_to_put(self, ask: Ask) -> tuple[str, list[c.NewJob]]:
         raw_key = ask.call.header("Idempotency-Key")
@@ -255,44 +262,46 @@ class Api:
 
     # -- reserving ----------------------------------------------------------------------------
 
-    @route("POST", "/v1/reserve", s.Reservations, body=s.Reserve, body_is_optional=True, problems=("not-committed",), links=_RESERVE_LINKS)
+    @route("POST", "/v1/reserve", s.Reservations, body=s.Reserve, problems=("not-committed",), links=_RESERVE_LINKS)
     def _reserve(self, ask: Ask) -> None:
         """Reserve jobs, and wait for the first."""
         wanted: s.Reserve = ask.body
-        # They come in one answer, which must not be larger than what may wait for a client that reads slowly.
-        count = min(wanted.count, max(1, REPLY_BYTES // self._node.max_job_size))
         exchange = self._begin(ask, wanted.timeout_s + HTTP_ANSWER_S, is_undone=True)
         number = exchange.number
         found: list[s.Reservation] = []
-        asked = 0
+        asked = size = 0
+        is_more = True
 
-        def reserve(several: int, timeout_ms: int) -> None:
+        def reserve(timeout_ms: int) -> None:
+            """One that is waited for; or as many as are sure to fit: an answer must not be larger than what may wait for a slow client."""
             nonlocal asked
-            asked += several
-            for _ in range(several):
+            room = max(1, (REPLY_BYTES - size) // self._node.max_job_size)
+            asked = 1 if timeout_ms else min(wanted.count - len(found), room)
+            for _ in range(asked):
                 exchange.ask(c.Reserve(number, timeout_ms), replied)
 
         def replied(reply: Any) -> None:
-            nonlocal asked
+            nonlocal asked, size, is_more
             asked -= 1
+            is_more = is_more and isinstance(reply, r.Reserved)
             job = self._node.machine.jobs.get(reply.id) if isinstance(reply, r.Reserved) else None
-            if job is not None:
+            if job is not None and job.token == reply.token:
                 found.append(s.reservation(job))
-                if len(found) == 1 and wanted.timeout_s and count > 1:
-                    reserve(count - 1, 0)
-            if not asked:
-                exchange.in_time()
-                ask.call.say(200, s.Reservations(found))
-                ask.call.leaving(lambda has_left: exchange.leave() if has_left else exchange.close())
+                size += len(job.body)
+            if asked:
+                return
+            if is_more and len(found) < wanted.count and size < REPLY_BYTES:
+                reserve(0)
+                return
+            exchange.in_time()
+            ask.call.say(200, s.Reservations(found))
+            ask.call.leaving(lambda has_left: exchange.leave() if has_left else exchange.close())
 
         for tube in wanted.tubes:
             exchange.ask(c.Watch(number, tube), lambda reply: None)
         if DEFAULT_TUBE not in wanted.tubes:
             exchange.ask(c.Ignore(number, DEFAULT_TUBE), lambda reply: None)
-        if wanted.timeout_s:
-            reserve(1, s.ms(wanted.timeout_s))
-        else:
-            reserve(count, 0)
+        reserve(s.ms(wanted.timeout_s))
 
     # -- one job ------------------------------------------------------------------------------
 
@@ -306,31 +315,23 @@ class Api:
 
         self._read(ask, query, lambda job: ask.call.say(200, job) if job is not None else ask.call.problem("no-such-job"))
 
-    def _done(self, ask: Ask, token: int) -> Callable[[Any], None]:
-        """Answers with 204, or with why not."""
+    def _done(self, ask: Ask, otherwise: str) -> Callable[[Any], None]:
+        """Answers with 204, or with why not: there is no such job, or `otherwise`."""
 
         def answered(reply: Any) -> None:
-            if isinstance(reply, r.NotFound):
-                self._say_why_not(ask, token)
-            else:
+            if not isinstance(reply, r.NotFound):
                 ask.call.answer(204, b"")
+            else:
+                ask.call.problem(otherwise if ask.parts["id"] in self._node.machine.jobs else "no-such-job")
 
         return answered
-
-    def _say_why_not(self, ask: Ask, token: int) -> None:
-        job = self._node.machine.jobs.get(ask.parts["id"])
-        if job is None:
-            ask.call.problem("no-such-job")
-        elif token:
-            ask.call.problem("stale-token")
-        else:
-            ask.call.problem("reserved" if job.state is State.RESERVED else "not-kickable")
 
     @route("DELETE", "/v1/jobs/{id}", None, 204, query=_WithToken, problems=("no-such-job", "stale-token", "reserved", *_LATE))
     def _delete(self, ask: Ask) -> None:
         """Delete a job, with its token if it is reserved."""
-        token = ask.query.token or 0
-        self._command(ask, lambda session: c.Delete(session, ask.parts["id"], token), self._done(ask, token))
+        token = ask.query.token or 0  # UNSET is false
+        otherwise = "stale-token" if token else "reserved"
+        self._command(ask, lambda session: c.Delete(session, ask.parts["id"], token), self._done(ask, otherwise))
 
     @route("POST", "/v1/jobs/{id}/release", None, 204, body=s.Release, problems=_HELD_PROBLEMS)
     def _release(self, ask: Ask) -> None:
@@ -340,14 +341,14 @@ class Api:
         self._command(
             ask,
             lambda session: c.Release(session, ask.parts["id"], wanted.priority, delay_ms, wanted.token),
-            self._done(ask, wanted.token),
+            self._done(ask, "stale-token"),
         )
 
     @route("POST", "/v1/jobs/{id}/bury", None, 204, body=s.Bury, problems=_HELD_PROBLEMS)
     def _bury(self, ask: Ask) -> None:
         """Bury a job: it is ready again when it is kicked."""
         wanted: s.Bury = ask.body
-        self._command(ask, lambda session: c.Bury(session, ask.parts["id"], wanted.priority, wanted.token), self._done(ask, wanted.token))
+        self._command(ask, lambda session: c.Bury(session, ask.parts["id"], wanted.priority, wanted.token), self._done(ask, "stale-token"))
 
     @route("POST", "/v1/jobs/{id}/touch", s.Touched, body=s.Held, problems=_HELD_PROBLEMS)
     def _touch(self, ask: Ask) -> None:
@@ -356,8 +357,10 @@ class Api:
 
         def answered(reply: Any) -> None:
             job = self._node.machine.jobs.get(ask.parts["id"])
-            if isinstance(reply, r.NotFound) or job is None:
-                self._say_why_not(ask, token)
+            if job is None:
+                ask.call.problem("no-such-job")
+            elif isinstance(reply, r.NotFound):
+                ask.call.problem("stale-token")
             else:
                 ask.call.say(200, s.Touched(s.moment(job.deadline_ms)))
 
@@ -367,13 +370,7 @@ class Api:
     def _kick_job(self, ask: Ask) -> None:
         """Kick a job that is buried or delayed: it is ready."""
 
-        def answered(reply: Any) -> None:
-            if not isinstance(reply, r.NotFound):
-                ask.call.answer(204, b"")
-            else:
-                ask.call.problem("not-kickable" if ask.parts["id"] in self._node.machine.jobs else "no-such-job")
-
-        self._command(ask, lambda session: c.KickJob(session, ask.parts["id"]), answered)
+        self._command(ask, lambda session: c.KickJob(session, ask.parts["id"]), self._done(ask, "not-kickable"))
 
     @route("GET", "/v1/jobs/{id}/history", s.History, problems=("no-such-job", "not-committed"))
     def _history(self, ask: Ask) -> None:
@@ -383,8 +380,10 @@ class Api:
         def query(machine: StateMachine, now_ms: int) -> s.History:
             recent = self._node.recent
             job: Job | None = machine.jobs.get(id)
-            events = [s.job_event(happening) for happening in recent.of_job(id)]
-            return s.History(id, recent.known_from, events, s.job_view(job, now_ms, with_body=False) if job is not None else None)
+            newest = list(islice(recent.of_job(id), HISTORY_EVENTS + 1))
+            known_from = newest.pop().entry + 1 if len(newest) > HISTORY_EVENTS else recent.known_from
+            events = [s.job_event(happening) for happening in reversed(newest)]
+            return s.History(id, known_from, events, s.job_view(job, now_ms, with_body=False) if job is not None else None)
 
         def answered(history: s.History) -> None:
             if history.events or history.now is not None:
@@ -417,9 +416,6 @@ class Api:
 def _new_job(job: s.NewJob) -> c.NewJob:
     if isinstance(job.body, str) == isinstance(job.base64, bytes):
         raise BadRequest("the body: a job has either `body` or `base64`")
-    try:
-        body = job.body.encode() if isinstance(job.body, str) else job.base64
-    except UnicodeEncodeError:
-        raise BadRequest("the body: the text of a job has half of a surrogate pair in it") from None
+    body = job.body.encode() if isinstance(job.body, str) else job.base64
     assert isinstance(body, bytes)
     return c.NewJob(job.priority, s.ms(job.delay_s), s.ms(job.ttr_s), body)

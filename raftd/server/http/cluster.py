@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from raftd.limits import HTTP_ANSWER_S
 from raftd.node import Node
 from raftd.raft.messages import AddMember, Address, AdminRequest, PromoteMember, RemoveMember, TransferLead
 from raftd.server.http import shapes as s
@@ -11,8 +14,9 @@ _PROBLEMS = ("refused", "outcome-unknown")
 
 
 class ClusterApi:
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, clock: Any) -> None:
         self._node = node
+        self._clock = clock
 
     @route("GET", "/v1/cluster", s.Cluster)
     def _show(self, ask: Ask) -> None:
@@ -37,7 +41,16 @@ class ClusterApi:
         return s.Cluster(node.config.cluster, node.config.node, role, raft.term, raft.leader, is_settled, members, sorted(latest.removed))
 
     def _ask(self, ask: Ask, request: AdminRequest) -> None:
+        late = self._clock.callLater(
+            HTTP_ANSWER_S,
+            ask.call.problem,
+            "outcome-unknown",
+            "The cluster has not answered in time. GET /v1/cluster shows what became of it.",
+        )
+
         def outcome(reason: str) -> None:
+            if late.active():
+                late.cancel()
             if not reason:
                 ask.call.say(200, self._view())
             else:

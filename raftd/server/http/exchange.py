@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from twisted.logger import Logger
+
 from raftd.gateway import Session
 from raftd.jobs import commands as c
 from raftd.jobs import queries
@@ -15,6 +17,8 @@ from raftd.server.http.site import Call
 class Exchange:
     """`late` answers the call when `within_s` are over, or when nobody will ever know what happened; it is told whether anything of it
     may have left this node."""
+
+    _log = Logger("raftd.http")
 
     def __init__(self, node: Node, clock: Any, call: Call, within_s: float, late: Callable[[bool], None]) -> None:
         self._node = node
@@ -38,14 +42,22 @@ class Exchange:
 
     def ask(self, command: c.Command, then: Callable[[Any], None]) -> None:
         """`then` gets the reply, unless the exchange is closed before."""
-        self.session.submit(command, lambda reply, index: then(reply))
+        self.session.submit(command, lambda reply, index: self._answered(then, reply))
         self._node.wake()
 
     def read(self, query: queries.Query, then: Callable[[Any], None]) -> None:
-        """`then` gets what a linearizable query gives."""
-        self.session.introduce()
-        self.session.read(query, lambda result, index: then(result))
+        """`then` gets what a linearizable query gives. The session need not be in the state for it: reading writes nothing to the log."""
+        self.session.read(query, lambda result, index: self._answered(then, result))
         self._node.wake()
+
+    def _answered(self, then: Callable[[Any], None], what: Any) -> None:
+        """In the turn of the node, which a bug in one call must not end."""
+        try:
+            then(what)
+        except Exception:
+            self._log.failure("a bug in raftd: a call is answered with 500, the node goes on")
+            self._call.problem("internal")
+            self.close()
 
     def in_time(self) -> None:
         """The answer is given: from now on nothing is too late."""

@@ -7,13 +7,14 @@ from typing import Any
 import msgspec
 
 import raftd
+from raftd.limits import KEYS_KEPT
 from raftd.server.http import problems
 from raftd.server.http.routes import RAW, Route
 from raftd.server.http.shapes import MORE_SCHEMA
 from raftd.server.http.site import JSON
 
 #: What any call may meet, and what those with a body or a change may.
-_ALWAYS = ("bad-request", "too-large", "too-slow", "not-ready", "internal", "no-room")
+_ALWAYS = ("bad-request", "too-large", "too-slow", "not-ready", "stopping", "internal", "no-room")
 _WITH_BODY = ("unsupported-media-type",)
 _CHANGING = ("cross-site",)
 _REF = "#/components/schemas/{name}"
@@ -61,7 +62,10 @@ def _operation(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
     if route.raw is not None:
         parameters += [_parameter(item, "header", schema_of) for item in msgspec.structs.fields(route.raw)]
     if route.key is not None:
-        description = "Asked again with the same key within an hour, it does nothing, and gives the first answer."
+        description = (
+            f"Asked again with the same key it does nothing, and gives the first answer: for an hour, "
+            f"and as long as no {KEYS_KEPT:,} other keys were used since."
+        )
         schema = schema_of[repr(route.key)]
         parameters.append({"name": "Idempotency-Key", "in": "header", "required": False, "schema": schema, "description": description})
     operation: dict[str, Any] = {"operationId": route.name, "summary": route.summary, "parameters": parameters, "responses": {}}
@@ -74,6 +78,9 @@ def _operation(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
     responses[str(route.status)] = {"description": "Done."}
     if route.answer is not None:
         responses[str(route.status)]["content"] = {JSON: {"schema": schema_of[repr(route.answer)]}}
+    if route.key is not None:
+        replayed = {"description": "true if it was put before.", "schema": {"type": "string"}}
+        responses[str(route.status)]["headers"] = {"Idempotency-Replayed": replayed}
     if route.links:
         responses[str(route.status)]["links"] = {name: {"operationId": name, **link} for name, link in route.links.items()}
     names = [*_ALWAYS, *route.problems]

@@ -23,6 +23,7 @@ _ROOT = """<!doctype html>
 class Operations:
     def __init__(self, node: Node, clock: Any, counters: Counters) -> None:
         self._node = node
+        self._counters = counters
         self._metrics = Metrics(node, counters)
         self._clock = clock
         self._measured = b""
@@ -51,7 +52,9 @@ class Operations:
         """Whether clients should be sent here."""
         raft, machine = self._node.raft, self._node.machine
         lag = raft.log.commit_index - machine.applied_index
-        if not raft.leader:
+        if self._counters.draining:
+            why = "it is draining"
+        elif not raft.leader:
             why = "no leader is known"
         elif raft.is_installing or lag > READY_LAG_ENTRIES:
             why = "it is catching up"

@@ -6,29 +6,45 @@ comes from in several ways, none of them always; programs that are no browsers s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 #: Those of which Sec-Fetch-Site may speak: the page itself, or a user who typed the address.
 _OWN = ("same-origin", "none")
 
 
-def is_foreign(header: Callable[[str], str | None]) -> bool:
-    """Whether the request with these headers comes from a page of another site, or a browser will not tell from which."""
-    host = header("Host")
-    site = header("Sec-Fetch-Site")
+def is_foreign(header: Callable[[str], str | None], names: Container[str]) -> bool:
+    """Whether the request with these headers comes from a page of another site, or a browser will not tell from which. `names` are those
+    of the cluster's nodes: a browser may have been led here by another name, which somebody else can point anywhere (rebinding)."""
+    host, site, origin, referer = header("Host"), header("Sec-Fetch-Site"), header("Origin"), header("Referer")
+    # An image on a page that hides where it is: from a browser, over plain HTTP, with none of these.
+    is_browser = site is not None or origin is not None or (header("User-Agent") or "").startswith("Mozilla/")
+    if is_browser and not _is_own_name(host, names):
+        return True
     if site is not None and site not in _OWN:
         return True
-    origin = header("Origin")
     if origin is not None:
         return _host_of(origin) != host
     if site is not None:
         return False
-    referer = header("Referer")
     if referer is not None:
         return _host_of(referer) != host
-    # An image on a page that hides where it is: from a browser, over plain HTTP, with neither of these.
-    return (header("User-Agent") or "").startswith("Mozilla/")
+    return is_browser
+
+
+def _is_own_name(host: str | None, names: Container[str]) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    if name == "localhost" or name in names:
+        return True
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _host_of(url: str) -> str | None:

@@ -29,10 +29,10 @@ PROBLEMS: dict[str, ProblemKind] = {
     "too-slow": ProblemKind(408, "The request took too long to arrive", "Send it faster."),
     "stale-token": ProblemKind(
         409,
-        "That reservation is over",
-        "Its time to run is over, or its node was silent for too long: the job is somebody else's, or ready.",
+        "The token is not that of the job's reservation",
+        "That reservation is over, and the job ready or somebody else's; or there never was one.",
     ),
-    "reserved": ProblemKind(409, "The job is reserved", "Only whoever holds its token can do that now."),
+    "reserved": ProblemKind(409, "The job is reserved", "Only whoever holds its token can do that now; DELETE takes it as ?token=."),
     "not-kickable": ProblemKind(409, "The job is neither buried nor delayed", "There is nothing to kick."),
     "tube-not-empty": ProblemKind(409, "The tube holds jobs", "Delete them first."),
     "refused": ProblemKind(409, "The cluster refused that", "The detail says why. Nothing was changed."),
@@ -42,26 +42,30 @@ PROBLEMS: dict[str, ProblemKind] = {
         415, "The body is of a type that this path does not take", "The detail names those that it takes."
     ),
     "key-reused": ProblemKind(422, "The idempotency key was used for something else", "Take a new key for each thing that you ask."),
+    "not-declared": ProblemKind(409, "The tube was not declared", "It goes by itself when it is empty and nobody uses it."),
     "internal": ProblemKind(500, "A bug in raftd", "The node's log has the traceback. Please report it."),
     "too-many-streams": ProblemKind(503, "Too many listen to events at this node", "Listen at another node."),
     "not-ready": ProblemKind(503, "The node is starting", "Ask again, or ask another node."),
+    "stopping": ProblemKind(503, "The node is stopping", "What was asked may happen or not. Ask another node."),
     "draining": ProblemKind(503, "The node takes no more jobs", "Put on another node."),
-    "no-room": ProblemKind(503, "There is no room for more jobs", "Nothing was put. Ask again later."),
-    "not-committed": ProblemKind(503, "It could not be committed in time, and will not be", "Nothing was done. Ask again."),
+    "no-room": ProblemKind(
+        503, "There is no room for more jobs", "This call put nothing; one before with the same key may have. Ask again later."
+    ),
+    "not-committed": ProblemKind(503, "The cluster did not answer in time", "Nothing was done, and nothing of it will be. Ask again."),
     "outcome-unknown": ProblemKind(
         503, "It could not be seen committed in time", "It may happen or not. With an idempotency key a put may safely be asked again."
     ),
 }
 
 
-class Problem(msgspec.Struct, omit_defaults=True):
+class Problem(msgspec.Struct):
     """As RFC 9457 describes it. `success` is what callers of `/topic` and `/message` look for."""
 
     type: str
     title: str
     status: int
-    detail: str = ""
-    success: bool = True
+    detail: str
+    success: bool
 
 
 def make(name: str, detail: str = "") -> Problem:
@@ -70,4 +74,4 @@ def make(name: str, detail: str = "") -> Problem:
 
 
 def encode(name: str, detail: str = "") -> bytes:
-    return msgspec.json.encode(make(name, detail))
+    return msgspec.json.encode(make(name, detail)) + b"\n"

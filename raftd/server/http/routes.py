@@ -4,6 +4,7 @@ made from it (`openapi.py`), so that the two cannot differ.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
@@ -11,13 +12,15 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from raftd.errors import UNDECODABLE
-from raftd.server.http.shapes import PARTS
+from raftd.limits import WHOLE_NUMBER_BYTES
+from raftd.server.http.shapes import PARTS, TUBE_NAME
 from raftd.server.http.site import JSON, Call
 
 RAW = "application/octet-stream"
 _MOST_PARAMETERS = 100
 
 
+_PATTERN = re.compile(r"`str` matching regex '.*'")
 _Method = TypeVar("_Method", bound=Callable[..., None])
 
 
@@ -158,12 +161,14 @@ class Router:
         try:
             return self._decode(call.body, route)
         except (*UNDECODABLE, RecursionError) as error:
-            raise BadRequest(f"the body: {error}") from None
+            raise BadRequest(f"the body: {_plain(error)}") from None
 
     def _decode(self, body: bytes, route: Route) -> Any:
         try:
             return self._decoders[route.method, route.path].decode(body)
         except msgspec.ValidationError:
+            if len(body) > WHOLE_NUMBER_BYTES:
+                raise
             # JSON knows one kind of number, and 3.0 is a whole one: programs in some languages write it so.
             return msgspec.convert(_whole(msgspec.json.decode(body)), route.body)
 
@@ -202,4 +207,11 @@ def convert(value: Any, kind: Any, what: str) -> Any:
     try:
         return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise BadRequest(f"{what}: {error}") from None
+        raise BadRequest(f"{what}: {_plain(error)}") from None
+
+
+def _plain(error: Exception) -> str:
+    """What msgspec says, for people."""
+    if "truncated" in str(error):
+        return "it is no whole JSON, or its text has half of a surrogate pair in it"
+    return _PATTERN.sub(lambda found: "a name of " + TUBE_NAME if "A-Za-z0-9" in found[0] else "visible ASCII", str(error))

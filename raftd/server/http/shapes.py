@@ -6,20 +6,21 @@ Times are in seconds, moments in RFC 3339 by log time. A job's body is text, or 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from raftd.jobs.model import Job, State, Tube
+from raftd.jobs.model import Job, State, Tube, What
 from raftd.limits import JOBS_PER_PUT, KICKED_JOBS, RESERVE_TUBES, RESERVE_WAIT_S
 from raftd.recent import Happening
 
 _U32 = 0xFFFF_FFFF
 
+TUBE_NAME = "1 to 200 of A-Z a-z 0-9 - + / ; . $ _ ( ), and no - first"
 TubeName = Annotated[
     str,
     # (?!\n): Python's $ would let one stand at the end
-    Meta(pattern=r"^[A-Za-z0-9+/;.$_()][A-Za-z0-9+/;.$_()\-]{0,199}$(?!\n)", description="1 to 200 of A-Z a-z 0-9 - + / ; . $ _ ( )"),
+    Meta(pattern=r"^[A-Za-z0-9+/;.$_()][A-Za-z0-9+/;.$_()\-]{0,199}$(?!\n)", description=TUBE_NAME),
 ]
 JobId = Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
 NodeId = Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]
@@ -71,7 +72,9 @@ class Reserve(_Given):
     """Which jobs are wanted. Tubes are watched together: the most urgent job of any of them comes first."""
 
     tubes: Annotated[list[TubeName], Meta(min_length=1, max_length=RESERVE_TUBES)] = field(default_factory=lambda: ["default"])
-    count: Annotated[int, Meta(ge=1, le=1_000, description="At most so many; fewer come if no more are ready, or if they are large.")] = 1
+    count: Annotated[
+        int, Meta(ge=1, le=1_000, description="At most so many; fewer come if no more are ready, or once they have 4 MiB together.")
+    ] = 1
     timeout_s: Annotated[float, Meta(ge=0, le=RESERVE_WAIT_S, description="How long to wait for the first.")] = 0
 
 
@@ -123,7 +126,7 @@ class JobView(Struct):
 
     id: JobId
     tube: str
-    state: str
+    state: Literal["ready", "delayed", "reserved", "buried"]
     priority: int
     age_s: float
     delay_s: float
@@ -202,7 +205,7 @@ class JobEvent(Struct):
     entry: int
     number: int
     time: str
-    what: str
+    what: What
     job: JobId
     tube: str
     by: Who | None
@@ -211,7 +214,7 @@ class JobEvent(Struct):
 
 
 class History(Struct):
-    """What this node remembers of a job: everything from entry `known_from` of the log on."""
+    """What this node remembers of a job: everything from entry `known_from` of the log on, the newest thousand things."""
 
     job: JobId
     known_from: int
@@ -264,11 +267,19 @@ class Cluster(Struct):
     removed: list[int]
 
 
-def body_fields(body: bytes) -> dict[str, str | bytes]:
+def body_fields(body: bytes) -> dict[str, Any]:
     try:
         return {"body": body.decode()}
     except UnicodeDecodeError:
         return {"base64": body}
+
+
+_STATES: dict[State, Literal["ready", "delayed", "reserved", "buried"]] = {
+    State.READY: "ready",
+    State.DELAYED: "delayed",
+    State.RESERVED: "reserved",
+    State.BURIED: "buried",
+}
 
 
 def job_view(job: Job, now_ms: int, with_body: bool = True) -> JobView:
@@ -276,7 +287,7 @@ def job_view(job: Job, now_ms: int, with_body: bool = True) -> JobView:
     return JobView(
         id=job.id,
         tube=job.tube.name,
-        state=job.state.name.lower(),
+        state=_STATES[job.state],
         priority=job.pri,
         age_s=max(0, now_ms - job.created_ms) / 1000,
         delay_s=job.delay_ms / 1000,
@@ -287,14 +298,14 @@ def job_view(job: Job, now_ms: int, with_body: bool = True) -> JobView:
         releases=job.releases,
         buries=job.buries,
         kicks=job.kicks,
-        **(body_fields(job.body) if with_body else {}),  # type: ignore[arg-type]
+        **(body_fields(job.body) if with_body else {}),
     )
 
 
 def reservation(job: Job) -> Reservation:
     """Of a job that has just been reserved."""
     rest = body_fields(job.body)
-    return Reservation(job.id, job.tube.name, job.pri, job.ttr_ms / 1000, job.token, moment(job.deadline_ms), **rest)  # type: ignore[arg-type]
+    return Reservation(job.id, job.tube.name, job.pri, job.ttr_ms / 1000, job.token, moment(job.deadline_ms), **rest)
 
 
 def tube_view(tube: Tube, now_ms: int) -> TubeView:
@@ -320,7 +331,7 @@ def job_event(happening: Happening) -> JobEvent:
         happening.entry,
         happening.number,
         moment(happening.time_ms),
-        happening.what.value,
+        happening.what,
         happening.job,
         happening.tube,
         Who(*happening.who) if happening.who is not None else None,

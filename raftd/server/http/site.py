@@ -6,6 +6,7 @@ A request that has arrived whole becomes a `Call`, which whoever serves it answe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from http import HTTPStatus
 from io import BytesIO
 from typing import Any, Protocol, cast
@@ -18,7 +19,16 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http
 
-from raftd.limits import HTTP_ARRIVAL_S, HTTP_ARRIVING_BYTES, HTTP_BODY_BYTES, HTTP_BODY_SLACK, HTTP_IDLE_S, LEAVING_CHECK_S, NO_PROGRESS_S
+from raftd.limits import (
+    HTTP_ARRIVAL_S,
+    HTTP_ARRIVING_BYTES,
+    HTTP_BODY_BYTES,
+    HTTP_BODY_SLACK,
+    HTTP_IDLE_S,
+    HTTP_LINGER_S,
+    LEAVING_CHECK_S,
+    NO_PROGRESS_S,
+)
 from raftd.node import Node
 from raftd.server.clients import Clients
 from raftd.server.http import problems
@@ -27,6 +37,8 @@ from raftd.server.sockets import unsent
 from raftd.server.stats import Counters
 
 JSON = "application/json"
+#: The only part of a target that is no path, as `*` and `host:80` are.
+NO_PATH = "*"
 
 
 class Call:
@@ -34,7 +46,7 @@ class Call:
 
     def __init__(self, request: _Request) -> None:
         self.method: str = request.method.decode("ascii", "replace")
-        self.parts = [unquote_to_bytes(part).decode("utf-8", "replace") for part in request.path.split(b"/")[1:]]
+        self.parts = [unquote_to_bytes(part).decode("utf-8", "replace") for part in _path(request.path).split(b"/")[1:]] or [NO_PATH]
         #: What follows the "?", as it was sent.
         self.query: str = request.uri.partition(b"?")[2].decode("ascii", "replace")
         self.body: bytes = request.content.read() if request.content is not None else b""
@@ -44,6 +56,7 @@ class Call:
         #: Called once if the client goes away before it was answered.
         self.when_gone: Callable[[], None] = lambda: None
         request.notifyFinish().addErrback(self._gone)
+        self._channel.site.open_calls.add(self)
 
     @property
     def is_open(self) -> bool:
@@ -58,16 +71,21 @@ class Call:
     @property
     def is_foreign(self) -> bool:
         """Whether it comes from a page of another site."""
-        return is_foreign(self.header)
+        return is_foreign(self.header, self._channel.site.names)
 
     def _gone(self, failure: Failure) -> None:
-        if self._request is not None:
-            self._request = None
+        if self._take() is not None:
             self.when_gone()
+
+    def _take(self) -> _Request | None:
+        """What waits for the answer, once."""
+        request, self._request = self._request, None
+        self._channel.site.open_calls.discard(self)
+        return request
 
     def answer(self, status: int, body: bytes, kind: str = JSON, headers: Mapping[str, str] | None = None) -> None:
         """Once; nothing if nobody waits any more."""
-        request, self._request = self._request, None
+        request = self._take()
         if request is None:
             return
         _begin(request, status, kind, headers)
@@ -78,8 +96,8 @@ class Call:
         request.finish()
 
     def say(self, status: int, value: object, headers: Mapping[str, str] | None = None) -> None:
-        """As JSON."""
-        self.answer(status, msgspec.json.encode(value), headers=headers)
+        """As JSON, a line of it."""
+        self.answer(status, msgspec.json.encode(value) + b"\n", headers=headers)
 
     def problem(self, name: str, detail: str = "", headers: Mapping[str, str] | None = None) -> None:
         """As `problems.py` has it."""
@@ -92,7 +110,7 @@ class Call:
 
     def stream(self, kind: str, producer: Any) -> Stream | None:
         """Answer bit by bit. `producer` (an IPushProducer) is told when to pause, and stopped when the client has gone."""
-        request, self._request = self._request, None
+        request = self._take()
         if request is None:
             return None
         _begin(request, 200, kind, {"Cache-Control": "no-store"})
@@ -101,6 +119,14 @@ class Call:
             return None
         request.registerProducer(producer, True)
         return Stream(request)
+
+
+def _path(target: bytes) -> bytes:
+    """Of a target as a server or as a proxy is asked; empty if it names none."""
+    if target.startswith(b"/"):
+        return target
+    scheme, _, rest = target.partition(b"://")
+    return b"/" + rest.partition(b"/")[2] if scheme in (b"http", b"https") and rest else b""
 
 
 class Stream:
@@ -126,6 +152,7 @@ def _begin(request: _Request, status: int, kind: str, headers: Mapping[str, str]
     request.setResponseCode(status, HTTPStatus(status).phrase.encode())
     if status != 204:
         request.setHeader("Content-Type", kind)
+    request.setHeader("Date", http.datetimeToString().decode())
     request.setHeader("X-Content-Type-Options", "nosniff")
     for name, value in (headers or {}).items():
         request.setHeader(name, value)
@@ -195,7 +222,7 @@ class _Request(http.Request):
         self._serve()
 
     def hung_up(self, is_gone: bool) -> None:
-        """Connections are always read: their end is heard."""
+        """While a request is served its connection is read: its end is heard."""
 
     def connectionLost(self, reason: Failure) -> None:
         if self.channel is not None:
@@ -209,9 +236,9 @@ class _Request(http.Request):
         except Exception:  # of ours, in one request: it must cost that one, and not the connection's reader or the turn
             self._log.failure("a bug in raftd: a request is answered with 500, the node goes on")
             if not self.finished and not self._disconnected:
-                self.setResponseCode(500)
-                self.setHeader("Content-Type", problems.KIND)
-                self.write(problems.encode("internal"))
+                body = problems.encode("internal")
+                _begin(self, 500, problems.KIND, {"Content-Length": str(len(body))})
+                self.write(body)
                 self.finish()
 
 
@@ -224,29 +251,67 @@ class Channel(http.HTTPChannel):
     site: Site
     _arrival: Any = None
     _is_lost = False
-    _said_all = False  # it was closed by this side, once everything was sent
+    _said_all = False  # before it was
+    _is_refused = False
+    _dropped = 0  # bytes that came behind a request that was still served
 
     def most_bytes(self) -> int:
         return max(HTTP_BODY_BYTES, self.site.node.max_job_size * 2 + HTTP_BODY_SLACK)
 
-    def leaving(self, left: Callable[[bool], None], waited_s: float = 0.0) -> None:
+    def leaving(self, left: Callable[[bool], None]) -> None:
         """As `Call.leaving`: not in this turn, for a caller who has hung up may be heard of in the next."""
+        self.callLater(0, partial(self._look_at_leaving, left, unsent(self.transport), 0.0))
 
-        def look() -> None:
-            if self._is_lost or not unsent(self.transport):
-                left(not self._is_lost or self._said_all)
-            elif waited_s >= NO_PROGRESS_S:
-                self.transport.abortConnection()
-                left(False)
-            else:
-                self.leaving(left, waited_s + LEAVING_CHECK_S)
+    def _look_at_leaving(self, left: Callable[[bool], None], before: int, idle_s: float) -> None:
+        """`before`: what was unsent at the last look; for so long none of it has been taken."""
+        now = unsent(self.transport)
+        if self._is_lost or not now:
+            left(not self._is_lost or self._said_all)
+        elif idle_s >= NO_PROGRESS_S and now >= before:
+            self.transport.abortConnection()
+            left(False)
+        else:
+            idle_s = idle_s + LEAVING_CHECK_S if now >= before else 0.0
+            self.callLater(LEAVING_CHECK_S, partial(self._look_at_leaving, left, now, idle_s))
 
-        self.callLater(LEAVING_CHECK_S if waited_s else 0, look)
+    def dataReceived(self, data: bytes) -> None:
+        if self._is_refused:
+            return  # it is read on for a moment, so that the client can finish, and read why
+        if self._arrival is None and not self._handlingRequest and data.strip():
+            self._arrival = self.callLater(HTTP_ARRIVAL_S, self._too_slow)
+        super().dataReceived(data)
 
     def lineReceived(self, line: bytes) -> None:
-        if self._arrival is None and line:
-            self._arrival = self.callLater(HTTP_ARRIVAL_S, self._too_slow)
-        super().lineReceived(line)
+        if not self._is_refused:  # what stood behind it in the same packet
+            super().lineReceived(line)
+
+    def rawDataReceived(self, data: bytes) -> None:
+        """Nobody is made to send the next request before he has the answer to the last: what comes all the same is dropped, and the
+        connection closed behind that answer. Reading goes on, so a caller who hangs up is heard."""
+        if self._is_refused:
+            return
+        if not self._handlingRequest:
+            super().rawDataReceived(data)
+            return
+        self.persistent = False
+        self._dropped += len(data)
+        if self._dropped > HTTP_BODY_BYTES:
+            self.transport.abortConnection()
+
+    def requestDone(self, request: Any) -> None:
+        super().requestDone(request)
+        if self._waitingForTransport:  # no further request before the answer is taken
+            cast(Any, self._networkProducer).pauseProducing()
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self.refuse("bad-request", "a line of the request is too long")
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        self.refuse("bad-request", "this is no HTTP, or not as it may be")
+
+    def _send100Continue(self) -> None:
+        if not self._is_refused:
+            super()._send100Continue()
 
     def allContentReceived(self) -> None:
         self._has_arrived()
@@ -263,6 +328,10 @@ class Channel(http.HTTPChannel):
 
     def refuse(self, problem: str, why: str) -> None:
         """Before it has arrived whole: there is no going on with this connection."""
+        if self._is_refused:
+            return
+        self._is_refused = True
+        self._has_arrived()
         status = problems.PROBLEMS[problem].status
         body = problems.encode(problem, why)
         head = (
@@ -271,11 +340,11 @@ class Channel(http.HTTPChannel):
         )
         self.site.counters.http_answers[status] += 1
         self.transport.write(head.encode() + body)
-        self.transport.loseConnection()
+        self.callLater(HTTP_LINGER_S, self.transport.loseConnection)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._is_lost = True
-        self._said_all = bool(self.transport.disconnecting) and not unsent(self.transport)
+        self._said_all = not unsent(self.transport)
         self._has_arrived()
         super().connectionLost(reason)
         self.site.clients.left()
@@ -288,13 +357,21 @@ class Site(http.HTTPFactory):
     protocol = cast(Any, Channel)
     node: Node
 
-    def __init__(self, clock: Any, clients: Clients, counters: Counters, handler: Handler) -> None:
+    def __init__(self, clock: Any, clients: Clients, counters: Counters, handler: Handler, names: frozenset[str]) -> None:
+        """`names`: those by which nodes of the cluster are known."""
         super().__init__(timeout=HTTP_IDLE_S, reactor=clock)
         self.counters = counters
         self.clients = clients
         self.handler = handler
+        self.names = names
+        self.open_calls: set[Call] = set()
         #: Of bodies that have not arrived whole.
         self.arriving_bytes = 0
+
+    def stop(self) -> None:
+        """Whoever waits for an answer is told why there is none."""
+        for call in list(self.open_calls):
+            call.problem("stopping")
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         if not self.clients.admit():

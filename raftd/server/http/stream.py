@@ -43,6 +43,7 @@ class Events:
         self._listening: dict[Listening, None] = {}
         self._behind: deque[Listening] = deque()  # those that have not had all there is, in turns
         self._is_due = False
+        self._encoded: dict[int, bytes] = {}  # of the newest, by position: many listen to the same
         self._wait()
         teller.listeners.append(self._tell_all)
         self._beat = task.LoopingCall(self._look)
@@ -54,6 +55,8 @@ class Events:
             return False
         if call.method not in ("GET", "HEAD"):
             call.problem("no-such-method", headers={"Allow": "GET, HEAD"})
+        elif call.is_foreign and (call.header("Origin") or call.header("Sec-Fetch-Site")):
+            call.problem("cross-site")  # it could not read them, and would take the place of somebody who can
         elif len(self._listening) >= EVENT_STREAMS:
             call.problem("too-many-streams")
         else:
@@ -71,6 +74,8 @@ class Events:
             return
         position = recent.end if after is None else recent.after(after)
         listening = Listening(self, wanted, position, after or (0, 0))
+        if after is not None and after[0] > self._node.machine.applied_index:
+            self._doubt(listening)
         stream = call.stream(_KIND, listening)
         if stream is None:
             return
@@ -80,9 +85,22 @@ class Events:
         raft = self._node.raft
         role = str(self._node.status()["role"])
         listening.tell("role", {"node": self._node.config.node, "role": role, "term": raft.term, "leader": raft.leader, "reason": ""})
-        if after is not None and after[0] + 1 < recent.known_from:
+        if after is not None and recent.misses(after):
             listening.miss(recent.known_from)
         self.go_on(listening)
+
+    def _doubt(self, listening: Listening) -> None:
+        """Either this node is behind, or the client has listened to another log, one that was before a restore. When the cluster has said
+        how far its log is, this node has applied that."""
+        session = self._node.open_session(lambda: None)
+
+        def known(result: object, index: int) -> None:
+            session.close()
+            if listening in self._listening:
+                listening.begin_again_behind(self._node)
+
+        session.read(lambda machine, now_ms, node, number: None, known)
+        self._node.wake()
 
     def forget(self, listening: Listening) -> None:
         self._listening.pop(listening, None)
@@ -131,7 +149,17 @@ class Events:
 
     def _look(self) -> None:
         for listening in list(self._listening):
-            listening.beat()
+            listening.beat(self._node)
+
+    def encoded(self, position: int) -> bytes:
+        data = self._encoded.get(position)
+        if data is None:
+            if len(self._encoded) >= EVENTS_PER_TURN:
+                self._encoded.clear()
+            happening = self._node.recent[position]
+            id = f"{happening.entry}.{happening.number}"
+            data = self._encoded[position] = _event("job", s.job_event(happening), id)
+        return data
 
 
 @implementer(IPushProducer)
@@ -167,7 +195,7 @@ class Listening:
             self._position = recent.begin
             self.miss(recent.known_from)
         until = min(recent.end, self._position + most)
-        data = b"".join(_of_job(recent[place]) for place in range(self._position, until) if self._wants(recent[place]))
+        data = b"".join(self._events.encoded(place) for place in range(self._position, until) if self._wants(recent[place]))
         self._position = until
         if data:
             self.stream.write(data)
@@ -177,13 +205,23 @@ class Listening:
         # This node may be behind the one that the client has listened to before.
         return happening.place > self._after and (not self._tubes or happening.tube in self._tubes)
 
-    def beat(self) -> None:
-        """A sign of life, so that both sides notice if the other has gone; and who reads nothing goes."""
+    def begin_again_behind(self, node: Node) -> None:
+        """What the client has heard was of another log, if this one has not come so far."""
+        if self._after[0] > node.machine.applied_index:
+            self._after = (0, 0)
+            self._position = node.recent.end
+            self.miss(node.machine.applied_index + 1)
+
+    def beat(self, node: Node) -> None:
+        """A sign of life, so that both sides notice if the other has gone, with the place of the last thing, wanted or not, to go on
+        behind; and who reads nothing goes."""
         unsent = self.stream.unsent
         if self._is_paused and unsent >= self._unsent > 0:
             self.stream.abort()
         elif not self._is_paused:
-            self.stream.write(b":\n\n")
+            last = node.recent[self._position - 1] if node.recent.begin < self._position else None
+            known = last is not None and last.place > self._after
+            self.stream.write(f"id: {last.entry}.{last.number}\n\n".encode() if last is not None and known else b":\n\n")
         self._unsent = unsent
 
     def pauseProducing(self) -> None:
@@ -210,7 +248,3 @@ def _place(text: str) -> _Place:
 def _event(name: str, fields: object, id: str = "") -> bytes:
     head = f"id: {id}\n" if id else ""
     return f"{head}event: {name}\ndata: ".encode() + msgspec.json.encode(fields) + b"\n\n"
-
-
-def _of_job(happening: Happening) -> bytes:
-    return _event("job", s.job_event(happening), f"{happening.entry}.{happening.number}")

@@ -21,6 +21,7 @@ from raftd.limits import TOPIC_ANSWER_S
 from raftd.node import Node
 from raftd.server.http.exchange import Exchange
 from raftd.server.http.site import Call
+from raftd.server.stats import Counters
 from raftd.wire.line import is_tube_name
 
 _PRI = 65_536
@@ -45,8 +46,9 @@ _message_decoder = msgspec.json.Decoder(_Message)
 class Topics:
     """`leader_address` tells where a node's HTTP door is, None if that is not known."""
 
-    def __init__(self, node: Node, clock: Any, leader_only: bool, leader_address: Callable[[int], str | None]) -> None:
+    def __init__(self, node: Node, clock: Any, counters: Counters, leader_only: bool, leader_address: Callable[[int], str | None]) -> None:
         self._node = node
+        self._counters = counters
         self._clock = clock
         self._leader_only = leader_only
         self._leader_address = leader_address
@@ -117,6 +119,9 @@ class Topics:
         body = wanted.message.encode()
         if len(body) > self._node.max_job_size:
             call.say(400, _NO)
+            return
+        if self._counters.draining:
+            call.say(503, _NO)
             return
         exchange = self._begin(call)
 

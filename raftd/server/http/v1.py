@@ -50,6 +50,6 @@ class _About:
 def v1(node: Node, clock: Any, counters: Counters) -> Router:
     """The router of all of it."""
     about = _About()
-    routes = [route for owner in (Api(node, clock, counters), ClusterApi(node), about) for route in routes_of(owner)]
+    routes = [route for owner in (Api(node, clock, counters), ClusterApi(node, clock), about) for route in routes_of(owner)]
     about.document = specification(routes)
     return Router(routes)
