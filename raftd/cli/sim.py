@@ -180,6 +180,10 @@ def _minimum(seed: int, events: list[Event], outcome: Outcome, console: Console)
         print(line)
 
 
+#: What a mutant ends with whose method has got other arguments since: that shows nothing.
+_NO_LONGER_FITS = "TypeError("
+
+
 def run_mutants(most: int, jobs: int, console: Console) -> bool:
     """Every broken variant must be caught; whether all were."""
     table = Table(box=box.SIMPLE)
@@ -194,9 +198,9 @@ def run_mutants(most: int, jobs: int, console: Console) -> bool:
         for name, future in futures.items():
             tried, outcome = future.result()
             progress.advance(task)
-            if outcome is None:
+            if outcome is None or _NO_LONGER_FITS in outcome.violation:
                 escaped.append(name)
-                table.add_row(name, str(tried), "[red]nothing[/]")
+                table.add_row(name, str(tried), "[red]nothing[/]" if outcome is None else "[red]it does not fit the code any more[/]")
             else:
                 table.add_row(name, str(tried), _plain(outcome.violation[:90]))
     console.print(table)

@@ -54,6 +54,7 @@ BY_TESTS = frozenset(
         "entries of the disk sent unseen",
         "whole durable log acknowledged",
         "read without the quorum round",
+        "read token reused",
         "truncated configuration stays",
     },
 )
@@ -333,9 +334,9 @@ def _dead_gateway_never_closed(original: Any) -> Any:
 
 @_mutant("close of a session lost", Gateway, "forget")
 def _close_of_a_session_lost(original: Any) -> Any:
-    def forget(self: Gateway, session: Session) -> None:
+    def forget(self: Gateway, session: Session, *last_word: Any) -> None:
         session.is_known = False
-        original(self, session)
+        original(self, session, *last_word)
 
     return forget
 
@@ -431,9 +432,9 @@ def _gateway_seq_not_checked(original: Any) -> Any:
 
 @_mutant("lost wake-up of a waiter", StateMachine, "_make_ready")
 def _lost_wake_up(original: Any) -> Any:
-    def make_ready(self: StateMachine, job: Any) -> None:
+    def make_ready(self: StateMachine, job: Any, *what: Any) -> None:
         waiters, job.tube.waiters = job.tube.waiters, type(job.tube.waiters)()
-        original(self, job)
+        original(self, job, *what)
         job.tube.waiters = waiters
 
     return make_ready

@@ -59,6 +59,7 @@ CAUGHT_BY = {
     "snapshots without a directory fsync": lambda: crash_states.all_states(crash_states.taken_over),
     "whole durable log acknowledged": replication.test_r10_identical_entries_are_skipped_and_a_late_shorter_append_deletes_nothing,
     "read without the quorum round": replication.test_r21_a_delayed_heartbeat_answer_confirms_no_later_read,
+    "read token reused": replication.test_r21_a_delayed_heartbeat_answer_confirms_no_later_read,
     "truncated configuration stays": membership.test_r24_a_change_that_is_truncated_is_taken_back,
     "entries of the disk sent unseen": raft.test_entries_that_were_replaced_are_not_taken_from_the_disk,
 }
