@@ -58,7 +58,7 @@ class FakeCall:
 
     @property
     def is_foreign(self) -> bool:
-        return is_foreign(self.header, ("queue.example",))
+        return is_foreign(self.method, self.header, ("queue.example",))
 
     def say(self, status: int, value: object, headers: dict[str, str] | None = None) -> None:
         if self.is_open:

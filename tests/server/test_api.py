@@ -441,7 +441,6 @@ def test_a_page_of_another_site_changes_nothing(door):
         {"Origin": "http://localhost:11304"},
         {"Origin": "http://[::1"},
         {"Referer": "http://evil.example/"},
-        {"User-Agent": "Mozilla/5.0 (X11)"},
     ):
         for method, path, body in calls:
             assert door.problem(method, path, body, {**JSON, **own, **foreign}) == (403, "cross-site"), foreign

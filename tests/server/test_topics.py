@@ -127,19 +127,33 @@ def test_a_node_whose_gateway_was_closed_says_503():
     assert call.said == (503, NO)
 
 
+#: What a browser says of itself when a page that hides where it is shows an image.
+_IMAGE = {"User-Agent": "Mozilla/5.0 (X11)", "Accept-Language": "en"}
+
+
+def test_a_tool_that_calls_itself_a_browser_is_none():
+    _, door = with_messages("kept")
+    call = FakeCall("GET", "/message/t", None, {"Host": "localhost:11303", "User-Agent": "Mozilla/5.0 (Windows NT) PowerShell/7"})
+    assert door.topics.handles(call)
+    assert door.cluster.run(1_000, lambda: call.said is not None)
+    assert call.said == (200, {"success": True, "message": "kept"})
+
+
 def test_a_page_of_another_site_changes_nothing():
     cluster, door = with_messages("kept")
     for foreign in (
         {"Sec-Fetch-Site": "cross-site"},
         {"Origin": "http://evil.example"},
         {"Referer": "http://evil.example/page"},
-        {"User-Agent": "Mozilla/5.0"},
+        _IMAGE,
     ):
         for method, path, body in (
             ("GET", "/message/t", None),
             ("PUT", "/topic", {"topic": "s"}),
             ("PUT", "/message", {"topic": "t", "message": "m"}),
         ):
+            if foreign is _IMAGE and method != "GET":
+                continue  # a browser that changes something says where it comes from
             call = FakeCall(method, path, body, {"Host": "localhost:11303", **foreign})
             assert door.topics.handles(call)
             assert call.said == (403, NO), (foreign, path)

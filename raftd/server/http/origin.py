@@ -14,12 +14,14 @@ from urllib.parse import urlsplit
 _OWN = ("same-origin", "none")
 
 
-def is_foreign(header: Callable[[str], str | None], names: Container[str]) -> bool:
+def is_foreign(method: str, header: Callable[[str], str | None], names: Container[str]) -> bool:
     """Whether the request with these headers comes from a page of another site, or a browser will not tell from which. `names` are those
     of the cluster's nodes: a browser may have been led here by another name, which somebody else can point anywhere (rebinding)."""
     host, site, origin, referer = header("Host"), header("Sec-Fetch-Site"), header("Origin"), header("Referer")
-    # An image on a page that hides where it is: from a browser, over plain HTTP, with none of these.
-    is_browser = site is not None or origin is not None or (header("User-Agent") or "").startswith("Mozilla/")
+    # An image on a page that hides where it is: from a browser, over plain HTTP, with none of these. (With other methods than GET a
+    # browser always names its origin; and tools that only call themselves Mozilla speak no language.)
+    is_shy = method == "GET" and (header("User-Agent") or "").startswith("Mozilla/") and header("Accept-Language") is not None
+    is_browser = site is not None or origin is not None or is_shy
     if is_browser and not _is_own_name(host, names):
         return True
     if site is not None and site not in _OWN:

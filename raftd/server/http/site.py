@@ -71,7 +71,7 @@ class Call:
     @property
     def is_foreign(self) -> bool:
         """Whether it comes from a page of another site."""
-        return is_foreign(self.header, self._channel.site.names)
+        return is_foreign(self.method, self.header, self._channel.site.names)
 
     def _gone(self, failure: Failure) -> None:
         if self._take() is not None:
