@@ -193,9 +193,9 @@ class Store:
         ]
         if base.index:
             notes.append(f"the state up to entry {base.index} is that of a snapshot")
-        self._fs.make_directory(f"{self.directory}/log")
-        self.snapshots.clean()
         self._vote.repair(identity)
+        self._fs.make_directory(f"{self.directory}/log")  # of a node that ended in its very first start; not before its vote is durable
+        self.snapshots.clean()
         tail = recovered.tail
         if tail is not None:
             doubtful = tail.damage is Damage.DOUBTFUL

@@ -95,12 +95,17 @@ class VoteFile:
         return newest
 
     def repair(self, identity: Identity) -> None:
-        """Make a bad or older slot equal to `identity`, as read: the next write starts with slot a, and
-        must not meet a time at which neither slot is whole."""
+        """Make both slots equal to `identity`, as read, and durable: the next write starts with slot a, and must not meet a time at which
+        neither slot is whole.
+
+        What was read may be in the kernel's cache only, since an fsync failed. That can be slot b if both are alike, for it is written
+        once a is durable; and slot a if b is older. It is written once more while the other one is surely there."""
         record = encode_slot(self._sequence, identity)
-        for path in self._paths:
-            if not self._fs.exists(path) or decode_slot(self._fs.read(path)) != (self._sequence, identity):
-                self._put(path, record)
+        a, b = (self._fs.exists(path) and decode_slot(self._fs.read(path)) == (self._sequence, identity) for path in self._paths)
+        if not (a and b):
+            self._put(self._paths[0], record)
+        if a:
+            self._put(self._paths[1], record)
         self._fs.sync_directory(self._directory)
 
     def write(self, identity: Identity) -> None:

@@ -105,3 +105,34 @@ def test_a_crash_between_the_slots_keeps_one_whole_at_every_moment():
         machine.disk.fault = working
         opened = machine.power_cycle()
         assert (opened.identity.term, opened.identity.voted_for) == (4, 2)
+
+
+def test_what_was_read_after_a_failed_fsync_is_made_durable_before_anything_counts_on_it():
+    """Seed 913614: a new node's disk fails in its first start; the next start reads from the cache what never reached the disk, and
+    power goes in the middle of it. Such a node has promised nothing, and starts."""
+    for is_new in (True, False):
+        for failing_sync in range(1, 5):
+            for crash_at in range(1, 16):
+                machine = Machine()
+                if not is_new:
+                    machine.start()
+                    machine.write(state=HardState(4, 2))
+                    machine.disk.exit()
+                left = failing_sync
+
+                def fault(operation: str) -> None:
+                    nonlocal left
+                    left -= operation == "sync"
+                    if operation == "sync" and left == 0:
+                        raise OSError("the disk fails")
+
+                for step in (fault, PowerFailure(crash_at)):
+                    machine.disk.fault = step
+                    try:
+                        machine.start()
+                    except OSError:
+                        pass
+                    machine.disk.exit()
+                machine.disk.fault = working
+                identity = machine.power_cycle().identity
+                assert (identity.term, identity.voted_for) == ((0, 0) if is_new else (4, 2)), (is_new, failing_sync, crash_at)
