@@ -212,7 +212,7 @@ class Features(_Payload, frozen=True, tag=6):
 
 #: The newest feature level that this raftd knows. Whatever an older one would not understand, or would apply otherwise, has a level,
 #: and is used only once the cluster is at it (docs/architecture.md: Upgrading).
-FEATURE_LEVEL = 1
+FEATURE_LEVEL = 2
 
 #: The data of a batch entry; an entry without data only lets time pass.
 Payload = Batch | OpenGateway | CloseGateway | Settings | Room | Features

@@ -1,13 +1,13 @@
 """The transitions of the queue. Nothing here reads a clock, a configuration, a hash order or a random number.
 
-Applying an entry first fires the timers due at its stamp, then gives back what closed sessions still hold,
-then runs its commands; everything it causes happens at its stamp. Both of the first are bounded per entry;
-what is left over stays due, and the leader appends an entry for it.
+Applying an entry first continues what earlier entries left over: tubes that have jobs for waiting sessions, timers due at its
+stamp, sessions that are closed. Then it runs its commands. Everything that it causes happens at its stamp. All of it together is
+bounded (`budget.py`): what does not fit stays due, and the leader appends an entry for it.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from hashlib import sha256
 from typing import Any, cast
@@ -16,16 +16,19 @@ import msgspec
 
 from raftd.jobs import commands as c
 from raftd.jobs import replies as r
+from raftd.jobs.budget import COSTS, COSTS_BEFORE_LEVEL_2
 from raftd.jobs.keys import Keys, Used
 from raftd.jobs.model import URGENT_PRI, Counts, Gateway, Job, Session, State, Tell, Tube, What
 from raftd.jobs.table import JobTable
-from raftd.jobs.timers import Kind, TimerId, Timers
-from raftd.limits import KICKED_JOBS, MAX_JOB_BYTES, SESSION_GRACE_MS, TIMERS_PER_ENTRY, WATCHED_TUBES
+from raftd.jobs.timers import Kind, Timer, Timers
+from raftd.limits import KICKED_JOBS, MAX_JOB_BYTES, SESSION_GRACE_MS, WATCHED_TUBES
 
 DEFAULT_TUBE = "default"
 #: A worker is warned when a job it holds has this much of its ttr left, and the least ttr (beanstalkd).
 DEADLINE_SOON_MS = 1_000
 LEAST_TTR_MS = 1_000
+#: Of steps, outside of entries.
+NO_LIMIT = 1 << 62
 
 Answer = tuple[int, int, r.Reply]  # node, session, reply
 Key = tuple[int, int]  # node, session
@@ -71,10 +74,15 @@ class StateMachine:
         self.total_jobs = 0
         self.job_timeouts = 0
         self.default = self.tube(DEFAULT_TUBE)
-        self.timers = Timers(self._is_live)
-        #: Sessions that are gone, but still hold reservations.
+        self.timers = Timers()
+        #: Sessions that are gone, but still watch tubes or hold reservations.
         self.closing: deque[Session] = deque()
-        self._budget = 0
+        #: Tubes with ready jobs and waiting sessions for which the budget was not enough. Nobody overtakes those who wait.
+        self.unmatched: OrderedDict[str, Tube] = OrderedDict()
+        #: Steps of work done so far, for the budgets of entries and turns; no part of the state.
+        self.steps = 0
+        self._limit = 0  # of `steps`, at which this part of the entry stops
+        self._costs = COSTS_BEFORE_LEVEL_2
         self._effects = Effects([], set(), set())
         self._verbs: dict[type, Callable[[Session, Any], r.Reply | None]] = {
             c.Put: self._put,
@@ -106,9 +114,13 @@ class StateMachine:
         effects = self._effects = Effects([], set(), set())
         self.applied_index = index
         self.now_ms = time_ms
-        self._budget = TIMERS_PER_ENTRY
+        costs = self._costs = COSTS if self.level >= 2 else COSTS_BEFORE_LEVEL_2
+        began = self.steps
+        self._limit = began + costs.left_over
+        self._match_left_over()
         self._fire_timers()
-        self._give_back()
+        self._close_sessions()
+        self._limit = began + costs.entry - costs.commands
         if data:
             match c.decode_payload(data):
                 case c.Batch() as batch:
@@ -123,12 +135,15 @@ class StateMachine:
                     self.room_is_scarce = is_scarce
                 case c.Features(level=level):
                     self.level = max(self.level, level)
-            self._give_back()
+            self._close_sessions()
         return effects
 
     def next_due_ms(self) -> int | None:
         """The log time at which an entry is needed for timers, None if there are none. It may have passed."""
-        return self.now_ms if self.closing else self.timers.next_due_ms()
+        if self.closing or self.unmatched:
+            return self.now_ms
+        first = self.timers.least()
+        return first[0] if first is not None else None
 
     def session(self, node: int, session: int) -> Session | None:
         gateway = self.gateways.get(node)
@@ -149,17 +164,21 @@ class StateMachine:
         if row is None or row.incarnation != incarnation or not row.is_open:
             return
         row.is_open = False
+        row.waiting = 0
         for session in row.sessions.values():
-            self._detach(session)
+            session.is_closed = True
+        self.closing.extend(row.sessions.values())
+        if self._costs is COSTS_BEFORE_LEVEL_2:
+            for session in row.sessions.values():
+                self._detach(session)
         row.sessions = {}
 
     def close_everyone(self) -> None:
         """Every gateway is gone for good, and what its clients held is given back: the state begins a life in another cluster."""
         for row in list(self.gateways.values()):
             self._close_gateway(row.node, row.incarnation)
-        while self.closing:
-            self._budget = TIMERS_PER_ENTRY
-            self._give_back()
+        self._limit = NO_LIMIT
+        self._close_sessions()
         self.gateways.clear()
         self.room_is_scarce = False
 
@@ -174,6 +193,7 @@ class StateMachine:
             return
         row.seq = batch.seq
         answers = self._effects.answers
+        command_steps = self._costs.command
         for command in batch.commands:
             number = command.session
             session = row.sessions.get(number)
@@ -181,12 +201,17 @@ class StateMachine:
                 if session is not None:
                     del row.sessions[number]
                     if type(command) is c.Leave:
-                        self._leave(session)
-                    self._detach(session)
-                    self._give_back()
+                        session.give_away()
+                    row.waiting -= session.waiting
+                    session.is_closed = True
+                    self.closing.append(session)
+                    if self._costs is COSTS_BEFORE_LEVEL_2:
+                        self._detach(session)
+                    self._close_sessions()
                 continue
+            self._ask(command_steps)
             if session is None:
-                session = row.sessions[number] = Session((node, number), self.default)
+                session = row.sessions[number] = Session((node, number), row.incarnation, self.default)
                 self.default.using += 1
                 self.default.watching += 1
             elif session.waiting:
@@ -197,44 +222,59 @@ class StateMachine:
             if reply is not None:
                 answers.append((node, number, reply))
 
+    def _ask(self, steps: int) -> None:
+        """Work that the command itself asks for: its gateway has counted it, and nothing else has less for that."""
+        self.steps += steps
+        self._limit += steps
+
     # -- sessions -----------------------------------------------------------------------------
 
-    def _detach(self, session: Session) -> None:
-        """The session is gone; what it holds is given back within the entry's budget, the rest later."""
-        if session.waiting:
-            self._end_wait(session)
-        session.used.using -= 1
-        self._drop_if_unused(session.used)
-        for tube in session.watched.values():
-            tube.watching -= 1
-            self._drop_if_unused(tube)
-        self.closing.append(session)
-
-    def _leave(self, session: Session) -> None:
-        """What the session holds is its tokens' from now on."""
-        session.reserved.clear()
-
-    def _give_back(self) -> None:
-        while self.closing and self._budget > 0:
-            self._budget -= 1
-            session = self.closing[0]
-            if not session.reserved:
-                self.closing.popleft()
+    def _close_sessions(self) -> None:
+        """Sessions that are gone stop waiting and watching, then give back what they hold, as far as the budget goes."""
+        closing, costs = self.closing, self._costs
+        while closing and self.steps < self._limit:
+            session = closing[0]
+            if session.watched:
+                self._detach(session)
                 continue
-            id, token = session.reserved.popitem(last=False)
+            oldest = session.reserved.least()
+            if oldest is None:
+                closing.popleft()
+                self.steps += costs.closed
+                continue
+            session.reserved.pop_least()
+            self.steps += costs.given_back
+            token, id = oldest
             job = self.jobs.get(id)
             if job is not None and job.state is State.RESERVED and job.token == token:
                 self._unreserve(job)
                 self._make_ready(job, What.GIVEN_BACK, None)
 
+    def _detach(self, session: Session) -> None:
+        """A session that is closed waits for nothing any more, and uses and watches no tube."""
+        if session.waiting:
+            self._end_wait(session)
+        self.steps += len(session.watched) * self._costs.tube
+        session.used.using -= 1
+        self._drop_if_unused(session.used)
+        for tube in session.watched.values():
+            tube.watching -= 1
+            self._drop_if_unused(tube)
+        session.watched = {}
+        session.used = self.default
+
     def _end_wait(self, session: Session) -> None:
+        self.steps += len(session.watched) * self._costs.tube
         session.waiting = False
-        self.gateways[session.key[0]].waiting -= 1
+        if not session.is_closed:
+            self.gateways[session.key[0]].waiting -= 1
         for tube in session.watched.values():
             del tube.waiters[session]
-        for due_ms in (session.wait_until_ms, session.soon_ms):
+        for due_ms, kind in ((session.wait_until_ms, Kind.WAIT), (session.soon_ms, Kind.SOON)):
             if due_ms:
-                self.timers.cancelled()
+                timer = (due_ms, kind, session.timer_id)
+                if not session.is_closed or timer in self.timers:  # it may have fired, and was heard by nobody
+                    self.timers.remove(timer)
         session.wait_until_ms = session.soon_ms = 0
 
     def _holds(self, session: Session, id: int, token: int) -> Job | None:
@@ -242,7 +282,7 @@ class StateMachine:
         job = self.jobs.get(id)
         if job is None or job.state is not State.RESERVED:
             return None
-        return job if job.token == (token or session.reserved.get(id)) else None
+        return job if (job.token == token if token else session.holds(job)) else None
 
     # -- tubes --------------------------------------------------------------------------------
 
@@ -250,37 +290,51 @@ class StateMachine:
         """The tube of this name, made if there is none."""
         tube = self.tubes.get(name)
         if tube is None:
-            tube = self.tubes[name] = Tube(name, self.jobs)
+            tube = self.tubes[name] = Tube(name)
         return tube
 
     def _drop_if_unused(self, tube: Tube) -> None:
         if tube.is_referenced or tube is self.default or tube.name not in self.tubes:
             return
         del self.tubes[tube.name]
+        self.unmatched.pop(tube.name, None)
         if tube.pause_until_ms:
-            self.timers.cancelled()
+            self.timers.remove((tube.pause_until_ms, Kind.PAUSE, tube.name))
 
-    def _is_paused(self, tube: Tube) -> bool:
-        """Until the timer has fired: waiters are served then, and nobody may overtake them before."""
-        return tube.pause_until_ms != 0
+    def _is_held_back(self, tube: Tube) -> bool:
+        """Nothing may be reserved from a paused tube until the timer has fired, nor from one whose jobs are for sessions that wait:
+        those are served first."""
+        return tube.pause_until_ms != 0 or tube.name in self.unmatched
 
     def _match(self, tube: Tube) -> None:
         """Give ready jobs of the tube to those who wait for it, first come, first served."""
-        while tube.waiters and not self._is_paused(tube):
+        while tube.waiters and not self._is_held_back(tube):
             least = tube.ready.least()
             if least is None:
                 return
+            if self.steps >= self._limit and self._costs.granted:
+                self.unmatched[tube.name] = tube
+                return
             session = next(iter(tube.waiters))
+            if session.is_closed:
+                self._detach(session)
+                continue
             job = self.jobs[least[1]]
             reply = self._grant(session, job)
             self._effects.answers.append((*session.key, reply))
+
+    def _match_left_over(self) -> None:
+        """Go on where the budget of an earlier entry ended."""
+        while self.unmatched and self.steps < self._limit:
+            _, tube = self.unmatched.popitem(last=False)
+            self._match(tube)
 
     # -- jobs ---------------------------------------------------------------------------------
 
     def _make_ready(self, job: Job, what: What, who: Key | None) -> None:
         """`what` `who` did makes it so."""
         job.state = State.READY
-        job.tube.ready.add(job.pri, job.id)
+        job.tube.ready.add((job.pri, job.id))
         self.counts.ready += 1
         if job.pri < URGENT_PRI:
             job.tube.urgent += 1
@@ -291,9 +345,9 @@ class StateMachine:
     def _make_delayed(self, job: Job, delay_ms: int, what: What, who: Key) -> None:
         job.state = State.DELAYED
         job.deadline_ms = self.now_ms + delay_ms
-        job.tube.delayed.add(job.deadline_ms, job.id)
+        job.tube.delayed.add((job.deadline_ms, job.id))
         self.counts.delayed += 1
-        self.timers.add(job.deadline_ms, Kind.DELAY, job.id)
+        self.timers.add((job.deadline_ms, Kind.DELAY, job.id))
         self.tell(what, job, who)
 
     def _take_out(self, job: Job) -> None:
@@ -301,17 +355,17 @@ class StateMachine:
         tube = job.tube
         state, job.state = job.state, State.RESERVED
         if state is State.READY:
-            tube.ready.removed()
+            tube.ready.remove((job.pri, job.id))
             self.counts.ready -= 1
             if job.pri < URGENT_PRI:
                 tube.urgent -= 1
                 self.counts.urgent -= 1
         elif state is State.DELAYED:
-            tube.delayed.removed()
+            tube.delayed.remove((job.deadline_ms, job.id))
             self.counts.delayed -= 1
-            self.timers.cancelled()
+            self.timers.remove((job.deadline_ms, Kind.DELAY, job.id))
         else:
-            del tube.buried[job.id]
+            tube.buried.remove((job.deadline_ms, job.id))
             self.counts.buried -= 1
 
     def _grant(self, session: Session, job: Job) -> r.Reserved:
@@ -319,6 +373,7 @@ class StateMachine:
         if session.waiting:
             self._end_wait(session)
         self._take_out(job)
+        self.steps += self._costs.granted
         self.last_token += 1
         job.token = self.last_token
         job.holder = session.key
@@ -326,67 +381,64 @@ class StateMachine:
         job.deadline_ms = self.now_ms + job.ttr_ms
         job.tube.reserved += 1
         self.counts.reserved += 1
-        session.reserved[job.id] = job.token
-        self.timers.add(job.deadline_ms, Kind.TTR, job.id)
+        session.hold(job, self.jobs)
+        self.timers.add((job.deadline_ms, Kind.TTR, job.id))
         self.tell(What.RESERVED, job, session.key)
         return r.Reserved(job.id, job.body, job.token)
 
     def _unreserve(self, job: Job) -> None:
-        """Nobody holds `job` any more; the caller gives it its next state. Its timer is stale then."""
+        """Nobody holds `job` any more; the caller gives it its next state."""
         job.tube.reserved -= 1
         self.counts.reserved -= 1
-        self.timers.cancelled()
+        self.timers.remove((job.deadline_ms, Kind.TTR, job.id))
         holder = self.session(*job.holder)
-        if holder is not None and holder.reserved.get(job.id) == job.token:
-            del holder.reserved[job.id]
+        if holder is not None:
+            holder.let_go(job)
 
     # -- timers -------------------------------------------------------------------------------
 
-    def _is_live(self, due_ms: int, kind: Kind, id: TimerId) -> bool:
-        if kind is Kind.TTR or kind is Kind.DELAY:
-            job = self.jobs.get(cast(int, id))
-            state = State.RESERVED if kind is Kind.TTR else State.DELAYED
-            return job is not None and job.state is state and job.deadline_ms == due_ms
-        if kind is Kind.PAUSE:
-            tube = self.tubes.get(cast(str, id))
-            return tube is not None and tube.pause_until_ms == due_ms
-        session = self.session(*cast(tuple[int, int], id))
-        return session is not None and session.waiting and due_ms == (session.wait_until_ms if kind is Kind.WAIT else session.soon_ms)
-
     def _fire_timers(self) -> None:
-        while self._budget > 0:
-            timer = self.timers.pop_due(self.now_ms)
-            if timer is None:
+        timers, timer_steps = self.timers, self._costs.timer
+        while self.steps < self._limit:
+            timer = timers.least()
+            if timer is None or timer[0] > self.now_ms:
                 return
-            self._budget -= 1
-            kind, id = timer
-            if kind is Kind.DELAY:
-                job = self.jobs[cast(int, id)]
-                job.state = State.RESERVED  # in no queue for a moment
-                job.tube.delayed.removed()
-                self.counts.delayed -= 1
-                self._make_ready(job, What.DELAY_OVER, None)
-            elif kind is Kind.TTR:
-                job = self.jobs[cast(int, id)]
-                job.timeouts += 1
-                self.job_timeouts += 1
-                self._unreserve(job)
-                self._make_ready(job, What.TIMED_OUT, None)
-            elif kind is Kind.PAUSE:
-                tube = self.tubes[cast(str, id)]
-                tube.pause_ms = tube.pause_until_ms = 0
-                self._match(tube)
-            else:
-                key = cast(tuple[int, int], id)
-                session = self.session(*key)
-                assert session is not None
-                soon_ms = self._soon_ms(session)
-                if kind is Kind.SOON and soon_ms != session.soon_ms:
-                    # what it held was touched or taken by its token meanwhile
-                    self._warn_at(session, soon_ms)
-                    continue
-                self._end_wait(session)
-                self._effects.answers.append((*key, r.TimedOut() if kind is Kind.WAIT else r.DeadlineSoon()))
+            self.steps += timer_steps
+            self._fire(timer)
+
+    def _fire(self, timer: Timer) -> None:
+        """`timer` is still in its place: what takes a job, a pause or a wait away removes it."""
+        _, kind, id = timer
+        if kind is Kind.DELAY:
+            job = self.jobs[cast(int, id)]
+            self._take_out(job)
+            self._make_ready(job, What.DELAY_OVER, None)
+        elif kind is Kind.TTR:
+            job = self.jobs[cast(int, id)]
+            job.timeouts += 1
+            self.job_timeouts += 1
+            self._unreserve(job)
+            self._make_ready(job, What.TIMED_OUT, None)
+        elif kind is Kind.PAUSE:
+            tube = self.tubes[cast(str, id)]
+            self.timers.remove(timer)
+            tube.pause_ms = tube.pause_until_ms = 0
+            self._match(tube)
+        else:
+            node, number, incarnation = cast(tuple[int, int, int], id)
+            session = self.session(node, number)
+            if session is None or session.incarnation != incarnation:
+                self.timers.remove(timer)  # it is closed, and nobody hears
+                return
+            first_ms = session.first_deadline_ms(self.jobs)
+            soon_ms = 0 if first_ms is None else first_ms - DEADLINE_SOON_MS
+            if kind is Kind.SOON and soon_ms != session.soon_ms:
+                # what it held was touched or taken by its token meanwhile
+                self.timers.remove(timer)
+                self._warn_at(session, soon_ms)
+                return
+            self._end_wait(session)
+            self._effects.answers.append((node, number, r.TimedOut() if kind is Kind.WAIT else r.DeadlineSoon()))
 
     # -- verbs --------------------------------------------------------------------------------
 
@@ -409,6 +461,7 @@ class StateMachine:
             return r.JobTooBig()
         if self.room_is_scarce:
             return r.OutOfMemory()
+        self._ask(len(put.jobs) * self._costs.job)
         first = self.last_id + 1
         tube = self.tube(put.tube)
         for job in put.jobs:
@@ -484,37 +537,34 @@ class StateMachine:
 
     def _reserve(self, session: Session, reserve: c.Reserve) -> r.Reply | None:
         best: tuple[int, int] | None = None
+        self._ask(len(session.watched) * self._costs.tube)
         for tube in session.watched.values():
-            least = None if self._is_paused(tube) else tube.ready.least()
-            if least is not None and (best is None or least < best):
+            least = tube.ready.least()
+            if least is not None and (best is None or least < best) and not self._is_held_back(tube):
                 best = least
         if best is not None:
             return self._grant(session, self.jobs[best[1]])
-        soon_ms = self._soon_ms(session)
-        if soon_ms and soon_ms <= self.now_ms:
+        first_ms = session.first_deadline_ms(self.jobs)
+        soon_ms = 0 if first_ms is None else first_ms - DEADLINE_SOON_MS
+        if first_ms is not None and soon_ms <= self.now_ms:
             return r.DeadlineSoon()
         if reserve.timeout_ms == 0:
             return r.TimedOut()
+        self._ask(len(session.watched) * self._costs.tube)
         session.waiting = True
         self.gateways[session.key[0]].waiting += 1
         for tube in session.watched.values():
             tube.waiters[session] = None
         if reserve.timeout_ms is not None:
             session.wait_until_ms = self.now_ms + reserve.timeout_ms
-            self.timers.add(session.wait_until_ms, Kind.WAIT, session.key)
+            self.timers.add((session.wait_until_ms, Kind.WAIT, session.timer_id))
         self._warn_at(session, soon_ms)
         return None
-
-    def _soon_ms(self, session: Session) -> int:
-        """When the first job that it holds comes near the end of its ttr; 0 if it holds none."""
-        if not session.reserved:
-            return 0
-        return min(self.jobs[id].deadline_ms for id in session.reserved) - DEADLINE_SOON_MS
 
     def _warn_at(self, session: Session, soon_ms: int) -> None:
         session.soon_ms = soon_ms
         if soon_ms:
-            self.timers.add(soon_ms, Kind.SOON, session.key)
+            self.timers.add((soon_ms, Kind.SOON, session.timer_id))
 
     def _reserve_job(self, session: Session, reserve: c.ReserveJob) -> r.Reply:
         job = self.jobs.get(reserve.id)
@@ -563,7 +613,9 @@ class StateMachine:
         job.pri = job.pri if bury.pri is None else bury.pri
         job.buries += 1
         job.state = State.BURIED
-        job.tube.buried[job.id] = None
+        last = job.tube.buried.greatest()
+        job.deadline_ms = last[0] + 1 if last is not None else 1
+        job.tube.buried.add((job.deadline_ms, job.id))
         self.counts.buried += 1
         self.tell(What.BURIED, job, session.key)
         return r.Buried()
@@ -572,24 +624,27 @@ class StateMachine:
         job = self._holds(session, touch.id, touch.token)
         if job is None:
             return r.NotFound()
-        if job.deadline_ms != self.now_ms + job.ttr_ms:
-            job.deadline_ms = self.now_ms + job.ttr_ms
-            self.timers.cancelled()
-            self.timers.add(job.deadline_ms, Kind.TTR, job.id)
+        before_ms, job.deadline_ms = job.deadline_ms, self.now_ms + job.ttr_ms
+        if job.deadline_ms != before_ms:
+            self.timers.remove((before_ms, Kind.TTR, job.id))
+            self.timers.add((job.deadline_ms, Kind.TTR, job.id))
+            holder = self.session(*job.holder)
+            if holder is not None:
+                holder.deadline_moved(job, before_ms)
         self.tell(What.TOUCHED, job, session.key)
         return r.Touched()
 
     def _kick(self, session: Session, kick: c.Kick) -> r.Reply:
         tube = session.used
+        queue = tube.buried or tube.delayed
         count, most = 0, min(kick.count, KICKED_JOBS)
-        if tube.buried:
-            while count < most and tube.buried:
-                self._kick_one(self.jobs[next(iter(tube.buried))], session)
-                count += 1
-        else:
-            while count < most and (least := tube.delayed.least()) is not None:
-                self._kick_one(self.jobs[least[1]], session)
-                count += 1
+        while count < most and (least := queue.least()) is not None:
+            if count == 0:
+                self._limit += self._costs.kicked  # one at least: 0 would say that there are none
+            elif self.steps >= self._limit and self._costs.kicked:
+                break
+            self._kick_one(self.jobs[least[1]], session)
+            count += 1
         return r.Kicked(count)
 
     def _kick_job(self, session: Session, kick: c.KickJob) -> r.Reply:
@@ -600,6 +655,7 @@ class StateMachine:
         return r.Kicked(None)
 
     def _kick_one(self, job: Job, session: Session) -> None:
+        self.steps += self._costs.kicked
         self._take_out(job)
         job.kicks += 1
         self._make_ready(job, What.KICKED, session.key)
@@ -610,11 +666,11 @@ class StateMachine:
             return r.NotFound()
         tube.cmd_pause_tube += 1
         if tube.pause_until_ms:
-            self.timers.cancelled()
+            self.timers.remove((tube.pause_until_ms, Kind.PAUSE, tube.name))
         tube.pause_ms = pause.pause_ms
         tube.pause_until_ms = self.now_ms + pause.pause_ms if pause.pause_ms else 0
         if pause.pause_ms:
-            self.timers.add(tube.pause_until_ms, Kind.PAUSE, tube.name)
+            self.timers.add((tube.pause_until_ms, Kind.PAUSE, tube.name))
         else:
             self._match(tube)
         return r.Paused()
@@ -626,9 +682,9 @@ class StateMachine:
         tubes = [
             (
                 tube.name,
-                list(tube.buried),
-                [session.key for session in tube.waiters],
-                [tube.urgent, tube.ready.count, tube.delayed.count, tube.reserved, tube.jobs, tube.using, tube.watching],
+                [list(tube.ready), list(tube.delayed), list(tube.buried)],
+                [session.timer_id for session in tube.waiters],
+                [tube.urgent, tube.reserved, tube.jobs, tube.using, tube.watching],
                 [tube.pause_ms, tube.pause_until_ms, tube.total_jobs, tube.cmd_delete, tube.cmd_pause_tube],
             )
             for tube in self.tubes.values()
@@ -646,11 +702,13 @@ class StateMachine:
             list(self.topics),
             list(self.keys.used.items()),
             rows,
-            [(session.key, list(session.reserved.items())) for session in self.closing],
+            [_describe(session) for session in self.closing],
+            list(self.unmatched),
+            list(self.timers),
         ]
         return sha256(msgspec.msgpack.encode(state)).hexdigest()
 
 
 def _describe(session: Session) -> list[object]:
-    waits = [session.waiting, session.wait_until_ms, session.soon_ms]
-    return [session.key, session.used.name, list(session.watched), list(session.reserved.items()), waits]
+    waits = [session.waiting] if session.is_closed else [session.waiting, session.wait_until_ms, session.soon_ms]
+    return [session.timer_id, session.used.name, list(session.watched), list(session.reserved), waits]

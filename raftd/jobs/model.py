@@ -12,8 +12,8 @@ what happens to them is decided in `machine.py`.
                                      kick   │ └ delete ▶ gone        │
                                    buried ──┘◀──────── bury ─────────┘
 
-Heaps hold plain tuples and forget lazily: an entry whose job has moved on is skipped when it comes up.
-Jobs are in no reference cycle and untracked by the garbage collector, which must not walk a million.
+Queues are `SortedPages` of plain tuples. Jobs are in no reference cycle and untracked by the garbage collector, which must not
+walk a million.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from enum import IntEnum, StrEnum
-from heapq import heapify, heappop, heappush
 
 import msgspec
 
+from raftd.jobs.pages import SortedPages
+
 URGENT_PRI = 1024
-_SLACK = 64
+#: A session that holds more jobs than this keeps their deadlines in order; for fewer it is cheaper to look at all.
+_FEW_HELD = 16
 
 
 class State(IntEnum):
@@ -37,7 +39,8 @@ class State(IntEnum):
 
 
 class Job(msgspec.Struct, gc=False):
-    """`deadline_ms` means something while delayed or reserved. `holder` and `token` name the last reservation."""
+    """`deadline_ms` is when its delay or its time to run is over, in log time; while it is buried, its number in the order of burying.
+    `holder` and `token` name the last reservation."""
 
     id: int
     tube: Tube
@@ -77,34 +80,6 @@ class What(StrEnum):
 Tell = Callable[[What, Job, tuple[int, int] | None], None]
 
 
-class JobHeap:
-    """Ids by a key, least first, with lazy removal; `is_live(key, id)` tells what still counts."""
-
-    __slots__ = ("_heap", "_is_live", "count")
-
-    def __init__(self, is_live: Callable[[int, int], bool]) -> None:
-        self._heap: list[tuple[int, int]] = []
-        self._is_live = is_live
-        self.count = 0
-
-    def add(self, key: int, id: int) -> None:
-        heappush(self._heap, (key, id))
-        self.count += 1
-
-    def removed(self) -> None:
-        """A job that was in here is not any more."""
-        self.count -= 1
-        if len(self._heap) > 2 * self.count + _SLACK:
-            self._heap = [item for item in self._heap if self._is_live(*item)]
-            heapify(self._heap)
-
-    def least(self) -> tuple[int, int] | None:
-        """The least (key, id)."""
-        while self._heap and not self._is_live(*self._heap[0]):
-            heappop(self._heap)
-        return self._heap[0] if self._heap else None
-
-
 class Counts:
     """How many jobs are in each state, over all tubes."""
 
@@ -136,20 +111,11 @@ class Tube:
         "watching",
     )
 
-    def __init__(self, name: str, jobs: Mapping[int, Job]) -> None:
-        # the tube too: a job may be put back under its id elsewhere than where it stood (simulator seed 55)
-        def is_ready(pri: int, id: int) -> bool:
-            job = jobs.get(id)
-            return job is not None and job.state is State.READY and job.pri == pri and job.tube.name == name
-
-        def is_delayed(deadline_ms: int, id: int) -> bool:
-            job = jobs.get(id)
-            return job is not None and job.state is State.DELAYED and job.deadline_ms == deadline_ms and job.tube.name == name
-
+    def __init__(self, name: str) -> None:
         self.name = name
-        self.ready = JobHeap(is_ready)  # by priority
-        self.delayed = JobHeap(is_delayed)  # by deadline
-        self.buried: OrderedDict[int, None] = OrderedDict()  # in order of burying
+        self.ready: SortedPages[tuple[int, int]] = SortedPages()  # (priority, id)
+        self.delayed: SortedPages[tuple[int, int]] = SortedPages()  # (deadline_ms, id)
+        self.buried: SortedPages[tuple[int, int]] = SortedPages()  # (number in order of burying, id)
         self.waiters: OrderedDict[Session, None] = OrderedDict()  # in order of asking
         self.is_declared = False  # then it stays, empty too
         self.urgent = 0
@@ -171,16 +137,73 @@ class Tube:
 class Session:
     """One client connection, anywhere in the cluster. `key` is (node, number within its gateway)."""
 
-    __slots__ = ("key", "reserved", "soon_ms", "used", "wait_until_ms", "waiting", "watched")
+    __slots__ = (
+        "deadlines",
+        "incarnation",
+        "is_closed",
+        "key",
+        "reserved",
+        "soon_ms",
+        "used",
+        "wait_until_ms",
+        "waiting",
+        "watched",
+    )
 
-    def __init__(self, key: tuple[int, int], used: Tube) -> None:
+    def __init__(self, key: tuple[int, int], incarnation: int, used: Tube) -> None:
         self.key = key
+        self.incarnation = incarnation  # of its gateway: numbers come again
+        self.is_closed = False  # and waits for its turn in `StateMachine.closing`
         self.used = used
         self.watched: dict[str, Tube] = {used.name: used}
-        self.reserved: OrderedDict[int, int] = OrderedDict()  # job id -> token, in order of reserving
+        self.reserved: SortedPages[tuple[int, int]] = SortedPages()  # (token, job id), in order of reserving
+        self.deadlines: SortedPages[tuple[int, int]] | None = None  # (deadline_ms, job id) of the same, if they are many
         self.waiting = False
         self.wait_until_ms = 0  # 0: for ever
         self.soon_ms = 0  # when DEADLINE_SOON is due, 0 if it holds nothing
+
+    @property
+    def timer_id(self) -> tuple[int, int, int]:
+        return (*self.key, self.incarnation)
+
+    def holds(self, job: Job) -> bool:
+        """By its own reservation, not by one that a token was given away with."""
+        return (job.token, job.id) in self.reserved
+
+    def hold(self, job: Job, jobs: Mapping[int, Job]) -> None:
+        """The newest reservation is that of `job`. `jobs`: all there are."""
+        self.reserved.add((job.token, job.id))
+        if self.deadlines is not None:
+            self.deadlines.add((job.deadline_ms, job.id))
+        elif len(self.reserved) > _FEW_HELD:
+            self.deadlines = SortedPages()
+            for _, id in self.reserved:
+                self.deadlines.add((jobs[id].deadline_ms, id))
+
+    def let_go(self, job: Job) -> None:
+        """`job` is reserved no more; its deadline is still that of the reservation. Nothing if this session did not hold it."""
+        if self.reserved.discard((job.token, job.id)) and self.deadlines is not None:
+            self.deadlines.remove((job.deadline_ms, job.id))
+            if not self.reserved:
+                self.deadlines = None
+
+    def deadline_moved(self, job: Job, before_ms: int) -> None:
+        """`job` was touched. Nothing if this session does not hold it."""
+        if self.deadlines is not None and self.holds(job):
+            self.deadlines.remove((before_ms, job.id))
+            self.deadlines.add((job.deadline_ms, job.id))
+
+    def give_away(self) -> None:
+        """What it holds belongs to the tokens."""
+        self.reserved = SortedPages()
+        self.deadlines = None
+
+    def first_deadline_ms(self, jobs: Mapping[int, Job]) -> int | None:
+        """Of the jobs that it holds; None if it holds none."""
+        if self.deadlines is not None:
+            first = self.deadlines.least()
+            return first[0] if first is not None else None
+        return min((jobs[id].deadline_ms for _, id in self.reserved), default=None)
 
 
 class Gateway:

@@ -33,8 +33,8 @@ def peek_delayed(machine: StateMachine, now_ms: int, node: int, session: int) ->
 
 def peek_buried(machine: StateMachine, now_ms: int, node: int, session: int) -> Job | None:
     """The buried job of the used tube that would be kicked next."""
-    buried = _used(machine, node, session).buried
-    return machine.jobs[next(iter(buried))] if buried else None
+    least = _used(machine, node, session).buried.least()
+    return machine.jobs[least[1]] if least else None
 
 
 def list_tubes(machine: StateMachine, now_ms: int, node: int, session: int) -> list[str]:
@@ -132,8 +132,8 @@ def job_counts(machine: StateMachine) -> Stats:
 def _job_counts(tube: Tube) -> list[tuple[str, int]]:
     return [
         ("current-jobs-urgent", tube.urgent),
-        ("current-jobs-ready", tube.ready.count),
+        ("current-jobs-ready", len(tube.ready)),
         ("current-jobs-reserved", tube.reserved),
-        ("current-jobs-delayed", tube.delayed.count),
+        ("current-jobs-delayed", len(tube.delayed)),
         ("current-jobs-buried", len(tube.buried)),
     ]

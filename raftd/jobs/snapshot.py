@@ -100,6 +100,32 @@ class _Closing(_Piece, frozen=True, tag=9):
     """A session that is gone and has reservations to give back; what it holds follows."""
 
     key: tuple[int, int]
+    incarnation: int = 0
+
+
+class _Closed(_Piece, frozen=True, tag=13):
+    """A session that is gone and still watches tubes; what it holds follows. Level 2."""
+
+    key: tuple[int, int]
+    incarnation: int
+    used: str
+    watched: list[str]
+    waiting: bool
+    wait_until_ms: int
+    soon_ms: int
+
+
+class _AllWaiters(_Piece, frozen=True, tag=14):
+    """In order of asking, where sessions that are gone are among them: (node, session, incarnation). Level 2."""
+
+    tube: str
+    ids: list[tuple[int, int, int]]
+
+
+class _Unmatched(_Piece, frozen=True, tag=15):
+    """Tubes with jobs for sessions that wait, in the order in which they are served. Level 2."""
+
+    tubes: list[str]
 
 
 class _Topics(_Piece, frozen=True, tag=11):
@@ -118,7 +144,23 @@ class _End(_Piece, frozen=True, tag=10):
     """Nothing is missing."""
 
 
-_AnyPiece = _Head | _Tubes | _Jobs | _Buried | _Gateways | _Session | _Holds | _Waiters | _Closing | _Topics | _Keys | _End
+_AnyPiece = (
+    _Head
+    | _Tubes
+    | _Jobs
+    | _Buried
+    | _Gateways
+    | _Session
+    | _Holds
+    | _Waiters
+    | _Closing
+    | _Closed
+    | _AllWaiters
+    | _Unmatched
+    | _Topics
+    | _Keys
+    | _End
+)
 _encode = msgspec.msgpack.Encoder().encode
 _decoder: msgspec.msgpack.Decoder[_AnyPiece] = msgspec.msgpack.Decoder(_AnyPiece)
 
@@ -146,8 +188,8 @@ def dump(machine: StateMachine) -> Iterator[bytes]:
         yield _encode(_Tubes(tube_rows))
     yield from _dump_jobs(machine, numbers)
     for tube in tubes:
-        for ids in _several(tube.buried):
-            yield _encode(_Buried(tube.name, ids))
+        for items in _several(tube.buried):
+            yield _encode(_Buried(tube.name, [id for _, id in items]))
     gateways = [row for _, row in sorted(machine.gateways.items())]
     yield _encode(_Gateways([(row.node, row.incarnation, row.is_open, row.seq) for row in gateways]))
     for row in gateways:
@@ -155,17 +197,33 @@ def dump(machine: StateMachine) -> Iterator[bytes]:
             waits = (session.waiting, session.wait_until_ms, session.soon_ms)
             yield _encode(_Session(session.key, session.used.name, list(session.watched), *waits))
             yield from _dump_reserved(session)
-    for tube in tubes:
-        for sessions in _several(tube.waiters):
-            yield _encode(_Waiters(tube.name, [session.key for session in sessions]))
     for session in machine.closing:
-        yield _encode(_Closing(session.key))
+        yield _encode(_closing_piece(session, machine))
         yield from _dump_reserved(session)
+    for tube in tubes:
+        has_closed = any(session.is_closed for session in tube.waiters)
+        for sessions in _several(tube.waiters):
+            if has_closed:
+                yield _encode(_AllWaiters(tube.name, [session.timer_id for session in sessions]))
+            else:
+                yield _encode(_Waiters(tube.name, [session.key for session in sessions]))
+    for names in _several(machine.unmatched, _FEW_NAMED):
+        yield _encode(_Unmatched(names))
     for names in _several(machine.topics, _FEW_NAMED):
         yield _encode(_Topics(names))
     for keys in _several(machine.keys.used.items(), _FEW_NAMED):
         yield _encode(_Keys(keys))
     yield _encode(_End())
+
+
+def _closing_piece(session: Session, machine: StateMachine) -> _Closing | _Closed:
+    if not session.watched:
+        # An older raftd knows no incarnation here, and needs none.
+        return _Closing(session.key, session.incarnation if machine.level >= 2 else 0)
+    soon, wait = ((due_ms, kind, session.timer_id) for due_ms, kind in ((session.soon_ms, Kind.SOON), (session.wait_until_ms, Kind.WAIT)))
+    # A timer that has fired was heard by nobody, and does not fire again.
+    waits = (session.waiting, wait[0] if wait in machine.timers else 0, soon[0] if soon in machine.timers else 0)
+    return _Closed(session.key, session.incarnation, session.used.name, list(session.watched), *waits)
 
 
 def _several(items: Iterable[_T], most: int = _FEW) -> Iterator[list[_T]]:
@@ -191,8 +249,8 @@ def _dump_jobs(machine: StateMachine, numbers: dict[str, int]) -> Iterator[bytes
 
 
 def _dump_reserved(session: Session) -> Iterator[bytes]:
-    for reserved in _several(session.reserved.items()):
-        yield _encode(_Holds(reserved))
+    for reserved in _several(session.reserved):
+        yield _encode(_Holds([(id, token) for token, id in reserved]))
 
 
 def load(pieces: Iterable[bytes]) -> StateMachine:
@@ -211,6 +269,7 @@ class Loader:
         self._machine = machine if machine is not None else StateMachine()
         self._tubes: list[Tube] = []
         self._session: Session | None = None  # loaded last
+        self._closed: dict[tuple[int, int, int], Session] = {}  # that still watch tubes
         self._is_whole = False
 
     def feed(self, piece: bytes) -> None:
@@ -240,7 +299,7 @@ class Loader:
                 for job_row in piece.rows:
                     self._load_job(job_row)
             case _Buried():
-                machine.tubes[piece.tube].buried.update(dict.fromkeys(piece.ids))
+                self._load_buried(machine.tubes[piece.tube], piece.ids)
             case _Gateways():
                 for node, incarnation, is_open, seq in piece.rows:
                     gateway = machine.gateways[node] = Gateway(node, incarnation)
@@ -250,14 +309,25 @@ class Loader:
             case _Holds():
                 if self._session is None:
                     raise KeyError("no session")
-                self._session.reserved.update(piece.reserved)
+                self._load_holds(self._session, piece.reserved)
             case _Waiters():
                 waiters = machine.tubes[piece.tube].waiters
                 for node, number in piece.keys:
                     waiters[machine.gateways[node].sessions[number]] = None
+            case _AllWaiters():
+                waiters = machine.tubes[piece.tube].waiters
+                for node, number, incarnation in piece.ids:
+                    closed = self._closed.get((node, number, incarnation))
+                    waiters[closed or machine.gateways[node].sessions[number]] = None
             case _Closing():
-                self._session = Session(piece.key, machine.default)
-                machine.closing.append(self._session)
+                self._session = self._closing_session(piece.key, piece.incarnation)
+                self._session.watched = {}
+            case _Closed():
+                self._session = session = self._closing_session(piece.key, piece.incarnation)
+                self._closed[session.timer_id] = session
+                self._load_watching(session, piece)
+            case _Unmatched():
+                machine.unmatched.update((name, machine.tubes[name]) for name in piece.tubes)
             case _Topics():
                 machine.topics.update(dict.fromkeys(piece.names))
                 for name in piece.names:
@@ -272,7 +342,7 @@ class Loader:
         _, tube.pause_ms, tube.pause_until_ms, tube.total_jobs, tube.cmd_delete, tube.cmd_pause_tube = row
         self._tubes.append(tube)
         if tube.pause_until_ms:
-            self._machine.timers.add(tube.pause_until_ms, Kind.PAUSE, tube.name)
+            self._machine.timers.add((tube.pause_until_ms, Kind.PAUSE, tube.name))
 
     def _load_job(self, row: _JobRow) -> None:
         machine = self._machine
@@ -281,33 +351,63 @@ class Loader:
         tube.jobs += 1
         counts = machine.counts
         if job.state is State.READY:
-            tube.ready.add(job.pri, id)
+            tube.ready.add((job.pri, id))
             counts.ready += 1
             if job.pri < URGENT_PRI:
                 tube.urgent += 1
                 counts.urgent += 1
         elif job.state is State.DELAYED:
-            tube.delayed.add(job.deadline_ms, id)
+            tube.delayed.add((job.deadline_ms, id))
             counts.delayed += 1
-            machine.timers.add(job.deadline_ms, Kind.DELAY, id)
+            machine.timers.add((job.deadline_ms, Kind.DELAY, id))
         elif job.state is State.RESERVED:
             tube.reserved += 1
             counts.reserved += 1
-            machine.timers.add(job.deadline_ms, Kind.TTR, id)
+            machine.timers.add((job.deadline_ms, Kind.TTR, id))
         else:
             counts.buried += 1
+
+    def _load_buried(self, tube: Tube, ids: list[int]) -> None:
+        """Level 1 had no numbers in order of burying: where those of the jobs do not rise, they are given now."""
+        for id in ids:
+            job = self._machine.jobs[id]
+            last = tube.buried.greatest()
+            if last is not None and job.deadline_ms <= last[0]:
+                job.deadline_ms = last[0] + 1
+            tube.buried.add((job.deadline_ms, id))
+
+    def _load_holds(self, session: Session, reserved: list[tuple[int, int]]) -> None:
+        jobs = self._machine.jobs
+        for id, token in reserved:
+            if session.is_closed:  # it may be somebody else's by now, or gone
+                session.reserved.add((token, id))
+            elif jobs[id].token == token:
+                session.hold(jobs[id], jobs)
+            else:
+                raise KeyError(f"job {id} is not held by token {token}")
 
     def _load_session(self, piece: _Session) -> None:
         machine, key = self._machine, piece.key
         gateway = machine.gateways[key[0]]
-        session = self._session = gateway.sessions[key[1]] = Session(key, machine.tubes[piece.used])
+        self._session = gateway.sessions[key[1]] = Session(key, gateway.incarnation, machine.tubes[piece.used])
+        gateway.waiting += piece.waiting
+        self._load_watching(self._session, piece)
+
+    def _closing_session(self, key: tuple[int, int], incarnation: int) -> Session:
+        session = Session(key, incarnation, self._machine.default)
+        session.is_closed = True
+        self._machine.closing.append(session)
+        return session
+
+    def _load_watching(self, session: Session, piece: _Session | _Closed) -> None:
+        machine = self._machine
+        session.used = machine.tubes[piece.used]
         session.used.using += 1
         session.watched = {name: machine.tubes[name] for name in piece.watched}
         for tube in session.watched.values():
             tube.watching += 1
         session.waiting, session.wait_until_ms, session.soon_ms = piece.waiting, piece.wait_until_ms, piece.soon_ms
-        gateway.waiting += piece.waiting
         if piece.wait_until_ms:
-            machine.timers.add(piece.wait_until_ms, Kind.WAIT, key)
+            machine.timers.add((piece.wait_until_ms, Kind.WAIT, session.timer_id))
         if piece.soon_ms:
-            machine.timers.add(piece.soon_ms, Kind.SOON, key)
+            machine.timers.add((piece.soon_ms, Kind.SOON, session.timer_id))

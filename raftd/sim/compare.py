@@ -36,9 +36,9 @@ def describe_machine(machine: StateMachine) -> list[Description]:
     }
     tubes = {
         tube.name: {
-            "counts": [tube.ready.count, tube.delayed.count, tube.reserved, len(tube.buried), tube.urgent, tube.jobs],
-            "buried": list(tube.buried),
-            "waiting": [session.key for session in tube.waiters],
+            "counts": [len(tube.ready), len(tube.delayed), tube.reserved, len(tube.buried), tube.urgent, tube.jobs],
+            "buried": [id for _, id in tube.buried],
+            "waiting": [session.timer_id for session in tube.waiters],
             "paused until": tube.pause_until_ms or None,
             "put, deleted": [tube.total_jobs, tube.cmd_delete],
             "using, watching": [tube.using, tube.watching],
@@ -50,7 +50,8 @@ def describe_machine(machine: StateMachine) -> list[Description]:
             "used": session.used.name,
             "watched": list(session.watched),
             "waits until": (session.wait_until_ms or None) if session.waiting else "not at all",
-            "holds": list(session.reserved),
+            "holds": [id for _, id in session.reserved],
+            "nearest deadline": session.first_deadline_ms(machine.jobs),
         }
         for row in machine.gateways.values()
         for session in row.sessions.values()
@@ -66,8 +67,15 @@ def describe_machine(machine: StateMachine) -> list[Description]:
         "total jobs, timeouts": [machine.total_jobs, machine.job_timeouts],
         "counts": [counts.ready, counts.delayed, counts.reserved, counts.buried, counts.urgent],
         "tubes with waiters and ready jobs": [
-            tube.name for tube in machine.tubes.values() if tube.waiters and tube.ready.count and not tube.pause_until_ms
+            tube.name
+            for tube in machine.tubes.values()
+            if tube.waiters and tube.ready and not tube.pause_until_ms and tube.name not in machine.unmatched
         ],
+        "unmatched": list(machine.unmatched),
+        "closing": [
+            [session.timer_id, session.used.name, list(session.watched), list(session.reserved)] for session in machine.closing
+        ],
+        "timers": list(machine.timers),
     }
     return [jobs, tubes, sessions, gateways, once]
 
@@ -75,7 +83,7 @@ def describe_machine(machine: StateMachine) -> list[Description]:
 def _is_held(machine: StateMachine, job: Job) -> bool:
     """By a session; else whoever knows the token holds it."""
     session = machine.session(*job.holder)
-    return session is not None and session.reserved.get(job.id) == job.token
+    return session is not None and session.holds(job)
 
 
 def describe_model(model: Model) -> list[Description]:
@@ -94,7 +102,8 @@ def describe_model(model: Model) -> list[Description]:
             "used": session["used"],
             "watched": session["watched"],
             "waits until": session["wait"][1] if session["wait"] else "not at all",
-            "holds": [job["id"] for job in sorted(model.in_state("reserved"), key=lambda job: int(job["token"])) if job["holder"] == key],
+            "holds": [job["id"] for job in model.held_by(key)],
+            "nearest deadline": min((job["deadline"] for job in model.held_by(key)), default=None),
         }
         for key, session in model.sessions.items()
     }
@@ -108,21 +117,31 @@ def describe_model(model: Model) -> list[Description]:
         "total jobs, timeouts": [model.total, model.timeouts],
         "counts": [*(len(model.in_state(state)) for state in _STATES), _urgent(model, None)],
         "tubes with waiters and ready jobs": [],
+        "unmatched": model.unmatched,
+        "closing": [
+            [
+                *((*session["key"], session["incarnation"]), session["used"], session["watched"]),
+                [(token, job["id"]) for job, token in session["held"]],
+            ]
+            for session in model.closing
+        ],
+        "timers": model.timers(),
     }
     return [jobs, {name: _describe_tube(model, name) for name in model.tubes()}, sessions, gateways, once]
 
 
 def _describe_tube(model: Model, name: str) -> Description:
     counts = [len(model.in_state(state, name)) for state in _STATES]
+    sessions = [*model.sessions.values(), *model.closing]
     return {
         "counts": [*counts, _urgent(model, name), sum(counts)],
         "buried": [job["id"] for job in sorted(model.in_state("buried", name), key=lambda job: int(job["buried"]))],
-        "waiting": model.waiters(name),
+        "waiting": [(*session["key"], session["incarnation"]) for session in model.waiters(name)],
         "paused until": model.pauses.get(name),
         "put, deleted": [model.puts.get(name, 0), model.deletes.get(name, 0)],
         "using, watching": [
-            sum(session["used"] == name for session in model.sessions.values()),
-            sum(name in session["watched"] for session in model.sessions.values()),
+            sum(session["used"] == name and bool(session["watched"]) for session in sessions),
+            sum(name in session["watched"] for session in sessions),
         ],
     }
 

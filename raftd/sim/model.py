@@ -2,6 +2,8 @@
 
 Written from the protocol, for checking `raftd/jobs/` against: it shares no code with it, not even the structs. Commands are
 the lists that stand in the log ([tag, session, …]), answers the lists that stand for replies ([tag, …]).
+
+Where an entry's budget ends is part of what nodes must agree on, so the model counts steps too, by the table of `docs/architecture.md`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,16 @@ _MAX_JOB_BYTES = 65_535
 _KEY_WINDOW_MS = 3_600_000
 _MOST_KEYS = 100_000
 
+#: Steps by feature level: the rules before level 2, and since.
+_OLD = {
+    **{"entry": 4_096, "commands": 0, "left_over": 4_096, "command": 0, "timer": 1, "closed": 1, "given_back": 1},
+    **{"granted": 0, "kicked": 0, "job": 0, "tube": 0},
+}
+_NEW = {
+    **{"entry": 50_000, "commands": 20_000, "left_over": 15_000, "command": 40, "timer": 40, "closed": 40, "given_back": 40},
+    **{"granted": 40, "kicked": 40, "job": 20, "tube": 1},
+}
+
 Key = tuple[int, int]  # node, session
 Answer = tuple[int, int, list[Any]]
 
@@ -34,7 +46,16 @@ Answer = tuple[int, int, list[Any]]
 class Model:
     """Feed it committed entries, in order; each gives the answers it causes."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: dict[str, int] = _NEW) -> None:
+        """`steps`: what things cost since level 2."""
+        self._new = steps
+        self._cost = _OLD
+        self._left = 0  # steps of this part of the entry, for what no command asks for itself
+        #: Sessions that are gone, in this order: those that still use and watch tubes, or hold jobs.
+        self.closing: list[dict[str, Any]] = []
+        #: Tubes with jobs for sessions that wait, and too few steps to give them.
+        self.unmatched: list[str] = []
+        self._silent: list[tuple[int, int, tuple[int, int, int]]] = []  # timers of closed sessions: (due, kind, who)
         self.now_ms = 0
         self.jobs: dict[int, dict[str, Any]] = {}
         self.sessions: dict[Key, dict[str, Any]] = {}
@@ -61,22 +82,23 @@ class Model:
 
     def tubes(self) -> set[str]:
         names = {"default", *self.topics} | {job["tube"] for job in self.jobs.values()}
-        for session in self.sessions.values():
+        for session in [*self.sessions.values(), *self.closing]:
             names |= {session["used"], *session["watched"]}
         return names
 
     def in_state(self, state: str, tube: str | None = None) -> list[dict[str, Any]]:
         return [job for job in self.jobs.values() if job["state"] == state and tube in (None, job["tube"])]
 
-    def _held_by(self, key: Key) -> list[dict[str, Any]]:
+    def held_by(self, key: Key) -> list[dict[str, Any]]:
         return sorted((job for job in self.in_state("reserved") if job["holder"] == key), key=lambda job: int(job["token"]))
 
-    def waiters(self, tube: str) -> list[Key]:
-        keys = [key for key, session in self.sessions.items() if session["wait"] and tube in session["watched"]]
-        return sorted(keys, key=lambda key: int(self.sessions[key]["wait"][0]))
+    def waiters(self, tube: str) -> list[dict[str, Any]]:
+        """Sessions, those that are gone among them, in order of asking."""
+        waiting = [one for one in [*self.sessions.values(), *self.closing] if one["wait"] and tube in one["watched"]]
+        return sorted(waiting, key=lambda one: int(one["wait"][0]))
 
     def _soon(self, key: Key) -> int | None:
-        held = [job["deadline"] for job in self._held_by(key)]
+        held = [job["deadline"] for job in self.held_by(key)]
         return min(held) - _SOON_MS if held else None
 
     # -- entries ------------------------------------------------------------------------------
@@ -87,25 +109,37 @@ class Model:
             raise ValueError(f"log time runs back from {self.now_ms} to {time_ms}")
         self.now_ms = time_ms
         self._answers, self.answered = [], []
-        while (timer := self._first_due()) is not None:
+        self._cost = self._new if self.level >= 2 else _OLD
+        self._left = self._cost["left_over"]
+        self._match_left_over()
+        while self._left > 0 and (timer := self._first_due()) is not None:
+            self._left -= self._cost["timer"]
             self._fire(*timer)
+        self._close_sessions()
+        self._left += self._cost["entry"] - self._cost["commands"] - self._cost["left_over"]
         if data:
             self._payload(msgspec.msgpack.decode(data))
+            self._close_sessions()
         self._forget_tubes()
         return self._answers
+
+    @property
+    def has_left_over(self) -> bool:
+        """Whether the next entry has something to do before its commands, without any time passing."""
+        return bool(self.closing or self.unmatched or self._first_due() is not None)
 
     def _payload(self, payload: list[Any]) -> None:
         match payload:
             case [tag, node, incarnation] if tag == OPEN_GATEWAY:
                 row = self.gateways.get(node)
                 if row is None or incarnation > row[0]:
-                    self._close_all(node)
+                    self._close_gateway(node)
                     self.gateways[node] = [incarnation, True, 0]
             case [tag, node, incarnation] if tag == CLOSE_GATEWAY:
                 row = self.gateways.get(node)
                 if row is not None and row[0] == incarnation and row[1]:
                     row[1] = False
-                    self._close_all(node)
+                    self._close_gateway(node)
             case [tag, node, incarnation, seq, commands] if tag == BATCH:
                 row = self.gateways.get(node)
                 if row is not None and row[1] and row[0] == incarnation and seq == row[2] + 1:
@@ -126,21 +160,30 @@ class Model:
         for table in (self.pauses, self.puts, self.deletes):
             for name in table.keys() - self.tubes():
                 del table[name]
+        self.unmatched = [name for name in self.unmatched if name in self.tubes()]
 
     def _first_due(self) -> tuple[int, int, Any] | None:
-        due: list[tuple[int, int, Any]] = []
+        return next((timer for timer in self.timers() if timer[0] <= self.now_ms), None)
+
+    def timers(self) -> list[tuple[int, int, Any]]:
+        """All that may fire, in order."""
+        found: list[tuple[int, int, Any]] = list(self._silent)
         for job in self.jobs.values():
-            if job["state"] in ("delayed", "reserved") and job["deadline"] <= self.now_ms:
-                due.append((job["deadline"], 0 if job["state"] == "delayed" else 2, job["id"]))
-        due += [(until, 1, name) for name, until in self.pauses.items() if until <= self.now_ms]
-        for key, session in self.sessions.items():
-            if session["wait"]:
-                if session["wait"][1] is not None and session["wait"][1] <= self.now_ms:
-                    due.append((session["wait"][1], 4, key))
-                soon = self._soon(key)
-                if soon is not None and soon <= self.now_ms:
-                    due.append((soon, 3, key))
-        return min(due, default=None)
+            if job["state"] in ("delayed", "reserved"):
+                found.append((job["deadline"], 0 if job["state"] == "delayed" else 2, job["id"]))
+        found += [(until, 1, name) for name, until in self.pauses.items()]
+        for session in self.sessions.values():
+            found += self._timers_of(session)
+        return sorted(found)
+
+    @staticmethod
+    def _timers_of(session: dict[str, Any]) -> list[tuple[int, int, tuple[int, int, int]]]:
+        """Of one that waits: when its reserve times out, and when it is warned, as far as that was known when last looked."""
+        if not session["wait"]:
+            return []
+        who = (*session["key"], session["incarnation"])
+        timers = [] if session["wait"][1] is None else [(session["wait"][1], 4, who)]
+        return timers if session["warn"] is None else [*timers, (session["warn"], 3, who)]
 
     def _fire(self, due: int, kind: int, what: Any) -> None:
         if kind == 0:
@@ -152,44 +195,97 @@ class Model:
             self.jobs[what]["timeouts"] += 1
             self.timeouts += 1
             self._ready(self.jobs[what])
+        elif (due, kind, what) in self._silent:
+            self._silent.remove((due, kind, what))
         else:
-            self._end_wait(what, [TIMED_OUT if kind == 4 else DEADLINE_SOON])
+            key = what[:2]
+            soon = self._soon(key)
+            if kind == 3 and soon != due:
+                self.sessions[key]["warn"] = soon  # what it held was touched or taken meanwhile
+            else:
+                self._end_wait(self.sessions[key], [TIMED_OUT if kind == 4 else DEADLINE_SOON])
 
     def _ready(self, job: dict[str, Any]) -> None:
         job["state"] = "ready"
         self._match(job["tube"])
 
+    def _is_held_back(self, tube: str) -> bool:
+        return tube in self.pauses or tube in self.unmatched
+
     def _match(self, tube: str) -> None:
-        while tube not in self.pauses:
+        while not self._is_held_back(tube):
             ready, waiters = self.in_state("ready", tube), self.waiters(tube)
             if not ready or not waiters:
                 return
-            self._end_wait(waiters[0], self._grant(waiters[0], min(ready, key=_urgency)))
+            if self._left <= 0 and self._cost["granted"]:
+                self.unmatched.append(tube)
+                return
+            if waiters[0] in self.closing:
+                self._detach(waiters[0])
+                continue
+            self._end_wait(waiters[0], lambda key=waiters[0]["key"]: self._grant(key, min(ready, key=_urgency)))
+
+    def _match_left_over(self) -> None:
+        while self.unmatched and self._left > 0:
+            self._match(self.unmatched.pop(0))
 
     def _answer(self, key: Key, command: list[Any], reply: list[Any]) -> None:
         self._answers.append((*key, reply))
         self.answered.append(command)
 
-    def _end_wait(self, key: Key, reply: list[Any]) -> None:
-        *_, command = self.sessions[key]["wait"]
-        self.sessions[key]["wait"] = None
-        self._answer(key, command, reply)
+    def _end_wait(self, session: dict[str, Any], reply: Any = None) -> None:
+        """`reply`, or what gives it once the wait is over; none for a session that is gone."""
+        self._left -= len(session["watched"]) * self._cost["tube"]
+        *_, command = session["wait"]
+        session["wait"] = session["warn"] = None
+        if reply is not None:
+            self._answer(session["key"], command, reply() if callable(reply) else reply)
 
     def _grant(self, key: Key, job: dict[str, Any]) -> list[Any]:
+        self._left -= self._cost["granted"]
         self.last_token += 1
         job |= {"state": "reserved", "holder": key, "token": self.last_token, "deadline": self.now_ms + job["ttr"]}
         job["reserves"] += 1
         return [RESERVED, job["id"], job["body"], self.last_token]
 
-    def _close_all(self, node: int) -> None:
-        keys = [key for key in self.sessions if key[0] == node]
-        gone = [self._held_by(key) for key in keys]
-        for key in keys:  # nobody of them may be given what another of them held
-            del self.sessions[key]
+    def _close_gateway(self, node: int) -> None:
+        gone = [self.sessions.pop(key) for key in list(self.sessions) if key[0] == node]
+        for session in gone:  # nobody of them may be given what another of them held
+            self._close(session)
+        if self._cost is _OLD:
+            for session in gone:
+                self._detach(session)
+
+    def _close(self, session: dict[str, Any]) -> None:
+        held = self.held_by(session["key"])
+        session["held"] = [(job, job["token"]) for job in held]
+        for job in held:
+            job["holder"] = None  # no session of this key is it any more
+        self._silent += self._timers_of(session)
+        self.closing.append(session)
+
+    def _close_sessions(self) -> None:
+        while self.closing and self._left > 0:
+            session = self.closing[0]
+            if session["watched"]:
+                self._detach(session)
+            elif session["held"]:
+                self._left -= self._cost["given_back"]
+                job, token = session["held"].pop(0)
+                if self.jobs.get(job["id"]) is job and job["state"] == "reserved" and job["token"] == token:
+                    self._ready(job)
+            else:
+                self._left -= self._cost["closed"]
+                self.closing.pop(0)
+
+    def _detach(self, session: dict[str, Any]) -> None:
+        if session["wait"]:
+            who = (*session["key"], session["incarnation"])
+            self._silent = [timer for timer in self._silent if timer[2] != who]
+            self._end_wait(session)
+        self._left -= len(session["watched"]) * self._cost["tube"]
+        session["watched"], session["used"] = [], "default"
         self._forget_tubes()
-        for held in gone:
-            for job in held:
-                self._ready(job)
 
     # -- commands -----------------------------------------------------------------------------
 
@@ -197,19 +293,25 @@ class Model:
         tag, number, *args = command
         key = (node, number)
         if tag in (CLOSE_SESSION, LEAVE):
-            held = self._held_by(key)
-            if tag == LEAVE:
-                for job in held:
-                    job["holder"] = None
-                held = []
-            if self.sessions.pop(key, None) is not None:
-                self._forget_tubes()
-                for job in held:
-                    self._ready(job)
+            session = self.sessions.pop(key, None)
+            if session is not None:
+                if tag == LEAVE:
+                    for job in self.held_by(key):
+                        job["holder"] = None
+                self._close(session)
+                if self._cost is _OLD:
+                    self._detach(session)
+                self._close_sessions()
             return
-        session = self.sessions.setdefault(key, {"used": "default", "watched": ["default"], "wait": None})
+        session = self.sessions.setdefault(
+            key,
+            {
+                **{"key": key, "incarnation": self.gateways[node][0], "used": "default", "watched": ["default"]},
+                **{"wait": None, "warn": None, "held": []},
+            },
+        )
         if session["wait"]:
-            self._end_wait(key, [TIMED_OUT])
+            self._end_wait(session, [TIMED_OUT])
             if [tag, *args[:1]] != [TOUCH, 0]:
                 self.passed.append((key, command))
         reply = _VERBS[tag](self, key, session, *args)
@@ -308,7 +410,8 @@ class Model:
         return [WATCHING, len(session["watched"])]
 
     def _reserve(self, key: Key, session: dict[str, Any], timeout_ms: int | None) -> list[Any] | None:
-        ready = [job for job in self.in_state("ready") if job["tube"] in session["watched"] and job["tube"] not in self.pauses]
+        watched = [tube for tube in session["watched"] if not self._is_held_back(tube)]
+        ready = [job for job in self.in_state("ready") if job["tube"] in watched]
         if ready:
             return self._grant(key, min(ready, key=_urgency))
         soon = self._soon(key)
@@ -318,6 +421,7 @@ class Model:
             return [TIMED_OUT]
         self._order += 1
         session["wait"] = (self._order, None if timeout_ms is None else self.now_ms + timeout_ms, [RESERVE, timeout_ms])
+        session["warn"] = soon
         return None
 
     def _reserve_job(self, key: Key, session: dict[str, Any], id: int) -> list[Any]:
@@ -366,18 +470,26 @@ class Model:
     def _kick(self, key: Key, session: dict[str, Any], count: int) -> list[Any]:
         buried = sorted(self.in_state("buried", session["used"]), key=lambda job: int(job["buried"]))
         delayed = sorted(self.in_state("delayed", session["used"]), key=lambda job: (job["deadline"], job["id"]))
-        kicked = (buried or delayed)[: max(0, min(count, _MOST_KICKED))]
-        for job in kicked:
-            job["kicks"] += 1
-            self._ready(job)
-        return [KICKED, len(kicked)]
+        kicked = 0
+        for job in (buried or delayed)[: max(0, min(count, _MOST_KICKED))]:
+            if not kicked:
+                self._left += self._cost["kicked"]  # one is always kicked
+            elif self._left <= 0 and self._cost["kicked"]:
+                break
+            self._kick_one(job)
+            kicked += 1
+        return [KICKED, kicked]
+
+    def _kick_one(self, job: dict[str, Any]) -> None:
+        self._left -= self._cost["kicked"]
+        job["kicks"] += 1
+        self._ready(job)
 
     def _kick_job(self, key: Key, session: dict[str, Any], id: int) -> list[Any]:
         job = self.jobs.get(id)
         if job is None or job["state"] not in ("buried", "delayed"):
             return [NOT_FOUND]
-        job["kicks"] += 1
-        self._ready(job)
+        self._kick_one(job)
         return [KICKED, None]
 
     def _pause_tube(self, key: Key, session: dict[str, Any], tube: str, pause_ms: int) -> list[Any]:

@@ -11,8 +11,9 @@ import pytest
 from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs import replies as r
+from raftd.jobs.budget import COSTS, COSTS_BEFORE_LEVEL_2
 from raftd.jobs.machine import StateMachine
-from raftd.limits import KEY_WINDOW_MS, KEYS_FORGOTTEN, TIMERS_PER_ENTRY, WATCHED_TUBES
+from raftd.limits import KEY_WINDOW_MS, KEYS_FORGOTTEN, WATCHED_TUBES
 
 NOW = 1_700_000_000_000
 
@@ -20,8 +21,9 @@ NOW = 1_700_000_000_000
 class Queue:
     """A machine with one gateway; `do` applies a batch of commands and gives what was answered."""
 
-    def __init__(self) -> None:
+    def __init__(self, level: int = c.FEATURE_LEVEL) -> None:
         self.machine = StateMachine()
+        self.machine.level = level
         self.now = NOW
         self.seq = 0
         self.entry(c.OpenGateway(1, 1))
@@ -205,34 +207,36 @@ def test_timers_at_one_stamp_fire_in_order_of_due_kind_and_id():
     ]
 
 
-def test_timers_and_closings_per_entry_are_bounded_and_the_rest_stays_due():
-    queue = Queue()
-    extra = 10
-    queue.do(*[put(delay=1_000) for _ in range(TIMERS_PER_ENTRY + extra)])
+def test_before_level_2_timers_and_closings_are_bounded_by_number():
+    queue = Queue(level=1)
+    extra, most = 10, COSTS_BEFORE_LEVEL_2.entry
+    queue.do(*[put(delay=1_000) for _ in range(most + extra)])
     queue.later(1_000)
-    assert queue.machine.tubes["default"].ready.count == TIMERS_PER_ENTRY
+    assert len(queue.machine.tubes["default"].ready) == most
     assert queue.machine.next_due_ms() <= queue.now
     queue.later(0)
-    assert queue.machine.tubes["default"].ready.count == TIMERS_PER_ENTRY + extra
-    queue.do(*[c.Reserve(2, 0) for _ in range(TIMERS_PER_ENTRY + extra)])
+    assert len(queue.machine.tubes["default"].ready) == most + extra
+    queue.do(*[c.Reserve(2, 0) for _ in range(most + extra)])
     queue.do(c.CloseSession(2))
     assert queue.machine.tubes["default"].reserved == extra
     assert queue.machine.next_due_ms() <= queue.now
     queue.later(0)
     assert queue.machine.tubes["default"].reserved == 0
-    assert queue.machine.next_due_ms() == queue.machine.timers.next_due_ms()
+    assert queue.machine.next_due_ms() is None
 
 
-def test_cancelled_timers_are_rebuilt_away():
+def test_what_is_cancelled_leaves_nothing_behind():
     queue = Queue()
     queue.do(put())
     queue.do(c.Reserve(1, 0))
-    for _ in range(2_000):
+    for _ in range(50):
         queue.do(c.Touch(1, 1), later=1)
-    assert len(queue.machine.timers) < 200
-    for _ in range(1_000):
+    assert len(queue.machine.timers) == 1
+    for _ in range(50):
         queue.do(c.Release(1, 1, 5, 0), c.Reserve(1, 0))
-    assert len(queue.machine.tubes["default"].ready._heap) < 200
+    queue.do(c.Release(1, 1, 5, 0))
+    assert len(queue.machine.timers) == 0
+    assert list(queue.machine.tubes["default"].ready) == [(5, 1)]
 
 
 NO_PAYLOADS = {
@@ -258,7 +262,7 @@ def test_a_waiter_is_not_overtaken_when_a_pause_ends_among_too_many_timers():
     queue = Queue()
     queue.do(c.Use(1, "t"), c.PauseTube(1, "t", 1_000), put())
     queue.do(c.Watch(2, "t"), c.Ignore(2, "default"), c.Reserve(2, None))
-    queue.do(c.Use(1, "default"), *[put(delay=500) for _ in range(TIMERS_PER_ENTRY)])
+    queue.do(c.Use(1, "default"), *[put(delay=500) for _ in range(COSTS.left_over // COSTS.timer)])
     queue.now += 1_000
     # the same entry: its budget is used up by the delays before the pause is looked at
     assert queue.do(c.Watch(3, "t"), c.Ignore(3, "default"), c.Reserve(3, 0))[-1] == (3, r.TimedOut())
@@ -280,7 +284,7 @@ def test_a_paused_tube_that_goes_leaves_no_timer():
     queue.do(put(delay=1_000_000))
     for _ in range(1_000):
         queue.do(c.Use(1, "t"), c.PauseTube(1, "t", 4_000_000_000), c.Use(1, "default"))
-    assert len(queue.machine.timers) < 200
+    assert len(queue.machine.timers) == 1
 
 
 def test_a_session_watches_a_bounded_number_of_tubes():

@@ -5,6 +5,8 @@ Sessions, every verb, timers, waits, repeated and missing batches, gateways that
 
 from __future__ import annotations
 
+from unittest import mock
+
 import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -12,9 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from raftd.jobs import commands as c
 from raftd.jobs import queries
+from raftd.jobs.budget import COSTS
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import Loader, dump
-from raftd.sim.compare import describe_machine
+from raftd.sim.compare import describe_machine, describe_model
 from raftd.sim.model import Model
 
 NODES = (1, 2)
@@ -65,18 +68,26 @@ def restored(pieces: list[bytes]) -> StateMachine:
 
 
 class QueueLife(RuleBasedStateMachine):
+    costs = COSTS
+
     def __init__(self) -> None:
         super().__init__()
+        budgeted = mock.patch("raftd.jobs.machine.COSTS", self.costs)
+        budgeted.start()
+        self.undo = budgeted.stop
         self.machine = StateMachine()
         self.twin = StateMachine()  # the same entries on another node
         self.restored = StateMachine()  # a node that is started from a snapshot now and then
-        self.model = Model()
+        self.model = Model(msgspec.structs.asdict(self.costs))
         self.now = 1_000_000
         self.incarnations = dict.fromkeys(NODES, 1)
         self.seqs = dict.fromkeys(NODES, 0)
         self.last: dict[int, c.Batch] = {}
         for node in NODES:
             self.entry(c.OpenGateway(node, 1))
+
+    def teardown(self) -> None:
+        self.undo()
 
     def entry(self, payload: c.Payload | None, step: int = 0):
         self.now += step
@@ -99,12 +110,21 @@ class QueueLife(RuleBasedStateMachine):
         self.entry(None, step)
 
     @rule()
+    def all_nodes_know_level_2(self):
+        self.entry(c.Features(2))
+
+    @rule()
     def a_node_starts_from_a_snapshot(self):
         pieces = list(dump(self.machine))
         assert pieces == list(dump(self.restored))
         self.restored = restored(pieces)
         assert self.restored.digest() == self.machine.digest()
         assert describe_machine(self.restored) == describe_machine(self.machine)
+        self.describes()
+
+    def describes(self):
+        for ours, model in zip(describe_machine(self.machine), describe_model(self.model), strict=True):
+            assert ours == model
 
     @rule(node=st.sampled_from(NODES), step=steps)
     def a_batch_comes_again(self, node, step):
@@ -154,8 +174,9 @@ class QueueLife(RuleBasedStateMachine):
                 assert got[f"current-jobs-{state}"] == len(self.model.in_state(state, name)), (name, state)
             assert got["current-jobs-urgent"] == sum(job["pri"] < 1024 for job in self.model.in_state("ready", name))
             assert got["current-waiting"] == len(self.model.waiters(name))
-            assert got["current-using"] == sum(session["used"] == name for session in self.model.sessions.values())
-            assert got["current-watching"] == sum(name in session["watched"] for session in self.model.sessions.values())
+            sessions = [*self.model.sessions.values(), *self.model.closing]
+            assert got["current-using"] == sum(session["used"] == name and bool(session["watched"]) for session in sessions)
+            assert got["current-watching"] == sum(name in session["watched"] for session in sessions)
             assert got["total-jobs"] == self.model.puts.get(name, 0)
             assert got["cmd-delete"] == self.model.deletes.get(name, 0)
         for key, value in queries.job_counts(self.machine):
@@ -167,10 +188,17 @@ class QueueLife(RuleBasedStateMachine):
         assert (self.machine.total_jobs, self.machine.job_timeouts) == (self.model.total, self.model.timeouts)
 
     @invariant()
-    def the_next_timer_is_the_first_due(self):
+    def what_is_left_over_is_due(self):
         due = self.machine.next_due_ms()
-        assert due is None or due > self.now
+        assert (due is not None and due <= self.now) == self.model.has_left_over
 
 
+class SmallBudget(QueueLife):
+    """An entry ends after a few things: nearly everything is left over for the next."""
+
+    costs = msgspec.structs.replace(COSTS, entry=150, commands=50, left_over=50, tube=10)
+
+
+QueueLife.TestCase.settings = SmallBudget.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
 TestQueueLife = QueueLife.TestCase
-TestQueueLife.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestSmallBudget = SmallBudget.TestCase

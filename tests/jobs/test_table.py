@@ -13,7 +13,7 @@ from raftd.jobs.table import JobTable
 def test_it_does_what_a_dict_does():
     random = Random(1)
     table, plain = JobTable(), {}
-    tube = Tube("default", table)
+    tube = Tube("default")
     for _ in range(20_000):
         id = random.choice((random.randrange(1, 60), random.randrange(1, 1 << 20)))
         if random.random() < 0.6:
@@ -38,7 +38,7 @@ def test_it_does_what_a_dict_does():
 
 def test_new_jobs_stand_in_the_order_of_their_ids():
     table = JobTable()
-    tube = Tube("default", table)
+    tube = Tube("default")
     for id in range(1, 100_000):
         table[id] = Job(id, tube, 0, 0, 1, b"", 0)
     assert list(table) == list(range(1, 100_000))

@@ -195,12 +195,8 @@ class Api:
             tube = machine.tubes.get(name)
             if tube is None:
                 return "no-such-tube"
-            if state == "buried":
-                id = next(iter(tube.buried), None)
-            else:
-                least = (tube.ready if state == "ready" else tube.delayed).least()
-                id = least[1] if least is not None else None
-            return s.job_view(machine.jobs[id], now_ms) if id is not None else "no-such-job"
+            least = {"ready": tube.ready, "delayed": tube.delayed, "buried": tube.buried}[state].least()
+            return s.job_view(machine.jobs[least[1]], now_ms) if least is not None else "no-such-job"
 
         def answered(found: s.JobView | str) -> None:
             if isinstance(found, str):

@@ -86,7 +86,7 @@ class NodeCollector(Collector):
         waiting = GaugeMetricFamily("raftd_tube_waiting", "Clients that wait for a job of the tube.", labels=["tube"])
         by_tube = GaugeMetricFamily("raftd_tube_jobs", f"Jobs by tube: of the {METRIC_TUBES} that hold most.", labels=["tube", "state"])
         for tube in nlargest(METRIC_TUBES, machine.tubes.values(), key=lambda tube: tube.jobs):
-            ready, delayed = tube.ready.count, tube.delayed.count
+            ready, delayed = len(tube.ready), len(tube.delayed)
             for state, count in (("ready", ready), ("delayed", delayed), ("reserved", tube.reserved), ("buried", len(tube.buried))):
                 by_tube.add_metric([tube.name, state], count)
             waiting.add_metric([tube.name], len(tube.waiters))

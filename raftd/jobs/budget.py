@@ -1,0 +1,47 @@
+"""How much work an entry and a turn may be: the one place that says so.
+
+Work is counted in steps. One step is what a look at one item of a table costs, about 0.1 µs on a small virtual machine.
+Counting, not measuring, keeps every node at the same result: where an entry's budget ends is part of the replicated state.
+
+- Work that a batch asks for has at most `commands` steps, or is one command. The gateway that makes the batch sees to that.
+- All else that an entry does has at most `entry - commands` steps: timers that fire, sessions that are closed, jobs that are kicked or
+  given to waiting sessions. Of these, what earlier entries left over may use `left_over`. What does not fit is done by the next
+  entries; the leader appends them.
+- A turn of the node ends once it has used `TURN_STEPS`, in applying, reading and answering; the rest is done in the next turn.
+
+So the longest entry has `entry` steps and one operation. `tests/jobs/test_budget.py` has the attacks, `python -m tests.bench` the times.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Costs(msgspec.Struct, frozen=True):
+    """Steps. `tube` is for each tube of a watch list that is looked at, `job` for each of several that are put at once."""
+
+    entry: int
+    commands: int
+    left_over: int
+    command: int
+    timer: int
+    closed: int
+    given_back: int
+    granted: int
+    kicked: int
+    job: int
+    tube: int
+
+
+#: Feature level 2 and later. An operation is a heap of small things: 40 steps are 4 µs.
+COSTS = Costs(
+    entry=50_000, commands=20_000, left_over=15_000, command=40, timer=40, closed=40, given_back=40, granted=40, kicked=40, job=20, tube=1
+)
+
+#: Before: 4,096 timers or things given back by an entry, and no bound on what commands cause.
+COSTS_BEFORE_LEVEL_2 = Costs(
+    entry=4_096, commands=0, left_over=4_096, command=0, timer=1, closed=1, given_back=1, granted=0, kicked=0, job=0, tube=0
+)
+
+#: A turn of the node: about ten milliseconds, a fifth of the heartbeat interval.
+TURN_STEPS = 100_000
