@@ -11,35 +11,40 @@ Pure: it is told the time, and gives what is to be sent.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from raftd.histogram import COUNTS, LATENCIES, Histogram
+from raftd.jobs.budget import COSTS, LONG_ANSWER_STEPS, READ_ITEM_STEPS, READ_STEPS, SCANNED_STEPS, Turn
 from raftd.jobs.commands import (
     Batch,
     CloseSession,
     Command,
     Forward,
     ForwardRefused,
+    Kick,
     Leave,
     OpenGateway,
     Put,
     PutMany,
     Reserve,
     Touch,
+    Watch,
     decode_payload,
     encode_payload,
 )
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.queries import Query
-from raftd.jobs.replies import OutOfMemory, Reply
-from raftd.limits import BATCH_BYTES, BATCH_COMMANDS, GATEWAY_BYTES, GATEWAY_IN_FLIGHT, LOCAL_ANSWERS_PER_TURN
+from raftd.jobs.replies import OutOfMemory, Reply, Watching
+from raftd.limits import BATCH_BYTES, GATEWAY_BYTES, GATEWAY_IN_FLIGHT
 
 #: Called with the reply (or what a read gave) and the log index it belongs to.
 Done = Callable[[object, int], None]
 
 _NO_JOB = 0  # ids begin at 1: a command about it changes nothing
 _COMMAND_BYTES = 64  # what a command costs besides its body
+#: Steps that the commands of one batch ask for.
+BATCH_STEPS = COSTS.commands
 _RETRY_MS = 20  # after a refusal
 _LONGEST_RETRY_MS = 4_000
 
@@ -52,19 +57,40 @@ def _size(command: Command) -> int:
     return _COMMAND_BYTES
 
 
+def _steps(command: Command, watched: int) -> int:
+    """What `command` asks for of a session that watches at most `watched` tubes."""
+    if type(command) is Reserve:
+        return COSTS.command + 2 * watched * COSTS.tube
+    if type(command) is PutMany:
+        return COSTS.command + len(command.jobs) * COSTS.job
+    if type(command) is Kick:
+        return COSTS.command + COSTS.kicked
+    return COSTS.command
+
+
+def _looks_at_nothing_else(machine: StateMachine) -> int:
+    return 0
+
+
 class Read(NamedTuple):
-    """A linearizable read that a session waits for."""
+    """A linearizable read that a session waits for. `scanned` tells how many items the query looks at besides those that it gives."""
 
     session: Session
     query: Query
     done: Done
+    scanned: Callable[[StateMachine], int]
+
+    def steps(self, machine: StateMachine, result: object) -> int:
+        """What it has cost."""
+        items = len(result) if isinstance(result, list) else 0
+        return READ_STEPS + items * READ_ITEM_STEPS + self.scanned(machine) * SCANNED_STEPS
 
 
 class _Step(NamedTuple):
     """Something a client asked that could not start yet."""
 
     start: Callable[..., None]
-    what: object
+    what: Any
     done: Done
 
 
@@ -87,6 +113,8 @@ class Session:
         #: Commands that wait for a batch; and whether any ever got into one.
         self.queued: deque[Command] = deque()
         self.is_known = False
+        #: Tubes that it watches at most, as far as is known here.
+        self.watched = 1
         self._hurried = False
         self._held = False
         self._began = False  # a command was asked for
@@ -101,13 +129,13 @@ class Session:
         self._hold(_size(command))
         self._ask(_Step(Session._start_command, command, done))
 
-    def read(self, query: Query, done: Done) -> None:
-        """Run a linearizable query; `done` gets its result."""
-        self._ask(_Step(Session._start_read, query, done))
+    def read(self, query: Query, done: Done, scanned: Callable[[StateMachine], int] = _looks_at_nothing_else) -> None:
+        """Run a linearizable query; `done` gets its result. `scanned`: how many items it looks at besides those that it gives."""
+        self._ask(_Step(Session._start_read, (query, scanned), done))
 
-    def local(self, answer: Callable[[], object], done: Done) -> None:
-        """Call `answer` when its turn has come, without the cluster; `done` gets what it returns."""
-        self._ask(_Step(Session._start_local, answer, done))
+    def local(self, answer: Callable[[], object], done: Done, steps: int = LONG_ANSWER_STEPS) -> None:
+        """Call `answer` when its turn has come, without the cluster; `done` gets what it returns. `steps`: what that costs."""
+        self._ask(_Step(Session._start_local, (answer, steps), done))
 
     def introduce(self) -> None:
         """Let the session be in the state before its first read, as a connection that has said something is."""
@@ -176,7 +204,7 @@ class Session:
             start, what, done = self._steps[0]
             if self._unanswered and start is not Session._start_command:
                 return  # the answers to what came before go first, and go on here
-            if start is Session._start_local and not self._gateway.has_time(self):
+            if start is Session._start_local and not self._gateway.has_time(self, what[1]):
                 return
             self._steps.popleft()
             start(self, what, done)
@@ -193,20 +221,25 @@ class Session:
         """Into the next batch, past whatever waits."""
         self._unanswered.append((done, _size(command)))
         self.queued.append(command)
+        if type(command) is Watch:
+            self.watched += 1
         self._gateway.enqueue(self)
 
-    def _start_read(self, query: Query, done: Done) -> None:
+    def _start_read(self, what: tuple[Query, Callable[[StateMachine], int]], done: Done) -> None:
         self._blocked = True
-        self._gateway.reads.append(Read(self, query, done))
+        query, scanned = what
+        self._gateway.reads[self] = Read(self, query, done, scanned)
 
-    def _start_local(self, answer: Callable[[], object], done: Done) -> None:
-        done(answer(), 0)
+    def _start_local(self, what: tuple[Callable[[], object], int], done: Done) -> None:
+        done(what[0](), 0)
 
     def answered(self, reply: Reply, index: int) -> None:
         """The oldest unanswered command has its reply."""
         done, size = self._unanswered.popleft()
         self._hold(-size)
         self._blocked = self._blocked and bool(self._unanswered)
+        if type(reply) is Watching and not self._unanswered:
+            self.watched = reply.count
         done(reply, index)
         self._go_on()
 
@@ -227,12 +260,12 @@ class _Unapplied(NamedTuple):
 class Gateway:
     """One incarnation of a node as the carrier of its clients' commands, and then the next."""
 
-    def __init__(self, node: int, incarnation: int, timeout_ms: int) -> None:
-        """`timeout_ms`: how long to wait for progress before sending anew, at first."""
+    def __init__(self, node: int, incarnation: int, timeout_ms: int, turn: Turn) -> None:
+        """`timeout_ms`: how long to wait for progress before sending anew, at first. `turn`: what answers cost is spent from it."""
         self.node = node
         self.incarnation = incarnation
-        #: Reads that wait for a read index.
-        self.reads: list[Read] = []
+        #: Reads that wait for a read index: one of a session.
+        self.reads: dict[Session, Read] = {}
         self.sessions: dict[int, Session] = {}
         #: Of all commands of all sessions that are not answered.
         self.held_bytes = 0
@@ -242,7 +275,7 @@ class Gateway:
         self.commit_s = Histogram(LATENCIES)
         self.batch_commands = Histogram(COUNTS)
         self._tired: OrderedDict[Session, None] = OrderedDict()
-        self._local_left = LOCAL_ANSWERS_PER_TURN
+        self._turn = turn
         self._timeout_ms = timeout_ms
         self._next_session = 1
         self.is_closed = False
@@ -265,20 +298,20 @@ class Gateway:
 
     def begin_turn(self) -> bool:
         """Sessions whose local answers were too many for the last turn go on; whether some are left again."""
-        self._local_left = LOCAL_ANSWERS_PER_TURN
         for _ in range(len(self._tired)):
-            if self._local_left <= 0:
+            if self._turn.left <= 0:
                 break
             session, _ = self._tired.popitem(last=False)
             session.go_on()
         return bool(self._tired)
 
-    def has_time(self, session: Session) -> bool:
-        """Whether this turn has time for one more local answer; if not, `session` goes on in the next."""
-        self._local_left -= 1
-        if self._local_left < 0:
+    def has_time(self, session: Session, steps: int) -> bool:
+        """Whether this turn has time for one more local answer, of `steps`; if not, `session` goes on in the next."""
+        if self._turn.left <= 0:
             self._tired[session] = None
-        return self._local_left >= 0
+            return False
+        self._turn.spend(steps)
+        return True
 
     def refuses(self, command: Command) -> bool:
         """Whether it is a put that must be refused, certainly not applied. One with a key may have been applied before: the state machine
@@ -306,7 +339,7 @@ class Gateway:
         self.sessions.pop(session.number, None)
         self._waiting.pop(session, None)
         self._tired.pop(session, None)
-        self.reads = [read for read in self.reads if read.session is not session]
+        self.reads.pop(session, None)
         if session.is_known:
             self._closes.append(last_word or CloseSession(session.number))
 
@@ -339,13 +372,15 @@ class Gateway:
     def _make_batch(self, now_ms: int) -> None:
         """Sessions take turns; each gives all it has, in order, as far as the batch has room."""
         commands: list[Command] = []
-        while self._closes and len(commands) < BATCH_COMMANDS:
+        size = steps = 0
+        while self._closes and steps < BATCH_STEPS:
             commands.append(self._closes.popleft())
-        size = 0
-        while self._waiting and len(commands) < BATCH_COMMANDS:
+            steps += COSTS.command
+        while self._waiting:
             session = next(iter(self._waiting))
             more = _size(session.queued[0])
-            if commands and size + more > BATCH_BYTES:
+            steps += _steps(session.queued[0], session.watched)
+            if commands and (size + more > BATCH_BYTES or steps > BATCH_STEPS):
                 break
             size += more
             session.is_known = True
@@ -410,11 +445,15 @@ class Gateway:
                 session.abandon()
         self.resend()
 
+    def read_again(self, reads: Iterable[Read]) -> None:
+        """Nobody has answered the read index of these."""
+        self.reads.update((read.session, read) for read in reads if read.session.number in self.sessions)
+
     def _abandon(self) -> None:
         """The cluster closed this gateway. What its clients asked may or may not have happened: they are told."""
         sessions = list(self.sessions.values())
         self.sessions = {}
-        self.reads = []
+        self.reads = {}
         self._reset()
         for session in sessions:
             session.abandon()

@@ -117,9 +117,8 @@ FRAME_BYTES = MAX_JOB_BYTES_CEILING + (1 << 20)
 #: message would hold up the heartbeat behind it.
 APPEND_BYTES = 1 << 20
 
-#: Commands of one gateway batch, in bytes and in number: this many, or one command.
+#: Commands of one gateway batch, in bytes: this many, or one command. How many there may be: `jobs/budget.py`.
 BATCH_BYTES = 512 << 10
-BATCH_COMMANDS = 4_096
 
 #: Proposals of a leader that are not yet committed, in bytes. Beyond it batches are refused and come again.
 UNCOMMITTED_BYTES = 64 << 20
@@ -218,9 +217,6 @@ WINDOW_BYTES = 16 << 20
 #: only makes the batches smaller.
 GATEWAY_IN_FLIGHT = 4
 
-#: Timers fired, or reservations and sessions given back, while one entry is applied. The rest stays
-#: due, so that no entry holds up the reactor.
-TIMERS_PER_ENTRY = 4_096
 
 #: A node that is so many entries behind what it knows to be committed is not ready.
 READY_LAG_ENTRIES = 10_000
@@ -269,15 +265,7 @@ RECENT_EVENTS = 65_536
 #: Tubes that one session may watch. A reserve looks at each of them, on every node.
 WATCHED_TUBES = 1_024
 
-#: What a node answers from its own state in one turn: so many lines that need no command, and reads of so much weight (one,
-#: and one more for every 16 items of a list).
-LOCAL_ANSWERS_PER_TURN = 1_024
-READ_WEIGHT_PER_TURN = 512
-
-#: And no longer than this (milliseconds), whatever they weigh; one read alone may be longer.
-READ_TURN_MS = 10
-
-#: Jobs that one kick moves at most. The answer says how many it were; ask again for more.
+#: Jobs that one kick moves at most, and no more than its entry has budget for. The answer says how many; ask again for more.
 KICKED_JOBS = 4_096
 
 #: Committed entries applied at a time, in number and in bytes, or one entry if that is larger. A turn does so four times at most, and

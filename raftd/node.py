@@ -24,10 +24,11 @@ from raftd.errors import CorruptionError, NotLeader, Overloaded, TooOld
 from raftd.gateway import Gateway, Read, Session
 from raftd.histogram import Histogram
 from raftd.housekeeping import Housekeeping
+from raftd.jobs.budget import Turn
 from raftd.jobs.commands import FEATURE_LEVEL, Forward, ForwardRefused, Settings
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import load
-from raftd.limits import APPLY_BYTES, DISK_LOW_BYTES, PEER_STRANGERS, READ_TURN_MS, READ_WEIGHT_PER_TURN, ROOM_TICKS, TICK_MS
+from raftd.limits import APPLY_BYTES, DISK_LOW_BYTES, PEER_STRANGERS, ROOM_TICKS, TICK_MS
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
 from raftd.raft.membership import decode
@@ -133,7 +134,9 @@ class Node:
             max(1, config.election_timeout_ms // TICK_MS),
             max(1, config.heartbeat_ms // TICK_MS),
         )
-        self.gateway = Gateway(config.node, identity.incarnation, 2 * config.election_timeout_ms)
+        #: What is left of this turn; how much work there was so far.
+        self.turn = Turn()
+        self.gateway = Gateway(config.node, identity.incarnation, 2 * config.election_timeout_ms, self.turn)
         self._clock = clock
         self._wall_s = wall_s
         self._transport = transport
@@ -149,8 +152,6 @@ class Node:
         # reads
         self._read_rounds: dict[int, _ReadRound] = {}
         self._reads_ready: list[tuple[int, int, int, list[Read]]] = []  # (index, number, clock_ms, reads), a heap
-        self._read_weight_left = READ_WEIGHT_PER_TURN
-        self._reads_until_s = 0.0
         self._read_number = identity.incarnation << 32  # no answer to an earlier process fits
         # leading
         self._refused: dict[int, tuple[int, int]] = {}  # node -> (incarnation, attempt) of which no more is proposed
@@ -361,7 +362,7 @@ class Node:
         self._compaction.look_at_room()
         late = [number for number, asked in self._read_rounds.items() if now_ms - asked.asked_ms > 2 * self.config.election_timeout_ms]
         for number in late:
-            self.gateway.reads += self._read_rounds.pop(number).reads
+            self.gateway.read_again(self._read_rounds.pop(number).reads)
         self._turn()
 
     def _measured(self) -> None:
@@ -388,10 +389,9 @@ class Node:
         self._awake = False
         self._in_turn = True
         now_ms = self._at()
+        self.turn.begin()
         if self.gateway.begin_turn():
             self.wake()
-        self._read_weight_left = READ_WEIGHT_PER_TURN
-        self._reads_until_s = self._clock.seconds() + READ_TURN_MS / 1000
         applied_bytes = 0
         for _ in range(_ROUNDS_PER_TURN):
             self._follow_route()
@@ -403,7 +403,7 @@ class Node:
             if not ready.apply and not ready.reads:
                 break
             applied_bytes += sum(entry.size_bytes for entry in ready.apply)
-            if applied_bytes >= APPLY_BYTES:  # the next may be as large: four of those are a pause
+            if applied_bytes >= APPLY_BYTES or self.turn.left <= 0:  # the next may be as large: four of those are a pause
                 self.wake()
                 break
         else:
@@ -470,12 +470,18 @@ class Node:
     def _apply(self, entries: list[Entry]) -> None:
         machine, gateway, node = self.machine, self.gateway, self.config.node
         concerned: set[int] = set()
+        applied = 0
         for entry in entries:
+            if self.turn.left <= 0:
+                break  # the rest in the next turn
+            applied += 1
+            steps = machine.steps
             # Replaying the log after a restart gives the answers of earlier incarnations too: not ours to give.
             is_own = self._owns_its_row
             if entry.kind is EntryKind.CONFIG and not self._store.identity.cluster_id:
                 self._store.remember(self.wake, cluster_id=decode(entry.data).cluster_id)
             effects = machine.apply(entry.index, entry.time_ms, entry.data if entry.kind is EntryKind.BATCH else b"")
+            self.turn.spend(machine.steps - steps)
             self._check_level()
             concerned |= effects.owners
             for owner, number, reply in effects.answers:
@@ -485,10 +491,11 @@ class Node:
                     session.answered(reply, entry.index)
             if node in effects.gaps:
                 gateway.resend()
+        self.raft.applied(machine.applied_index)
         if self.raft.is_leader:
             self.raft.notify_commit(concerned - {node})
         self._heed_room()
-        self._compaction.applied(entries)
+        self._compaction.applied(entries[:applied])
         if node in concerned:
             gateway.applied(machine, self.raft.now_ms)
             if gateway.is_closed:
@@ -558,7 +565,7 @@ class Node:
         if route is not None:
             self.gateway.resend()
             for round_ in self._read_rounds.values():
-                self.gateway.reads += round_.reads
+                self.gateway.read_again(round_.reads)
             self._read_rounds.clear()
 
     def _send_forwards(self, now_ms: int) -> None:
@@ -593,7 +600,8 @@ class Node:
         """All reads that wait share one round."""
         if not self.gateway.reads or self._route is None:
             return
-        reads, self.gateway.reads = self.gateway.reads, []
+        reads = list(self.gateway.reads.values())
+        self.gateway.reads.clear()
         self._read_number += 1
         self._read_rounds[self._read_number] = _ReadRound(reads, now_ms, self._route)
         self.raft.read_index(self._read_number)
@@ -608,13 +616,11 @@ class Node:
             at_index = max(index, self.machine.applied_index)
             is_own = self._owns_its_row
             for place, read in enumerate(reads):
-                if (
-                    self._read_weight_left <= 0 or self._clock.seconds() >= self._reads_until_s
-                ):  # the rest in the next turn, by a state that is newer or the same
+                if self.turn.left <= 0:  # the rest in the next turn, by a state that is newer or the same
                     heappush(self._reads_ready, (index, context, clock_ms, reads[place:]))
                     self.wake()
                     return
                 number = read.session.number if is_own else 0  # until then no session of this process is in the state
                 result = read.query(self.machine, now_ms, self.config.node, number)
-                self._read_weight_left -= 1 + (len(result) // 16 if isinstance(result, list) else 0)
+                self.turn.spend(read.steps(self.machine, result))
                 read.session.read_answered(read, result, at_index)

@@ -200,7 +200,7 @@ def test_a_thousand_timers_cost_a_hundred_entries():
     cluster.run(500)
     before = cluster[cluster.leader].raft.log.last_index
     cluster.run(3_000)
-    assert cluster[1].machine.tubes["default"].ready.count == 1_000
+    assert len(cluster[1].machine.tubes["default"].ready) == 1_000
     assert cluster[cluster.leader].raft.log.last_index - before <= 110
 
 

@@ -45,3 +45,30 @@ COSTS_BEFORE_LEVEL_2 = Costs(
 
 #: A turn of the node: about ten milliseconds, a fifth of the heartbeat interval.
 TURN_STEPS = 100_000
+
+
+#: An answer of the node itself that is more than a line, like `stats`.
+LONG_ANSWER_STEPS = 600
+
+#: A read, with its answer; each item of a list that it gives; and each item that it looks at beside those.
+READ_STEPS = 200
+READ_ITEM_STEPS = 12
+SCANNED_STEPS = 2
+
+
+class Turn:
+    """What is left of a turn of the node. All that works in it spends from here."""
+
+    __slots__ = ("left", "used")
+
+    def __init__(self) -> None:
+        self.left = TURN_STEPS
+        #: In all turns so far.
+        self.used = 0
+
+    def begin(self) -> None:
+        self.left = TURN_STEPS
+
+    def spend(self, steps: int) -> None:
+        self.left -= steps
+        self.used += steps

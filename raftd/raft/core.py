@@ -272,6 +272,11 @@ class Raft:
         else:
             raise NotLeader(0)
 
+    def applied(self, index: int) -> None:
+        """All entries up to `index`, which `ready` gave to be applied, are."""
+        self.log.applied(index)
+        self.membership.applied(index)
+
     def notify_commit(self, nodes: Iterable[int]) -> None:
         """Tell these followers the commit index at once, not with the next heartbeat."""
         if self.replication is not None:
@@ -356,7 +361,6 @@ class Raft:
                 self._become(Role.FOLLOWER, 0, "it is no member any more")
         persist = self._collect_persist()
         apply = [] if self.is_installing else self.log.next_to_apply(APPLY_ENTRIES, APPLY_BYTES)
-        self.membership.applied(self.log.applied_index)
         ready = Ready(
             send_now=self._send_now,
             persist=persist,

@@ -176,14 +176,18 @@ class Log:
         return True
 
     def next_to_apply(self, count: int, size_bytes: int) -> list[Entry]:
-        """Committed entries not applied yet, a bounded slice of them; they count as applied now."""
+        """Committed entries that are not applied yet, a bounded slice of them; `applied` tells how far it came."""
         last = min(self.commit_index, self.applied_index + count)
-        entries = list(self.limited(self.applied_index + 1, last, size_bytes))
-        self.applied_index += len(entries)
-        self._applied_bytes += sum(entry.size_bytes for entry in entries)
+        return list(self.limited(self.applied_index + 1, last, size_bytes))
+
+    def applied(self, index: int) -> None:
+        """All entries up to `index`, which are committed, are applied."""
+        if not self.applied_index <= index <= self.commit_index:
+            raise AssertionError(f"entry {index} cannot be applied: {self.applied_index} is, {self.commit_index} is committed")
+        self._applied_bytes += sum(entry.size_bytes for entry in self.slice(self.applied_index + 1, index))
+        self.applied_index = index
         if self._applied_bytes > 2 * LOG_MEMORY_BYTES:
             self._forget()
-        return entries
 
     def _forget(self) -> None:
         """Applied entries leave memory, but for the newest, which followers ask for; none that is not on the disk yet."""

@@ -88,7 +88,8 @@ class Ready(msgspec.Struct):
     2. `persist` goes to the storage; when it is durable, `raft.persisted(number)` is called.
     3. `send_after_persist` leaves when persist number `after` is durable (0: nothing to wait for).
     4. `apply` is applied in order; `reads` are finished. Both may happen before 2 is durable.
-    5. Applying is done in slices: while `apply` was not empty, ready() may have more to give.
+    5. Applying is done in slices: `raft.applied` tells how far it came, which may be less than all of `apply`, before ready() is
+       called again. While `apply` was not empty, ready() may have more to give.
     6. `fetches` are read from the disk, whenever that is convenient. Nothing else waits for them.
     7. `chunks` of a snapshot (from whom, what) are kept; `raft.chunk_kept` tells how much there is. Once it is whole and
        sound: `raft.begin_install`, then, with its state loaded and the file durable, `raft.installed`.

@@ -127,7 +127,7 @@ LIMITS: dict[str, tuple[int, ...]] = {
     "raftd.raft.core.APPLY_ENTRIES": (1, 8),
     "raftd.raft.progress.WINDOW_MESSAGES": (1, 3),
     "raftd.raft.core.UNCOMMITTED_BYTES": (2_000,),
-    "raftd.gateway.BATCH_COMMANDS": (1, 4),
+    "raftd.gateway.BATCH_STEPS": (1, 160),
     "raftd.gateway.GATEWAY_IN_FLIGHT": (1, 2),
     "raftd.gateway.GATEWAY_BYTES": (1_000,),
 }

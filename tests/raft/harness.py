@@ -78,6 +78,9 @@ class Peer:
         while progressed:
             ready = self.raft.ready()
             progressed = bool(ready.apply or ready.fetches or ready.chunks)
+            self.applied += ready.apply
+            if ready.apply:
+                self.raft.applied(ready.apply[-1].index)
             for fetch in ready.fetches:
                 if type(fetch) is EntriesFetch:
                     self.raft.replication.entries_fetched(fetch, [entry for entry in self.disk.entries if entry.index >= fetch.first])
@@ -92,7 +95,6 @@ class Peer:
                 progressed = True
             if ready.send_after_persist:
                 self.held.append((ready.after, ready.send_after_persist))
-            self.applied += ready.apply
             self.reads += ready.reads
             self.reasons += [change.reason for change in ready.changes]
             while self.writes and not self.stalled:

@@ -284,7 +284,7 @@ def test_entries_that_were_replaced_are_not_taken_from_the_disk():
     stale = entries(1, 1, 1)
     win(peer)
     log.commit_to(3)
-    log.next_to_apply(3, 1_000)
+    log.applied(log.next_to_apply(3, 1_000)[-1].index)
     log._drop(3)
     peer.raft.step(2, AppendEntriesReply(peer.raft.term, False, 3, 0, 0, 0, 1, False))
     ready = peer.raft.ready()
@@ -298,7 +298,7 @@ def test_entries_that_were_replaced_are_not_taken_from_the_disk():
 def test_a_purged_log_still_knows_the_terms_behind_it():
     log = Log(entries(1, 1, 2, 2, 5, 5))
     log.commit_to(6)
-    log.next_to_apply(6, 10_000)
+    log.applied(log.next_to_apply(6, 10_000)[-1].index)
     log.purge(3)
     assert [log.term_at(index) for index in range(2, 8)] == [None, 2, 2, 5, 5, None]
     assert [log.last_with_term_at_most(term, 6) for term in (0, 1, 2, 4, 5)] == [3, 3, 4, 4, 6]
