@@ -13,6 +13,7 @@ from zlib import crc32
 import msgspec
 
 from raftd.errors import CorruptionError
+from raftd.jobs.budget import Costs
 from raftd.jobs.commands import Forward
 from raftd.jobs.machine import Effects, StateMachine
 from raftd.raft.membership import decode
@@ -43,6 +44,10 @@ _LOOK_AT_DISK = 50
 #: Monotonic clocks differ by 2 % at most; and what rounding may add up to.
 _FASTEST_CLOCK = 1.02
 _CLOCK_SLACK_MS = 500
+#: One operation that begins within the budget of an entry: so many commands' worth, and tubes that are looked at.
+_LONGEST = 4
+_MOST_WATCHED = 4 * 12
+_TURN_SLACK = 2_000
 
 
 class Violation(AssertionError):
@@ -111,9 +116,10 @@ class _Life:
 
 
 class Checks:
-    def __init__(self, disks: dict[int, Disk], voters: Collection[int], election_ticks: int) -> None:
+    def __init__(self, disks: dict[int, Disk], voters: Collection[int], election_ticks: int, costs: Costs) -> None:
         self.committed: list[Entry] = []
-        self.model = Model()
+        self.costs = costs
+        self.model = Model(msgspec.structs.asdict(costs))
         #: The greatest index of which a client was told.
         self.acknowledged = 0
         self._election_ticks = election_ticks
@@ -209,6 +215,12 @@ class Checks:
     def stepped(self, process: Process) -> None:
         life = self._lives[process]
         raft = process.node.raft
+        used = -process.node.turn.left
+        _require(
+            process.node.machine.level < 2 or used <= 2 * self.costs.entry + _TURN_SLACK,
+            "cost",
+            f"a turn of node {process.node_id} takes {used} steps too many",
+        )
         log = raft.log
         entries = life.entries
         in_memory = log.last_index > log.forgotten_index
@@ -467,7 +479,11 @@ class Checks:
                 f"node {process.node_id} applies another entry {index} than was committed",
             )
             life.applied = index
+            steps = machine.steps
             effects = apply(index, time_ms, data)
+            steps = machine.steps - steps
+            most = self.costs.entry + _LONGEST * self.costs.command + _MOST_WATCHED * self.costs.tube
+            _require(machine.level < 2 or steps <= most, "cost", f"entry {index} takes {steps} steps on node {process.node_id}")
             answers = [msgspec.msgpack.encode(answer) for answer in effects.answers]
             if answers != self._answers[index - 1]:
                 ours = [msgspec.msgpack.decode(answer) for answer in answers]

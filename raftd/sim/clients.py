@@ -13,6 +13,7 @@ from raftd.gateway import Session
 from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs import replies as r
+from raftd.jobs.machine import StateMachine
 from raftd.jobs.model import Job
 from raftd.sim.checks import Checks, Violation
 from raftd.sim.history import Call
@@ -21,6 +22,27 @@ from raftd.sim.process import Process
 _DELAYS_MS = (1, 200, 1_000, 3_000)
 _TTRS_MS = (1, 1_500, 4_000, 60_000)
 _WAITS_MS = (0, 0, 300, 1_000, 3_000)
+
+
+_QUERIES: dict[str, Callable[..., queries.Query]] = {
+    "peek": queries.peek,
+    "stats-job": queries.stats_job,
+    "stats-tube": queries.stats_tube,
+    "peek-ready": lambda: queries.peek_ready,
+    "peek-delayed": lambda: queries.peek_delayed,
+    "peek-buried": lambda: queries.peek_buried,
+    "list-tubes": lambda: queries.list_tubes,
+    "list-tubes-watched": lambda: queries.list_tubes_watched,
+    "list-tube-used": lambda: queries.list_tube_used,
+    "list-topics": lambda: queries.list_topics,
+}
+
+
+def _plain(found: object) -> Any:
+    """What a read gave, as the model says it."""
+    if isinstance(found, Job):
+        return found.body
+    return [list(row) if isinstance(row, tuple) else row for row in found] if isinstance(found, list) else found
 
 
 class World(Protocol):
@@ -75,7 +97,12 @@ class SimClient:
         if connection is None or len(self.pending) >= self._pipeline:
             return
         if verb == "peek":
-            self._read(connection, self._job(numbers[1]))
+            self._read(connection, ["peek", self._job(numbers[1])])
+        elif verb == "read":
+            self._read(connection, self._question(numbers))
+        elif verb == "hostile":
+            for command in self._hostile(connection.session.number, numbers):
+                self._submit(connection, command)
         else:
             self._submit(connection, self._command(verb, connection.session.number, numbers))
 
@@ -196,13 +223,64 @@ class SimClient:
         done = self._done(connection, call, lambda reply: msgspec.msgpack.decode(msgspec.msgpack.encode(reply)))
         connection.ask(lambda session: session.submit(command, done))
 
-    def _read(self, connection: _Connection, job: int) -> None:
-        call = self._begin(connection, ["peek", job])
-        done = self._done(connection, call, lambda found: found.body if isinstance(found, Job) else None)
+    def _question(self, numbers: tuple[int, ...]) -> list[Any]:
+        """Any query that there is; half of them about what changes with every job."""
+        _, one, two, three = numbers
+        tube = f"tube{one % self._tubes}" if three % 3 else "default"
+        job = self._job(one)
+        questions: list[list[Any]] = [["stats-tube", tube]] * 6 + [["stats-job", job]] * 2
+        questions += [["peek-ready"], ["peek-delayed"], ["peek-buried"], ["list-tubes"], ["list-tubes-watched"], ["list-tube-used"]]
+        questions += [["list-topics"], ["peek", job]]
+        return questions[two % len(questions)]
+
+    def _hostile(self, session: int, numbers: tuple[int, ...]) -> list[c.Command]:
+        """Commands that cost much for what they are, many at once: each pattern has stopped a node, or made it slow, on its own."""
+        _, one, two, three = numbers
+        count = 8 + three % 24
+        tube = f"tube{one % self._tubes}"
+        jobs = self._jobs[-count:]
+        match two % 6:
+            case 0:  # out and in again at the same priority
+                return [command for id in jobs for command in (c.ReserveJob(session, id), c.Release(session, id, None, 0))]
+            case 1:
+                return [c.Use(session, tube), *(self._put(session, numbers, 60_000) for _ in range(count)), *[c.Kick(session, 1_000_000)] * 4]
+            case 2:  # hold much, and ask for more
+                return [*[c.Reserve(session, 0)] * count, *[c.Touch(session, id) for id in jobs], *[c.Reserve(session, 0)] * 8]
+            case 3:
+                puts = [self._put(session, numbers, 1_000 + place) for place in range(count)]
+                return [*puts, *[c.Delete(session, id) for id in jobs]]
+            case 4:  # watch much, and wait
+                return [*[c.Watch(session, f"tube{place}") for place in range(8)], c.Reserve(session, 300)]
+            case _:
+                many = [c.NewJob(one % 3, 0, 1_500, b"one of many") for _ in range(count)]
+                return [c.PauseTube(session, tube, 500), c.PutMany(session, tube, many), c.PauseTube(session, tube, 0)]
+
+    def _begin(self, connection: _Connection, what: list[Any]) -> Call:
+        self._asked += 1
+        call = Call(what, self._world.now_us(), (connection.process.node_id, connection.session.number), connection=connection.number)
+        self.calls.append(call)
+        self.pending.append(call)
+        return call
+
+    def _submit(self, connection: _Connection, command: c.Command) -> None:
+        tag, _, *args = msgspec.msgpack.decode(msgspec.msgpack.encode(command))
+        call = self._begin(connection, [tag, *args])
+        done = self._done(connection, call, lambda reply: msgspec.msgpack.decode(msgspec.msgpack.encode(reply)))
+        connection.ask(lambda session: session.submit(command, done))
+
+    def _read(self, connection: _Connection, question: list[Any]) -> None:
+        call = self._begin(connection, question)
+        done = self._done(connection, call, lambda found: sorted(_plain(found)) if question == ["list-tubes"] else _plain(found))
+        name, *args = question
+        query = _QUERIES[name](*args)
+
+        def noted(machine: StateMachine, now_ms: int, node: int, session: int) -> object:
+            call.clock_ms = now_ms
+            return query(machine, now_ms, node, session)
 
         def read(session: Session) -> None:
             session.introduce()
-            session.read(queries.peek(job), done)
+            session.read(noted, done)
 
         connection.ask(read)
 

@@ -10,6 +10,7 @@ from random import Random
 
 import msgspec
 
+from raftd.jobs.budget import COSTS
 from raftd.jobs.commands import Settings
 from raftd.limits import ELECTION_TIMEOUT_MS, HEARTBEAT_MS, MAX_JOB_BYTES, SESSION_GRACE_MS, SNAPSHOT_LOG_BYTES
 from raftd.node import Node, NodeConfig
@@ -31,6 +32,7 @@ class SimCluster:
 
     def __init__(self, count: int, seed: int = 1, tell: Callable[[str], None] = lambda line: None) -> None:
         self.scheduler = Scheduler()
+        self.costs = COSTS
         self.tell = tell
         self.config = NodeConfig(
             0,

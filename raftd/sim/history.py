@@ -24,7 +24,7 @@ MOST_UNKNOWN = 0.2
 
 class Call(msgspec.Struct):
     """Something a client asked for. `what` is the command as it stands in the log without its session ([tag, …]), or for a
-    read ["peek", id]. Times count in any unit. Without an answer `answered` is None: it may have happened or not. `index` 0
+    read its name and arguments (["peek", id]). `clock_ms`: log time at a read. Times count in any unit. Without an answer `answered` is None: it may have happened or not. `index` 0
     with an answer: certainly not applied. `who` is (node, session) where known. Calls of one `connection` were asked in this
     order; `session` (node, incarnation, number) is filled in where the log tells whose it was."""
 
@@ -36,10 +36,11 @@ class Call(msgspec.Struct):
     answer: Any = None
     connection: int | None = None
     session: tuple[int, int, int] | None = None
+    clock_ms: int = 0
 
     @property
     def is_read(self) -> bool:
-        return bool(self.what[0] == "peek")
+        return isinstance(self.what[0], str)
 
 
 class LogEntry(msgspec.Struct, frozen=True):
@@ -66,8 +67,9 @@ def _key(value: Any) -> bytes:
     return msgspec.msgpack.encode(value)
 
 
-def check(entries: Sequence[LogEntry], calls: Iterable[Call]) -> Verdict:
-    """Lost, phantom, out of order, or answered with what the queue never said? Fills in `session` where the log tells it."""
+def check(entries: Sequence[LogEntry], calls: Iterable[Call], model: Model | None = None) -> Verdict:
+    """Lost, phantom, out of order, or answered with what the queue never said? Fills in `session` where the log tells it. `model`: a
+    new one, if entries have another budget than usual."""
     calls = list(calls)
     verdict = Verdict([], len(calls), sum(call.answered is None for call in calls))
     problems = verdict.problems
@@ -75,7 +77,7 @@ def check(entries: Sequence[LogEntry], calls: Iterable[Call]) -> Verdict:
         f"lost: the log has entry {entry.index} in place {place}" for place, entry in enumerate(entries, 1) if entry.index != place
     ][:1]
     after = _disorder(calls, problems)
-    answers, commands = _replay(entries, [call for call in calls if call.is_read and call.answered is not None], problems)
+    answers, commands = _replay(model or Model(), entries, [call for call in calls if call.is_read and call.answered is not None], problems)
     _recognise(commands, calls, problems)
     # Who is known takes his own answer before anybody of whom nothing is known could take it.
     for call in sorted(calls, key=lambda call: call.who is None and call.session is None):
@@ -120,12 +122,13 @@ class _Command(NamedTuple):
         return self.session[0], self.session[2]
 
 
-def _replay(entries: Sequence[LogEntry], reads: list[Call], problems: list[str]) -> tuple[dict[int, list[_Given]], list[_Command]]:
+def _replay(
+    model: Model, entries: Sequence[LogEntry], reads: list[Call], problems: list[str]
+) -> tuple[dict[int, list[_Given]], list[_Command]]:
     """All answers by index, and all commands that took effect, but for a gateway's own; reads are compared on the way."""
     answers: dict[int, list[_Given]] = defaultdict(list)
     commands: list[_Command] = []
     reads = sorted(reads, key=lambda call: call.index, reverse=True)
-    model = Model()
     for entry in entries:
         while reads and reads[-1].index < entry.index:
             _compare(model, reads.pop(), problems)
@@ -189,8 +192,7 @@ def _follow(commands: list[_Command], asked: list[Call], problems: list[str]) ->
 
 
 def _compare(model: Model, read: Call, problems: list[str]) -> None:
-    job = model.jobs.get(read.what[1])
-    expected = job["body"] if job is not None else None
+    expected = model.read(read.what, read.who, read.clock_ms)
     if expected != read.answer:
         problems.append(f"read: {read.what} at entry {read.index} gave {read.answer!r} and should have given {expected!r}")
 

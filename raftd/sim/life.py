@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import blake2b
 from random import Random
@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from raftd.errors import StorageError, TooOld
+from raftd.jobs.budget import Costs
 from raftd.jobs.commands import FEATURE_LEVEL, Settings
 from raftd.limits import MAX_JOB_BYTES, TICK_MS
 from raftd.node import NodeConfig
@@ -31,7 +32,7 @@ from raftd.sim.network import Network
 from raftd.sim.process import Process
 from raftd.sim.rest import Rest
 from raftd.sim.scheduler import Scheduler
-from raftd.sim.swarm import FAULT_MS, Event, Options
+from raftd.sim.swarm import BUDGETS, FAULT_MS, Event, Options
 from raftd.wire.peer import PeerMessage
 
 _WALL_S = 1_700_000_000.0
@@ -69,7 +70,8 @@ class Life:
         everybody = self.nodes + self.spares
         self._first_voters = tuple(self.nodes)
         self.disks = {node: Disk(options.sector_bytes) for node in everybody}
-        self.checks = Checks(self.disks, self.nodes, max(1, options.election_timeout_ms // TICK_MS))
+        self.costs = BUDGETS[options.budget]
+        self.checks = Checks(self.disks, self.nodes, max(1, options.election_timeout_ms // TICK_MS), self.costs)
         self.network = Network(self.scheduler, self.random, options.weather, self)
         self.running: dict[int, Process] = {}
         #: Ids of jobs that any client was told of.
@@ -99,7 +101,7 @@ class Life:
         """Live. Nothing is raised: what was wrong is in the outcome."""
         violation = ""
         try:
-            with _limited(self.options.limits):
+            with _limited({**self.options.limits, **_budgeted(self.costs)}):
                 self._live()
         except Violation as wrong:
             violation = str(wrong)
@@ -315,10 +317,20 @@ class Life:
         self.start_later(process.node_id, 10 + self.random.randrange(self.options.longest_ms))
 
 
+def _budgeted(costs: Costs) -> dict[str, object]:
+    """The places that know what an entry and a turn may cost."""
+    return {
+        "raftd.jobs.machine.COSTS": costs,
+        "raftd.gateway.COSTS": costs,
+        "raftd.gateway.BATCH_STEPS": costs.commands,
+        "raftd.jobs.budget.TURN_STEPS": 2 * costs.entry,
+    }
+
+
 @contextmanager
-def _limited(limits: dict[str, int]) -> Iterator[None]:
+def _limited(limits: Mapping[str, object]) -> Iterator[None]:
     """Other limits for one run. Modules have their own names of them."""
-    before: list[tuple[Any, str, int]] = []
+    before: list[tuple[Any, str, object]] = []
     try:
         for path, value in limits.items():
             module_name, _, name = path.rpartition(".")

@@ -61,6 +61,8 @@ class Model:
         self.sessions: dict[Key, dict[str, Any]] = {}
         self.gateways: dict[int, list[Any]] = {}  # node -> [incarnation, open, seq]
         self.pauses: dict[str, int] = {}
+        self.pause_lengths: dict[str, int] = {}
+        self.paused: dict[str, int] = {}  # how often each tube was, while it exists
         self.puts: dict[str, int] = {}  # how many jobs were ever put into each tube, while it exists
         self.deletes: dict[str, int] = {}
         self.max_job_bytes = _MAX_JOB_BYTES
@@ -100,6 +102,59 @@ class Model:
     def _soon(self, key: Key) -> int | None:
         held = [job["deadline"] for job in self.held_by(key)]
         return min(held) - _SOON_MS if held else None
+
+    def read(self, question: list[Any], who: Key | None, now_ms: int) -> Any:
+        """What a query gives to a session at log time `now_ms`; lists of names are in any order (`sorted`)."""
+        name, *args = question
+        session = self.sessions.get(who or (0, 0), {"used": "default", "watched": ["default"]})
+        used = session["used"]
+        match name:
+            case "peek":
+                found = self.jobs.get(args[0])
+            case "peek-ready":
+                found = min(self.in_state("ready", used), key=_urgency, default=None)
+            case "peek-delayed":
+                found = min(self.in_state("delayed", used), key=lambda job: (job["deadline"], job["id"]), default=None)
+            case "peek-buried":
+                found = min(self.in_state("buried", used), key=lambda job: int(job["buried"]), default=None)
+            case "list-tubes":
+                return sorted(self.tubes())
+            case "list-topics":
+                return self.topics
+            case "list-tubes-watched":
+                return session["watched"]
+            case "list-tube-used":
+                return used
+            case "stats-job":
+                return self._stats_job(self.jobs[args[0]], now_ms) if args[0] in self.jobs else None
+            case "stats-tube":
+                return self._stats_tube(args[0], now_ms) if args[0] in self.tubes() else None
+            case _:
+                raise ValueError(f"no model of {question}")
+        return found["body"] if found is not None else None
+
+    @staticmethod
+    def _stats_job(job: dict[str, Any], now_ms: int) -> list[list[Any]]:
+        runs = job["state"] in ("delayed", "reserved")
+        numbers = {"id": job["id"], "tube": f'"{job["tube"]}"', "state": job["state"], "pri": job["pri"]}
+        numbers |= {"age": max(0, now_ms - job["created"]) // 1000, "delay": job["delay"] // 1000, "ttr": job["ttr"] // 1000}
+        numbers |= {"time-left": max(0, job["deadline"] - now_ms) // 1000 if runs else 0, "file": 0}
+        numbers |= {name: job[name] for name in ("reserves", "timeouts", "releases", "buries", "kicks")}
+        return [[name, number] for name, number in numbers.items()]
+
+    def _stats_tube(self, name: str, now_ms: int) -> list[list[Any]]:
+        ready = self.in_state("ready", name)
+        sessions = [*self.sessions.values(), *self.closing]
+        pause, until = self.pause_lengths.get(name, 0), self.pauses.get(name)
+        numbers: dict[str, Any] = {"name": f'"{name}"', "current-jobs-urgent": sum(job["pri"] < 1024 for job in ready)}
+        numbers |= {f"current-jobs-{state}": len(self.in_state(state, name)) for state in ("ready", "reserved", "delayed", "buried")}
+        numbers |= {"total-jobs": self.puts.get(name, 0)}
+        numbers |= {"current-using": sum(session["used"] == name and bool(session["watched"]) for session in sessions)}
+        numbers |= {"current-watching": sum(name in session["watched"] for session in sessions)}
+        numbers |= {"current-waiting": len(self.waiters(name)), "cmd-delete": self.deletes.get(name, 0)}
+        numbers |= {"cmd-pause-tube": self.paused.get(name, 0), "pause": pause // 1000 if until is not None else 0}
+        numbers |= {"pause-time-left": max(0, until - now_ms) // 1000 if until is not None else 0}
+        return [[key, number] for key, number in numbers.items()]
 
     # -- entries ------------------------------------------------------------------------------
 
@@ -157,7 +212,7 @@ class Model:
                 raise ValueError(f"an unknown payload {payload!r}")
 
     def _forget_tubes(self) -> None:
-        for table in (self.pauses, self.puts, self.deletes):
+        for table in (self.pauses, self.pause_lengths, self.paused, self.puts, self.deletes):
             for name in table.keys() - self.tubes():
                 del table[name]
         self.unmatched = [name for name in self.unmatched if name in self.tubes()]
@@ -331,6 +386,7 @@ class Model:
         self.total += 1
         job = self._new_job(self.last_id, tube, pri, ttr_ms, body)
         self.puts[tube] = self.puts.get(tube, 0) + 1
+        job["delay"] = delay_ms
         self._enqueue(job, delay_ms)
         return self.last_id
 
@@ -367,6 +423,7 @@ class Model:
 
     def _new_job(self, id: int, tube: str, pri: int, ttr_ms: int, body: bytes) -> dict[str, Any]:
         job: dict[str, Any] = {"id": id, "tube": tube, "pri": pri, "ttr": max(_LEAST_TTR_MS, ttr_ms), "body": body}
+        job |= {"created": self.now_ms, "delay": 0}
         job |= {"state": "new", "deadline": 0, "holder": (0, 0), "token": 0, "buried": 0}
         job |= dict.fromkeys(("reserves", "timeouts", "releases", "buries", "kicks"), 0)
         self.jobs[id] = job
@@ -448,6 +505,7 @@ class Model:
             return [NOT_FOUND]
         job["pri"] = job["pri"] if pri is None else pri
         job["releases"] += 1
+        job["delay"] = delay_ms
         self._enqueue(job, delay_ms)
         return [RELEASED]
 
@@ -496,6 +554,8 @@ class Model:
         if tube not in self.tubes():
             return [NOT_FOUND]
         self.pauses.pop(tube, None)
+        self.paused[tube] = self.paused.get(tube, 0) + 1
+        self.pause_lengths[tube] = pause_ms
         if pause_ms:
             self.pauses[tube] = self.now_ms + pause_ms
         else:

@@ -2,6 +2,9 @@
 
 Everything that reaches the process passes `soon` or `later`: a process that is stopped (SIGSTOP) hears nothing until
 it goes on, one that is dead never. After each such step the world looks at it.
+
+Work takes time: the steps that the node counts, and the messages that it sends. Until they are over, nothing else reaches the
+process, so work without a bound delays ticks and heartbeats as it does in life.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from random import Random
 from typing import Any, Protocol
 
 from raftd.errors import CorruptionError
+from raftd.jobs.budget import Costs
 from raftd.limits import TICK_MS
 from raftd.node import Node, NodeConfig
 from raftd.raft.messages import Configuration
@@ -26,11 +30,19 @@ from raftd.storage.vote import Identity
 from raftd.wire.peer import PeerMessage
 
 
+#: What an entry with all of its budget takes, in microseconds: on real machines half of this, on a busy one more.
+_ENTRY_US = 10_000
+#: A message that leaves costs so many steps: it is encoded and written.
+_MESSAGE_STEPS = 100
+
+
 class World(Protocol):
     """What a process is part of."""
 
     scheduler: Scheduler
     network: Network
+    #: What an entry may cost, which says how slow a step is.
+    costs: Costs
 
     def stepped(self, process: Process) -> None:
         """The process has done something."""
@@ -153,7 +165,12 @@ class Process:
         self.worker = Worker(self)
         #: The ticks at which what is not durable yet was handed to the storage.
         self.unfinished: deque[int] = deque()
-        self._backlog: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
+        self._backlog: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._busy_until_us = 0
+        self._used = 0  # steps of which the time has been counted
+        self._sent = 0  # messages
+        self._is_resuming = False
+        self._tick_waits = False
         clock: Any = NodeClock(world.scheduler, self.later, rate, random.randrange(1, 1_000_000))
         self._tick_us = int(TICK_MS * 1000 / rate)
         owner = Identity(config.node, config.cluster, config.voters)
@@ -171,12 +188,32 @@ class Process:
         """Something has arrived."""
         if not self.alive:
             return
-        if self.stopped:
+        if self.stopped or self._backlog or self.world.scheduler.now_us < self._busy_until_us:
             self._backlog.append((call, args))
-            return
+            self._resume_later()
+        else:
+            self._run(call, args)
+
+    def _run(self, call: Callable[..., object], args: tuple[Any, ...]) -> None:
         call(*args)
         if self.alive:
             self.world.stepped(self)
+            used = self.node.turn.used + self._sent * _MESSAGE_STEPS
+            steps, self._used = used - self._used, used
+            self._busy_until_us = self.world.scheduler.now_us + steps * _ENTRY_US // self.world.costs.entry
+
+    def _resume_later(self) -> None:
+        if not self.stopped and not self._is_resuming and self._backlog:
+            self._is_resuming = True
+            self.world.scheduler.after(max(0, self._busy_until_us - self.world.scheduler.now_us), self._resume)
+
+    def _resume(self) -> None:
+        """What has come meanwhile, one after the other, as long as that takes no time."""
+        self._is_resuming = False
+        while self._backlog and self.alive and not self.stopped and self.world.scheduler.now_us >= self._busy_until_us:
+            self._run(*self._backlog.popleft())
+        if self.alive:
+            self._resume_later()
 
     def later(self, delay_us: int, call: Callable[..., object], *args: object) -> Call:
         return self.world.scheduler.after(delay_us, self.soon, call, *args)
@@ -184,9 +221,14 @@ class Process:
     def _tick(self) -> None:
         """LoopingCall, which skips what it has missed."""
         if self.alive:
-            if not self.stopped:
-                self.soon(self.node.tick)
+            if not self.stopped and not self._tick_waits:
+                self._tick_waits = True
+                self.soon(self._tick_node)
             self.world.scheduler.after(self._tick_us, self._tick)
+
+    def _tick_node(self) -> None:
+        self._tick_waits = False
+        self.node.tick()
 
     def stop(self) -> None:
         """SIGSTOP."""
@@ -195,9 +237,7 @@ class Process:
     def go_on(self) -> None:
         """SIGCONT: first what has come meanwhile."""
         self.stopped = False
-        backlog, self._backlog = self._backlog, []
-        for call, args in backlog:
-            self.soon(call, *args)
+        self._resume()
 
     def die(self) -> None:
         """SIGKILL."""
@@ -212,6 +252,7 @@ class Process:
 
     def send(self, node: int, message: PeerMessage) -> None:
         if self.alive:
+            self._sent += 1
             self.world.network.send(self, node, message)
 
     def flush(self) -> None:

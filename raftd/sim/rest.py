@@ -16,6 +16,7 @@ from raftd.raft.progress import State
 from raftd.raft.quorum import has_majority
 from raftd.sim import history
 from raftd.sim.checks import Violation
+from raftd.sim.model import Model
 from raftd.sim.process import Process
 from raftd.wire.peer import PeerMessage
 
@@ -240,7 +241,7 @@ class Rest:
         entries = [
             history.LogEntry(entry.index, entry.time_ms, entry.data if entry.kind is EntryKind.BATCH else b"") for entry in checks.committed
         ]
-        verdict = history.check(entries, self._life.calls)
+        verdict = history.check(entries, self._life.calls, Model(msgspec.structs.asdict(checks.costs)))
         if verdict.problems:
             raise Violation(f"history: {verdict.problems[0]}")
         if not verdict.proves_something:

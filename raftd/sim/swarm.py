@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from raftd.jobs.budget import COSTS, Costs
 from raftd.sim.network import Weather
 
 #: How long faults go on, in milliseconds, and how much is asked of the cluster meanwhile.
@@ -84,6 +85,7 @@ class Options(msgspec.Struct, frozen=True):
     snapshot_log_bytes: int
     limits: dict[str, int]
     broken_at_the_end: int  # so many nodes stay broken when the world heals
+    budget: int  # place in BUDGETS
 
 
 #: Weights of what clients ask.
@@ -108,9 +110,18 @@ VERBS = {
     "put once": 5,
     "undeclare": 1,
     "leave": 2,
-    "peek": 6,
+    "hostile": 1,
+    "peek": 4,
+    "read": 10,
     "disconnect": 5,
 }
+
+#: Budgets of an entry; a machine is as slow as fits to them. With small ones nearly everything is left over for later entries.
+BUDGETS: tuple[Costs, ...] = (
+    COSTS,
+    msgspec.structs.replace(COSTS, entry=800, commands=300, left_over=250, tube=5),
+    msgspec.structs.replace(COSTS, entry=260, commands=100, left_over=80, tube=20),
+)
 
 _CHUNK_READ = "raftd.storage.snapshots.SNAPSHOT_CHUNK_BYTES"
 _CHUNK_SENT = "raftd.raft.progress.SNAPSHOT_CHUNK_BYTES"
@@ -127,7 +138,6 @@ LIMITS: dict[str, tuple[int, ...]] = {
     "raftd.raft.core.APPLY_ENTRIES": (1, 8),
     "raftd.raft.progress.WINDOW_MESSAGES": (1, 3),
     "raftd.raft.core.UNCOMMITTED_BYTES": (2_000,),
-    "raftd.gateway.BATCH_STEPS": (1, 160),
     "raftd.gateway.GATEWAY_IN_FLIGHT": (1, 2),
     "raftd.gateway.GATEWAY_BYTES": (1_000,),
 }
@@ -184,6 +194,7 @@ def draw(seed: int) -> Options:
         snapshot_log_bytes=snapshot_log_bytes,
         limits=limits,
         broken_at_the_end=random.randrange((nodes - 1) // 2 + 1) if random.random() < 0.5 else 0,
+        budget=random.choice((0, 0, 1, 2)),
     )
 
 
@@ -207,7 +218,7 @@ def plan(options: Options) -> list[Event]:
         choice = random.random()
         if choice < 0.3:
             at_ms -= at_ms % 500
-        elif choice < 0.7 and faults:
+        elif choice < 0.6 and faults:
             at_ms = random.choice(faults).at_ms + random.randrange(3 * options.election_timeout_ms)
         events.append(Event(at_ms, f"client {random.choices(names, weights)[0]}", numbers()))
     return sorted(events, key=lambda event: event.at_ms)
