@@ -4,11 +4,11 @@ that passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from raftd.errors import Overloaded
-from raftd.jobs.commands import CloseGateway, Features, Room, Settings, encode_payload
+from raftd.jobs.commands import CloseGateway, Directory, Features, Room, Settings, encode_payload
 from raftd.jobs.machine import StateMachine
 from raftd.limits import PEER_STRANGERS, TICK_MS, TIMER_ENTRY_GAP_MS
 from raftd.raft.core import Raft
@@ -18,7 +18,7 @@ from raftd.storage.store import Clock
 
 class Housekeeping:
     """Of node `node`, while it leads. `level`: the features that its raftd knows. `wake` asks for a turn; `gave_up` is told (node,
-    incarnation) of a gateway whose sessions are given up."""
+incarnation) of a gateway whose sessions are given up. `directories` gives the ids of data directories that this node has met."""
 
     def __init__(
         self,
@@ -29,6 +29,7 @@ class Housekeeping:
         clock: Clock,
         wake: Callable[[], None],
         gave_up: Callable[[int, int], None],
+        directories: Callable[[], Mapping[int, bytes]],
     ) -> None:
         self._node = node
         self._settings = settings
@@ -37,6 +38,7 @@ class Housekeeping:
         self._clock = clock
         self._wake = wake
         self._gave_up = gave_up
+        self._directories = directories
         self._levels: dict[int, int] = {}  # of features, as each node has said on its newest connection
         self._heard_tick: dict[tuple[int, int], int] = {}  # (node, incarnation) -> when it last answered
         self._leads_since_tick: int | None = None  # with its own entry applied
@@ -79,7 +81,15 @@ class Housekeeping:
         self._look_at_gateways(machine)
         self._look_at_room(machine)
         self._look_at_levels(machine)
+        if machine.level >= 2 and len(machine.directories) < len(raft.membership.members):
+            self._look_at_directories(machine)
         self._let_time_pass(machine, now_ms)
+
+    def _look_at_directories(self, machine: StateMachine) -> None:
+        """R28: all members know which disk is whose, so that any of them refuses one that was wiped, also one that has never met it."""
+        for node, directory_id in self._directories().items():
+            if node in self._raft.membership.members and node not in machine.directories:
+                self._propose_once(Directory(node, directory_id), Directory(node, directory_id))
 
     def _look_at_gateways(self, machine: StateMachine) -> None:
         """Silence is counted in ticks, like election timeouts: a process that was stopped has not been listening."""
@@ -109,7 +119,7 @@ class Housekeeping:
         if level > machine.level:
             self._propose_once(Features(level), Features(level))
 
-    def _propose_once(self, key: object, payload: Settings | CloseGateway | Room | Features) -> bool:
+    def _propose_once(self, key: object, payload: Settings | CloseGateway | Room | Features | Directory) -> bool:
         if key in self._proposed:
             return False
         try:

@@ -155,7 +155,9 @@ class Node:
         self._read_number = identity.incarnation << 32  # no answer to an earlier process fits
         # leading
         self._refused: dict[int, tuple[int, int]] = {}  # node -> (incarnation, attempt) of which no more is proposed
-        self._housekeeping = Housekeeping(config.node, config.settings, config.level, self.raft, clock, self.wake, observer.gateway_silent)
+        self._housekeeping = Housekeeping(
+            config.node, config.settings, config.level, self.raft, clock, self.wake, observer.gateway_silent, self._known_directories
+        )
         self._compaction = Compaction(
             config.cluster,
             config.snapshot_log_bytes,
@@ -231,6 +233,9 @@ class Node:
 
     def administer(self, request: AdminRequest, outcome: Outcome) -> None:
         """An operator asks something of the cluster. `outcome` is called once: with why it was not done, or empty."""
+        self._guarded(self._administer, request, outcome)
+
+    def _administer(self, request: AdminRequest, outcome: Outcome) -> None:
         self._at()
         self._administration.ask(request, outcome)
         self.wake()
@@ -264,10 +269,13 @@ class Node:
 
     def hearing_from(self, peer: int) -> None:
         """Part of a long message of `peer` has arrived."""
-        self.raft.hearing_from(peer)
+        self._guarded(self.raft.hearing_from, peer)
 
     def link_changed(self, peer: int) -> None:
         """The connection to `peer` came up or went down."""
+        self._guarded(self._link_changed, peer)
+
+    def _link_changed(self, peer: int) -> None:
         self.raft.link_changed(peer)
         if peer == self.raft.leader:
             self.gateway.resend()
@@ -317,13 +325,17 @@ class Node:
             return f"it belongs to another cluster of the same name ({hello.cluster_id.hex()}, not {identity.cluster_id.hex()})"
         if hello.level < self.machine.level:
             return f"its raftd knows the features of level {hello.level}, this cluster uses those of level {self.machine.level}: upgrade it"
-        known = identity.peers.get(hello.node, hello.directory_id)
+        known = self.machine.directories.get(hello.node) or identity.peers.get(hello.node, hello.directory_id)
         if known != hello.directory_id:
             return (
                 f"node {hello.node} has come back with another data directory ({hello.directory_id.hex()}, not {known.hex()}): its disk "
                 f"was wiped or replaced, and with it what it promised. docs/operations.md says what to do (When the others refuse a node)"
             )
         return None
+
+    def _known_directories(self) -> Mapping[int, bytes]:
+        identity = self._store.identity
+        return {**identity.peers, self.config.node: identity.directory_id}
 
     def was_refused(self, refusal: Refusal) -> None:
         """Another node does not talk to this one."""

@@ -210,12 +210,19 @@ class Features(_Payload, frozen=True, tag=6):
     level: int
 
 
+class Directory(_Payload, frozen=True, tag=7):
+    """Level 2. The data directory of a node has this random id; the first that is said of a node counts for ever (R28)."""
+
+    node: int
+    directory_id: bytes
+
+
 #: The newest feature level that this raftd knows. Whatever an older one would not understand, or would apply otherwise, has a level,
 #: and is used only once the cluster is at it (docs/architecture.md: Upgrading).
 FEATURE_LEVEL = 2
 
 #: The data of a batch entry; an entry without data only lets time pass.
-Payload = Batch | OpenGateway | CloseGateway | Settings | Room | Features
+Payload = Batch | OpenGateway | CloseGateway | Settings | Room | Features | Directory
 
 _payload_encoder = msgspec.msgpack.Encoder()
 _payload_decoder: msgspec.msgpack.Decoder[Payload] = msgspec.msgpack.Decoder(Payload)

@@ -68,6 +68,8 @@ class StateMachine:
         self.jobs = JobTable()
         self.tubes: dict[str, Tube] = {}
         self.gateways: dict[int, Gateway] = {}
+        #: The id of each node's data directory: one that comes back with another has lost what it promised.
+        self.directories: dict[int, bytes] = {}
         self.counts = Counts()
         self.last_id = 0
         self.last_token = 0
@@ -135,6 +137,8 @@ class StateMachine:
                     self.room_is_scarce = is_scarce
                 case c.Features(level=level):
                     self.level = max(self.level, level)
+                case c.Directory(node=node, directory_id=directory_id):
+                    self.directories.setdefault(node, directory_id)
             self._close_sessions()
         return effects
 
@@ -179,7 +183,9 @@ class StateMachine:
             self._close_gateway(row.node, row.incarnation)
         self._limit = NO_LIMIT
         self._close_sessions()
+        self._match_left_over()  # for sessions that are gone
         self.gateways.clear()
+        self.directories.clear()
         self.room_is_scarce = False
 
     def _apply_batch(self, batch: c.Batch) -> None:
@@ -705,6 +711,7 @@ class StateMachine:
             [_describe(session) for session in self.closing],
             list(self.unmatched),
             list(self.timers),
+            sorted(self.directories.items()),
         ]
         return sha256(msgspec.msgpack.encode(state)).hexdigest()
 

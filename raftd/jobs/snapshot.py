@@ -144,6 +144,12 @@ class _End(_Piece, frozen=True, tag=10):
     """Nothing is missing."""
 
 
+class _Directories(_Piece, frozen=True, tag=16):
+    """(node, id of its data directory). Level 2."""
+
+    rows: list[tuple[int, bytes]]
+
+
 _AnyPiece = (
     _Head
     | _Tubes
@@ -157,6 +163,7 @@ _AnyPiece = (
     | _Closed
     | _AllWaiters
     | _Unmatched
+    | _Directories
     | _Topics
     | _Keys
     | _End
@@ -209,6 +216,8 @@ def dump(machine: StateMachine) -> Iterator[bytes]:
                 yield _encode(_Waiters(tube.name, [session.key for session in sessions]))
     for names in _several(machine.unmatched, _FEW_NAMED):
         yield _encode(_Unmatched(names))
+    if machine.directories:
+        yield _encode(_Directories(sorted(machine.directories.items())))
     for names in _several(machine.topics, _FEW_NAMED):
         yield _encode(_Topics(names))
     for keys in _several(machine.keys.used.items(), _FEW_NAMED):
@@ -328,6 +337,8 @@ class Loader:
                 self._load_watching(session, piece)
             case _Unmatched():
                 machine.unmatched.update((name, machine.tubes[name]) for name in piece.tubes)
+            case _Directories():
+                machine.directories.update(piece.rows)
             case _Topics():
                 machine.topics.update(dict.fromkeys(piece.names))
                 for name in piece.names:

@@ -23,7 +23,7 @@ from random import Random
 import msgspec
 
 from raftd.errors import NotLeader, Overloaded
-from raftd.limits import APPLY_BYTES, APPLY_ENTRIES, UNCOMMITTED_BYTES
+from raftd.limits import APPLY_BYTES, APPLY_ENTRIES, TICK_MS, UNCOMMITTED_BYTES
 from raftd.raft.leadership import Leadership
 from raftd.raft.log import Log
 from raftd.raft.logtime import LogClock
@@ -91,6 +91,7 @@ class Raft:
         self._elapsed_ticks = 0
         self._leader_speaks = False  # on the connection that stands
         self._heartbeat_elapsed_ticks = 0
+        self._heartbeat_sent_ms = 0
         self.tick_count = 0
         self._draw_timeout()
         if self.voters == {self.node}:
@@ -184,6 +185,8 @@ class Raft:
         self._elapsed_ticks += 1
         if self.is_leader:
             self._tick_leader()
+        elif self.role is Role.CANDIDATE and self._tally.won and self._elapsed_ticks >= self._heartbeat_ticks:
+            self._become_leader()
         elif self._elapsed_ticks >= self._timeout_ticks and self._may_campaign:
             self.campaign("no leader heard within the election timeout")
 
@@ -439,6 +442,7 @@ class Raft:
         self.replication = Replication(self.term, self.log, self.peers, self.send)
         self._leadership = Leadership(self, self.replication, self._election_ticks)
         self._heartbeat_elapsed_ticks = 0
+        self._heartbeat_sent_ms = self.now_ms
         self._uncommitted_bytes = 0
         self._first_own_index = self._sound_at_index = self.log.last_index + 1
         if self.log.last_index == 0:
@@ -510,8 +514,8 @@ class Raft:
             self._adopt_term(message.term, f"node {sender} is in a later term")
         elif self.role is Role.CANDIDATE and message.term == self.term:
             self._tally.count(sender, message.granted, message.doubtful)
+            self._estimates.append(message.clock_ms)
             if message.granted:
-                self._estimates.append(message.clock_ms)
                 self._walls.append(message.wall_ms)
             self._settle_election()
 
@@ -526,9 +530,15 @@ class Raft:
         return self.is_hard_state_durable and not self._disk_stalled and not self.is_installing and self.node in self.voters
 
     def _settle_election(self) -> None:
-        """Nobody was asked before the own vote was durable, so whoever wins has it counted."""
+        """Nobody was asked before the own vote was durable, so whoever wins has it counted.
+
+        If all who voted have just started, none of them knows log time, but another voter may: its answer is waited for, a heartbeat's
+        time at most. Wall clocks count only if there is no such answer.
+        """
         if self._tally.won:
-            self._become_leader()
+            estimates = [*self._estimates, self.clock_ms()]
+            if any(estimate is not None for estimate in estimates) or len(estimates) >= len(self.voters):
+                self._become_leader()
         elif self._tally.lost:
             self._become(Role.FOLLOWER, 0, "a majority voted against it")
 
@@ -647,8 +657,11 @@ class Raft:
                 self._become(Role.FOLLOWER, 0, "no majority answered within the election timeout")  # R7
                 return
         self._heartbeat_elapsed_ticks += 1
-        if self._heartbeat_elapsed_ticks >= self._heartbeat_ticks:
+        # Also by the clock: a busy reactor skips ticks, and must not skip heartbeats.
+        late = self.now_ms - self._heartbeat_sent_ms >= self._heartbeat_ticks * TICK_MS
+        if late or self._heartbeat_elapsed_ticks >= self._heartbeat_ticks:
             self._heartbeat_elapsed_ticks = 0
+            self._heartbeat_sent_ms = self.now_ms
             self.notify_commit(self.progress)
             if self._leadership is not None:
                 self._leadership.heartbeat()

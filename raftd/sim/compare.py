@@ -61,6 +61,7 @@ def describe_machine(machine: StateMachine) -> list[Description]:
     once = {
         "room is scarce, level": [machine.room_is_scarce, machine.level],
         "topics": list(machine.topics),
+        "directories": machine.directories,
         "keys": [(key, used.first, used.jobs) for key, used in machine.keys.used.items() if machine.keys.find(key, machine.now_ms)],
         "last id": machine.last_id,
         "last token": machine.last_token,
@@ -111,6 +112,7 @@ def describe_model(model: Model) -> list[Description]:
     once = {
         "room is scarce, level": [model.room_is_scarce, model.level],
         "topics": model.topics,
+        "directories": model.directories,
         "keys": [(key, ids[0], len(ids)) for key, _, ids in model.known_keys()],
         "last id": model.last_id,
         "last token": model.last_token,

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 # Tags of payloads, commands and replies, as docs/protocol.md numbers them.
-BATCH, OPEN_GATEWAY, CLOSE_GATEWAY, SETTINGS, ROOM, FEATURES = 1, 2, 3, 4, 5, 6
+BATCH, OPEN_GATEWAY, CLOSE_GATEWAY, SETTINGS, ROOM, FEATURES, DIRECTORY = 1, 2, 3, 4, 5, 6, 7
 PUT, USE, WATCH, IGNORE, RESERVE, RESERVE_JOB, DELETE = 1, 2, 3, 4, 5, 6, 7
 RELEASE, BURY, TOUCH, KICK, KICK_JOB, PAUSE_TUBE, CLOSE_SESSION, DECLARE, PUT_BACK = 8, 9, 10, 11, 12, 13, 14, 15, 16
 PUT_MANY, LEAVE, UNDECLARE = 17, 18, 19
@@ -69,6 +69,7 @@ class Model:
         self.room_is_scarce = False
         self.level = 0
         self.topics: list[str] = []
+        self.directories: dict[int, bytes] = {}
         self.keys: list[tuple[str, int, bytes, list[int]]] = []  # in order of use: key, when, what was asked, ids
         #: Of every batch that took effect: (node, incarnation, seq).
         self.batches: list[tuple[int, int, int]] = []
@@ -208,6 +209,8 @@ class Model:
                 self.room_is_scarce = is_scarce
             case [tag, level] if tag == FEATURES:
                 self.level = max(self.level, level)
+            case [tag, node, directory_id] if tag == DIRECTORY:
+                self.directories.setdefault(node, directory_id)
             case _:
                 raise ValueError(f"an unknown payload {payload!r}")
 

@@ -9,7 +9,7 @@ from random import Random
 from raftd.limits import SNAPSHOT_CHUNK_BYTES
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
-from raftd.raft.messages import Configuration, Entry, EntryKind, InstallSnapshot, Message, Snapshot
+from raftd.raft.messages import Configuration, Entry, EntryKind, InstallSnapshot, Message, PreVoteReply, RequestVoteReply, Snapshot
 from raftd.raft.ready import NO_BASE, Base, ChunkFetch, EntriesFetch, HardState, Persist, ReadState, Role
 
 T = 25  # election ticks
@@ -185,6 +185,8 @@ class Cluster:
             raft._elapsed_ticks = T
         self[node].campaign("the test says so")
         self.settle()
+        if self[node].role is Role.CANDIDATE:  # nobody knows log time, and somebody is not heard
+            self.tick(HEARTBEAT, [node])
         assert self[node].is_leader, f"node {node} is {self[node].role}"
         return self[node]
 
@@ -235,3 +237,13 @@ def alone(
 ) -> Peer:
     """One core whose peers are played by the test."""
     return Peer(node, range(1, voters + 1), Disk(list(log), HardState(term, 0, doubtful), base), incarnation)
+
+
+def win(peer) -> None:
+    """With the vote of node 3."""
+    peer.raft.campaign("the test says so")
+    peer.pump()
+    peer.raft.step(3, PreVoteReply(peer.raft.term + 1, True))
+    peer.pump()
+    peer.raft.step(3, RequestVoteReply(peer.raft.term, True, False, 0, 0))
+    peer.pump()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from raftd.raft.messages import AppendEntries, AppendEntriesReply, PreVote, PreVoteReply, RequestVote, RequestVoteReply
+from raftd.raft.logtime import LogClock
+from raftd.raft.messages import AppendEntries, AppendEntriesReply, EntryKind, PreVote, PreVoteReply, RequestVote, RequestVoteReply
 from raftd.raft.quorum import Tally, majority_value
 from raftd.raft.ready import HardState, Role
-from tests.raft.harness import HEARTBEAT, WALL_MS, Cluster, T, alone, entries
+from tests.raft.harness import HEARTBEAT, WALL_MS, Cluster, T, alone, entries, win
 
 
 def append(term: int, prev: int = 0, prev_term: int = 0, *, batch=(), commit: int = 0, clock: int = WALL_MS) -> AppendEntries:
@@ -222,7 +223,7 @@ def test_r03_replies_to_pre_vote_and_request_vote_are_never_mixed_up():
         peer.raft.step(voter, PreVoteReply(2, False))  # would lose the election, were it a vote
     peer.raft.step(4, PreVoteReply(3, True))
     for voter in (2, 3):
-        peer.raft.step(voter, RequestVoteReply(2, True, False, None, WALL_MS))
+        peer.raft.step(voter, RequestVoteReply(2, True, False, WALL_MS, WALL_MS))
     assert peer.raft.is_leader
 
 
@@ -491,6 +492,81 @@ def test_an_overtaken_heartbeat_sets_no_clock_back():
     peer.raft.step(2, append(1, clock=WALL_MS + 500))
     peer.raft.step(2, append(1, clock=WALL_MS + 100))
     assert peer.raft.clock_ms() == WALL_MS + 500
+
+
+def test_a_heartbeat_that_was_delayed_sets_no_clock_back():
+    """It carries a later value than the one before, and still an older one than what has passed since."""
+    peer = alone(term=1)
+    peer.raft.step(2, append(1, clock=WALL_MS))
+    peer.raft.at(1_000, WALL_MS)
+    peer.raft.step(2, append(1, clock=WALL_MS + 50))
+    assert peer.raft.clock_ms() == WALL_MS + 1_000
+    peer.raft.at(1_400, WALL_MS)
+    assert peer.raft.clock_ms() == WALL_MS + 1_000  # it waits for the leader's
+    peer.raft.at(2_000, WALL_MS)
+    assert peer.raft.clock_ms() == WALL_MS + 1_050
+
+
+def test_an_estimate_follows_a_slower_leader_without_going_back():
+    """A clock that runs fast must not run away from the leader's for ever."""
+    clock, estimates = LogClock(), []
+    for beat in range(1_000):
+        clock.hear(1, WALL_MS + 49 * beat, 50 * beat)
+        estimates += [clock.estimate_ms(50 * beat), clock.estimate_ms(50 * beat + 40)]
+    assert estimates == sorted(estimates)
+    assert estimates[-1] - (WALL_MS + 49 * 999) <= 50
+
+
+def nobody_of_the_majority_knows_log_time():
+    """Nodes 1 and 2 have just started, with wall clocks that are wrong by years; node 3 has run all the time."""
+    peer = alone(voters=3, log=entries(1), term=1)
+    peer.raft.at(0, WALL_MS + 10**11)
+    peer.raft.campaign("test")
+    peer.raft.step(2, PreVoteReply(2, True))
+    peer.pump()
+    peer.raft.step(2, RequestVoteReply(2, True, False, None, WALL_MS + 10**11))
+    assert peer.raft.role is Role.CANDIDATE
+    return peer
+
+
+@pytest.mark.parametrize("granted", [True, False])
+def test_an_estimate_of_a_living_node_counts_before_wall_clocks_though_its_vote_was_not_needed(granted):
+    peer = nobody_of_the_majority_knows_log_time()
+    peer.raft.step(3, RequestVoteReply(2, granted, False, WALL_MS + 5_000, WALL_MS))
+    assert peer.raft.is_leader
+    assert peer.raft.clock_ms() == WALL_MS + 5_000
+
+
+def test_a_node_that_does_not_answer_is_waited_for_no_longer_than_a_heartbeat():
+    peer = nobody_of_the_majority_knows_log_time()
+    for _ in range(HEARTBEAT - 1):
+        peer.raft.tick()
+    assert not peer.raft.is_leader
+    peer.raft.tick()
+    assert peer.raft.is_leader
+    assert peer.raft.clock_ms() == WALL_MS + 10**11
+
+
+def test_stamps_come_from_log_time_and_not_from_the_wall_clock():
+    """Mutant: "stamps from the wall clock"."""
+    peer = alone(log=entries(1), term=1)
+    win(peer)
+    before = peer.raft.log.last_time_ms
+    peer.raft.at(700, WALL_MS + 10**9)
+    peer.raft.propose([(EntryKind.BATCH, b"")])
+    assert peer.raft.log.last_time_ms == before + 700
+
+
+def test_r01_a_vote_that_is_asked_for_again_waits_for_the_disk_again():
+    """The first grant is still on its way to the disk: the repeat must not leave before it. Mutant: "repeated grant leaves at once"."""
+    peer = alone(term=1)
+    peer.stalled = True
+    for _ in range(2):
+        peer.raft.step(2, RequestVote(2, 0, 0))
+        assert [message for _, message in peer.pump() if isinstance(message, RequestVoteReply)] == []
+    peer.stalled = False
+    grants = [message for _, message in peer.pump() if isinstance(message, RequestVoteReply)]
+    assert [grant.granted for grant in grants] == [True, True]
 
 
 def test_a_stamp_is_never_below_the_one_before():

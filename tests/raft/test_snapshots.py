@@ -21,7 +21,7 @@ from raftd.raft.messages import (
 )
 from raftd.raft.progress import State
 from raftd.raft.ready import Base, Role
-from tests.raft.harness import SNAPSHOT_BYTES, Cluster, T, alone, entries, snapshot_of, terms
+from tests.raft.harness import SNAPSHOT_BYTES, Cluster, T, alone, entries, snapshot_of, terms, win
 
 
 def behind(dead: int = 3) -> Cluster:
@@ -109,16 +109,6 @@ def leading_beyond_its_log():
     peer.raft.step(3, AppendEntriesReply(term, True, 12, 0, 0, 0, 1, False))
     peer.raft.step(2, AppendEntriesReply(term, False, 11, 0, 0, 0, 1, False))
     return peer
-
-
-def win(peer) -> None:
-    """With the vote of node 3."""
-    peer.raft.campaign("the test says so")
-    peer.pump()
-    peer.raft.step(3, PreVoteReply(peer.raft.term + 1, True))
-    peer.pump()
-    peer.raft.step(3, RequestVoteReply(peer.raft.term, True, False, None, 0))
-    peer.pump()
 
 
 def sent(peer) -> list[InstallSnapshot]:
