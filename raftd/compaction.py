@@ -15,7 +15,7 @@ from functools import partial
 from raftd.backups import Backup, Backups
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import Loader, dump
-from raftd.limits import LOW_SNAPSHOT_TICKS, SNAPSHOT_FACTOR, SNAPSHOT_LEAST_BYTES, SNAPSHOT_WAITS
+from raftd.limits import LOW_SNAPSHOT_TICKS, SNAPSHOT_FACTOR, SNAPSHOT_LEAST_BYTES, SNAPSHOT_RETRY_TICKS, SNAPSHOT_WAITS, TICK_MS
 from raftd.raft.core import Raft
 from raftd.raft.messages import Entry, InstallSnapshot, Snapshot
 from raftd.raft.ready import ChunkFetch, EntriesFetch
@@ -58,6 +58,7 @@ class Compaction:
         self._is_taking = False
         self._is_removing = False
         self._taken_tick = 0
+        self._retry_tick: int | None = None  # a snapshot that was due has failed
         self._waits = 0  # so often the log has stayed for a transfer
         self._log_bytes = 0  # applied since the last one
         self._due_bytes = 0  # and since the last one that was not only for a backup
@@ -104,6 +105,8 @@ class Compaction:
 
     @property
     def _is_due(self) -> bool:
+        if self._retry_tick is not None:
+            return self._raft.tick_count >= self._retry_tick
         newest = self._snapshots.newest
         enough = max(SNAPSHOT_LEAST_BYTES, SNAPSHOT_FACTOR * newest.size_bytes if newest is not None else 0)
         if self._room.is_low:
@@ -120,6 +123,7 @@ class Compaction:
         self._log_bytes = 0
         if is_due:
             self._due_bytes = 0
+            self._retry_tick = None
         configuration = self._raft.membership.at(index)
         meta = Meta(self._cluster, configuration, index, term, machine.now_ms)
         # The log must be able to go on meanwhile: else this would end the node that it is to make room for.
@@ -131,7 +135,9 @@ class Compaction:
         self._is_taking = False
         self._backups.taken(snapshot, why_not, self._raft.tick_count)
         if snapshot is None:
-            self._note(f"WARNING: no snapshot was written; the next attempt follows after as much log again: {why_not}")
+            if is_due:
+                self._retry_tick = self._raft.tick_count + SNAPSHOT_RETRY_TICKS
+            self._note(f"WARNING: no snapshot was written; the next attempt follows in {SNAPSHOT_RETRY_TICKS * TICK_MS // 1000} s: {why_not}")
             return
         if self._snapshots.newest is not snapshot:
             return  # a leader's was newer
@@ -232,6 +238,7 @@ class Compaction:
 
     def _installed(self, snapshot: Snapshot, meta: Meta, machine: StateMachine) -> None:
         self._log_bytes = self._due_bytes = 0
+        self._retry_tick = None
         self._raft.installed(snapshot, meta.base, meta.configuration)
         self._generation = snapshot.index
         self._backups.taken(snapshot, "", self._raft.tick_count)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from raftd.histogram import COUNTS, LATENCIES, Histogram
-from raftd.jobs.budget import COSTS, LONG_ANSWER_STEPS, READ_ITEM_STEPS, READ_STEPS, SCANNED_STEPS, Turn
+from raftd.jobs.budget import ABANDONED_STEPS, COSTS, LONG_ANSWER_STEPS, READ_ITEM_STEPS, READ_STEPS, SCANNED_STEPS, Turn
 from raftd.jobs.commands import (
     Batch,
     CloseSession,
@@ -166,8 +166,9 @@ class Session:
 
     def abandon(self) -> None:
         """The gateway was closed under it: no answer will come. The owner of the connection is told."""
-        self._drop()
-        self.lost()
+        if not self._closed:
+            self._drop()
+            self.lost()
 
     def _drop(self) -> None:
         self._closed = True
@@ -228,7 +229,7 @@ class Session:
     def _start_read(self, what: tuple[Query, Callable[[StateMachine], int]], done: Done) -> None:
         self._blocked = True
         query, scanned = what
-        self._gateway.reads[self] = Read(self, query, done, scanned)
+        self._gateway.read_again([Read(self, query, done, scanned)])
 
     def _start_local(self, what: tuple[Callable[[], object], int], done: Done) -> None:
         done(what[0](), 0)
@@ -274,6 +275,7 @@ class Gateway:
         #: How long batches take until they are applied here (seconds), and how many commands they have.
         self.commit_s = Histogram(LATENCIES)
         self.batch_commands = Histogram(COUNTS)
+        self._abandoned: deque[Session] = deque()  # their outcome is unknown, and they are not told yet
         self._tired: OrderedDict[Session, None] = OrderedDict()
         self._turn = turn
         self._timeout_ms = timeout_ms
@@ -297,13 +299,17 @@ class Gateway:
         self._unapplied.append(_Unapplied(0, encode_payload(OpenGateway(self.node, self.incarnation))))
 
     def begin_turn(self) -> bool:
-        """Sessions whose local answers were too many for the last turn go on; whether some are left again."""
+        """Sessions whose local answers were too many for the last turn go on, and more are told that their gateway is closed; whether
+        some are left again."""
+        while self._abandoned and self._turn.left > 0:
+            self._turn.spend(ABANDONED_STEPS)
+            self._abandoned.popleft().abandon()
         for _ in range(len(self._tired)):
             if self._turn.left <= 0:
                 break
             session, _ = self._tired.popitem(last=False)
             session.go_on()
-        return bool(self._tired)
+        return bool(self._tired or self._abandoned)
 
     def has_time(self, session: Session, steps: int) -> bool:
         """Whether this turn has time for one more local answer, of `steps`; if not, `session` goes on in the next."""
@@ -331,7 +337,8 @@ class Gateway:
 
     def enqueue(self, session: Session) -> None:
         """The session has a command for a batch."""
-        self._waiting[session] = None
+        if session.number in self.sessions:  # else it will be told that its gateway was closed
+            self._waiting[session] = None
 
     def forget(self, session: Session, last_word: Leave | None = None) -> None:
         """The session is gone. If any batch ever named it, its CloseSession (or `last_word`) is never dropped: it undoes
@@ -442,21 +449,19 @@ class Gateway:
             in_state = row.sessions.get(session.number)
             if missed > 1 or (missed == 1 and not (in_state is not None and in_state.waiting)):
                 self.forget(session)
-                session.abandon()
+                self._abandoned.append(session)
         self.resend()
 
     def read_again(self, reads: Iterable[Read]) -> None:
-        """Nobody has answered the read index of these."""
+        """These wait for a read index, unless their session is gone."""
         self.reads.update((read.session, read) for read in reads if read.session.number in self.sessions)
 
     def _abandon(self) -> None:
         """The cluster closed this gateway. What its clients asked may or may not have happened: they are told."""
-        sessions = list(self.sessions.values())
+        self._abandoned.extend(self.sessions.values())
         self.sessions = {}
         self.reads = {}
         self._reset()
-        for session in sessions:
-            session.abandon()
 
     def reopen(self, incarnation: int) -> None:
         """Begin again as `incarnation`, which is durable. Sessions opened since the close go on in it."""

@@ -157,6 +157,12 @@ ROOM_TICKS = 50
 #: So many snapshots long the log stays on which a transfer to a follower would go on, then the transfer begins anew.
 SNAPSHOT_WAITS = 4
 
+#: A snapshot whose file has not grown for so long (seconds) is given up: longer than the fsync of a large one takes on a slow disk.
+SNAPSHOT_STALL_S = 120.0
+
+#: After a snapshot that failed or was given up the next attempt comes after so many ticks: ten seconds.
+SNAPSHOT_RETRY_TICKS = 1_000
+
 #: On a low disk there is a snapshot this often, in ticks, if anything was applied: ten seconds. It makes room once jobs were deleted.
 LOW_SNAPSHOT_TICKS = 1_000
 

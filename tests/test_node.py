@@ -12,6 +12,7 @@ from raftd import limits
 from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs import replies as r
+from raftd.jobs.budget import ABANDONED_STEPS, TURN_STEPS
 from raftd.raft.messages import AddMember, Address, AppendEntries, EntryKind, InstallSnapshot, RemoveMember
 from raftd.sim.cluster import SimCluster
 
@@ -613,3 +614,55 @@ def test_without_a_quorum_an_operator_hears_that_there_is_no_leader():
     assert outcomes == []
     cluster.run(2_000)
     assert outcomes == ["no leader is known: ask again when one is elected"]
+
+
+def test_r28_a_wiped_disk_is_refused_by_a_member_that_has_never_met_it():
+    cluster = started()
+    cluster.run(500)
+    directories = {node: process.store.identity.directory_id for node, process in cluster.processes.items()}
+    assert [process.node.machine.directories for process in cluster.processes.values()] == [directories] * 3
+    store = cluster.processes[1].store
+    store.identity = msgspec.structs.replace(store.identity, peers={})  # as of a node that has come later
+    hello = msgspec.structs.replace(cluster[2].hello(), directory_id=b"another one 1234")
+    assert "its disk was wiped or replaced" in cluster[1].meet(hello, lambda: None).reason
+    assert cluster[1].meet(cluster[2].hello(), lambda: None) is None
+
+
+@pytest.mark.parametrize("what", ["link_changed", "hearing_from", "administer"])
+def test_r35_an_exception_wherever_something_reaches_the_node_ends_it(what, monkeypatch):
+    cluster = started()
+    node = cluster[cluster.leader]
+
+    def broken(*args: object) -> None:
+        raise RuntimeError("a bug")
+
+    if what == "administer":
+        monkeypatch.setattr(node._administration, "ask", broken)
+        node.administer(RemoveMember(3), lambda reason: None)
+    else:
+        monkeypatch.setattr(node.raft, what, broken)
+        getattr(node, what)(2)
+    assert [str(error) for _, error in cluster.failures] == ["a bug"]
+
+
+def test_clients_of_a_gateway_that_was_closed_are_told_in_turns_and_may_ask_nothing_meanwhile():
+    cluster = started()
+    node = cluster[follower(cluster)]
+    clients = [Client(cluster, node.config.node) for _ in range(1_000)]
+    for client in clients:
+        client.put(b"before")
+    cluster.run(1_000)
+    cluster[cluster.leader].raft.propose([(EntryKind.BATCH, c.encode_payload(c.CloseGateway(node.config.node, node.gateway.incarnation)))])
+    cluster[cluster.leader].wake()
+    assert cluster.run(1_000, lambda: any(client.lost for client in clients))
+    told = [client.lost for client in clients]
+    assert 0 < sum(told) <= TURN_STEPS // ABANDONED_STEPS + 1
+    late = clients[-1]
+    assert not late.lost
+    late.put(b"to nobody")
+    assert cluster.run(1_000, lambda: all(client.lost for client in clients))
+    cluster.run(500)
+    assert len(late.told) == 1
+    assert node.machine.total_jobs == 1_000
+    assert node.gateway.held_bytes == 0
+    assert node.machine.gateways[node.config.node].sessions == {}

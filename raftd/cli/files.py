@@ -12,6 +12,7 @@ from raftd.cli.common import Address, connect, directories, directory, fail, ord
 
 if TYPE_CHECKING:
     from raftd.cli.archive import Progress
+    from raftd.storage.snapshots import Meta
 
 
 @contextmanager
@@ -165,24 +166,54 @@ def restore(file: str, config: str | None, node: str | None, data: str | None) -
         cluster = loaded.cluster
         with _progress("reading") as progress:
             meta = it.restore(file, where, id, cluster, Place(place.host, place.peer, place.client or 0), progress)
-    click.echo(
-        f"{where}: node {id} is the only member of a new cluster {meta.cluster!r} with the state at entry {meta.index}. Start it:\n"
-        f"    twistd -n --pidfile= raftd {_start(config, id, data)}\n"
-        f"Then start others, with empty data directories, with --join {place.host}:{place.client or '…'}"
-    )
+    _say_alone(where, id, meta, config, data, f"{place.host}:{place.client or '…'}")
 
 
 @click.command(short_help="What is wrong with a data directory.")
 @directories
 @click.option("--accept-tail", is_flag=True, help="Let a node whose last batch is damaged vote in full again.")
-def recover(config: str | None, node: str | None, data: str | None, accept_tail: bool) -> None:
+@click.option("--new-cluster", is_flag=True, help="Make a new cluster of this node alone, when no majority can be had again.")
+def recover(config: str | None, node: str | None, data: str | None, accept_tail: bool, new_cluster: bool) -> None:
     """Look at the data directory of a node that does not run, and say what is wrong with it and what to do.
 
     With --accept-tail a node that doubts whether it has everything that it acknowledged doubts no more: only for the case that
     no other node has it.
+
+    With --new-cluster this node becomes the only member of a new cluster with all jobs that stand in its directory; the old directory
+    is kept beside it. For when too many disks are lost for a majority, or one is lost in the middle of a change of members. What only
+    the lost nodes had acknowledged is not in it.
     """
     from raftd.cli import recover as it
 
+    if accept_tail and new_cluster:
+        raise click.UsageError("--new-cluster does not need --accept-tail: leave one out")
+    if new_cluster:
+        _found_new_cluster(config, node, data)
+        return
     with working():
         for line in it.recover(directory(config, node, data), accept_tail):
             click.echo(line)
+
+
+def _found_new_cluster(config: str | None, node: str | None, data: str | None) -> None:
+    from raftd.cli import recover as it
+    from raftd.config import choose_node, load
+    from raftd.raft.messages import Address as Place
+
+    with working():
+        loaded = load(config, data)
+        id = choose_node(loaded, node)
+        place = loaded.address(id)
+        where = f"{loaded.data}/{id}"
+        address = Place(place.host, place.peer, place.client or 0)
+        kept, meta = it.found_new_cluster(where, id, address, lambda text: click.echo(f"WARNING: {text}", err=True))
+    _say_alone(where, id, meta, config, data, f"{place.host}:{place.client or '…'}")
+    click.echo(f"The directory as it was is {kept}: remove it once nothing is missing.")
+
+
+def _say_alone(where: str, id: int, meta: Meta, config: str | None, data: str | None, client: str) -> None:
+    click.echo(
+        f"{where}: node {id} is the only member of a new cluster {meta.cluster!r} with the state at entry {meta.index}. Start it:\n"
+        f"    twistd -n --pidfile= raftd {_start(config, id, data)}\n"
+        f"Then start others, with empty data directories, with --join {client}"
+    )

@@ -1,17 +1,21 @@
-"""`raftd recover`: what is wrong with the data directory of a node that does not run, and the one thing that can be done by hand."""
+"""`raftd recover`: what is wrong with the data directory of a node that does not run, and what can be done by hand."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+
 import msgspec
 
-from raftd.cli.archive import check_directory
+from raftd.cli.archive import back_up_directory, check_directory, restore
 from raftd.raft.membership import decode
-from raftd.raft.messages import EntryKind
+from raftd.raft.messages import Address, EntryKind
 from raftd.raft.ready import NO_BASE
 from raftd.storage.filesystem import RealFileSystem
 from raftd.storage.inspect import read_log
 from raftd.storage.log import SegmentedLog
 from raftd.storage.records import Damage
+from raftd.storage.snapshots import Meta
 from raftd.storage.vote import VoteFile
 
 
@@ -24,6 +28,28 @@ def recover(directory: str, accept_tail: bool) -> list[str]:
         return _recover(fs, directory, accept_tail)
     finally:
         fs.unlock(f"{directory}/lock")
+
+
+def found_new_cluster(directory: str, node: int, address: Address, note: Callable[[str], None]) -> tuple[str, Meta]:
+    """Make of all that stands in `directory`, committed or not, a new cluster with `node` as its only member: the way out when no
+    majority can be had again. The old directory stays beside it. Returns its new name, and what the new one was made of. `note` tells
+    what is missing. Raises RaftdError or OSError; then nothing was changed."""
+    fs = RealFileSystem()
+    kept = f"{directory}.before-{os.urandom(4).hex()}"
+    backup = f"{kept}.backup"
+    try:
+        back_up_directory(directory, backup, note)
+        os.rename(directory, kept)
+        try:
+            meta = restore(backup, directory, node, None, address, lambda done, total: None)
+        except BaseException:
+            os.rename(kept, directory)
+            raise
+    finally:
+        if os.path.exists(backup):
+            os.unlink(backup)
+    fs.sync_directory(os.path.dirname(os.path.abspath(directory)))
+    return kept, meta
 
 
 def _recover(fs: RealFileSystem, directory: str, accept_tail: bool) -> list[str]:

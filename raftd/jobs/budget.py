@@ -50,6 +50,9 @@ TURN_STEPS = 100_000
 #: An answer of the node itself that is more than a line, like `stats`.
 LONG_ANSWER_STEPS = 600
 
+#: A client whose connection is ended because the cluster has given its node up.
+ABANDONED_STEPS = 300
+
 #: A read, with its answer; each item of a list that it gives; and each item that it looks at beside those.
 READ_STEPS = 200
 READ_ITEM_STEPS = 12

@@ -21,7 +21,7 @@ from twisted.internet.main import CONNECTION_DONE
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from raftd.limits import MOST_DESCRIPTORS
+from raftd.limits import MOST_DESCRIPTORS, SNAPSHOT_STALL_S
 from raftd.storage.snapshots import Done
 
 _PR_SET_PDEATHSIG = 1
@@ -60,8 +60,10 @@ class ForkCopier:
 
     _log = Logger("raftd.snapshot")
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(self, reactor: Any, stall_s: float = SNAPSHOT_STALL_S) -> None:
+        """A copy whose file has not grown for `stall_s` is given up."""
         self._reactor = reactor
+        self._stall_s = stall_s
         #: How long this process has stood still in forks, ever, and how much of that its thread has worked.
         self.forked_s = 0.0
         self.forked_work_s = 0.0
@@ -91,8 +93,13 @@ class ForkCopier:
         self.forked_work_s += time.thread_time() - worked_s
         os.close(report_to)
 
+        is_given_up = False
+
         def ended(said: bytes) -> None:
             _, status = os.waitpid(child, 0)
+            if is_given_up:
+                return
+            watch.cancel()
             took_s = time.monotonic() - started_s
             if os.waitstatus_to_exitcode(status) == 0:
                 self._log.info(
@@ -106,6 +113,17 @@ class ForkCopier:
                 why = said.decode("utf-8", "replace") or f"it ended with status {os.waitstatus_to_exitcode(status)}"
                 done(OSError(f"the copy of this process that wrote it has failed: {why}"))
 
+        def look(before: int) -> None:
+            nonlocal is_given_up, watch
+            size = _size(path)
+            if size > before:
+                watch = self._reactor.callLater(self._stall_s, look, size)
+                return
+            is_given_up = True
+            os.kill(child, signal.SIGKILL)  # not reaped yet: the number is still its own
+            done(OSError(f"the copy of this process that wrote it was ended: its file has not grown for {self._stall_s:g} s"))
+
+        watch = self._reactor.callLater(self._stall_s, look, -1)
         _Report(self._reactor, report, ended)
 
     def _be_child(self, parent: int, report_to: int, path: str, parts: Callable[[], Iterator[bytes]]) -> NoReturn:
@@ -136,6 +154,14 @@ class ForkCopier:
             os.write(report_to, str(error).encode()[:_REPORT_BYTES])
         finally:
             os._exit(1)
+
+
+def _size(path: str) -> int:
+    """0 if there is no such file yet."""
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return 0
 
 
 def _own_memory() -> str:

@@ -327,6 +327,36 @@ def test_a_node_in_doubt_doubts_no_more_once_its_tail_is_accepted(tmp_path):
         wait_for(lambda: cluster.find_leader() or None, what="a leader")
 
 
+def test_one_node_of_three_goes_on_as_a_new_cluster_when_the_others_are_lost(tmp_path):
+    with ProcessCluster(tmp_path, 3) as cluster:
+        cluster.leader()
+        client = cluster.client(1)
+        ids = [client.put(b"job %d" % number) for number in range(5)]
+        # the state machine of node 1 may be an entry behind, its log is not
+        cluster.close()
+        for node in (2, 3):
+            shutil.rmtree(tmp_path / f"data/{node}")
+        both = run("recover", "--config", str(cluster.config), "--node", "1", "--new-cluster", "--accept-tail")
+        assert (both.returncode, "leave one out" in both.stderr) == (2, True)
+        made = run("recover", "--config", str(cluster.config), "--node", "1", "--new-cluster")
+        assert (made.returncode, made.stderr) == (0, "")
+        assert "node 1 is the only member of a new cluster 'test'" in made.stdout
+        (kept,) = (tmp_path / "data").glob("1.before-*")
+        assert str(kept) in made.stdout
+        assert list(kept.glob("log/*.log"))
+        assert not list((tmp_path / "data").glob("*.backup"))
+        cluster.start(1)
+        client = cluster.client(1)
+        assert [client.reserve(0) for _ in ids] == [(id, b"job %d" % number) for number, id in enumerate(ids)]
+        assert client.stats()["nodes"] == "1"
+
+
+def test_a_new_cluster_of_nothing_is_refused_and_changes_nothing(tmp_path):
+    asked = run("recover", "--new-cluster", "--data", str(tmp_path))
+    assert (asked.returncode, "there is no data directory of a node" in asked.stderr) == (1, True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_recover_of_a_directory_in_use_is_refused(tmp_path):
     with ProcessCluster(tmp_path, 1) as cluster:
         cluster.leader()
