@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from raftd.histogram import COUNTS, LATENCIES, Histogram
-from raftd.jobs.budget import ABANDONED_STEPS, COSTS, LONG_ANSWER_STEPS, READ_ITEM_STEPS, READ_STEPS, SCANNED_STEPS, Turn
+from raftd.jobs.budget import ABANDONED_STEPS, COSTS, LINE_STEPS, READ_ITEM_STEPS, READ_STEPS, SCANNED_STEPS, Turn
 from raftd.jobs.commands import (
     Batch,
     CloseSession,
@@ -68,7 +68,7 @@ def _steps(command: Command, watched: int) -> int:
     return COSTS.command
 
 
-def _looks_at_nothing_else(machine: StateMachine) -> int:
+def looks_at_nothing_else(machine: StateMachine) -> int:
     return 0
 
 
@@ -129,11 +129,11 @@ class Session:
         self._hold(_size(command))
         self._ask(_Step(Session._start_command, command, done))
 
-    def read(self, query: Query, done: Done, scanned: Callable[[StateMachine], int] = _looks_at_nothing_else) -> None:
+    def read(self, query: Query, done: Done, scanned: Callable[[StateMachine], int] = looks_at_nothing_else) -> None:
         """Run a linearizable query; `done` gets its result. `scanned`: how many items it looks at besides those that it gives."""
         self._ask(_Step(Session._start_read, (query, scanned), done))
 
-    def local(self, answer: Callable[[], object], done: Done, steps: int = LONG_ANSWER_STEPS) -> None:
+    def local(self, answer: Callable[[], object], done: Done, steps: int = LINE_STEPS) -> None:
         """Call `answer` when its turn has come, without the cluster; `done` gets what it returns. `steps`: what that costs."""
         self._ask(_Step(Session._start_local, (answer, steps), done))
 

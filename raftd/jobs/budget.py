@@ -47,7 +47,8 @@ COSTS_BEFORE_LEVEL_2 = Costs(
 TURN_STEPS = 100_000
 
 
-#: An answer of the node itself that is more than a line, like `stats`.
+#: An answer of the node itself: a line, or something long like `stats`.
+LINE_STEPS = 100
 LONG_ANSWER_STEPS = 600
 
 #: A client whose connection is ended because the cluster has given its node up.

@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 
 from raftd.errors import FrameError
 from raftd.jobs import commands as c
+from raftd.jobs.budget import LONG_ANSWER_STEPS
 from raftd.jobs.replies import JobTooBig, Reply
 from raftd.limits import HELLO_FRAME_BYTES, HELLO_TIMEOUT_S, SNAPSHOT_CHUNK_BYTES, STRANGER_TEXT
 from raftd.node import Node
@@ -127,7 +128,7 @@ class ClientProtocol(DoorProtocol):
                 command = c.Delete(number, job, token)
             case w.StatusRequest():
                 self.began(size)
-                self.session.local(self._status, partial(self_answer, size))
+                self.session.local(self._status, partial(self_answer, size), LONG_ANSWER_STEPS)
                 return
             case w.MembersRequest():
                 self.began(size)

@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 
 from raftd.jobs import commands as c
 from raftd.jobs import queries as q
+from raftd.jobs.budget import LONG_ANSWER_STEPS
 from raftd.jobs.model import Job
 from raftd.jobs.replies import Reply, Using
 from raftd.node import Node
@@ -154,7 +155,7 @@ class LineProtocol(DoorProtocol):
             self.session.local(lambda: None, lambda result, index: self.finish())
         elif verb == "stats":
             self._counters.commands[verb] += 1
-            self.session.local(lambda: encode_stats(stats(self.node, self._counters)), say)
+            self.session.local(lambda: encode_stats(stats(self.node, self._counters)), say, LONG_ANSWER_STEPS)
         else:
             if verb in ("big-put", "open-put"):
                 self._counters.commands["put"] += 1

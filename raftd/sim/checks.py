@@ -13,7 +13,7 @@ from zlib import crc32
 import msgspec
 
 from raftd.errors import CorruptionError
-from raftd.jobs.budget import Costs
+from raftd.jobs.budget import READ_STEPS, Costs
 from raftd.jobs.commands import Forward
 from raftd.jobs.machine import Effects, StateMachine
 from raftd.raft.membership import decode
@@ -47,7 +47,9 @@ _CLOCK_SLACK_MS = 500
 #: One operation that begins within the budget of an entry: so many commands' worth, and tubes that are looked at.
 _LONGEST = 4
 _MOST_WATCHED = 4 * 12
-_TURN_SLACK = 2_000
+#: What a turn may take: so many entries' worth, one more, and a read or an answer of its own.
+TURN_ENTRIES = 2
+_TURN_SLACK = 1_000
 
 
 class Violation(AssertionError):
@@ -109,6 +111,7 @@ class _Life:
         self.leads: tuple[int, int] | None = None  # (term, since which tick)
         self.commit = 0
         self.applied = 0
+        self.used = 0  # steps
         self.votes: set[tuple[int, int]] = set()  # (term, voter) that it has heard
         self.matches: dict[int, tuple[int, int, int]] = {}  # peer -> (term, incarnation, match), while it leads
         self.configurations: list[_Place] = []
@@ -136,6 +139,8 @@ class Checks:
         self._committed_in: list[int] = []  # the term of the leader that committed it
         self._prefixes: dict[tuple[int, int], int] = {}  # (index, term) -> chain
         self._answers: list[list[bytes]] = []  # of the model, by index
+        self._steps: list[int] = []  # the same
+        self._reads = 0  # answered since the last step of a process
         self._digests: dict[int, str] = {}  # of states of which a snapshot was taken, by index
 
     # -- who is a member ----------------------------------------------------------------------
@@ -215,11 +220,14 @@ class Checks:
     def stepped(self, process: Process) -> None:
         life = self._lives[process]
         raft = process.node.raft
-        used = -process.node.turn.left
+        turn = process.node.turn
+        used, life.used = turn.used - life.used, turn.used
+        reads, self._reads = self._reads, 0
+        used = max(used, reads * READ_STEPS)
         _require(
-            process.node.machine.level < 2 or used <= 2 * self.costs.entry + _TURN_SLACK,
+            process.node.machine.level < 2 or used <= (TURN_ENTRIES + 1) * self.costs.entry + _TURN_SLACK,
             "cost",
-            f"a turn of node {process.node_id} takes {used} steps too many",
+            f"a turn of node {process.node_id} takes {used} steps",
         )
         log = raft.log
         entries = life.entries
@@ -298,7 +306,9 @@ class Checks:
                 self._configurations.append(_Place(index, decode(entry.data)))
             self._chains.append(life.chains[index - 1])
             self._committed_in.append(process.node.raft.term)
+            before = self.model.steps
             answers = self.model.entry(entry.time_ms, entry.data if entry.kind is EntryKind.BATCH else b"")
+            self._steps.append(self.model.steps - before)
             self._answers.append([msgspec.msgpack.encode(answer) for answer in answers])
             _require(not self.model.passed, "I21", f"a command passes a reserve that waits before it: {self.model.passed}")
 
@@ -484,6 +494,8 @@ class Checks:
             steps = machine.steps - steps
             most = self.costs.entry + _LONGEST * self.costs.command + _MOST_WATCHED * self.costs.tube
             _require(machine.level < 2 or steps <= most, "cost", f"entry {index} takes {steps} steps on node {process.node_id}")
+            wanted_steps = self._steps[index - 1]
+            _require(steps == wanted_steps, "cost", f"entry {index} counts {steps} steps on node {process.node_id}, not {wanted_steps}")
             answers = [msgspec.msgpack.encode(answer) for answer in effects.answers]
             if answers != self._answers[index - 1]:
                 ours = [msgspec.msgpack.decode(answer) for answer in answers]
@@ -563,6 +575,7 @@ class Checks:
     def answered(self, index: int, is_read: bool, known_when_asked: int) -> None:
         """A client was told something that holds at `index`; when it asked, somebody knew of `known_when_asked`."""
         if is_read:
+            self._reads += 1
             _require(
                 index >= known_when_asked, "I13", f"a read at {index} does not see {known_when_asked}, acknowledged before it was asked"
             )

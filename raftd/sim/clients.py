@@ -252,8 +252,10 @@ class SimClient:
             case 4:  # watch much, and wait
                 return [*[c.Watch(session, f"tube{place}") for place in range(8)], c.Reserve(session, 300)]
             case _:
+                tubes = [f"tube{place}" for place in range(self._tubes)]
                 many = [c.NewJob(one % 3, 0, 1_500, b"one of many") for _ in range(count)]
-                return [c.PauseTube(session, tube, 500), c.PutMany(session, tube, many), c.PauseTube(session, tube, 0)]
+                puts = [command for tube in tubes for command in (c.PauseTube(session, tube, 500), c.PutMany(session, tube, many))]
+                return [*puts, *(c.PauseTube(session, tube, 0) for tube in tubes)]
 
     def _begin(self, connection: _Connection, what: list[Any]) -> Call:
         self._asked += 1

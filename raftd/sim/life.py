@@ -24,7 +24,7 @@ from raftd.limits import MAX_JOB_BYTES, TICK_MS
 from raftd.node import NodeConfig
 from raftd.raft.ready import Persist
 from raftd.sim import history
-from raftd.sim.checks import Checks, Violation
+from raftd.sim.checks import TURN_ENTRIES, Checks, Violation
 from raftd.sim.clients import SimClient
 from raftd.sim.disk import Disk, Interrupted
 from raftd.sim.faults import Faults
@@ -136,7 +136,10 @@ class Life:
         rest.judge()
 
     def _happen(self, event: Event) -> None:
-        if event.kind.startswith("client "):
+        if event.kind == "client crowd":
+            for client in self.clients:  # all at once
+                client.do("read", (event.numbers[0], event.numbers[1], 0, event.numbers[3]))
+        elif event.kind.startswith("client "):
             self.clients[event.numbers[0] % len(self.clients)].do(event.kind.removeprefix("client "), event.numbers)
         elif not self.healed:
             self.faults.do(event)
@@ -178,9 +181,9 @@ class Life:
         usable = [process for node in sorted(self.running) if (process := self.process_at(node)) is not None]
         return usable[number % len(usable)] if usable else None
 
-    def visit(self, node: int, pipeline: int) -> SimClient:
+    def visit(self, node: int, pipeline: int, tubes: int = 1) -> SimClient:
         """A client that connects to this node only, and does not come with the plan."""
-        client = SimClient(self, len(self.clients), pipeline, 1, self.jobs, node)
+        client = SimClient(self, len(self.clients), pipeline, tubes, self.jobs, node)
         self.clients.append(client)
         return client
 
@@ -323,7 +326,7 @@ def _budgeted(costs: Costs) -> dict[str, object]:
         "raftd.jobs.machine.COSTS": costs,
         "raftd.gateway.COSTS": costs,
         "raftd.gateway.BATCH_STEPS": costs.commands,
-        "raftd.jobs.budget.TURN_STEPS": 2 * costs.entry,
+        "raftd.jobs.budget.TURN_STEPS": TURN_ENTRIES * costs.entry,
     }
 
 

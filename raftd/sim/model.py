@@ -51,6 +51,8 @@ class Model:
         self._new = steps
         self._cost = _OLD
         self._left = 0  # steps of this part of the entry, for what no command asks for itself
+        #: All steps so far.
+        self.steps = 0
         #: Sessions that are gone, in this order: those that still use and watch tubes, or hold jobs.
         self.closing: list[dict[str, Any]] = []
         #: Tubes with jobs for sessions that wait, and too few steps to give them.
@@ -169,7 +171,7 @@ class Model:
         self._left = self._cost["left_over"]
         self._match_left_over()
         while self._left > 0 and (timer := self._first_due()) is not None:
-            self._left -= self._cost["timer"]
+            self._spend(self._cost["timer"])
             self._fire(*timer)
         self._close_sessions()
         self._left += self._cost["entry"] - self._cost["commands"] - self._cost["left_over"]
@@ -183,6 +185,10 @@ class Model:
     def has_left_over(self) -> bool:
         """Whether the next entry has something to do before its commands, without any time passing."""
         return bool(self.closing or self.unmatched or self._first_due() is not None)
+
+    def _spend(self, steps: int) -> None:
+        self._left -= steps
+        self.steps += steps
 
     def _payload(self, payload: list[Any]) -> None:
         match payload:
@@ -293,14 +299,14 @@ class Model:
 
     def _end_wait(self, session: dict[str, Any], reply: Any = None) -> None:
         """`reply`, or what gives it once the wait is over; none for a session that is gone."""
-        self._left -= len(session["watched"]) * self._cost["tube"]
+        self._spend(len(session["watched"]) * self._cost["tube"])
         *_, command = session["wait"]
         session["wait"] = session["warn"] = None
         if reply is not None:
             self._answer(session["key"], command, reply() if callable(reply) else reply)
 
     def _grant(self, key: Key, job: dict[str, Any]) -> list[Any]:
-        self._left -= self._cost["granted"]
+        self._spend(self._cost["granted"])
         self.last_token += 1
         job |= {"state": "reserved", "holder": key, "token": self.last_token, "deadline": self.now_ms + job["ttr"]}
         job["reserves"] += 1
@@ -328,12 +334,12 @@ class Model:
             if session["watched"]:
                 self._detach(session)
             elif session["held"]:
-                self._left -= self._cost["given_back"]
+                self._spend(self._cost["given_back"])
                 job, token = session["held"].pop(0)
                 if self.jobs.get(job["id"]) is job and job["state"] == "reserved" and job["token"] == token:
                     self._ready(job)
             else:
-                self._left -= self._cost["closed"]
+                self._spend(self._cost["closed"])
                 self.closing.pop(0)
 
     def _detach(self, session: dict[str, Any]) -> None:
@@ -341,7 +347,7 @@ class Model:
             who = (*session["key"], session["incarnation"])
             self._silent = [timer for timer in self._silent if timer[2] != who]
             self._end_wait(session)
-        self._left -= len(session["watched"]) * self._cost["tube"]
+        self._spend(len(session["watched"]) * self._cost["tube"])
         session["watched"], session["used"] = [], "default"
         self._forget_tubes()
 
@@ -368,6 +374,7 @@ class Model:
                 **{"wait": None, "warn": None, "held": []},
             },
         )
+        self.steps += self._cost["command"]
         if session["wait"]:
             self._end_wait(session, [TIMED_OUT])
             if [tag, *args[:1]] != [TOUCH, 0]:
@@ -406,6 +413,7 @@ class Model:
             return [JOB_TOO_BIG]
         if self.room_is_scarce:
             return [OUT_OF_MEMORY]
+        self.steps += len(jobs) * self._cost["job"]
         ids = [self._insert(tube, *job) for job in jobs]
         if name:
             self.keys.append((name, self.now_ms, asked, ids))
@@ -470,6 +478,7 @@ class Model:
         return [WATCHING, len(session["watched"])]
 
     def _reserve(self, key: Key, session: dict[str, Any], timeout_ms: int | None) -> list[Any] | None:
+        self.steps += len(session["watched"]) * self._cost["tube"]
         watched = [tube for tube in session["watched"] if not self._is_held_back(tube)]
         ready = [job for job in self.in_state("ready") if job["tube"] in watched]
         if ready:
@@ -479,6 +488,7 @@ class Model:
             return [DEADLINE_SOON]
         if timeout_ms == 0:
             return [TIMED_OUT]
+        self.steps += len(session["watched"]) * self._cost["tube"]
         self._order += 1
         session["wait"] = (self._order, None if timeout_ms is None else self.now_ms + timeout_ms, [RESERVE, timeout_ms])
         session["warn"] = soon
@@ -542,7 +552,7 @@ class Model:
         return [KICKED, kicked]
 
     def _kick_one(self, job: dict[str, Any]) -> None:
-        self._left -= self._cost["kicked"]
+        self._spend(self._cost["kicked"])
         job["kicks"] += 1
         self._ready(job)
 

@@ -12,16 +12,19 @@ from typing import Any
 
 import msgspec
 
+from raftd import gateway
 from raftd.errors import CorruptionError
-from raftd.gateway import Gateway, Session
+from raftd.gateway import Gateway, Read, Session
 from raftd.housekeeping import Housekeeping
 from raftd.jobs import commands as c
 from raftd.jobs import replies as r
 from raftd.jobs.keys import Keys
 from raftd.jobs.machine import StateMachine
+from raftd.jobs.model import Session as JobSession
 from raftd.jobs.model import State
+from raftd.jobs.pages import SortedPages
 from raftd.jobs.snapshot import Loader
-from raftd.jobs.timers import Kind, TimerId, Timers
+from raftd.jobs.timers import Kind
 from raftd.node import Node
 from raftd.raft.core import Raft
 from raftd.raft.leadership import Leadership
@@ -53,8 +56,6 @@ BY_TESTS = frozenset(
         "snapshots without a directory fsync",
         "entries of the disk sent unseen",
         "whole durable log acknowledged",
-        "read without the quorum round",
-        "read token reused",
         "truncated configuration stays",
     },
 )
@@ -242,6 +243,63 @@ def _stalled_disk_keeps_the_lead(original: Any) -> Any:
     return property(lambda self: False)
 
 
+@_mutant("stamps from the wall clock", Raft, "append")
+def _stamps_from_the_wall_clock(original: Any) -> Any:
+    def append(self: Raft, proposals: Any) -> None:
+        before, self.clock = self.clock, LogClock()
+        self.clock.lead(self.term, self.log.last_time_ms, [self.wall_ms], [], self.now_ms)
+        original(self, proposals)
+        self.clock = before
+
+    return append
+
+
+@_mutant("an estimate of log time falls", LogClock, "estimate_ms")
+def _estimate_falls(original: Any) -> Any:
+    def estimate_ms(self: LogClock, now_ms: int) -> int | None:
+        return None if self._heard_ms is None else self._heard_ms + max(0, now_ms - self._heard_at_ms)
+
+    return estimate_ms
+
+
+@_mutant("wall clocks do not wait for a living estimate", Raft, "_settle_election")
+def _wall_clocks_do_not_wait(original: Any) -> Any:
+    def settle_election(self: Raft) -> None:
+        if self._tally.won:
+            self._become_leader()
+        else:
+            original(self)
+
+    return settle_election
+
+
+@_mutant("repeated grant leaves at once", Raft, "_on_request_vote")
+def _repeated_grant_leaves_at_once(original: Any) -> Any:
+    def on_request_vote(self: Raft, sender: int, message: Any) -> None:
+        is_repeat = self.voted_for == sender and message.term == self.term
+        waiting = len(self._send_after)
+        original(self, sender, message)
+        if is_repeat and len(self._send_after) > waiting:
+            self._send_now.append(self._send_after.pop())
+
+    return on_request_vote
+
+
+@_mutant("any disk is taken for the node's", Node, "_why_not")
+def _any_disk_is_taken(original: Any) -> Any:
+    def why_not(self: Node, hello: Any) -> str | None:
+        known = self.machine.directories.get(hello.node) or self._store.identity.peers.get(hello.node, hello.directory_id)
+        reason: str | None = original(self, msgspec.structs.replace(hello, directory_id=known))
+        return reason
+
+    return why_not
+
+
+@_mutant("directories that only the one who met them knows", Housekeeping, "_look_at_directories")
+def _directories_known_to_one(original: Any) -> Any:
+    return lambda self, machine: None
+
+
 # -- replication -------------------------------------------------------------------------------
 
 
@@ -397,6 +455,75 @@ def _read_token_reused(original: Any) -> Any:
     return start_round
 
 
+@_mutant("read an entry early", Node, "_run_reads")
+def _read_an_entry_early(original: Any) -> Any:
+    def run_reads(self: Node) -> None:
+        """Says that it has seen the entry."""
+        for place, (index, context, clock_ms, reads) in enumerate(self._reads_ready):
+            if index == self.machine.applied_index + 1:
+                early = [read._replace(done=_claiming(read.done, index)) for read in reads]
+                self._reads_ready[place] = (index - 1, context, clock_ms, early)
+        self._reads_ready.sort(key=lambda ready: ready[:2])
+        original(self)
+
+    return run_reads
+
+
+def _claiming(done: Any, index: int) -> Any:
+    return lambda result, at_index: done(result, max(index, at_index))
+
+
+@_mutant("read at what the node has applied", Node, "_ask_reads")
+def _read_at_what_is_applied(original: Any) -> Any:
+    def ask_reads(self: Node, now_ms: int) -> None:
+        if self.gateway.reads and self._route is not None:
+            reads = list(self.gateway.reads.values())
+            self.gateway.reads.clear()
+            self._read_number += 1
+            self._reads_ready.append((self.machine.applied_index, self._read_number, self.raft.clock_ms() or 0, reads))
+            self._reads_ready.sort(key=lambda ready: ready[:2])
+
+    return ask_reads
+
+
+@_mutant("a read that was cut keeps its first place", Node, "_run_reads")
+def _cut_read_keeps_its_place(original: Any) -> Any:
+    def run_reads(self: Node) -> None:
+        self._reads_ready[:] = [
+            (index, context, clock_ms, [read if hasattr(read.done, "is_first") else read._replace(done=_First(read.done, index)) for read in reads])
+            for index, context, clock_ms, reads in self._reads_ready
+        ]
+        original(self)
+
+    return run_reads
+
+
+class _First:
+    """Says that the read has seen what stood when it was confirmed, whatever it has seen."""
+
+    is_first = True
+
+    def __init__(self, done: Any, index: int) -> None:
+        self._done = done
+        self._index = index
+
+    def __call__(self, result: object, at_index: int) -> None:
+        self._done(result, self._index)
+
+
+@_mutant("reads of no session", Node, "_run_reads")
+def _reads_of_no_session(original: Any) -> Any:
+    def run_reads(self: Node) -> None:
+        rows = self.machine.gateways
+        self.machine.gateways = {}
+        try:
+            original(self)
+        finally:
+            self.machine.gateways = rows
+
+    return run_reads
+
+
 # -- the queue ---------------------------------------------------------------------------------
 
 
@@ -440,29 +567,27 @@ def _lost_wake_up(original: Any) -> Any:
     return make_ready
 
 
-@_mutant("waiter granted after its session closed", StateMachine, "_detach")
+@_mutant("waiter granted after its session closed", StateMachine, "_match")
 def _granted_after_close(original: Any) -> Any:
-    def detach(self: StateMachine, session: Any) -> None:
-        waiting, session.waiting = session.waiting, False
-        original(self, session)
-        session.waiting = waiting
+    def match(self: StateMachine, tube: Any) -> None:
+        closed = [session for session in tube.waiters if session.is_closed]
+        for session in closed:
+            session.is_closed = False
+        original(self, tube)
+        for session in closed:
+            session.is_closed = True
 
-    return detach
+    return match
 
 
-@_mutant("timers fired in another order", Timers, "pop_due")
+@_mutant("timers fired in another order", StateMachine, "_fire_timers")
 def _timers_in_another_order(original: Any) -> Any:
-    def pop_due(self: Timers, now_ms: int) -> tuple[Kind, TimerId] | None:
-        self.next_due_ms()
-        due = [timer for timer in self._heap if timer[0] <= now_ms and self._is_live(*timer)]
-        if not due:
-            return None
-        last = max(due)
-        self._heap.remove(last)
-        self._heap.sort()
-        return last[1], last[2]
+    def fire_timers(self: StateMachine) -> None:
+        while self.steps < self._limit and (due := [timer for timer in self.timers if timer[0] <= self.now_ms]):
+            self.steps += self._costs.timer
+            self._fire(due[-1])
 
-    return pop_due
+    return fire_timers
 
 
 @_mutant("job given to two", StateMachine, "_take_out")
@@ -470,21 +595,154 @@ def _job_given_to_two(original: Any) -> Any:
     def take_out(self: StateMachine, job: Any) -> None:
         if job.state is State.READY and job.id % 10 == 0:
             original(self, job)
-            job.tube.ready.add(job.pri, job.id)
+            job.tube.ready.add((job.pri, job.id))
         else:
             original(self, job)
 
     return take_out
 
 
-@_mutant("close drops the reservations", StateMachine, "_give_back")
+@_mutant("close drops the reservations", StateMachine, "_close_sessions")
 def _close_drops_the_reservations(original: Any) -> Any:
-    def give_back(self: StateMachine) -> None:
+    def close_sessions(self: StateMachine) -> None:
         for session in self.closing:
-            session.reserved.clear()
+            session.give_away()
         original(self)
 
-    return give_back
+    return close_sessions
+
+
+@_mutant("a release loses its priority", StateMachine, "_release")
+def _release_loses_its_priority(original: Any) -> Any:
+    return lambda self, session, release: original(self, session, msgspec.structs.replace(release, pri=None))
+
+
+@_mutant("order of burying by id", StateMachine, "_bury")
+def _order_of_burying_by_id(original: Any) -> Any:
+    def bury(self: StateMachine, session: Any, command: c.Bury) -> Any:
+        reply = original(self, session, command)
+        if type(reply) is r.Buried:
+            job = self.jobs[command.id]
+            job.tube.buried.remove((job.deadline_ms, job.id))
+            job.deadline_ms = job.id
+            job.tube.buried.add((job.deadline_ms, job.id))
+        return reply
+
+    return bury
+
+
+@_mutant("deadline of a touched job stays", JobSession, "deadline_moved")
+def _deadline_of_a_touched_job_stays(original: Any) -> Any:
+    def deadline_moved(self: JobSession, job: Any, before_ms: int) -> None:
+        if self.deadlines is not None:
+            self.deadlines = SortedPages()  # found again when the next is reserved
+            for _, id in self.reserved:
+                self.deadlines.add((before_ms if id == job.id else job.deadline_ms, id))
+
+    return deadline_moved
+
+
+# -- budgets -----------------------------------------------------------------------------------
+
+
+@_mutant("kick without a budget", StateMachine, "_kick")
+def _kick_without_a_budget(original: Any) -> Any:
+    return _without_limit(original)
+
+
+@_mutant("timers without a budget", StateMachine, "_fire_timers")
+def _timers_without_a_budget(original: Any) -> Any:
+    return _without_limit(original)
+
+
+@_mutant("closing without a budget", StateMachine, "_close_sessions")
+def _closing_without_a_budget(original: Any) -> Any:
+    return _without_limit(original)
+
+
+@_mutant("jobs for waiting sessions without a budget", StateMachine, "_match")
+def _match_without_a_budget(original: Any) -> Any:
+    return _without_limit(original)
+
+
+def _without_limit(original: Any) -> Any:
+    def without_limit(self: StateMachine, *args: Any) -> Any:
+        before, self._limit = self._limit, 1 << 62
+        try:
+            return original(self, *args)
+        finally:
+            self._limit = before
+
+    return without_limit
+
+
+@_mutant("tubes of a watch list cost nothing", StateMachine, "_end_wait")
+def _tubes_cost_nothing(original: Any) -> Any:
+    def end_wait(self: StateMachine, session: Any) -> None:
+        steps = self.steps
+        original(self, session)
+        self.steps = steps
+
+    return end_wait
+
+
+@_mutant("what is left over waits for traffic", StateMachine, "next_due_ms")
+def _left_over_waits(original: Any) -> Any:
+    def next_due_ms(self: StateMachine) -> int | None:
+        first = self.timers.least()
+        return first[0] if first is not None else None
+
+    return next_due_ms
+
+
+@_mutant("waiting sessions are overtaken between two slices", StateMachine, "_is_held_back")
+def _overtaken_between_slices(original: Any) -> Any:
+    return lambda self, tube: tube.pause_until_ms != 0
+
+
+@_mutant("left over without an order", StateMachine, "_match_left_over")
+def _left_over_without_an_order(original: Any) -> Any:
+    def match_left_over(self: StateMachine) -> None:
+        for name in sorted(self.unmatched, reverse=True):
+            self.unmatched.move_to_end(name)
+        original(self)
+
+    return match_left_over
+
+
+@_mutant("a batch of any length", Gateway, "_make_batch")
+def _batch_of_any_length(original: Any) -> Any:
+    def make_batch(self: Gateway, now_ms: int) -> None:
+        before, gateway.BATCH_STEPS = gateway.BATCH_STEPS, 1 << 62
+        try:
+            original(self, now_ms)
+        finally:
+            gateway.BATCH_STEPS = before
+
+    return make_batch
+
+
+@_mutant("a turn without an end", Node, "_apply")
+def _turn_without_an_end(original: Any) -> Any:
+    def apply(self: Node, entries: list[Entry]) -> None:
+        left, self.turn.left = self.turn.left, 1 << 62
+        original(self, entries)
+        self.turn.left -= (1 << 62) - left
+
+    return apply
+
+
+@_mutant("answers of the node cost nothing", Read, "steps")
+def _answers_cost_nothing(original: Any) -> Any:
+    return lambda self, machine, result: 0
+
+
+@_mutant("a session of a closed gateway is asked on", Gateway, "enqueue")
+def _asked_on(original: Any) -> Any:
+    def enqueue(self: Gateway, session: Session) -> None:
+        self._waiting[session] = None
+
+    return enqueue
 
 
 # -- snapshots ---------------------------------------------------------------------------------
@@ -511,6 +769,67 @@ def _snapshot_without_sessions(original: Any) -> Any:
             session.watched = {session.used.name: session.used}
 
     return load_session
+
+
+@_mutant("closing sessions are not in the snapshot", Loader, "_closing_session")
+def _closing_not_in_the_snapshot(original: Any) -> Any:
+    def closing_session(self: Loader, *args: Any) -> Any:
+        session = original(self, *args)
+        self._machine.closing.pop()
+        return session
+
+    return closing_session
+
+
+@_mutant("warnings are not restored", Loader, "_load_watching")
+def _warnings_not_restored(original: Any) -> Any:
+    return lambda self, session, piece: original(self, session, msgspec.structs.replace(piece, soon_ms=0))
+
+
+@_mutant("the timers of waits are not restored", Loader, "_load_watching")
+def _wait_timers_not_restored(original: Any) -> Any:
+    def load_watching(self: Loader, session: Any, piece: Any) -> None:
+        original(self, session, piece)
+        if session.wait_until_ms:
+            self._machine.timers.remove((session.wait_until_ms, Kind.WAIT, session.timer_id))
+
+    return load_watching
+
+
+@_mutant("pauses that are restored never end", Loader, "_load_tube")
+def _pauses_never_end(original: Any) -> Any:
+    def load_tube(self: Loader, row: Any) -> None:
+        original(self, row)
+        tube = self._tubes[-1]
+        if tube.pause_until_ms:
+            self._machine.timers.remove((tube.pause_until_ms, Kind.PAUSE, tube.name))
+
+    return load_tube
+
+
+@_mutant("left-over tubes are not in the snapshot", Loader, "finish")
+def _unmatched_not_in_the_snapshot(original: Any) -> Any:
+    def finish(self: Loader) -> StateMachine:
+        self._machine.unmatched.clear()
+        machine: StateMachine = original(self)
+        return machine
+
+    return finish
+
+
+@_mutant("order of burying is not in the snapshot", Loader, "_load_buried")
+def _order_of_burying_not_in_the_snapshot(original: Any) -> Any:
+    return lambda self, tube, ids: original(self, tube, sorted(ids))
+
+
+@_mutant("directories are not in the snapshot", Loader, "finish")
+def _directories_not_in_the_snapshot(original: Any) -> Any:
+    def finish(self: Loader) -> StateMachine:
+        self._machine.directories.clear()
+        machine: StateMachine = original(self)
+        return machine
+
+    return finish
 
 
 @_mutant("log purged before the snapshot is there", Snapshots, "take")
@@ -633,9 +952,9 @@ def _keys_not_in_the_snapshot(original: Any) -> Any:
     return load
 
 
-@_mutant("what is left is given back", StateMachine, "_leave")
+@_mutant("what is left is given back", JobSession, "give_away")
 def _left_is_given_back(original: Any) -> Any:
-    return lambda self, session: None
+    return lambda self: None
 
 
 @_mutant("an undeclared tube keeps its place", StateMachine, "_undeclare")

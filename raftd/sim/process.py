@@ -30,10 +30,9 @@ from raftd.storage.vote import Identity
 from raftd.wire.peer import PeerMessage
 
 
-#: What an entry with all of its budget takes, in microseconds: on real machines half of this, on a busy one more.
-_ENTRY_US = 10_000
-#: A message that leaves costs so many steps: it is encoded and written.
-_MESSAGE_STEPS = 100
+#: What an entry with all of its budget takes, and a message that leaves, in microseconds.
+_ENTRY_US = 5_000
+_MESSAGE_US = 20
 
 
 class World(Protocol):
@@ -168,7 +167,7 @@ class Process:
         self._backlog: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._busy_until_us = 0
         self._used = 0  # steps of which the time has been counted
-        self._sent = 0  # messages
+        self._sent = 0  # messages of which the time has not been counted
         self._is_resuming = False
         self._tick_waits = False
         clock: Any = NodeClock(world.scheduler, self.later, rate, random.randrange(1, 1_000_000))
@@ -198,9 +197,10 @@ class Process:
         call(*args)
         if self.alive:
             self.world.stepped(self)
-            used = self.node.turn.used + self._sent * _MESSAGE_STEPS
-            steps, self._used = used - self._used, used
-            self._busy_until_us = self.world.scheduler.now_us + steps * _ENTRY_US // self.world.costs.entry
+            steps, self._used = self.node.turn.used - self._used, self.node.turn.used
+            messages, self._sent = self._sent, 0
+            work_us = steps * _ENTRY_US // self.world.costs.entry + messages * _MESSAGE_US
+            self._busy_until_us = self.world.scheduler.now_us + work_us
 
     def _resume_later(self) -> None:
         if not self.stopped and not self._is_resuming and self._backlog:

@@ -37,7 +37,7 @@ _DUE_MS = 1_000
 _MOST_UNKNOWN = 0.15
 _WORKERS = 2
 _PIPELINE = 12
-_GOING = ("disconnect", "leave", "reserve for ever")
+_GOING = ("disconnect", "leave", "reserve for ever", "crowd")
 
 
 class Rest:
@@ -143,14 +143,14 @@ class Rest:
         life = self._life
         verbs = {name: weight for name, weight in life.options.verbs.items() if name not in _GOING}
         names, weights = list(verbs), list(verbs.values())
-        workers = [life.visit(node, _PIPELINE) for node in self._alive for _ in range(_WORKERS)]
+        workers = [life.visit(node, _PIPELINE, life.options.tubes) for node in self._alive for _ in range(_WORKERS)]
         unknown = sum(call.answered is None for call in life.calls)
         while len(life.calls) * _MOST_UNKNOWN < unknown:
             for worker in workers:
                 for verb in life.random.choices(names, weights, k=_PIPELINE // 2):
                     numbers = tuple(life.random.randrange(1 << 30) for _ in range(4))
                     worker.do(verb, (numbers[0], numbers[1] // 5 * 5 + numbers[1] % 3, *numbers[2:]))  # no wait is long
-            life.wait(_SERVE_MS, lambda: not any(worker.pending for worker in workers), lambda: f"calls never end: {self._waiting()[:3]}")
+            life.wait(_REST_MS, lambda: not any(worker.pending for worker in workers), lambda: f"calls never end: {self._waiting()[:3]}")
         for worker in workers:
             worker.disconnect()
 
@@ -241,6 +241,7 @@ class Rest:
             contents["open gateways of dead nodes"] = [
                 other for other, row in machine.gateways.items() if row.is_open and other not in self._alive
             ]
+            contents["sessions that are gone, and tubes with jobs for others"] = machine.closing or machine.unmatched
             contents["no room, as it says"] = machine.room_is_scarce
             if self._alive.keys() == life.checks.members:
                 contents["another feature level than it could have"] = machine.level != min(life.levels[member] for member in self._alive)

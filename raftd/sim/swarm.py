@@ -111,6 +111,7 @@ VERBS = {
     "undeclare": 1,
     "leave": 2,
     "hostile": 1,
+    "crowd": 1,
     "peek": 4,
     "read": 10,
     "disconnect": 5,

@@ -7,16 +7,9 @@ import itertools
 from twisted.trial.unittest import SynchronousTestCase
 
 from raftd.gateway import Gateway
+from raftd.jobs.budget import COSTS, LINE_STEPS, READ_ITEM_STEPS, READ_STEPS, TURN_STEPS
 from raftd.jobs.commands import Settings
-from raftd.limits import (
-    CONNECTION_IN_FLIGHT,
-    KICKED_JOBS,
-    LOCAL_ANSWERS_PER_TURN,
-    MAX_JOB_BYTES_CEILING,
-    NO_PROGRESS_S,
-    READ_WEIGHT_PER_TURN,
-    REPLY_BYTES,
-)
+from raftd.limits import CONNECTION_IN_FLIGHT, MAX_JOB_BYTES_CEILING, NO_PROGRESS_S, REPLY_BYTES
 from raftd.server import door
 from tests.server.harness import Door, Doors
 
@@ -206,7 +199,7 @@ class OneNode(SynchronousTestCase):
 
         self.patch(Gateway, "begin_turn", counted)
         self.doors.cluster.run(1_500)
-        self.assertLessEqual(max(after - before for before, after in itertools.pairwise(turns)), LOCAL_ANSWERS_PER_TURN)
+        self.assertLessEqual(max(after - before for before, after in itertools.pairwise(turns)), TURN_STEPS // LINE_STEPS + 1)
         for one in doors:
             self.assertEqual(one.later(0), b"TIMED_OUT\r\n" + b"UNKNOWN_COMMAND\r\n" * 100)
 
@@ -227,11 +220,17 @@ class OneNode(SynchronousTestCase):
         self.patch(Gateway, "begin_turn", counted)
         self.doors.cluster.run(500)
         self.assertEqual(turns[-1], 300)
-        self.assertLessEqual(max(after - before for before, after in itertools.pairwise(turns)), READ_WEIGHT_PER_TURN // 13 + 1)
+        self.assertLessEqual(max(after - before for before, after in itertools.pairwise(turns)), TURN_STEPS // (READ_STEPS + 201 * READ_ITEM_STEPS) + 1)
 
     def test_a_kick_moves_so_many_and_says_it(self) -> None:
-        self.door.send((b"put 0 100 60 0\r\n\r\n") * (KICKED_JOBS + 10), ms=5_000)
-        self.expect(b"kick 9999999\r\n", b"KICKED %d\r\n" % KICKED_JOBS, b"kick 9999999\r\n", b"KICKED 10\r\n")
+        """As many as one entry has budget for; the answer says how many, and the next kick moves more."""
+        self.door.send((b"put 0 100 60 0\r\n\r\n") * 2_000, ms=5_000)
+        moved = []
+        while not moved or moved[-1]:
+            answer = self.door.send(b"kick 9999999\r\n")
+            moved.append(int(answer.removeprefix(b"KICKED ")))
+        self.assertEqual(sum(moved), 2_000)
+        self.assertEqual(moved[0], (COSTS.entry - COSTS.commands) // COSTS.kicked + 1)
 
     def test_who_has_closed_its_side_and_gets_no_answer_is_dropped(self) -> None:
         for node in self.doors.cluster.config.voters:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from raftd.gateway import looks_at_nothing_else
 from raftd.jobs import commands as c
 from raftd.jobs import replies as r
 from raftd.jobs.machine import DEFAULT_TUBE, StateMachine
@@ -91,15 +92,21 @@ class Api:
 
         exchange.ask(make(exchange.number), replied)
 
-    def _read(self, ask: Ask, query: Callable[[StateMachine, int], Any], then: Callable[[Any], None]) -> None:
-        """One linearizable look at the state. `query` gets log time too."""
+    def _read(
+        self,
+        ask: Ask,
+        query: Callable[[StateMachine, int], Any],
+        then: Callable[[Any], None],
+        scanned: Callable[[StateMachine], int] = looks_at_nothing_else,
+    ) -> None:
+        """One linearizable look at the state. `query` gets log time too; `scanned` tells how many items it looks at."""
         exchange = self._begin(ask, is_undone=True)
 
         def answered(result: Any) -> None:
             then(result)
             exchange.close()
 
-        exchange.read(lambda machine, now_ms, node, session: query(machine, now_ms), answered)
+        exchange.read(lambda machine, now_ms, node, session: query(machine, now_ms), answered, scanned)
 
     # -- tubes --------------------------------------------------------------------------------
 
@@ -112,7 +119,10 @@ class Api:
             names = nsmallest(page.limit + 1, (name for name in machine.tubes if name > page.after))
             return [s.tube_view(machine.tubes[name], now_ms) for name in names]
 
-        self._read(ask, query, lambda tubes: ask.call.say(200, s.TubeList(tubes[: page.limit], len(tubes) > page.limit)))
+        def answered(tubes: list[s.TubeView]) -> None:
+            ask.call.say(200, s.TubeList(tubes[: page.limit], len(tubes) > page.limit))
+
+        self._read(ask, query, answered, lambda machine: len(machine.tubes))
 
     @route("PUT", "/v1/tubes/{tube}", s.TubeView, problems=("no-such-tube", *_LATE), links=_TUBE_LINKS)
     def _declare(self, ask: Ask) -> None:
@@ -387,7 +397,7 @@ class Api:
             else:
                 ask.call.problem("no-such-job", f"Nothing is known of it here, from entry {history.known_from} of the log on.")
 
-        self._read(ask, query, answered)
+        self._read(ask, query, answered, lambda machine: HISTORY_EVENTS)
 
     # -- counting -----------------------------------------------------------------------------
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from twisted.logger import Logger
 
-from raftd.gateway import Session
+from raftd.gateway import Session, looks_at_nothing_else
 from raftd.jobs import commands as c
 from raftd.jobs import queries
+from raftd.jobs.machine import StateMachine
 from raftd.node import Node
 from raftd.server.http.site import Call
 
@@ -45,9 +46,10 @@ class Exchange:
         self.session.submit(command, lambda reply, index: self._answered(then, reply))
         self._node.wake()
 
-    def read(self, query: queries.Query, then: Callable[[Any], None]) -> None:
-        """`then` gets what a linearizable query gives. The session need not be in the state for it: reading writes nothing to the log."""
-        self.session.read(query, lambda result, index: self._answered(then, result))
+    def read(self, query: queries.Query, then: Callable[[Any], None], scanned: Callable[[StateMachine], int] = looks_at_nothing_else) -> None:
+        """`then` gets what a linearizable query gives. The session need not be in the state for it: reading writes nothing to the log.
+        `scanned`: how many items it looks at besides those that it gives."""
+        self.session.read(query, lambda result, index: self._answered(then, result), scanned)
         self._node.wake()
 
     def _answered(self, then: Callable[[Any], None], what: Any) -> None:
