@@ -57,7 +57,7 @@ def _size(command: Command) -> int:
     return _COMMAND_BYTES
 
 
-def _steps(command: Command, watched: int) -> int:
+def steps_of(command: Command, watched: int) -> int:
     """What `command` asks for of a session that watches at most `watched` tubes."""
     if type(command) is Reserve:
         return COSTS.command + 2 * watched * COSTS.tube
@@ -386,7 +386,7 @@ class Gateway:
         while self._waiting:
             session = next(iter(self._waiting))
             more = _size(session.queued[0])
-            steps += _steps(session.queued[0], session.watched)
+            steps += steps_of(session.queued[0], session.watched)
             if commands and (size + more > BATCH_BYTES or steps > BATCH_STEPS):
                 break
             size += more

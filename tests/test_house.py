@@ -137,10 +137,8 @@ def test_pure_rooms_know_no_clock_file_socket_or_global_random(module):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_every_module_opens_with_its_idea_and_is_one_room(module):
-    path = MODULES[module]
-    assert ast.get_docstring(ast.parse(path.read_text()))
-    assert len(path.read_text().splitlines()) <= 700
+def test_every_module_opens_with_its_idea(module):
+    assert ast.get_docstring(ast.parse(MODULES[module].read_text()))
 
 
 @pytest.mark.parametrize("number", range(1, 36))

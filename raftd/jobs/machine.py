@@ -71,6 +71,8 @@ class StateMachine:
         #: The id of each node's data directory: one that comes back with another has lost what it promised.
         self.directories: dict[int, bytes] = {}
         self.counts = Counts()
+        #: Tubes on all watch lists together.
+        self.watches = 0
         self.last_id = 0
         self.last_token = 0
         self.total_jobs = 0
@@ -149,6 +151,11 @@ class StateMachine:
         first = self.timers.least()
         return first[0] if first is not None else None
 
+    @property
+    def items(self) -> int:
+        """How large the state is: jobs, and tubes that sessions watch."""
+        return len(self.jobs) + self.watches
+
     def session(self, node: int, session: int) -> Session | None:
         gateway = self.gateways.get(node)
         return gateway.sessions.get(session) if gateway is not None else None
@@ -220,6 +227,7 @@ class StateMachine:
                 session = row.sessions[number] = Session((node, number), row.incarnation, self.default)
                 self.default.using += 1
                 self.default.watching += 1
+                self.watches += 1
             elif session.waiting:
                 # Gateways hold commands back behind a waiting reserve; one that comes all the same ends the wait.
                 self._end_wait(session)
@@ -261,6 +269,7 @@ class StateMachine:
         if session.waiting:
             self._end_wait(session)
         self.steps += len(session.watched) * self._costs.tube
+        self.watches -= len(session.watched)
         session.used.using -= 1
         self._drop_if_unused(session.used)
         for tube in session.watched.values():
@@ -529,6 +538,7 @@ class StateMachine:
                 return r.OutOfMemory()
             tube = session.watched[watch.tube] = self.tube(watch.tube)
             tube.watching += 1
+            self.watches += 1
         return r.Watching(len(session.watched))
 
     def _ignore(self, session: Session, ignore: c.Ignore) -> r.Reply:
@@ -538,6 +548,7 @@ class StateMachine:
                 return r.NotIgnored()
             del session.watched[ignore.tube]
             tube.watching -= 1
+            self.watches -= 1
             self._drop_if_unused(tube)
         return r.Watching(len(session.watched))
 

@@ -15,6 +15,8 @@ from typing import Any, Generic, TypeVar
 #: Moving the half of a page costs about 0.1 µs. Larger pages make that dearer, smaller ones the list of pages longer.
 PAGE_ITEMS = 512
 
+_NONE: list[Any] = []
+
 #: Items must be comparable with each other, and no two may be equal.
 T = TypeVar("T", bound=tuple[Any, ...])
 
@@ -25,8 +27,9 @@ class SortedPages(Generic[T]):
     __slots__ = ("_count", "_lasts", "_pages")
 
     def __init__(self) -> None:
-        self._pages: list[list[T]] = []  # none is empty
-        self._lasts: list[T] = []  # of each page
+        # Lists only once there is an item: a tube has three of these, most of them empty for ever.
+        self._pages: list[list[T]] = _NONE  # none of them is empty
+        self._lasts: list[T] = _NONE  # of each page
         self._count = 0
 
     def __len__(self) -> int:
@@ -55,6 +58,9 @@ class SortedPages(Generic[T]):
         """Add an item that is not there yet."""
         pages, lasts = self._pages, self._lasts
         self._count += 1
+        if pages is _NONE:
+            self._pages, self._lasts = [[item]], [item]
+            return
         if not lasts or item > lasts[-1]:  # the usual case: later deadlines, newer ids
             if pages and len(pages[-1]) < PAGE_ITEMS:
                 pages[-1].append(item)

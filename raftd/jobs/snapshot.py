@@ -415,6 +415,7 @@ class Loader:
         session.used = machine.tubes[piece.used]
         session.used.using += 1
         session.watched = {name: machine.tubes[name] for name in piece.watched}
+        machine.watches += len(piece.watched)
         for tube in session.watched.values():
             tube.watching += 1
         session.waiting, session.wait_until_ms, session.soon_ms = piece.waiting, piece.wait_until_ms, piece.soon_ms

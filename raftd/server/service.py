@@ -7,7 +7,6 @@ all of it is there: the reactor runs only then.
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -29,6 +28,7 @@ from raftd.limits import HAND_OVER_S, HANGUP_CHECK_S, LAST_WORDS_S, NO_LEADER_RE
 from raftd.node import Node, NodeConfig
 from raftd.raft.messages import Address, Configuration
 from raftd.server.client import ClientFactory
+from raftd.server.collector import CycleCollector
 from raftd.server.clients import Clients, most_clients
 from raftd.server.disk import DiskThread
 from raftd.server.fork import ForkCopier
@@ -174,9 +174,8 @@ class RaftdService(service.MultiService):
             self._log.warn("this node may have lost entries that it acknowledged: its votes count for less until it has caught up")
         self._dial_members(node.raft.membership.latest)
         self._look_at_own_place(node.raft.membership.latest)
-        # The entries read back are there for good: the collector need not walk them again and again.
-        gc.collect()
-        gc.freeze()
+        self._collector = CycleCollector(self._reactor, lambda: node.machine.items)
+        self._collector.setServiceParent(self)
         self._ticked = self._clocks()
         self._ticks = task.LoopingCall(self._tick, node)
         self._ticks.clock = self._reactor

@@ -72,6 +72,7 @@ def describe_machine(machine: StateMachine) -> list[Description]:
             for tube in machine.tubes.values()
             if tube.waiters and tube.ready and not tube.pause_until_ms and tube.name not in machine.unmatched
         ],
+        "items": machine.items,
         "unmatched": list(machine.unmatched),
         "closing": [
             [session.timer_id, session.used.name, list(session.watched), list(session.reserved)] for session in machine.closing
@@ -119,6 +120,7 @@ def describe_model(model: Model) -> list[Description]:
         "total jobs, timeouts": [model.total, model.timeouts],
         "counts": [*(len(model.in_state(state)) for state in _STATES), _urgent(model, None)],
         "tubes with waiters and ready jobs": [],
+        "items": len(model.jobs) + sum(len(session["watched"]) for session in [*model.sessions.values(), *model.closing]),
         "unmatched": model.unmatched,
         "closing": [
             [

@@ -1,0 +1,130 @@
+"""Commands that cost much for what they are: another client's `stats` does not wait for them, nobody loses the lead, and the second
+pass of each costs what the first did.
+
+What waits is measured as work, the processor time of the node's thread between two ticks: on a busy machine other processes make
+longer pauses, which are printed and are nobody's fault. Each attack may be tried three times, like those of `test_abuse.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from raftd.cli.local import LocalNode
+from raftd.client.blocking import Connection
+from raftd.wire.client import StatusRequest
+from tests.processes.harness import LineClient, ProcessCluster
+from tests.processes.test_abuse import ATTEMPTS, lead, show
+
+ROOT = Path(__file__).parent.parent.parent
+WORK_MS = 50
+#: The attack, its size, its passes after the first, which fills the queue.
+SIZES = {"release": (20_000, 2), "kick": (60_000, 2), "hold": (10_000, 2), "delete": (60_000, 2), "watch": (200, 2)}
+#: How much dearer a second pass may look: what the processor's clock tells of a second or less.
+NOISE = 1.6
+NOISE_S = 0.3
+
+
+class Seen(msgspec.Struct):
+    """Of one attack: processor seconds of each pass, the longest wait for `stats` and the most work between two ticks, in ms."""
+
+    cpu_s: list[float]
+    longest_stats_ms: float
+    longest_work_ms: float
+    answers: list[dict[str, int]]
+    kept_the_lead: bool
+
+
+def cpu_s(node: LocalNode) -> float:
+    fields = Path(f"/proc/{node.process.pid}/stat").read_text().rsplit(") ", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Stopwatch(threading.Thread):
+    """Another client of the same node, which asks for `stats` again and again."""
+
+    def __init__(self, client: LineClient) -> None:
+        super().__init__(daemon=True)
+        self._client = client
+        self._is_over = threading.Event()
+        self.longest_s = 0.0
+        self.asked = 0
+
+    def run(self) -> None:
+        while not self._is_over.wait(0.002):
+            began = time.monotonic()
+            self._client.stats()
+            self.longest_s = max(self.longest_s, time.monotonic() - began)
+            self.asked += 1
+
+    def stop(self) -> None:
+        self._is_over.set()
+        self.join(30)
+
+
+def attack(name: str, directory: Path, nodes: int) -> Seen:
+    size, passes = SIZES[name]
+    with ProcessCluster(directory, nodes) as cluster:
+        leader = cluster.leader()
+        before = lead(cluster, leader)
+        watch = Stopwatch(cluster.client(leader))
+        command = [sys.executable, "-m", "tests.processes.attacks", name, str(cluster.addresses[leader]["line"]), str(size)]
+        attacker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        assert attacker.stdin is not None
+        assert attacker.stdout is not None
+        answers, costs = [], []
+        watch.start()
+        try:
+            for _ in range(1 + passes):
+                began = cpu_s(cluster.running[leader])
+                attacker.stdin.write("next\n")
+                attacker.stdin.flush()
+                answers.append(json.loads(attacker.stdout.readline()))
+                costs.append(cpu_s(cluster.running[leader]) - began)
+        finally:
+            attacker.stdin.close()
+            attacker.wait(30)
+        cluster.client(leader).put(b"everything that the attacker held is given back meanwhile")
+        time.sleep(1)
+        watch.stop()
+        assert watch.asked > 10
+        with Connection(cluster.address(leader, "client"), 10) as operator:
+            status = operator.ask(StatusRequest(1)).reply
+        return Seen(costs[1:], watch.longest_s * 1000, status.longest_work_ms, answers, lead(cluster, leader) == before)
+
+
+@pytest.mark.load
+@pytest.mark.parametrize("nodes", [1, 3])
+@pytest.mark.parametrize("name", SIZES)
+def test_an_attack_stops_nobody(name, nodes, tmp_path, capsys):
+    for attempt in range(ATTEMPTS):
+        directory = tmp_path / str(attempt)
+        directory.mkdir()
+        seen = attack(name, directory, nodes)
+        second_is_cheap = seen.cpu_s[1] <= NOISE * seen.cpu_s[0] + NOISE_S
+        show(
+            capsys,
+            f"{name} on {nodes}: stats waits {seen.longest_stats_ms:.0f} ms at most, of it {seen.longest_work_ms:.0f} ms of work; "
+            f"passes take {', '.join(f'{cost:.2f}' for cost in seen.cpu_s)} s of processor",
+        )
+        if seen.kept_the_lead and seen.longest_work_ms <= WORK_MS and second_is_cheap:
+            break
+    else:
+        pytest.fail(f"{ATTEMPTS} times: {seen}")
+    size, _ = SIZES[name]
+    expected = {
+        "release": {"RESERVED": size, "RELEASED": size},
+        "kick": {"KICKED": 73},
+        "hold": {"TIMED_OUT": 2_000},
+        "delete": {"DELETED": size // 4},
+        "watch": {"WATCHING": size * 1_000},
+    }[name]
+    assert seen.answers[1:] == [expected] * (len(seen.answers) - 1)
