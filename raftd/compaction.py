@@ -137,7 +137,9 @@ class Compaction:
         if snapshot is None:
             if is_due:
                 self._retry_tick = self._raft.tick_count + SNAPSHOT_RETRY_TICKS
-            self._note(f"WARNING: no snapshot was written; the next attempt follows in {SNAPSHOT_RETRY_TICKS * TICK_MS // 1000} s: {why_not}")
+            self._note(
+                f"WARNING: no snapshot was written; the next attempt follows in {SNAPSHOT_RETRY_TICKS * TICK_MS // 1000} s: {why_not}"
+            )
             return
         if self._snapshots.newest is not snapshot:
             return  # a leader's was newer

@@ -18,7 +18,7 @@ from raftd.storage.store import Clock
 
 class Housekeeping:
     """Of node `node`, while it leads. `level`: the features that its raftd knows. `wake` asks for a turn; `gave_up` is told (node,
-incarnation) of a gateway whose sessions are given up. `directories` gives the ids of data directories that this node has met."""
+    incarnation) of a gateway whose sessions are given up. `directories` gives the ids of data directories that this node has met."""
 
     def __init__(
         self,

@@ -101,7 +101,14 @@ class Queue:
         jobs, tubes, sessions = self.size.jobs, self.size.tubes, self.size.sessions
         self.all(c.Declare(1, self.name(number)) for number in range(tubes))
         self.all(
-            c.Put(1, number * 7_919 % 1_000, 0 if number % 10 < 6 else 3_600_000 + number * 104_729 % jobs, _FOR_EVER_MS, _BODY, self.name(number))
+            c.Put(
+                1,
+                number * 7_919 % 1_000,
+                0 if number % 10 < 6 else 3_600_000 + number * 104_729 % jobs,
+                _FOR_EVER_MS,
+                _BODY,
+                self.name(number),
+            )
             for number in range(jobs)
         )
         ids = [id for id in self.machine.jobs if self.machine.jobs[id].state is State.READY]
@@ -176,7 +183,9 @@ _commands("release", lambda q: (c.Release(2, id, 3, 0) for id in q.jobs(State.RE
 _commands("release with a delay", lambda q: (c.Release(2, id, 3, 3_800_000) for id in q.jobs(State.RESERVED, _MANY, (1, 2))))
 _commands("bury", lambda q: (c.Bury(2, id, 3) for id in q.jobs(State.RESERVED, _MANY, (1, 2))))
 _commands("touch", lambda q: (c.Touch(2, id) for id in q.jobs(State.RESERVED, _MANY, (1, 2))))
-_commands("kick, buried", lambda q: (command for n in range(_MANY) for command in (c.Use(6, q.name(next(q._tube) * 7)), c.Kick(6, 1_000_000))))
+_commands(
+    "kick, buried", lambda q: (command for n in range(_MANY) for command in (c.Use(6, q.name(next(q._tube) * 7)), c.Kick(6, 1_000_000)))
+)
 _commands("kick, delayed", lambda q: [c.Use(6, "delayed"), *[c.Kick(6, 1_000_000)] * _MANY])
 _commands("kick-job", lambda q: (c.KickJob(5, id) for id in q.jobs(State.BURIED, _MANY // 2) + q.jobs(State.DELAYED, _MANY // 2)))
 _commands("pause-tube", lambda q: (c.PauseTube(5, q.name(next(q._tube) * 7), 5_000_000) for _ in range(_MANY)))
@@ -223,7 +232,9 @@ def _time_out(queue: Queue) -> Iterator[tuple[int, float]]:
 @_kind("a pause that ends for 10,000 that wait")
 def _pause_ends(queue: Queue) -> Iterator[tuple[int, float]]:
     sessions = queue.size.sessions
-    queue.all((command for number in range(1, sessions + 1) for command in (c.Watch(number, "paused"), c.Ignore(number, "default"))), node=3)
+    queue.all(
+        (command for number in range(1, sessions + 1) for command in (c.Watch(number, "paused"), c.Ignore(number, "default"))), node=3
+    )
     queue.all([c.Put(5, 1, 0, _FOR_EVER_MS, _BODY, "paused"), c.PauseTube(5, "paused", 3_000_000)])
     queue.all(c.Put(5, 1, 0, _FOR_EVER_MS, _BODY, "paused") for _ in range(sessions))
     queue.all((c.Reserve(number, None) for number in range(1, sessions + 1)), node=3)

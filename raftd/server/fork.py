@@ -94,6 +94,7 @@ class ForkCopier:
         os.close(report_to)
 
         is_given_up = False
+        watch: Any = None
 
         def ended(said: bytes) -> None:
             _, status = os.waitpid(child, 0)

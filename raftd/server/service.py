@@ -28,8 +28,8 @@ from raftd.limits import HAND_OVER_S, HANGUP_CHECK_S, LAST_WORDS_S, NO_LEADER_RE
 from raftd.node import Node, NodeConfig
 from raftd.raft.messages import Address, Configuration
 from raftd.server.client import ClientFactory
-from raftd.server.collector import CycleCollector
 from raftd.server.clients import Clients, most_clients
+from raftd.server.collector import CycleCollector
 from raftd.server.disk import DiskThread
 from raftd.server.fork import ForkCopier
 from raftd.server.http.operations import Operations

@@ -243,7 +243,11 @@ class SimClient:
             case 0:  # out and in again at the same priority
                 return [command for id in jobs for command in (c.ReserveJob(session, id), c.Release(session, id, None, 0))]
             case 1:
-                return [c.Use(session, tube), *(self._put(session, numbers, 60_000) for _ in range(count)), *[c.Kick(session, 1_000_000)] * 4]
+                return [
+                    c.Use(session, tube),
+                    *(self._put(session, numbers, 60_000) for _ in range(count)),
+                    *[c.Kick(session, 1_000_000)] * 4,
+                ]
             case 2:  # hold much, and ask for more
                 return [*[c.Reserve(session, 0)] * count, *[c.Touch(session, id) for id in jobs], *[c.Reserve(session, 0)] * 8]
             case 3:
@@ -254,21 +258,10 @@ class SimClient:
             case _:
                 tubes = [f"tube{place}" for place in range(self._tubes)]
                 many = [c.NewJob(one % 3, 0, 1_500, b"one of many") for _ in range(count)]
-                puts = [command for tube in tubes for command in (c.PauseTube(session, tube, 500), c.PutMany(session, tube, many))]
-                return [*puts, *(c.PauseTube(session, tube, 0) for tube in tubes)]
-
-    def _begin(self, connection: _Connection, what: list[Any]) -> Call:
-        self._asked += 1
-        call = Call(what, self._world.now_us(), (connection.process.node_id, connection.session.number), connection=connection.number)
-        self.calls.append(call)
-        self.pending.append(call)
-        return call
-
-    def _submit(self, connection: _Connection, command: c.Command) -> None:
-        tag, _, *args = msgspec.msgpack.decode(msgspec.msgpack.encode(command))
-        call = self._begin(connection, [tag, *args])
-        done = self._done(connection, call, lambda reply: msgspec.msgpack.decode(msgspec.msgpack.encode(reply)))
-        connection.ask(lambda session: session.submit(command, done))
+                put_all: list[c.Command] = [
+                    command for tube in tubes for command in (c.PauseTube(session, tube, 500), c.PutMany(session, tube, many))
+                ]
+                return [*put_all, *(c.PauseTube(session, tube, 0) for tube in tubes)]
 
     def _read(self, connection: _Connection, question: list[Any]) -> None:
         call = self._begin(connection, question)

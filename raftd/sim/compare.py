@@ -74,9 +74,7 @@ def describe_machine(machine: StateMachine) -> list[Description]:
         ],
         "items": machine.items,
         "unmatched": list(machine.unmatched),
-        "closing": [
-            [session.timer_id, session.used.name, list(session.watched), list(session.reserved)] for session in machine.closing
-        ],
+        "closing": [[session.timer_id, session.used.name, list(session.watched), list(session.reserved)] for session in machine.closing],
         "timers": list(machine.timers),
     }
     return [jobs, tubes, sessions, gateways, once]

@@ -24,9 +24,10 @@ MOST_UNKNOWN = 0.2
 
 class Call(msgspec.Struct):
     """Something a client asked for. `what` is the command as it stands in the log without its session ([tag, …]), or for a
-    read its name and arguments (["peek", id]). `clock_ms`: log time at a read. Times count in any unit. Without an answer `answered` is None: it may have happened or not. `index` 0
-    with an answer: certainly not applied. `who` is (node, session) where known. Calls of one `connection` were asked in this
-    order; `session` (node, incarnation, number) is filled in where the log tells whose it was."""
+    read its name and arguments (["peek", id]). `clock_ms`: log time at a read. Times count in any unit. Without an answer
+    `answered` is None: it may have happened or not. `index` 0 with an answer: certainly not applied. `who` is (node, session)
+    where known. Calls of one `connection` were asked in this order; `session` (node, incarnation, number) is filled in where
+    the log tells whose it was."""
 
     what: list[Any]
     asked: float

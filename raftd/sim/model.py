@@ -31,12 +31,30 @@ _MOST_KEYS = 100_000
 
 #: Steps by feature level: the rules before level 2, and since.
 _OLD = {
-    **{"entry": 4_096, "commands": 0, "left_over": 4_096, "command": 0, "timer": 1, "closed": 1, "given_back": 1},
-    **{"granted": 0, "kicked": 0, "job": 0, "tube": 0},
+    "entry": 4_096,
+    "commands": 0,
+    "left_over": 4_096,
+    "command": 0,
+    "timer": 1,
+    "closed": 1,
+    "given_back": 1,
+    "granted": 0,
+    "kicked": 0,
+    "job": 0,
+    "tube": 0,
 }
 _NEW = {
-    **{"entry": 50_000, "commands": 20_000, "left_over": 15_000, "command": 40, "timer": 40, "closed": 40, "given_back": 40},
-    **{"granted": 40, "kicked": 40, "job": 20, "tube": 1},
+    "entry": 50_000,
+    "commands": 20_000,
+    "left_over": 15_000,
+    "command": 40,
+    "timer": 40,
+    "closed": 40,
+    "given_back": 40,
+    "granted": 40,
+    "kicked": 40,
+    "job": 20,
+    "tube": 1,
 }
 
 Key = tuple[int, int]  # node, session
@@ -267,7 +285,7 @@ class Model:
             if kind == 3 and soon != due:
                 self.sessions[key]["warn"] = soon  # what it held was touched or taken meanwhile
             else:
-                self._end_wait(self.sessions[key], [TIMED_OUT if kind == 4 else DEADLINE_SOON])
+                self._end_wait(self.sessions[key], reply=[TIMED_OUT if kind == 4 else DEADLINE_SOON])
 
     def _ready(self, job: dict[str, Any]) -> None:
         job["state"] = "ready"
@@ -287,7 +305,7 @@ class Model:
             if waiters[0] in self.closing:
                 self._detach(waiters[0])
                 continue
-            self._end_wait(waiters[0], lambda key=waiters[0]["key"]: self._grant(key, min(ready, key=_urgency)))
+            self._end_wait(waiters[0], min(ready, key=_urgency))
 
     def _match_left_over(self) -> None:
         while self.unmatched and self._left > 0:
@@ -297,13 +315,15 @@ class Model:
         self._answers.append((*key, reply))
         self.answered.append(command)
 
-    def _end_wait(self, session: dict[str, Any], reply: Any = None) -> None:
-        """`reply`, or what gives it once the wait is over; none for a session that is gone."""
+    def _end_wait(self, session: dict[str, Any], job: dict[str, Any] | None = None, reply: list[Any] | None = None) -> None:
+        """With this job, or this reply; a session that is gone hears nothing."""
         self._spend(len(session["watched"]) * self._cost["tube"])
         *_, command = session["wait"]
         session["wait"] = session["warn"] = None
+        if job is not None:
+            reply = self._grant(session["key"], job)
         if reply is not None:
-            self._answer(session["key"], command, reply() if callable(reply) else reply)
+            self._answer(session["key"], command, reply)
 
     def _grant(self, key: Key, job: dict[str, Any]) -> list[Any]:
         self._spend(self._cost["granted"])
@@ -335,9 +355,9 @@ class Model:
                 self._detach(session)
             elif session["held"]:
                 self._spend(self._cost["given_back"])
-                job, token = session["held"].pop(0)
-                if self.jobs.get(job["id"]) is job and job["state"] == "reserved" and job["token"] == token:
-                    self._ready(job)
+                held, token = session["held"].pop(0)
+                if held in self.in_state("reserved") and held["token"] == token:
+                    self._ready(held)
             else:
                 self._spend(self._cost["closed"])
                 self.closing.pop(0)
@@ -370,13 +390,18 @@ class Model:
         session = self.sessions.setdefault(
             key,
             {
-                **{"key": key, "incarnation": self.gateways[node][0], "used": "default", "watched": ["default"]},
-                **{"wait": None, "warn": None, "held": []},
+                "key": key,
+                "incarnation": self.gateways[node][0],
+                "used": "default",
+                "watched": ["default"],
+                "wait": None,
+                "warn": None,
+                "held": [],
             },
         )
         self.steps += self._cost["command"]
         if session["wait"]:
-            self._end_wait(session, [TIMED_OUT])
+            self._end_wait(session, reply=[TIMED_OUT])
             if [tag, *args[:1]] != [TOUCH, 0]:
                 self.passed.append((key, command))
         reply = _VERBS[tag](self, key, session, *args)

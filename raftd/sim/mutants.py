@@ -490,7 +490,12 @@ def _read_at_what_is_applied(original: Any) -> Any:
 def _cut_read_keeps_its_place(original: Any) -> Any:
     def run_reads(self: Node) -> None:
         self._reads_ready[:] = [
-            (index, context, clock_ms, [read if hasattr(read.done, "is_first") else read._replace(done=_First(read.done, index)) for read in reads])
+            (
+                index,
+                context,
+                clock_ms,
+                [read if hasattr(read.done, "is_first") else read._replace(done=_First(read.done, index)) for read in reads],
+            )
             for index, context, clock_ms, reads in self._reads_ready
         ]
         original(self)

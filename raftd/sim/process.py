@@ -29,7 +29,6 @@ from raftd.storage.store import Store
 from raftd.storage.vote import Identity
 from raftd.wire.peer import PeerMessage
 
-
 #: What an entry with all of its budget takes, and a message that leaves, in microseconds.
 _ENTRY_US = 5_000
 _MESSAGE_US = 20

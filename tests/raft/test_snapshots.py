@@ -15,8 +15,6 @@ from raftd.raft.messages import (
     EntryKind,
     InstallSnapshot,
     InstallSnapshotReply,
-    PreVoteReply,
-    RequestVoteReply,
     Snapshot,
 )
 from raftd.raft.progress import State

@@ -220,7 +220,9 @@ class OneNode(SynchronousTestCase):
         self.patch(Gateway, "begin_turn", counted)
         self.doors.cluster.run(500)
         self.assertEqual(turns[-1], 300)
-        self.assertLessEqual(max(after - before for before, after in itertools.pairwise(turns)), TURN_STEPS // (READ_STEPS + 201 * READ_ITEM_STEPS) + 1)
+        self.assertLessEqual(
+            max(after - before for before, after in itertools.pairwise(turns)), TURN_STEPS // (READ_STEPS + 201 * READ_ITEM_STEPS) + 1
+        )
 
     def test_a_kick_moves_so_many_and_says_it(self) -> None:
         """As many as one entry has budget for; the answer says how many, and the next kick moves more."""
