@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from raftd.histogram import COUNTS, LATENCIES, Histogram
-from raftd.jobs.budget import ABANDONED_STEPS, COSTS, LINE_STEPS, READ_ITEM_STEPS, READ_STEPS, SCANNED_STEPS, Turn
+from raftd.jobs.budget import ABANDONED_STEPS, COSTS, LINE_STEPS, READ_ITEM_STEPS, READ_STEPS, SCANNED_STEPS, Turn, steps_of
 from raftd.jobs.commands import (
     Batch,
     CloseSession,
     Command,
     Forward,
     ForwardRefused,
-    Kick,
     Leave,
     OpenGateway,
     Put,
@@ -55,17 +54,6 @@ def _size(command: Command) -> int:
     if type(command) is PutMany:
         return _COMMAND_BYTES + sum(_COMMAND_BYTES + len(job.body) for job in command.jobs)
     return _COMMAND_BYTES
-
-
-def steps_of(command: Command, watched: int) -> int:
-    """What `command` asks for of a session that watches at most `watched` tubes."""
-    if type(command) is Reserve:
-        return COSTS.command + 2 * watched * COSTS.tube
-    if type(command) is PutMany:
-        return COSTS.command + len(command.jobs) * COSTS.job
-    if type(command) is Kick:
-        return COSTS.command + COSTS.kicked
-    return COSTS.command
 
 
 def looks_at_nothing_else(machine: StateMachine) -> int:

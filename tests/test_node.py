@@ -624,7 +624,9 @@ def test_r28_a_wiped_disk_is_refused_by_a_member_that_has_never_met_it():
     store = cluster.processes[1].store
     store.identity = msgspec.structs.replace(store.identity, peers={})  # as of a node that has come later
     hello = msgspec.structs.replace(cluster[2].hello(), directory_id=b"another one 1234")
-    assert "its disk was wiped or replaced" in cluster[1].meet(hello, lambda: None).reason
+    refusal = cluster[1].meet(hello, lambda: None)
+    assert refusal is not None
+    assert "its disk was wiped or replaced" in refusal.reason
     assert cluster[1].meet(cluster[2].hello(), lambda: None) is None
 
 

@@ -17,8 +17,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from raftd.gateway import BATCH_STEPS, steps_of
 from raftd.jobs import commands as c
+from raftd.jobs.budget import COSTS, steps_of
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.model import State
 from raftd.limits import JOBS_PER_PUT, WATCHED_TUBES
@@ -135,7 +135,7 @@ class Queue:
         steps = 0
         for command in commands:
             steps += steps_of(command, watched)
-            if taken and steps > BATCH_STEPS:
+            if taken and steps > COSTS.commands:
                 break
             taken.append(command)
         return taken

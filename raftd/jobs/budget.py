@@ -9,12 +9,14 @@ Counting, not measuring, keeps every node at the same result: where an entry's b
   entries; the leader appends them.
 - A turn of the node ends once it has used `TURN_STEPS`, in applying, reading and answering; the rest is done in the next turn.
 
-So the longest entry has `entry` steps and one operation. `tests/jobs/test_budget.py` has the attacks, `python -m tests.bench` the times.
+So the longest entry has `entry` steps and one operation. `tests/jobs/test_budget.py` has the attacks, `raftd bench --entries` measures the times.
 """
 
 from __future__ import annotations
 
 import msgspec
+
+from raftd.jobs.commands import Command, Kick, PutMany, Reserve
 
 
 class Costs(msgspec.Struct, frozen=True):
@@ -42,6 +44,18 @@ COSTS = Costs(
 COSTS_BEFORE_LEVEL_2 = Costs(
     entry=4_096, commands=0, left_over=4_096, command=0, timer=1, closed=1, given_back=1, granted=0, kicked=0, job=0, tube=0
 )
+
+
+def steps_of(command: Command, watched: int) -> int:
+    """What `command` asks for of a session that watches at most `watched` tubes."""
+    if type(command) is Reserve:
+        return COSTS.command + 2 * watched * COSTS.tube
+    if type(command) is PutMany:
+        return COSTS.command + len(command.jobs) * COSTS.job
+    if type(command) is Kick:
+        return COSTS.command + COSTS.kicked
+    return COSTS.command
+
 
 #: A turn of the node: about ten milliseconds, a fifth of the heartbeat interval.
 TURN_STEPS = 100_000

@@ -324,6 +324,7 @@ def _budgeted(costs: Costs) -> dict[str, object]:
     """The places that know what an entry and a turn may cost."""
     return {
         "raftd.jobs.machine.COSTS": costs,
+        "raftd.jobs.budget.COSTS": costs,
         "raftd.gateway.COSTS": costs,
         "raftd.gateway.BATCH_STEPS": costs.commands,
         "raftd.jobs.budget.TURN_STEPS": TURN_ENTRIES * costs.entry,

@@ -10,6 +10,7 @@ import pytest
 from raftd.jobs import commands as c
 from raftd.jobs import replies as r
 from raftd.jobs.budget import COSTS
+from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import Loader, dump
 from raftd.limits import JOBS_PER_PUT, KICKED_JOBS, WATCHED_TUBES
 from tests.jobs.test_machine import Queue, put
@@ -190,6 +191,50 @@ def test_a_pause_that_ends_gives_its_jobs_in_slices_and_nobody_overtakes():
     assert queue.is_bounded()
 
 
+def test_tubes_with_jobs_left_over_are_served_in_the_order_in_which_they_were_left():
+    queue = Measured()
+    count = 1_000
+    for first, tube in ((2, "a"), (2 + count, "b")):
+        queue.do(c.Use(1, tube), put(), c.PauseTube(1, tube, 10_000))
+        queue.in_batches([put() for _ in range(count - 1)])
+        for session in range(first, first + count):
+            queue.in_batches([c.Watch(session, tube), c.Reserve(session, None)])
+    queue.do(c.PauseTube(1, "a", 0), c.PauseTube(1, "b", 0))
+    given = [session for session, reply in queue.answers if type(reply) is r.Reserved]
+    assert list(queue.machine.unmatched) == ["a", "b"]
+    while queue.machine.unmatched:
+        given += [session for session, _ in queue.later(0)]
+    assert given == list(range(2, 2 + 2 * count))
+
+
+def restored(queue: Queue) -> StateMachine:
+    loader = Loader()
+    for piece in dump(queue.machine):
+        loader.feed(piece)
+    machine = loader.finish()
+    assert machine.digest() == queue.machine.digest()
+    assert machine.next_due_ms() == queue.machine.next_due_ms()
+    return machine
+
+
+def test_a_tube_whose_jobs_are_left_over_is_served_alike_after_a_restore():
+    queue = Measured()
+    count = 2_000
+    queue.do(c.Use(1, "t"), put(), c.PauseTube(1, "t", 10_000))
+    queue.in_batches([put() for _ in range(count - 1)])
+    for session in range(2, count + 2):
+        queue.in_batches([c.Watch(session, "t"), c.Reserve(session, None)])
+    queue.do(c.PauseTube(1, "t", 0))
+    slices = 0
+    while queue.machine.unmatched:
+        machine = restored(queue)
+        assert list(machine.unmatched) == ["t"]
+        assert machine.apply(machine.applied_index + 1, queue.now, b"") == queue.entry()
+        assert machine.digest() == queue.machine.digest()
+        slices += 1
+    assert slices > 1
+
+
 def test_many_jobs_put_at_once_for_sessions_that_watch_many_tubes():
     queue = Measured()
     watching(queue, sessions=120, tubes=WATCHED_TUBES - 1, waiting=True)
@@ -223,15 +268,10 @@ def test_what_is_left_over_survives_a_snapshot_at_every_entry():
     queue.entry(c.OpenGateway(1, 2))
     seq = 0
     while queue.machine.closing:
-        loader = Loader()
-        for piece in dump(queue.machine):
-            loader.feed(piece)
-        restored = loader.finish()
-        assert restored.digest() == queue.machine.digest()
-        assert restored.next_due_ms() == queue.machine.next_due_ms()
+        machine = restored(queue)
         seq += 1
         batch = c.Batch(1, 2, seq, [c.Watch(2, "t7"), c.Reserve(2, 1_500), c.Put(3, 1, 0, 1_000, b"", "t9")])
         effects = queue.entry(batch, later=700)
-        assert restored.apply(queue.machine.applied_index, queue.now, c.encode_payload(batch)) == effects
-        assert restored.digest() == queue.machine.digest()
+        assert machine.apply(queue.machine.applied_index, queue.now, c.encode_payload(batch)) == effects
+        assert machine.digest() == queue.machine.digest()
     assert seq > 2

@@ -16,6 +16,9 @@ from raftd.sim import mutants
 from raftd.sim.life import Life
 from raftd.sim.minimise import minimise
 from raftd.sim.swarm import draw, plan
+from tests import test_node as node
+from tests.jobs import test_budget as budget
+from tests.raft import test_elections as elections
 from tests.raft import test_membership as membership
 from tests.raft import test_replication as replication
 from tests.raft import test_snapshots as raft
@@ -48,7 +51,13 @@ def test_no_seed_goes_wrong():
     assert sum(outcome.unknown for outcome in outcomes) < 0.2 * sum(outcome.operations for outcome in outcomes)
 
 
-@pytest.mark.parametrize("name", ["ack before fsync", "vote not persisted", "commit beyond prev + n", "timers fired in another order"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("ack before fsync", "vote not persisted", "commit beyond prev + n", "timers fired in another order"),
+        *("read at what the node has applied", "kick without a budget", "a batch of any length", "the timers of waits are not restored"),
+    ],
+)
 def test_a_sample_of_mutants_is_caught(name):
     _, outcome = seeds_to_catch(name, 30)
     assert outcome is not None
@@ -58,9 +67,16 @@ CAUGHT_BY = {
     "snapshot drops a matching tail": raft.test_r29_a_log_that_holds_the_last_entry_of_the_snapshot_stays_and_only_commit_moves,
     "snapshots without a directory fsync": lambda: crash_states.all_states(crash_states.taken_over),
     "whole durable log acknowledged": replication.test_r10_identical_entries_are_skipped_and_a_late_shorter_append_deletes_nothing,
-    "read without the quorum round": replication.test_r21_a_delayed_heartbeat_answer_confirms_no_later_read,
-    "read token reused": replication.test_r21_a_delayed_heartbeat_answer_confirms_no_later_read,
     "truncated configuration stays": membership.test_r24_a_change_that_is_truncated_is_taken_back,
+    "an estimate of log time falls": elections.test_an_estimate_follows_a_slower_leader_without_going_back,
+    "wall clocks do not wait for a living estimate": lambda: (
+        elections.test_an_estimate_of_a_living_node_counts_before_wall_clocks_though_its_vote_was_not_needed(True)
+    ),
+    "any disk is taken for the node's": node.test_r28_a_wiped_disk_is_refused_by_a_member_that_has_never_met_it,
+    "directories that only the one who met them knows": node.test_r28_a_wiped_disk_is_refused_by_a_member_that_has_never_met_it,
+    "left-over tubes are not in the snapshot": budget.test_a_tube_whose_jobs_are_left_over_is_served_alike_after_a_restore,
+    "left over without an order": budget.test_tubes_with_jobs_left_over_are_served_in_the_order_in_which_they_were_left,
+    "a session of a closed gateway is asked on": node.test_clients_of_a_gateway_that_was_closed_are_told_in_turns_and_may_ask_nothing_meanwhile,
     "entries of the disk sent unseen": raft.test_entries_that_were_replaced_are_not_taken_from_the_disk,
 }
 
