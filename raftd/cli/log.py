@@ -71,7 +71,7 @@ class _Used:
         return found
 
 
-KINDS = ("noop", "config", "time", "batch", "open-gateway", "close-gateway", "settings", "room", "features", "unreadable")
+KINDS = ("noop", "config", "time", "batch", "open-gateway", "close-gateway", "settings", "room", "features", "directory", "unreadable")
 _PAYLOADS: dict[type, str] = {
     c.Batch: "batch",
     c.OpenGateway: "open-gateway",
@@ -79,6 +79,7 @@ _PAYLOADS: dict[type, str] = {
     c.Settings: "settings",
     c.Room: "room",
     c.Features: "features",
+    c.Directory: "directory",
 }
 
 
