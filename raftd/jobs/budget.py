@@ -9,7 +9,8 @@ Counting, not measuring, keeps every node at the same result: where an entry's b
   entries; the leader appends them.
 - A turn of the node ends once it has used `TURN_STEPS`, in applying, reading and answering; the rest is done in the next turn.
 
-So the longest entry has `entry` steps and one operation. `tests/jobs/test_budget.py` has the attacks, `raftd bench --entries` measures the times.
+So the longest entry has `entry` steps and one operation. `tests/jobs/test_budget.py` has the attacks; `raftd bench --entries`
+measures the times.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from raftd.errors import CorruptionError
 from raftd.jobs.budget import READ_STEPS, Costs
 from raftd.jobs.commands import Forward
 from raftd.jobs.machine import Effects, StateMachine
+from raftd.jobs.snapshot import load
 from raftd.raft.membership import decode
 from raftd.raft.messages import (
     AppendEntriesReply,
@@ -35,6 +36,7 @@ from raftd.sim.compare import describe_machine, describe_model, difference
 from raftd.sim.disk import Disk
 from raftd.sim.model import Model
 from raftd.sim.process import Process
+from raftd.storage.snapshots import SnapshotReader
 from raftd.storage.store import look
 from raftd.storage.vote import VoteFile
 from raftd.wire.peer import PeerMessage
@@ -582,6 +584,16 @@ class Checks:
         else:
             _require(index <= len(self.committed), "I14", f"entry {index} is acknowledged and not committed")
             self.acknowledged = max(self.acknowledged, index)
+
+    def backed_up(self, index: int, data: bytes) -> None:
+        """I11: a copy for an operator is whole, and the state at the entry that it says."""
+        disk = Disk(512)
+        disk.open("backup").write(0, data)
+        reader = SnapshotReader(disk, "backup")
+        machine = load(reader.pieces())
+        known = self._digests.get(index)
+        holds = reader.meta.index == machine.applied_index == index and known in (None, machine.digest())
+        _require(holds, "I11", f"a backup of entry {index} holds another state")
 
     # -- whole states -------------------------------------------------------------------------
 

@@ -79,6 +79,7 @@ class SimClient:
         self._held: list[tuple[int, int]] = []  # (job, token)
         self._asked = 0
         self._connections = 0
+        self._hurried = False
 
     @property
     def process(self) -> Process | None:
@@ -93,6 +94,13 @@ class SimClient:
         if verb == "leave":
             self.leave()
             return
+        if verb == "hurry":
+            self.hurry()
+            return
+        if self._hurried:
+            if self.pending:
+                return
+            self.disconnect()  # it has every answer
         connection = self._connected(numbers[0])
         if connection is None or len(self.pending) >= self._pipeline:
             return
@@ -121,8 +129,17 @@ class SimClient:
         if connection is not None:
             connection.process.soon(connection.leave)
 
+    def hurry(self) -> None:
+        """The client closes its side: it says no more, and still hears answers."""
+        if self._connection is not None and not self._hurried:
+            self._hurried = True
+            for call in self.pending:
+                call.hurried = True
+            self._connection.ask(lambda session: session.hurry())
+
     def forget(self) -> None:
         """The connection is gone, whoever ended it."""
+        self._hurried = False
         self.pending.clear()
         self._held.clear()
         self._connection = None

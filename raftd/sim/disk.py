@@ -308,6 +308,14 @@ class Disk(MemoryFileSystem):
         image.platter[start : start + self.sector] = older.ljust(min(self.sector, len(image.platter) - start), b"\0")
         return self._damaged(path, f"an older sector at {start}")
 
+    def rot_received(self, random: Random) -> bool:
+        """Flip a bit of what has come of a leader's snapshot; whether there was anything."""
+        image = next((self.files[path] for path in sorted(self.files) if path.endswith("received.part")), None)
+        if image is None or not image.seen:
+            return False
+        image.seen[random.randrange(len(image.seen))] ^= 1 << random.randrange(8)
+        return True
+
     def _damaged(self, path: str, what: str) -> str:
         image = self.files[path]
         image.seen[:] = image.platter

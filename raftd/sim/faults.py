@@ -9,7 +9,8 @@ from itertools import permutations
 from typing import TYPE_CHECKING
 
 from raftd.jobs.commands import FEATURE_LEVEL
-from raftd.raft.messages import AddMember, Address, RemoveMember, TransferLead
+from raftd.raft.messages import AddMember, Address, PromoteMember, RemoveMember, Snapshot, TransferLead
+from raftd.sim.checks import Violation
 from raftd.sim.disk import DAMAGES
 from raftd.sim.process import Process
 from raftd.sim.swarm import SHAPES, Event
@@ -484,6 +485,78 @@ class Faults:
                 self._power(node if choice == 2 else leader.node_id, life.running.get(node) if choice == 2 else leader, numbers, ms)
 
         life.scheduler.after(_AWAY_MS * _MS, look)
+        return True
+
+    def _rotted_transfer(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        """Of a node that was away: what it has got of the snapshot is read back before it counts, and asked for again."""
+        life = self._life
+        if process is None or process.node.raft.is_leader or len(life.nodes) < 3:
+            return False
+        life.end(process, power=bool(numbers[2] & 1))
+        life.start_later(node, _AWAY_MS)
+        looks = iter(range(_SNAPSHOT_LOOKS))
+
+        def look() -> None:
+            if life.healed or next(looks, None) is None:
+                return
+            receiving = life.running.get(node)
+            snapshots = receiving.store.snapshots if receiving is not None else None
+            if snapshots is None or not snapshots.is_incomplete or not life.disks[node].rot_received(life.random):
+                life.scheduler.after(_SNAPSHOT_LOOK_US, look)
+                return
+            life.counted("rotted transfer: came")
+
+        life.scheduler.after(_AWAY_MS * _MS, look)
+        return True
+
+    def _backup(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        """A copy of the state, fetched piece by piece: it is the state of the entry that it says."""
+        life = self._life
+        asked = life.process_for(numbers[2])
+        if asked is None:
+            return False
+        copied = bytearray()
+
+        def taken(snapshot: Snapshot | None, why_not: str) -> None:
+            if snapshot is None:
+                life.counted("backup: there is none")
+                return
+
+            def copy(data: bytes) -> None:
+                copied.extend(data)
+                if len(copied) >= snapshot.size_bytes:
+                    life.checks.backed_up(snapshot.index, bytes(copied))
+                    life.counted("backup: copied")
+                elif not asked.alive or not asked.node.copy(snapshot.index, len(copied), copy):
+                    life.counted("backup: gone before all of it was copied")
+
+            copy(b"")
+
+        asked.soon(asked.node.backup, taken)
+        return True
+
+    def _impossible_change(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
+        life = self._life
+        asked = life.process_for(numbers[2])
+        if asked is None:
+            return False
+        members = sorted(life.checks.members)
+        member, nobody = members[numbers[3] % len(members)], 1_000
+        request = (
+            AddMember(member, Address("sim", nobody)),
+            AddMember(0, Address("sim", nobody)),
+            AddMember(nobody, Address("no host name", nobody)),
+            RemoveMember(nobody),
+            PromoteMember(nobody),
+            TransferLead(nobody),
+        )[numbers[3] % 6]
+
+        def told(reason: str) -> None:
+            life.note(f"{request}: {reason}")
+            if not reason and not (isinstance(request, AddMember) and request.node not in life.checks.members):
+                raise Violation(f"R28: {request} was done")
+
+        asked.soon(asked.node.administer, request, told)
         return True
 
     # -- disks --------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ class Call(msgspec.Struct):
     connection: int | None = None
     session: tuple[int, int, int] | None = None
     clock_ms: int = 0
+    hurried: bool = False  # its client had no more to say before it was answered: a reserve waits no longer then
 
     @property
     def is_read(self) -> bool:
@@ -88,6 +89,10 @@ def check(entries: Sequence[LogEntry], calls: Iterable[Call], model: Model | Non
     return verdict
 
 
+#: What the gateway asks for instead of any reserve, for a client that will say no more.
+_HURRIED = ([RESERVE, 0],)
+
+
 class _Given(NamedTuple):
     """An answer that the model gave."""
 
@@ -103,9 +108,9 @@ def _find_answer(call: Call, answers: dict[int, list[_Given]], problems: list[st
         return
     there = answers[call.index]
     who = (call.session[0], call.session[2]) if call.session is not None else call.who
-    wanted = (_key(call.what), _key(call.answer))
+    wanted = {(_key(what), _key(call.answer)) for what in (call.what, *_HURRIED[: call.hurried and call.what[0] == RESERVE])}
     for place, given in enumerate(there):
-        if (given.what, given.answer) == wanted and who in (None, given.who):
+        if (given.what, given.answer) in wanted and who in (None, given.who):
             del there[place]  # an answer is given to one
             return
     problems.append(f"lost: {call.what} was answered with {call.answer} at entry {call.index}, which gives no such answer")
@@ -181,7 +186,7 @@ def _follow(commands: list[_Command], asked: list[Call], problems: list[str]) ->
     calls = iter(asked)
     for command in commands:
         for call in calls:
-            hurried = command.what == [RESERVE, 0] and call.what[0] == RESERVE and call.answered is None
+            hurried = command.what in _HURRIED and call.what[0] == RESERVE and (call.hurried or call.answered is None)
             if command.what == call.what or hurried:
                 break
             if call.what[0] not in (PUT, PUT_MANY) or call.answered is not None:  # (a put may have been refused, and nobody heard of it)
@@ -260,9 +265,11 @@ def _find_calls(commands: list[_Command], calls: list[Call], after: dict[int, in
                 hurried.unknown.append(call)
         elif call.index:
             asked[_key(call.what)].answered.append(call)
+            if call.hurried and call.what[0] == RESERVE:
+                hurried.answered.append(call)
     known = {call.session for call in calls}
     for command in commands:
         is_known = command.session in known
         found = asked[_key(command.what)].take(command, is_known, after)
-        if not found and not (command.what == [RESERVE, 0] and hurried.take(command, is_known, after)):
+        if not found and not (command.what in _HURRIED and hurried.take(command, is_known, after)):
             problems.append(f"phantom: nobody asked for {command.what}, which stands in entry {command.entry}")

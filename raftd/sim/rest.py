@@ -37,7 +37,7 @@ _DUE_MS = 1_000
 _MOST_UNKNOWN = 0.15
 _WORKERS = 2
 _PIPELINE = 12
-_GOING = ("disconnect", "leave", "reserve for ever", "crowd")
+_GOING = ("disconnect", "leave", "hurry", "reserve for ever", "crowd")
 
 
 class Rest:

@@ -47,6 +47,9 @@ FAULTS: dict[str, float] = {
     "remove": 0.3,  # any node, the leader among them
     "replace": 0.1,  # one machine is lost for good: it is removed, and another is added under a new id
     "cut in a snapshot": 0.3,  # of a node that was away: its connection, itself or the leader fails when half of it is there
+    "rotted transfer": 0.3,  # a bit flips in what has come of a leader's snapshot
+    "backup": 0.2,  # an operator takes a copy of the state
+    "impossible change": 0.2,  # of the members, or of the lead: it must be refused
     "upgrade": 0.3,  # a node starts again with a raftd that knows more
 }
 SHAPES = ("one node", "halves", "majorities ring", "bridge")
@@ -110,6 +113,7 @@ VERBS = {
     "put once": 5,
     "undeclare": 1,
     "leave": 2,
+    "hurry": 2,
     "hostile": 1,
     "crowd": 1,
     "peek": 4,

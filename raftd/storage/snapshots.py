@@ -334,6 +334,11 @@ class Snapshots:
         """Whether a part of one is here."""
         return self._receiving is not None
 
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether a part of one is here, and not all of it."""
+        return self._receiving is not None and 0 < self._have < self._receiving.size_bytes
+
     def forget_received(self, index: int) -> None:
         """Nothing of one up to entry `index` is wanted any more: what is here of it goes."""
         if self._receiving is not None and self._receiving.index <= index and not self._keeping:
