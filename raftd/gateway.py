@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from raftd.histogram import COUNTS, LATENCIES, Histogram
-from raftd.jobs.budget import ABANDONED_STEPS, COSTS, LINE_STEPS, READ_ITEM_STEPS, READ_STEPS, SCANNED_STEPS, Turn, steps_of
+from raftd.jobs.budget import ABANDONED_STEPS, COSTS, LINE_STEPS, READ_ITEM_STEPS, READ_STEPS, SCANNED_STEPS, Share, steps_of
 from raftd.jobs.commands import (
     Batch,
     CloseSession,
@@ -80,6 +80,10 @@ class _Step(NamedTuple):
     start: Callable[..., None]
     what: Any
     done: Done
+
+
+def _nobody_is_told() -> None:
+    pass
 
 
 class Session:
@@ -155,11 +159,13 @@ class Session:
     def abandon(self) -> None:
         """The gateway was closed under it: no answer will come. The owner of the connection is told."""
         if not self._closed:
+            lost = self.lost
             self._drop()
-            self.lost()
+            lost()
 
     def _drop(self) -> None:
         self._closed = True
+        self.lost = _nobody_is_told  # its owner refers to this session: without a cycle both go at once
         self._steps.clear()
         self._unanswered.clear()
         self.queued.clear()
@@ -233,8 +239,8 @@ class Session:
         self._go_on()
 
     def read_answered(self, read: Read, result: object, index: int) -> None:
-        if self._closed:
-            return
+        if self._closed or self.number not in self._gateway.sessions:
+            return  # nobody hears, or the client will be told that its gateway was closed
         self._blocked = False
         read.done(result, index)
         self._go_on()
@@ -249,8 +255,8 @@ class _Unapplied(NamedTuple):
 class Gateway:
     """One incarnation of a node as the carrier of its clients' commands, and then the next."""
 
-    def __init__(self, node: int, incarnation: int, timeout_ms: int, turn: Turn) -> None:
-        """`timeout_ms`: how long to wait for progress before sending anew, at first. `turn`: what answers cost is spent from it."""
+    def __init__(self, node: int, incarnation: int, timeout_ms: int, answers: Share) -> None:
+        """`timeout_ms`: how long to wait for progress before sending anew, at first. `answers`: what local answers may cost in a turn."""
         self.node = node
         self.incarnation = incarnation
         #: Reads that wait for a read index: one of a session.
@@ -265,7 +271,7 @@ class Gateway:
         self.batch_commands = Histogram(COUNTS)
         self._abandoned: deque[Session] = deque()  # their outcome is unknown, and they are not told yet
         self._tired: OrderedDict[Session, None] = OrderedDict()
-        self._turn = turn
+        self._share = answers
         self._timeout_ms = timeout_ms
         self._next_session = 1
         self.is_closed = False
@@ -289,11 +295,11 @@ class Gateway:
     def begin_turn(self) -> bool:
         """Sessions whose local answers were too many for the last turn go on, and more are told that their gateway is closed; whether
         some are left again."""
-        while self._abandoned and self._turn.left > 0:
-            self._turn.spend(ABANDONED_STEPS)
+        while self._abandoned and self._share.left > 0:
+            self._share.spend(ABANDONED_STEPS)
             self._abandoned.popleft().abandon()
         for _ in range(len(self._tired)):
-            if self._turn.left <= 0:
+            if self._share.left <= 0:
                 break
             session, _ = self._tired.popitem(last=False)
             session.go_on()
@@ -301,10 +307,10 @@ class Gateway:
 
     def has_time(self, session: Session, steps: int) -> bool:
         """Whether this turn has time for one more local answer, of `steps`; if not, `session` goes on in the next."""
-        if self._turn.left <= 0:
+        if self._share.left <= 0:
             self._tired[session] = None
             return False
-        self._turn.spend(steps)
+        self._share.spend(steps)
         return True
 
     def refuses(self, command: Command) -> bool:

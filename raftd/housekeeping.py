@@ -81,7 +81,7 @@ class Housekeeping:
         self._look_at_gateways(machine)
         self._look_at_room(machine)
         self._look_at_levels(machine)
-        if machine.level >= 2 and len(machine.directories) < len(raft.membership.members):
+        if machine.level >= 2 and not machine.directories.keys() >= raft.membership.members:
             self._look_at_directories(machine)
         self._let_time_pass(machine, now_ms)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from raftd.jobs.machine import Key, StateMachine
+from raftd.jobs.machine import Key, StateMachine, tell_nobody
 from raftd.jobs.model import Job, State, What
 from raftd.limits import RECENT_EVENTS
 
@@ -48,11 +48,13 @@ class Recent:
         self.end = 0
         #: Called once when something more has happened; whoever was called sets it again.
         self.when_more: Callable[[], None] | None = None
+        self._machine = machine
         self.follow(machine)
 
     def follow(self, machine: StateMachine) -> None:
         """What `machine` applies is remembered from now on. It may be further than the one before: then nothing is known of what
         happened in between, and all that was before is forgotten."""
+        self._machine.tell = tell_nobody
         self._machine = machine
         machine.tell = self._add
         self._begin = self.end

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import gc
+import weakref
 from random import Random
 
 import msgspec
@@ -12,9 +14,11 @@ from raftd import limits
 from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs import replies as r
-from raftd.jobs.budget import ABANDONED_STEPS, TURN_STEPS
+from raftd.jobs.budget import ABANDONED_STEPS, ANSWERS_STEPS, LONG_ANSWER_STEPS
+from raftd.jobs.snapshot import dump, load
 from raftd.raft.messages import AddMember, Address, AppendEntries, EntryKind, InstallSnapshot, RemoveMember
 from raftd.sim.cluster import SimCluster
+from raftd.sim.disk import Disk
 
 
 def started(count: int = 3, **more) -> SimCluster:
@@ -658,7 +662,7 @@ def test_clients_of_a_gateway_that_was_closed_are_told_in_turns_and_may_ask_noth
     cluster[cluster.leader].wake()
     assert cluster.run(1_000, lambda: any(client.lost for client in clients))
     told = [client.lost for client in clients]
-    assert 0 < sum(told) <= TURN_STEPS // ABANDONED_STEPS + 1
+    assert 0 < sum(told) <= ANSWERS_STEPS // ABANDONED_STEPS + 1
     late = clients[-1]
     assert not late.lost
     late.put(b"to nobody")
@@ -668,3 +672,74 @@ def test_clients_of_a_gateway_that_was_closed_are_told_in_turns_and_may_ask_noth
     assert node.machine.total_jobs == 1_000
     assert node.gateway.held_bytes == 0
     assert node.machine.gateways[node.config.node].sessions == {}
+
+
+def test_a_flood_of_local_answers_keeps_no_entry_from_being_applied():
+    cluster = started()
+    node = cluster[follower(cluster)]
+    answered: list[object] = []
+    flood = Client(cluster, node.config.node)
+
+    def more(result: object, index: int) -> None:
+        answered.append(result)
+        flood.session.local(lambda: None, more, LONG_ANSWER_STEPS)
+
+    for _ in range(500):
+        flood.session.local(lambda: None, more, LONG_ANSWER_STEPS)
+    client = Client(cluster, node.config.node)
+    client.put(b"and yet")
+    client.read(queries.stats_tube("default"))
+    assert cluster.run(1_000, lambda: len(client.told) == 2)
+    assert len(answered) > 100
+    flood.session.close()
+
+
+def test_reads_of_a_gateway_that_was_closed_are_answered_to_nobody():
+    """They would be read for no session: of the default tube, whatever their clients use."""
+    cluster = started()
+    away = follower(cluster)
+    clients = [Client(cluster, away) for _ in range(200)]
+    for client in clients:
+        client.submit(c.Use(client.session.number, "mine"))
+    cluster.run(500)
+    cluster.partition({away}, set(cluster.config.voters) - {away})
+    for client in clients:
+        client.read(queries.list_tube_used)
+    cluster.run(8_000)  # longer than the grace of its sessions
+    cluster.heal()
+    assert cluster.run(5_000, lambda: all(client.lost for client in clients))
+    assert {told for client in clients for told in client.told[1:]} <= {"mine"}
+
+
+def test_r28_a_member_that_was_added_after_a_removal_is_known_by_its_disk_everywhere():
+    cluster = started()
+    cluster.run(500)
+    outcomes: list[str] = []
+    gone = follower(cluster)
+    cluster[cluster.leader].administer(RemoveMember(gone), outcomes.append)
+    assert cluster.run(3_000, lambda: outcomes == [""])
+    cluster[cluster.leader].administer(AddMember(4, Address("sim", 4)), outcomes.append)
+    assert cluster.run(3_000, lambda: outcomes == ["", ""])
+    cluster.disks[4] = Disk()
+    cluster.start(4)
+    assert cluster.run(5_000, lambda: all(4 in process.node.machine.directories for process in cluster.processes.values()))
+
+
+def test_the_state_before_a_leaders_snapshot_goes_in_parts():
+    cluster = started()
+    client = Client(cluster, cluster.leader)
+    for _ in range(20):
+        client.submit(c.PutMany(client.session.number, "t", [c.NewJob(1, 0, 60_000, b"x")] * 1_000))
+    node = cluster[follower(cluster)]
+    assert cluster.run(20_000, lambda: len(node.machine.jobs) == 20_000)
+    before = weakref.ref(node.machine)
+    gc.collect()
+    gc.disable()
+    try:
+        node._swap(load(list(dump(node.machine))))
+        assert before() is not None
+        cluster.run(1_000)
+        assert before() is None
+    finally:
+        gc.enable()
+    assert len(node.machine.jobs) == 20_000

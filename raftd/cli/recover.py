@@ -8,15 +8,16 @@ from collections.abc import Callable
 import msgspec
 
 from raftd.cli.archive import back_up_directory, check_directory, restore
+from raftd.errors import Refused
 from raftd.raft.membership import decode
-from raftd.raft.messages import Address, EntryKind
+from raftd.raft.messages import Address, Configuration, EntryKind
 from raftd.raft.ready import NO_BASE
 from raftd.storage.filesystem import RealFileSystem
 from raftd.storage.inspect import read_log
 from raftd.storage.log import SegmentedLog
 from raftd.storage.records import Damage
 from raftd.storage.snapshots import Meta
-from raftd.storage.vote import VoteFile
+from raftd.storage.vote import Identity, VoteFile
 
 
 def recover(directory: str, accept_tail: bool) -> list[str]:
@@ -35,16 +36,19 @@ def found_new_cluster(directory: str, node: int, address: Address, note: Callabl
     majority can be had again. The old directory stays beside it. Returns its new name, and what the new one was made of. `note` tells
     what is missing. Raises RaftdError or OSError; then nothing was changed."""
     fs = RealFileSystem()
-    kept = f"{directory}.before-{os.urandom(4).hex()}"
-    backup = f"{kept}.backup"
+    check_directory(directory)
+    identity, configuration = _identity(fs, directory)
+    if configuration is not None and identity.node in configuration.removed:
+        raise Refused(f"node {identity.node} was removed from cluster {identity.cluster!r}: take the directory of a member")
+    if identity.doubtful:
+        note("this node may have lost entries that it had acknowledged: they are not in the new cluster")
+    suffix = os.urandom(4).hex()
+    kept, made, backup = f"{directory}.before-{suffix}", f"{directory}.new-{suffix}", f"{directory}.{suffix}.backup"
     try:
         back_up_directory(directory, backup, note)
+        meta = restore(backup, made, node, None, address, lambda done, total: None)
         os.rename(directory, kept)
-        try:
-            meta = restore(backup, directory, node, None, address, lambda done, total: None)
-        except BaseException:
-            os.rename(kept, directory)
-            raise
+        os.rename(made, directory)
     finally:
         if os.path.exists(backup):
             os.unlink(backup)
@@ -52,12 +56,18 @@ def found_new_cluster(directory: str, node: int, address: Address, note: Callabl
     return kept, meta
 
 
-def _recover(fs: RealFileSystem, directory: str, accept_tail: bool) -> list[str]:
+def _identity(fs: RealFileSystem, directory: str) -> tuple[Identity, Configuration | None]:
+    """Whose directory it is, and the newest configuration in it, if there is one."""
     log = read_log(fs, directory)
-    identity = log.identity
     configuration = next((decode(entry.data) for entry in reversed(log.entries) if entry.kind is EntryKind.CONFIG), None)
     if configuration is None and log.meta is not None:
         configuration = log.meta.configuration
+    return log.identity, configuration
+
+
+def _recover(fs: RealFileSystem, directory: str, accept_tail: bool) -> list[str]:
+    log = read_log(fs, directory)
+    identity, configuration = _identity(fs, directory)
     if configuration is not None and identity.node in configuration.removed:
         return [f"node {identity.node} was removed from cluster {identity.cluster!r}: its data is of no use any more"]
     last = log.entries[-1].index if log.entries else (log.meta.index if log.meta is not None else 0)

@@ -7,7 +7,8 @@ Counting, not measuring, keeps every node at the same result: where an entry's b
 - All else that an entry does has at most `entry - commands` steps: timers that fire, sessions that are closed, jobs that are kicked or
   given to waiting sessions. Of these, what earlier entries left over may use `left_over`. What does not fit is done by the next
   entries; the leader appends them.
-- A turn of the node ends once it has used `TURN_STEPS`, in applying, reading and answering; the rest is done in the next turn.
+- Of a turn of the node, entries, reads and answers of the node itself have a share each, so none of them keeps the others waiting. What
+  does not fit is done in the next turn.
 
 So the longest entry has `entry` steps and one operation. `tests/jobs/test_budget.py` has the attacks; `raftd bench --entries`
 measures the times.
@@ -21,7 +22,8 @@ from raftd.jobs.commands import Command, Kick, PutMany, Reserve
 
 
 class Costs(msgspec.Struct, frozen=True):
-    """Steps. `tube` is for each tube of a watch list that is looked at, `job` for each of several that are put at once."""
+    """Steps. `tube` is for each tube of a watch list that is looked at, `job` for each of several that are put at once, `paused` for a
+    paused tube that goes."""
 
     entry: int
     commands: int
@@ -34,16 +36,39 @@ class Costs(msgspec.Struct, frozen=True):
     kicked: int
     job: int
     tube: int
+    paused: int
 
 
 #: Feature level 2 and later. An operation is a heap of small things: 40 steps are 4 µs.
 COSTS = Costs(
-    entry=50_000, commands=20_000, left_over=15_000, command=40, timer=40, closed=40, given_back=40, granted=40, kicked=40, job=20, tube=1
+    entry=50_000,
+    commands=20_000,
+    left_over=15_000,
+    command=40,
+    timer=40,
+    closed=40,
+    given_back=40,
+    granted=40,
+    kicked=40,
+    job=20,
+    tube=1,
+    paused=30,
 )
 
 #: Before: 4,096 timers or things given back by an entry, and no bound on what commands cause.
 COSTS_BEFORE_LEVEL_2 = Costs(
-    entry=4_096, commands=0, left_over=4_096, command=0, timer=1, closed=1, given_back=1, granted=0, kicked=0, job=0, tube=0
+    entry=4_096,
+    commands=0,
+    left_over=4_096,
+    command=0,
+    timer=1,
+    closed=1,
+    given_back=1,
+    granted=0,
+    kicked=0,
+    job=0,
+    tube=0,
+    paused=0,
 )
 
 
@@ -58,8 +83,11 @@ def steps_of(command: Command, watched: int) -> int:
     return COSTS.command
 
 
-#: A turn of the node: about ten milliseconds, a fifth of the heartbeat interval.
-TURN_STEPS = 100_000
+#: What the entries, the reads and the answers of a turn have: together about ten milliseconds, a fifth of the heartbeat interval. One
+#: entry, one read or one answer that begins within its share is finished.
+APPLY_STEPS = 50_000
+READS_STEPS = 25_000
+ANSWERS_STEPS = 25_000
 
 
 #: An answer of the node itself: a line, or something long like `stats`.
@@ -75,19 +103,36 @@ READ_ITEM_STEPS = 12
 SCANNED_STEPS = 2
 
 
-class Turn:
-    """What is left of a turn of the node. All that works in it spends from here."""
+class Share:
+    """What is left of one share of a turn."""
 
     __slots__ = ("left", "used")
 
     def __init__(self) -> None:
-        self.left = TURN_STEPS
+        self.left = 0
         #: In all turns so far.
         self.used = 0
-
-    def begin(self) -> None:
-        self.left = TURN_STEPS
 
     def spend(self, steps: int) -> None:
         self.left -= steps
         self.used += steps
+
+
+class Turn:
+    """The shares of a turn of the node."""
+
+    __slots__ = ("answers", "entries", "reads")
+
+    def __init__(self) -> None:
+        self.entries = Share()
+        self.reads = Share()
+        self.answers = Share()
+        self.begin()
+
+    def begin(self) -> None:
+        self.entries.left, self.reads.left, self.answers.left = APPLY_STEPS, READS_STEPS, ANSWERS_STEPS
+
+    @property
+    def used(self) -> int:
+        """Steps of all turns so far."""
+        return self.entries.used + self.reads.used + self.answers.used

@@ -8,7 +8,7 @@ bounded (`budget.py`): what does not fit stays due, and the leader appends an en
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from typing import Any, cast
 
@@ -32,9 +32,10 @@ NO_LIMIT = 1 << 62
 
 Answer = tuple[int, int, r.Reply]  # node, session, reply
 Key = tuple[int, int]  # node, session
+SessionId = tuple[int, int, int]  # and the incarnation of its gateway
 
 
-def _tell_nobody(what: What, job: Job, who: Key | None) -> None:
+def tell_nobody(what: What, job: Job, who: Key | None) -> None:
     pass
 
 
@@ -63,7 +64,7 @@ class StateMachine:
         self.topics: dict[str, None] = {}
         self.keys = Keys()
         #: Hears whatever happens to a job; no part of the state.
-        self.tell: Tell = _tell_nobody
+        self.tell: Tell = tell_nobody
         self.level = 0  # of features, 0 in a cluster of which not all nodes have been heard together yet
         self.jobs = JobTable()
         self.tubes: dict[str, Tube] = {}
@@ -81,6 +82,8 @@ class StateMachine:
         self.timers = Timers()
         #: Sessions that are gone, but still watch tubes or hold reservations.
         self.closing: deque[Session] = deque()
+        #: Of these, those that still watch tubes. Their numbers are not free yet: no gateway gives one again, and none may.
+        self.closed: dict[SessionId, Session] = {}
         #: Tubes with ready jobs and waiting sessions for which the budget was not enough. Nobody overtakes those who wait.
         self.unmatched: OrderedDict[str, Tube] = OrderedDict()
         #: Steps of work done so far, for the budgets of entries and turns; no part of the state.
@@ -88,25 +91,6 @@ class StateMachine:
         self._limit = 0  # of `steps`, at which this part of the entry stops
         self._costs = COSTS_BEFORE_LEVEL_2
         self._effects = Effects([], set(), set())
-        self._verbs: dict[type, Callable[[Session, Any], r.Reply | None]] = {
-            c.Put: self._put,
-            c.Use: self._use,
-            c.Watch: self._watch,
-            c.Ignore: self._ignore,
-            c.Reserve: self._reserve,
-            c.ReserveJob: self._reserve_job,
-            c.Delete: self._delete,
-            c.Release: self._release,
-            c.Bury: self._bury,
-            c.Touch: self._touch,
-            c.Kick: self._kick,
-            c.KickJob: self._kick_job,
-            c.PauseTube: self._pause_tube,
-            c.Declare: self._declare,
-            c.PutBack: self._put_back,
-            c.PutMany: self._put_many,
-            c.Undeclare: self._undeclare,
-        }
 
     # -- entries ------------------------------------------------------------------------------
 
@@ -153,8 +137,8 @@ class StateMachine:
 
     @property
     def items(self) -> int:
-        """How large the state is: jobs, and tubes that sessions watch."""
-        return len(self.jobs) + self.watches
+        """How large the state is, in jobs, keys, and things that weigh as much: a tube and a session have a dozen objects each."""
+        return len(self.jobs) + len(self.keys.used) + 12 * len(self.tubes) + 12 * self.watches
 
     def session(self, node: int, session: int) -> Session | None:
         gateway = self.gateways.get(node)
@@ -177,11 +161,7 @@ class StateMachine:
         row.is_open = False
         row.waiting = 0
         for session in row.sessions.values():
-            session.is_closed = True
-        self.closing.extend(row.sessions.values())
-        if self._costs is COSTS_BEFORE_LEVEL_2:
-            for session in row.sessions.values():
-                self._detach(session)
+            self._close(session)
         row.sessions = {}
 
     def close_everyone(self) -> None:
@@ -206,7 +186,7 @@ class StateMachine:
             return
         row.seq = batch.seq
         answers = self._effects.answers
-        command_steps = self._costs.command
+        command_steps, verbs = self._costs.command, _VERBS
         for command in batch.commands:
             number = command.session
             session = row.sessions.get(number)
@@ -216,14 +196,13 @@ class StateMachine:
                     if type(command) is c.Leave:
                         session.give_away()
                     row.waiting -= session.waiting
-                    session.is_closed = True
-                    self.closing.append(session)
-                    if self._costs is COSTS_BEFORE_LEVEL_2:
-                        self._detach(session)
+                    self._close(session)
                     self._close_sessions()
                 continue
             self._ask(command_steps)
             if session is None:
+                if self.closed and (node, number, row.incarnation) in self.closed:
+                    continue
                 session = row.sessions[number] = Session((node, number), row.incarnation, self.default)
                 self.default.using += 1
                 self.default.watching += 1
@@ -232,7 +211,7 @@ class StateMachine:
                 # Gateways hold commands back behind a waiting reserve; one that comes all the same ends the wait.
                 self._end_wait(session)
                 answers.append((node, number, r.TimedOut()))
-            reply = self._verbs[type(command)](session, command)
+            reply = verbs[type(command)](self, session, command)
             if reply is not None:
                 answers.append((node, number, reply))
 
@@ -242,6 +221,15 @@ class StateMachine:
         self._limit += steps
 
     # -- sessions -----------------------------------------------------------------------------
+
+    def _close(self, session: Session) -> None:
+        """The session is gone. What that means is done when its turn comes."""
+        session.is_closed = True
+        self.closing.append(session)
+        if self._costs is COSTS_BEFORE_LEVEL_2:
+            self._detach(session)
+        else:
+            self.closed[session.timer_id] = session
 
     def _close_sessions(self) -> None:
         """Sessions that are gone stop waiting and watching, then give back what they hold, as far as the budget goes."""
@@ -277,6 +265,7 @@ class StateMachine:
             self._drop_if_unused(tube)
         session.watched = {}
         session.used = self.default
+        self.closed.pop(session.timer_id, None)
 
     def _end_wait(self, session: Session) -> None:
         self.steps += len(session.watched) * self._costs.tube
@@ -314,6 +303,7 @@ class StateMachine:
         del self.tubes[tube.name]
         self.unmatched.pop(tube.name, None)
         if tube.pause_until_ms:
+            self.steps += self._costs.paused
             self.timers.remove((tube.pause_until_ms, Kind.PAUSE, tube.name))
 
     def _is_held_back(self, tube: Tube) -> bool:
@@ -692,6 +682,16 @@ class StateMachine:
             self._match(tube)
         return r.Paused()
 
+    def dissolve(self) -> Iterator[None]:
+        """Let go of everything, a bounded part each time: another state has taken the place of this one."""
+        for tube in self.tubes.values():
+            tube.waiters.clear()  # sessions and tubes refer to each other
+        yield from self.jobs.dissolve()
+        yield from self.timers.dissolve()
+        for tube in self.tubes.values():
+            for queue in (tube.ready, tube.delayed, tube.buried):
+                yield from queue.dissolve()
+
     # -- comparing nodes ----------------------------------------------------------------------
 
     def digest(self) -> str:
@@ -699,14 +699,13 @@ class StateMachine:
         tubes = [
             (
                 tube.name,
-                [list(tube.ready), list(tube.delayed), list(tube.buried)],
+                [list(tube.ready), list(tube.delayed), [id for _, id in tube.buried]],
                 [session.timer_id for session in tube.waiters],
                 [tube.urgent, tube.reserved, tube.jobs, tube.using, tube.watching],
                 [tube.pause_ms, tube.pause_until_ms, tube.total_jobs, tube.cmd_delete, tube.cmd_pause_tube],
             )
             for tube in self.tubes.values()
         ]
-        jobs = [msgspec.structs.astuple(job) for _, job in sorted(self.jobs.items())]
         rows = [
             (row.node, row.incarnation, row.is_open, row.seq, [_describe(session) for session in row.sessions.values()])
             for _, row in sorted(self.gateways.items())
@@ -714,7 +713,7 @@ class StateMachine:
         state = [
             [self.applied_index, self.now_ms, self.settings, self.settings_index, self.room_is_scarce, self.level],
             [self.last_id, self.last_token, self.total_jobs, self.job_timeouts],
-            [(*job[:1], job[1].name, *job[2:]) for job in jobs],
+            [_describe_job(job) for _, job in sorted(self.jobs.items())],
             tubes,
             list(self.topics),
             list(self.keys.used.items()),
@@ -727,6 +726,37 @@ class StateMachine:
         return sha256(msgspec.msgpack.encode(state)).hexdigest()
 
 
+def _describe_job(job: Job) -> list[object]:
+    fields = msgspec.structs.asdict(job)
+    fields["tube"] = job.tube.name
+    if not job.has_deadline:
+        fields["deadline_ms"] = 0  # it means nothing, or is a number in the order of burying, of which only the order counts
+    return list(fields.values())
+
+
 def _describe(session: Session) -> list[object]:
     waits = [session.waiting] if session.is_closed else [session.waiting, session.wait_until_ms, session.soon_ms]
-    return [session.timer_id, session.used.name, list(session.watched), list(session.reserved), waits]
+    id = session.timer_id if session.watched else session.key
+    return [id, session.used.name, list(session.watched), list(session.reserved), waits]
+
+
+#: Functions, not methods of a machine: a machine in a cycle with itself would not go when it is replaced.
+_VERBS: dict[type, Callable[[StateMachine, Session, Any], r.Reply | None]] = {
+    c.Put: StateMachine._put,
+    c.Use: StateMachine._use,
+    c.Watch: StateMachine._watch,
+    c.Ignore: StateMachine._ignore,
+    c.Reserve: StateMachine._reserve,
+    c.ReserveJob: StateMachine._reserve_job,
+    c.Delete: StateMachine._delete,
+    c.Release: StateMachine._release,
+    c.Bury: StateMachine._bury,
+    c.Touch: StateMachine._touch,
+    c.Kick: StateMachine._kick,
+    c.KickJob: StateMachine._kick_job,
+    c.PauseTube: StateMachine._pause_tube,
+    c.Declare: StateMachine._declare,
+    c.PutBack: StateMachine._put_back,
+    c.PutMany: StateMachine._put_many,
+    c.Undeclare: StateMachine._undeclare,
+}

@@ -59,6 +59,11 @@ class Job(msgspec.Struct, gc=False):
     buries: int = 0
     kicks: int = 0
 
+    @property
+    def has_deadline(self) -> bool:
+        """Whether its delay or its time to run is under way."""
+        return self.state is State.DELAYED or self.state is State.RESERVED
+
 
 class What(StrEnum):
     """What can happen to a job."""

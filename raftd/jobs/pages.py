@@ -112,6 +112,14 @@ class SortedPages(Generic[T]):
             del self._pages[0], self._lasts[0]
         return item
 
+    def dissolve(self) -> Iterator[None]:
+        """Let go of all items, some pages each time."""
+        while self._pages:
+            del self._pages[-32:]
+            yield
+        self._lasts = self._pages = _NONE
+        self._count = 0
+
     def _shrunk(self, place: int) -> None:
         """Drop an empty page; join a small one with a neighbour, so that there are never many small pages."""
         pages, lasts = self._pages, self._lasts

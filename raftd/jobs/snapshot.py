@@ -28,6 +28,10 @@ _FEW = SNAPSHOT_PIECE_BYTES // _ITEM_BYTES
 _FEW_NAMED = SNAPSHOT_PIECE_BYTES // (_ITEM_BYTES + KEY_CHARACTERS)
 
 
+#: The place of `deadline_ms` in a row, behind the id and the tube.
+_DEADLINE = Job.__struct_fields__.index("deadline_ms") - 2
+
+
 class _Piece(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False, forbid_unknown_fields=True):
     pass
 
@@ -100,7 +104,6 @@ class _Closing(_Piece, frozen=True, tag=9):
     """A session that is gone and has reservations to give back; what it holds follows."""
 
     key: tuple[int, int]
-    incarnation: int = 0
 
 
 class _Closed(_Piece, frozen=True, tag=13):
@@ -227,8 +230,7 @@ def dump(machine: StateMachine) -> Iterator[bytes]:
 
 def _closing_piece(session: Session, machine: StateMachine) -> _Closing | _Closed:
     if not session.watched:
-        # An older raftd knows no incarnation here, and needs none.
-        return _Closing(session.key, session.incarnation if machine.level >= 2 else 0)
+        return _Closing(session.key)
     soon, wait = ((due_ms, kind, session.timer_id) for due_ms, kind in ((session.soon_ms, Kind.SOON), (session.wait_until_ms, Kind.WAIT)))
     # A timer that has fired was heard by nobody, and does not fire again.
     waits = (session.waiting, wait[0] if wait in machine.timers else 0, soon[0] if soon in machine.timers else 0)
@@ -247,8 +249,10 @@ def _dump_jobs(machine: StateMachine, numbers: dict[str, int]) -> Iterator[bytes
     size = 0
     for id in sorted(machine.jobs):
         job = machine.jobs[id]
-        _, tube, *rest = msgspec.structs.astuple(job)
-        rows.append((id, numbers[tube.name], *rest))
+        _, tube, *row = msgspec.structs.astuple(job)
+        if not job.has_deadline:  # then what stands there means nothing, and differs between nodes
+            row[_DEADLINE] = 0
+        rows.append((id, numbers[tube.name], *row))
         size += len(job.body) + _ITEM_BYTES
         if size >= SNAPSHOT_PIECE_BYTES:
             yield _encode(_Jobs(rows))
@@ -278,7 +282,6 @@ class Loader:
         self._machine = machine if machine is not None else StateMachine()
         self._tubes: list[Tube] = []
         self._session: Session | None = None  # loaded last
-        self._closed: dict[tuple[int, int, int], Session] = {}  # that still watch tubes
         self._is_whole = False
 
     def feed(self, piece: bytes) -> None:
@@ -326,14 +329,14 @@ class Loader:
             case _AllWaiters():
                 waiters = machine.tubes[piece.tube].waiters
                 for node, number, incarnation in piece.ids:
-                    closed = self._closed.get((node, number, incarnation))
+                    closed = machine.closed.get((node, number, incarnation))
                     waiters[closed or machine.gateways[node].sessions[number]] = None
             case _Closing():
-                self._session = self._closing_session(piece.key, piece.incarnation)
+                self._session = self._closing_session(piece.key, 0)
                 self._session.watched = {}
             case _Closed():
                 self._session = session = self._closing_session(piece.key, piece.incarnation)
-                self._closed[session.timer_id] = session
+                machine.closed[session.timer_id] = session
                 self._load_watching(session, piece)
             case _Unmatched():
                 machine.unmatched.update((name, machine.tubes[name]) for name in piece.tubes)
@@ -379,12 +382,11 @@ class Loader:
             counts.buried += 1
 
     def _load_buried(self, tube: Tube, ids: list[int]) -> None:
-        """Level 1 had no numbers in order of burying: where those of the jobs do not rise, they are given now."""
+        """Numbers in the order of burying are not in the snapshot: the order is."""
         for id in ids:
-            job = self._machine.jobs[id]
             last = tube.buried.greatest()
-            if last is not None and job.deadline_ms <= last[0]:
-                job.deadline_ms = last[0] + 1
+            job = self._machine.jobs[id]
+            job.deadline_ms = last[0] + 1 if last is not None else 1
             tube.buried.add((job.deadline_ms, id))
 
     def _load_holds(self, session: Session, reserved: list[tuple[int, int]]) -> None:

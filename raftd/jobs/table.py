@@ -52,3 +52,10 @@ class JobTable(MutableMapping[int, Job]):
     def __iter__(self) -> Iterator[int]:
         for number in sorted(self._pages):
             yield from self._pages[number]
+
+    def dissolve(self) -> Iterator[None]:
+        """Let go of all jobs, a page each time."""
+        while self._pages:
+            self._pages.popitem()
+            yield
+        self._count = 0

@@ -532,8 +532,8 @@ class Raft:
     def _settle_election(self) -> None:
         """Nobody was asked before the own vote was durable, so whoever wins has it counted.
 
-        If all who voted have just started, none of them knows log time, but another voter may: its answer is waited for, a heartbeat's
-        time at most. Wall clocks count only if there is no such answer.
+        If all who voted have just started, none of them knows log time, but another voter may: its answer is waited for, until a
+        heartbeat's time after the votes were asked for. Wall clocks count only if there is no such answer.
         """
         if self._tally.won:
             estimates = [*self._estimates, self.clock_ms()]

@@ -49,8 +49,8 @@ _CLOCK_SLACK_MS = 500
 #: One operation that begins within the budget of an entry: so many commands' worth, and tubes that are looked at.
 _LONGEST = 4
 _MOST_WATCHED = 4 * 12
-#: What a turn may take: so many entries' worth, one more, and a read or an answer of its own.
-TURN_ENTRIES = 2
+#: What a turn may take: so many entries' worth (its shares, and one entry beyond them), a read and an answer.
+_TURN_ENTRIES = 3
 _TURN_SLACK = 1_000
 
 
@@ -227,7 +227,7 @@ class Checks:
         reads, self._reads = self._reads, 0
         used = max(used, reads * READ_STEPS)
         _require(
-            process.node.machine.level < 2 or used <= (TURN_ENTRIES + 1) * self.costs.entry + _TURN_SLACK,
+            process.node.machine.level < 2 or used <= _TURN_ENTRIES * self.costs.entry + _TURN_SLACK,
             "cost",
             f"a turn of node {process.node_id} takes {used} steps",
         )

@@ -13,6 +13,7 @@ from raftd.gateway import Session
 from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs import replies as r
+from raftd.jobs.budget import LONG_ANSWER_STEPS
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.model import Job
 from raftd.sim.checks import Checks, Violation
@@ -36,6 +37,11 @@ _QUERIES: dict[str, Callable[..., queries.Query]] = {
     "list-tube-used": lambda: queries.list_tube_used,
     "list-topics": lambda: queries.list_topics,
 }
+
+
+def _flood(session: Session) -> None:
+    for _ in range(40):
+        session.local(lambda: None, lambda result, index: None, LONG_ANSWER_STEPS)
 
 
 def _plain(found: object) -> Any:
@@ -108,6 +114,8 @@ class SimClient:
             self._read(connection, ["peek", self._job(numbers[1])])
         elif verb == "read":
             self._read(connection, self._question(numbers))
+        elif verb == "flood":  # with what the node answers by itself
+            connection.ask(_flood)
         elif verb == "hostile":
             for command in self._hostile(connection.session.number, numbers):
                 self._submit(connection, command)
@@ -334,7 +342,7 @@ class _Connection:
         self.number = number  # of all connections of a run
         self.is_closed = False  # as the process sees it
 
-    def ask(self, request: Callable[[Session], None]) -> None:
+    def ask(self, request: Callable[[Session], object]) -> None:
         """The request arrives."""
 
         def arrive() -> None:

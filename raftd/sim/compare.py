@@ -72,9 +72,12 @@ def describe_machine(machine: StateMachine) -> list[Description]:
             for tube in machine.tubes.values()
             if tube.waiters and tube.ready and not tube.pause_until_ms and tube.name not in machine.unmatched
         ],
-        "items": machine.items,
+        "watches": machine.watches,
         "unmatched": list(machine.unmatched),
-        "closing": [[session.timer_id, session.used.name, list(session.watched), list(session.reserved)] for session in machine.closing],
+        "closing": [
+            [session.timer_id if session.watched else session.key, session.used.name, list(session.watched), list(session.reserved)]
+            for session in machine.closing
+        ],
         "timers": list(machine.timers),
     }
     return [jobs, tubes, sessions, gateways, once]
@@ -118,11 +121,12 @@ def describe_model(model: Model) -> list[Description]:
         "total jobs, timeouts": [model.total, model.timeouts],
         "counts": [*(len(model.in_state(state)) for state in _STATES), _urgent(model, None)],
         "tubes with waiters and ready jobs": [],
-        "items": len(model.jobs) + sum(len(session["watched"]) for session in [*model.sessions.values(), *model.closing]),
+        "watches": sum(len(session["watched"]) for session in [*model.sessions.values(), *model.closing]),
         "unmatched": model.unmatched,
         "closing": [
             [
-                *((*session["key"], session["incarnation"]), session["used"], session["watched"]),
+                (*session["key"], session["incarnation"]) if session["watched"] else session["key"],
+                *(session["used"], session["watched"]),
                 [(token, job["id"]) for job, token in session["held"]],
             ]
             for session in model.closing

@@ -24,7 +24,7 @@ from raftd.limits import MAX_JOB_BYTES, TICK_MS
 from raftd.node import NodeConfig
 from raftd.raft.ready import Persist
 from raftd.sim import history
-from raftd.sim.checks import TURN_ENTRIES, Checks, Violation
+from raftd.sim.checks import Checks, Violation
 from raftd.sim.clients import SimClient
 from raftd.sim.disk import Disk, Interrupted
 from raftd.sim.faults import Faults
@@ -327,7 +327,9 @@ def _budgeted(costs: Costs) -> dict[str, object]:
         "raftd.jobs.budget.COSTS": costs,
         "raftd.gateway.COSTS": costs,
         "raftd.gateway.BATCH_STEPS": costs.commands,
-        "raftd.jobs.budget.TURN_STEPS": TURN_ENTRIES * costs.entry,
+        "raftd.jobs.budget.APPLY_STEPS": costs.entry,
+        "raftd.jobs.budget.READS_STEPS": costs.entry // 2,
+        "raftd.jobs.budget.ANSWERS_STEPS": costs.entry // 2,
     }
 
 

@@ -42,6 +42,7 @@ _OLD = {
     "kicked": 0,
     "job": 0,
     "tube": 0,
+    "paused": 0,
 }
 _NEW = {
     "entry": 50_000,
@@ -55,6 +56,7 @@ _NEW = {
     "kicked": 40,
     "job": 20,
     "tube": 1,
+    "paused": 30,
 }
 
 Key = tuple[int, int]  # node, session
@@ -238,7 +240,12 @@ class Model:
             case _:
                 raise ValueError(f"an unknown payload {payload!r}")
 
+    def _is_taken(self, who: tuple[int, int, int]) -> bool:
+        """By a session that is gone, and still watches tubes."""
+        return any(one["watched"] and (*one["key"], one["incarnation"]) == who for one in self.closing)
+
     def _forget_tubes(self) -> None:
+        self._spend(len(self.pauses.keys() - self.tubes()) * self._cost["paused"])
         for table in (self.pauses, self.pause_lengths, self.paused, self.puts, self.deletes):
             for name in table.keys() - self.tubes():
                 del table[name]
@@ -387,6 +394,9 @@ class Model:
                     self._detach(session)
                 self._close_sessions()
             return
+        self.steps += self._cost["command"]
+        if key not in self.sessions and self._is_taken((*key, self.gateways[node][0])):
+            return
         session = self.sessions.setdefault(
             key,
             {
@@ -399,7 +409,6 @@ class Model:
                 "held": [],
             },
         )
-        self.steps += self._cost["command"]
         if session["wait"]:
             self._end_wait(session, reply=[TIMED_OUT])
             if [tag, *args[:1]] != [TOUCH, 0]:

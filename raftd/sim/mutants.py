@@ -737,9 +737,10 @@ def _batch_of_any_length(original: Any) -> Any:
 @_mutant("a turn without an end", Node, "_apply")
 def _turn_without_an_end(original: Any) -> Any:
     def apply(self: Node, entries: list[Entry]) -> None:
-        left, self.turn.left = self.turn.left, 1 << 62
+        share = self.turn.entries
+        left, share.left = share.left, 1 << 62
         original(self, entries)
-        self.turn.left -= (1 << 62) - left
+        share.left -= (1 << 62) - left
 
     return apply
 

@@ -116,6 +116,7 @@ VERBS = {
     "hurry": 2,
     "hostile": 1,
     "crowd": 1,
+    "flood": 1,
     "peek": 4,
     "read": 10,
     "disconnect": 5,

@@ -5,6 +5,10 @@ Each attack is one that stopped a node, or made it slow, before work was bounded
 
 from __future__ import annotations
 
+import gc
+import weakref
+
+import msgspec
 import pytest
 
 from raftd.jobs import commands as c
@@ -275,3 +279,66 @@ def test_what_is_left_over_survives_a_snapshot_at_every_entry():
         assert machine.apply(queue.machine.applied_index, queue.now, c.encode_payload(batch)) == effects
         assert machine.digest() == queue.machine.digest()
     assert seq > 2
+
+
+def test_paused_tubes_that_go_are_charged():
+    """Mutant or slip: a watch list of paused tubes is dear to close, for each of them has a timer."""
+    queue = Measured()
+    for session in range(2, 62):
+        queue.in_batches([c.Watch(session, f"own{session}-{number}") for number in range(500)])
+        queue.in_batches([c.PauseTube(session, f"own{session}-{number}", 3_600_000) for number in range(500)])
+    before = queue.machine.steps
+    queue.do(*[c.CloseSession(session) for session in range(2, 62)])
+    assert queue.settle() > 20
+    assert queue.machine.steps - before >= 60 * 500 * COSTS.paused
+    assert queue.longest <= COSTS.entry + WATCHED_TUBES * (COSTS.paused + 4 * COSTS.tube)
+    assert len(queue.machine.timers) == 0
+
+
+def test_the_number_of_a_session_that_is_being_closed_is_not_given_again():
+    """No gateway does so. The peer door knows no passwords yet: entries of a gateway that does must not stop the nodes."""
+    queue = Measured()
+    watching(queue, sessions=100, tubes=600, waiting=True)
+    queue.do(c.CloseSession(101))
+    queue.do(*[c.CloseSession(session) for session in range(2, 101)])
+    taken = list(queue.machine.closed)[-1][1]
+    assert queue.do(c.Reserve(taken, 1_500)) == []
+    assert queue.machine.session(1, taken) is None
+    queue.settle()
+    assert queue.machine.closed == {}
+    assert queue.do(c.Reserve(taken, 0)) == [(taken, r.TimedOut())]
+
+
+class OldClosing(msgspec.Struct, frozen=True, array_like=True, tag=9, forbid_unknown_fields=True):
+    """As raftd of level 1 knows it."""
+
+    key: tuple[int, int]
+
+
+def test_below_level_2_a_snapshot_has_only_what_an_older_raftd_reads():
+    queue = Queue(level=1)
+    queue.do(*[put() for _ in range(5_000)])
+    queue.do(*[c.Reserve(2, 0) for _ in range(5_000)])
+    queue.do(c.Watch(3, "t"), c.Reserve(3, None), c.CloseSession(3), c.CloseSession(2))
+    assert queue.machine.closing
+    pieces = list(dump(queue.machine))
+    tags = [msgspec.msgpack.decode(piece)[0] for piece in pieces]
+    assert set(tags) <= set(range(1, 13))
+    closing = [piece for piece, tag in zip(pieces, tags, strict=True) if tag == 9]
+    assert [msgspec.msgpack.decode(piece, type=OldClosing).key for piece in closing] == [(1, 2)]
+
+
+def test_a_state_that_was_replaced_goes_though_sessions_wait_in_it():
+    queue = Queue()
+    queue.do(*[put() for _ in range(20_000)])
+    queue.do(c.Watch(3, "t"), c.Ignore(3, "default"), c.Reserve(3, None))
+    machine = weakref.ref(queue.machine)
+    assert machine() is queue.machine
+    parts = sum(1 for _ in queue.machine.dissolve())
+    assert parts > 2
+    gc.disable()
+    try:
+        del queue.machine
+        assert machine() is None
+    finally:
+        gc.enable()

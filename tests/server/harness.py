@@ -53,6 +53,8 @@ class Door:
         from twisted.internet.error import ConnectionDone
         from twisted.python.failure import Failure
 
+        if self.transport.producer is not None:
+            self.transport.unregisterProducer()  # as the transport of a socket does
         self.protocol.connectionLost(Failure(ConnectionDone()))
 
     @property

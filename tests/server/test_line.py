@@ -7,7 +7,7 @@ import itertools
 from twisted.trial.unittest import SynchronousTestCase
 
 from raftd.gateway import Gateway
-from raftd.jobs.budget import COSTS, LINE_STEPS, READ_ITEM_STEPS, READ_STEPS, TURN_STEPS
+from raftd.jobs.budget import ANSWERS_STEPS, COSTS, LINE_STEPS, READ_ITEM_STEPS, READ_STEPS, READS_STEPS
 from raftd.jobs.commands import Settings
 from raftd.limits import CONNECTION_IN_FLIGHT, MAX_JOB_BYTES_CEILING, NO_PROGRESS_S, REPLY_BYTES
 from raftd.server import door
@@ -199,7 +199,7 @@ class OneNode(SynchronousTestCase):
 
         self.patch(Gateway, "begin_turn", counted)
         self.doors.cluster.run(1_500)
-        self.assertLessEqual(max(after - before for before, after in itertools.pairwise(turns)), TURN_STEPS // LINE_STEPS + 1)
+        self.assertLessEqual(max(after - before for before, after in itertools.pairwise(turns)), ANSWERS_STEPS // LINE_STEPS + 1)
         for one in doors:
             self.assertEqual(one.later(0), b"TIMED_OUT\r\n" + b"UNKNOWN_COMMAND\r\n" * 100)
 
@@ -221,7 +221,7 @@ class OneNode(SynchronousTestCase):
         self.doors.cluster.run(500)
         self.assertEqual(turns[-1], 300)
         self.assertLessEqual(
-            max(after - before for before, after in itertools.pairwise(turns)), TURN_STEPS // (READ_STEPS + 201 * READ_ITEM_STEPS) + 1
+            max(after - before for before, after in itertools.pairwise(turns)), READS_STEPS // (READ_STEPS + 201 * READ_ITEM_STEPS) + 1
         )
 
     def test_a_kick_moves_so_many_and_says_it(self) -> None:

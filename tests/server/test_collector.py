@@ -1,0 +1,61 @@
+"""The collector of cycles walks no large queue, and what ends is in no cycle."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+
+from raftd.server.collector import CycleCollector
+from tests.server.harness import Doors
+
+
+class Collected:
+    """What the collector asked of Python."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        for name in ("collect", "freeze"):
+            monkeypatch.setattr(f"raftd.server.collector.gc.{name}", lambda name=name: self.calls.append(name))
+
+    def taken(self) -> list[str]:
+        calls, self.calls = self.calls, []
+        return calls
+
+
+def test_a_small_queue_is_collected_a_large_one_set_aside_and_what_is_new_in_it_collected_if_it_is_little(monkeypatch):
+    collected = Collected(monkeypatch)
+    items = 1_000
+    collector = CycleCollector(None, lambda: items)
+    collector.collect()
+    assert collected.taken() == ["collect"]
+    items = 200_000
+    collector.collect()
+    assert collected.taken() == ["freeze"]
+    items = 210_000
+    collector.collect()
+    assert collected.taken() == ["collect", "freeze"]
+
+
+@pytest.mark.parametrize("how", ["hangs up", "quits", "is lost"])
+def test_a_connection_that_ends_is_in_no_cycle(how):
+    doors = Doors(1)
+    gc.collect()
+    gc.disable()
+    try:
+        door = doors.line(doors.cluster.config.voters[0])
+        assert door.send(b"put 0 0 60 1\r\nx\r\n") == b"INSERTED 1\r\n"
+        door.send(b"peek 1\r\nwatch a\r\nreserve-with-timeout 0\r\n")
+        protocol, session = weakref.ref(door.protocol), weakref.ref(door.protocol.session)
+        if how == "quits":
+            door.send(b"quit\r\n")
+        elif how == "is lost":
+            doors.cluster[1].gateway.forget(door.protocol.session)
+            door.protocol.session.abandon()
+        door.hang_up()
+        doors.cluster.run(15_000)
+        del door
+        assert (protocol(), session()) == (None, None)
+    finally:
+        gc.enable()
