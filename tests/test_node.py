@@ -14,7 +14,7 @@ from raftd import limits
 from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs import replies as r
-from raftd.jobs.budget import ABANDONED_STEPS, ANSWERS_STEPS, LONG_ANSWER_STEPS
+from raftd.jobs.budget import ABANDONED_STEPS, ANSWERS_STEPS, APPLY_STEPS, COSTS, LONG_ANSWER_STEPS
 from raftd.jobs.snapshot import dump, load
 from raftd.raft.messages import AddMember, Address, AppendEntries, EntryKind, InstallSnapshot, RemoveMember
 from raftd.sim.cluster import SimCluster
@@ -420,6 +420,10 @@ def test_the_first_put_of_a_new_cluster_knows_its_settings():
 
 @pytest.fixture
 def small_logs(monkeypatch):
+    make_logs_small(monkeypatch)
+
+
+def make_logs_small(monkeypatch) -> None:
     """A snapshot after every kilobyte, and segments as small."""
     monkeypatch.setattr("raftd.storage.log.SEGMENT_BYTES", 1_000)
     monkeypatch.setattr("raftd.compaction.SNAPSHOT_LEAST_BYTES", 1_000)
@@ -743,3 +747,27 @@ def test_the_state_before_a_leaders_snapshot_goes_in_parts():
     finally:
         gc.enable()
     assert len(node.machine.jobs) == 20_000
+
+
+def test_a_turn_ends_once_its_entries_have_cost_enough():
+    cluster = started()
+    node = cluster[follower(cluster)]
+    others = set(cluster.config.voters) - {node.config.node}
+    client = Client(cluster, cluster.leader)
+    cluster.partition({node.config.node}, others)
+    for number in range(200):
+        client.submit(c.PutMany(client.session.number, f"t{number}", [c.NewJob(1, 0, 60_000, b"")] * 100))
+        cluster.run(2)
+    assert cluster.run(2_000, lambda: len(client.told) == 200)
+    turn, used = node._turn, []
+
+    def counted() -> None:
+        before = node.turn.entries.used
+        turn()
+        used.append(node.turn.entries.used - before)
+
+    node._turn = counted
+    cluster.heal()
+    assert cluster.run(5_000, lambda: node.machine.total_jobs == 20_000)
+    dearest = COSTS.command + 100 * COSTS.job
+    assert APPLY_STEPS < max(used) <= APPLY_STEPS + 20 * dearest  # as many as one batch has, at most

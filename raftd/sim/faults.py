@@ -456,12 +456,18 @@ class Faults:
         self._life.scheduler.after(ms * _MS, clogged.pop, (node, other), None)
         return other != node
 
+    def _send_away(self, node: int, process: Process | None, numbers: Numbers) -> bool:
+        """Let a follower be away for so long that it may need a snapshot; whether it is one that can be spared."""
+        if process is None or process.node.raft.is_leader or len(self._life.nodes) < 3:
+            return False
+        self._life.end(process, power=bool(numbers[2] & 1))
+        self._life.start_later(node, _AWAY_MS)
+        return True
+
     def _cut_in_a_snapshot(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         life = self._life
-        if process is None or process.node.raft.is_leader or len(life.nodes) < 3:
+        if not self._send_away(node, process, numbers):
             return False
-        life.end(process, power=bool(numbers[2] & 1))
-        life.start_later(node, _AWAY_MS)
         looks = iter(range(_SNAPSHOT_LOOKS))
 
         def look() -> None:
@@ -490,10 +496,8 @@ class Faults:
     def _rotted_transfer(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         """Of a node that was away: what it has got of the snapshot is read back before it counts, and asked for again."""
         life = self._life
-        if process is None or process.node.raft.is_leader or len(life.nodes) < 3:
+        if not self._send_away(node, process, numbers):
             return False
-        life.end(process, power=bool(numbers[2] & 1))
-        life.start_later(node, _AWAY_MS)
         looks = iter(range(_SNAPSHOT_LOOKS))
 
         def look() -> None:

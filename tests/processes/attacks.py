@@ -112,8 +112,19 @@ def watch(port: int, size: int) -> Iterator[Counter[str]]:
             pipe.socket.close()
 
 
+def read(port: int, size: int) -> Iterator[Counter[str]]:
+    """Very many connections with a read that waits, gone all at once. Without a quorum none is answered."""
+    while True:
+        pipes = [Pipe(port) for _ in range(size)]
+        for pipe in pipes:
+            pipe.socket.sendall(b"peek 1\r\n")
+        yield Counter(asked=size)
+        for pipe in pipes:
+            pipe.socket.close()
+
+
 ATTACKS: dict[str, Callable[[int, int], Iterator[Counter[str]]]] = {
-    attack.__name__: attack for attack in (release, kick, hold, delete, watch)
+    attack.__name__: attack for attack in (release, kick, hold, delete, watch, read)
 }
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from raftd.cli.local import LocalNode
+from raftd.cli.local import LocalNode, wait_for
 from raftd.client.blocking import Connection
 from raftd.wire.client import StatusRequest
 from tests.processes.harness import LineClient, ProcessCluster
@@ -70,35 +70,55 @@ class Stopwatch(threading.Thread):
         self.join(30)
 
 
+class Attacker:
+    """The process with an attack in it."""
+
+    def __init__(self, cluster: ProcessCluster, node: int, name: str, size: int) -> None:
+        command = [sys.executable, "-m", "tests.processes.attacks", name, str(cluster.addresses[node]["line"]), str(size)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+    def __enter__(self) -> Attacker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()  # then it ends, and with it all its connections
+        self._process.wait(30)
+
+    def next_pass(self) -> dict[str, int]:
+        """What was answered, by the first word."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("next\n")
+        self._process.stdin.flush()
+        answered: dict[str, int] = json.loads(self._process.stdout.readline())
+        return answered
+
+
+def longest_work_ms(cluster: ProcessCluster, node: int) -> float:
+    with Connection(cluster.address(node, "client"), 10) as operator:
+        return operator.ask(StatusRequest(1)).reply.longest_work_ms
+
+
 def attack(name: str, directory: Path, nodes: int) -> Seen:
     size, passes = SIZES[name]
     with ProcessCluster(directory, nodes) as cluster:
         leader = cluster.leader()
         before = lead(cluster, leader)
         watch = Stopwatch(cluster.client(leader))
-        command = [sys.executable, "-m", "tests.processes.attacks", name, str(cluster.addresses[leader]["line"]), str(size)]
-        attacker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-        assert attacker.stdin is not None
-        assert attacker.stdout is not None
         answers, costs = [], []
         watch.start()
-        try:
+        with Attacker(cluster, leader, name, size) as attacker:
             for _ in range(1 + passes):
                 began = cpu_s(cluster.running[leader])
-                attacker.stdin.write("next\n")
-                attacker.stdin.flush()
-                answers.append(json.loads(attacker.stdout.readline()))
+                answers.append(attacker.next_pass())
                 costs.append(cpu_s(cluster.running[leader]) - began)
-        finally:
-            attacker.stdin.close()
-            attacker.wait(30)
         cluster.client(leader).put(b"everything that the attacker held is given back meanwhile")
         time.sleep(1)
         watch.stop()
         assert watch.asked > 10
-        with Connection(cluster.address(leader, "client"), 10) as operator:
-            status = operator.ask(StatusRequest(1)).reply
-        return Seen(costs[1:], watch.longest_s * 1000, status.longest_work_ms, answers, lead(cluster, leader) == before)
+        work_ms = longest_work_ms(cluster, leader)
+        return Seen(costs[1:], watch.longest_s * 1000, work_ms, answers, lead(cluster, leader) == before)
 
 
 @pytest.mark.load
@@ -128,3 +148,60 @@ def test_an_attack_stops_nobody(name, nodes, tmp_path, capsys):
         "watch": {"WATCHING": size * 1_000},
     }[name]
     assert seen.answers[1:] == [expected] * (len(seen.answers) - 1)
+
+
+def a_node_dies(directory: Path) -> tuple[float, bool]:
+    """With two hundred sessions that watch a thousand tubes each, and wait: the most work of the leader, and whether it kept the lead."""
+    with ProcessCluster(directory, 3, session_grace_ms=1_000) as cluster:
+        leader = cluster.leader()
+        before = lead(cluster, leader)
+        follower = next(node for node in cluster.addresses if node != leader)
+        client = cluster.client(leader)
+        with Attacker(cluster, follower, "watch", 200) as attacker:
+            attacker.next_pass()
+            wait_for(lambda: tubes(client) > 1_000, what="the tubes being there")
+            cluster.kill(follower)
+            wait_for(lambda: tubes(client) == 1, what="the sessions being closed")
+        return longest_work_ms(cluster, leader), lead(cluster, leader) == before
+
+
+@pytest.mark.load
+def test_a_node_that_dies_with_many_sessions_stops_nobody(tmp_path, capsys):
+    """Its gateway is closed by one entry, and what that means is done by many."""
+    for attempt in range(ATTEMPTS):
+        directory = tmp_path / str(attempt)
+        directory.mkdir()
+        work_ms, kept = a_node_dies(directory)
+        show(capsys, f"a node dies with 200 sessions of 1,000 tubes: {work_ms:.0f} ms of work at most")
+        if kept and work_ms <= WORK_MS:
+            return
+    pytest.fail(f"{ATTEMPTS} times: {work_ms} ms, kept the lead: {kept}")
+
+
+def tubes(client: LineClient) -> int:
+    return int(client.stats()["current-tubes"])
+
+
+@pytest.mark.load
+def test_very_many_reads_that_wait_and_go_stop_nobody(tmp_path, capsys):
+    """Without a quorum reads wait; closing their connections takes no look at the others."""
+    with ProcessCluster(tmp_path, 3) as cluster:
+        leader = cluster.leader()
+        cluster.client(leader).put(b"a job")
+        left = next(node for node in cluster.addresses if node != leader)
+        for node in cluster.addresses:
+            if node != left:
+                cluster.kill(node)
+        watch = Stopwatch(cluster.client(left))
+        with Attacker(cluster, left, "read", 2_000) as attacker:
+            attacker.next_pass()
+            before = cpu_s(cluster.running[left])
+            watch.start()
+        wait_for(lambda: int((cluster.stats(left) or {})["current-connections"]) <= 2, what="the connections being gone")
+        watch.stop()
+        took_s = cpu_s(cluster.running[left]) - before
+        work_ms = longest_work_ms(cluster, left)
+        show(
+            capsys, f"2,000 connections with a read that waits go: {took_s:.2f} s of processor, {work_ms:.0f} ms of work at most at a time"
+        )
+        assert took_s < 2

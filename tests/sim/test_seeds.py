@@ -63,6 +63,12 @@ def test_a_sample_of_mutants_is_caught(name):
     assert outcome is not None
 
 
+def with_small_logs(test):
+    with pytest.MonkeyPatch.context() as patch:
+        node.make_logs_small(patch)
+        test(None)
+
+
 CAUGHT_BY = {
     "snapshot drops a matching tail": raft.test_r29_a_log_that_holds_the_last_entry_of_the_snapshot_stays_and_only_commit_moves,
     "snapshots without a directory fsync": lambda: crash_states.all_states(crash_states.taken_over),
@@ -74,6 +80,11 @@ CAUGHT_BY = {
     ),
     "any disk is taken for the node's": node.test_r28_a_wiped_disk_is_refused_by_a_member_that_has_never_met_it,
     "directories that only the one who met them knows": node.test_r28_a_wiped_disk_is_refused_by_a_member_that_has_never_met_it,
+    "a turn without an end": node.test_a_turn_ends_once_its_entries_have_cost_enough,
+    "incarnation spoken of before it is durable": node.test_a_new_incarnation_is_not_spoken_of_before_it_is_durable,
+    "clients of a swapped state wait for ever": lambda: with_small_logs(
+        node.test_clients_of_a_node_that_takes_over_a_snapshot_learn_what_can_be_known
+    ),
     "left-over tubes are not in the snapshot": budget.test_a_tube_whose_jobs_are_left_over_is_served_alike_after_a_restore,
     "left over without an order": budget.test_tubes_with_jobs_left_over_are_served_in_the_order_in_which_they_were_left,
     "a session of a closed gateway is asked on": node.test_clients_of_a_gateway_that_was_closed_are_told_in_turns_and_may_ask_nothing_meanwhile,
