@@ -36,6 +36,8 @@ _DUE_MS = 1_000
 #: How the healed cluster is asked for more, until so few of all calls are unknown.
 _MOST_UNKNOWN = 0.15
 _MOST_CALLS = 4_000
+#: Where each message carries one entry and each disk is slow, ten entries a second are committed (seed 1000765).
+_WAVE_MS = 60_000
 _WORKERS = 2
 _PIPELINE = 12
 _GOING = ("disconnect", "leave", "hurry", "reserve for ever", "crowd")
@@ -151,7 +153,7 @@ class Rest:
                 for verb in life.random.choices(names, weights, k=_PIPELINE // 2):
                     numbers = tuple(life.random.randrange(1 << 30) for _ in range(4))
                     worker.do(verb, (numbers[0], numbers[1] // 5 * 5 + numbers[1] % 3, *numbers[2:]))  # no wait is long
-            life.wait(_REST_MS, lambda: not any(worker.pending for worker in workers), lambda: f"calls never end: {self._waiting()[:3]}")
+            life.wait(_WAVE_MS, lambda: not any(worker.pending for worker in workers), lambda: f"calls never end: {self._waiting()[:3]}")
         for worker in workers:
             worker.disconnect()
 
