@@ -66,7 +66,10 @@ def log_verify(config: str | None, node: str | None, data: str | None) -> None:
 @directories
 @click.option("--from", "first", type=click.IntRange(1), default=1, help="From this entry on.")
 @click.option("--to", "last", type=click.IntRange(1), help="Up to this entry.")
-@click.option("--kind", help="Only entries of this kind: batch, config, noop, time, settings and so on.")
+@click.option(
+    "--kind",
+    help="Only entries of this kind: batch, config, noop, time, settings, features, room, directory, open-gateway, close-gateway.",
+)
 @click.option("--job", type=click.IntRange(1), help="Only commands that name this job.")
 @click.option("--tube", help="Only commands about this tube.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -197,17 +200,33 @@ def recover(config: str | None, node: str | None, data: str | None, accept_tail:
 
 def _found_new_cluster(config: str | None, node: str | None, data: str | None) -> None:
     from raftd.cli import recover as it
-    from raftd.config import choose_node, load
+    from raftd.cli.archive import check_directory
+    from raftd.config import load
     from raftd.raft.messages import Address as Place
+    from raftd.storage.filesystem import RealFileSystem
 
     with working():
         loaded = load(config, data)
-        id = choose_node(loaded, node)
-        place = loaded.address(id)
-        where = f"{loaded.data}/{id}"
-        address = Place(place.host, place.peer, place.client or 0)
+        where = f"{loaded.data}/{node}" if node is not None else directory(config, node, data)
+        check_directory(where)
+        identity, configuration = it.identity_of(RealFileSystem(), where)
+        id = identity.node
+        if id in loaded.nodes:
+            place = loaded.address(id)
+            address = Place(place.host, place.peer, place.client or 0)
+        elif configuration is not None and id in configuration.addresses:
+            address = configuration.addresses[id]  # it was added with --join
+        else:
+            fail(f"where will node {id} be? Neither the configuration nor its directory says: give a --config FILE that has it")
         kept, meta = it.found_new_cluster(where, id, address, lambda text: click.echo(f"WARNING: {text}", err=True))
-    _say_alone(where, id, meta, config, data, f"{place.host}:{place.client or '…'}")
+    if id in loaded.nodes:
+        _say_alone(where, id, meta, config, data, f"{address.host}:{address.client or '…'}")
+    else:
+        others = f"--join {address.host}:{address.client or '…'}"
+        click.echo(
+            f"{where}: node {id} is the only member of a new cluster {meta.cluster!r} with the state at entry {meta.index}. Start it with "
+            f"the options that it had before, then others, with empty data directories, with {others}"
+        )
     click.echo(f"The directory as it was is {kept}: remove it once nothing is missing.")
 
 

@@ -283,6 +283,8 @@ def _about(entry: Entry) -> str:
         return ""
     if isinstance(payload, c.Batch):
         return f" {payload.seq} of node {payload.node}, incarnation {payload.incarnation}"
+    if isinstance(payload, c.Directory):
+        return f": node {payload.node}, directory {payload.directory_id.hex()}"
     return ": " + ", ".join(f"{name} {getattr(payload, name)}" for name in payload.__struct_fields__)
 
 
@@ -292,7 +294,10 @@ def _json_line(name: str, entry: Entry, replaced: bool) -> str:
         configuration = decode(entry.data)
         data = {**as_builtins(configuration), "cluster_id": configuration.cluster_id.hex()}
     elif entry.kind is EntryKind.BATCH and entry.data:
-        data = as_builtins(c.decode_payload(entry.data))
+        payload = c.decode_payload(entry.data)
+        data = as_builtins(payload)
+        if isinstance(payload, c.Directory) and isinstance(data, dict):
+            data["directory_id"] = payload.directory_id.hex()
     line = {
         "index": entry.index,
         "term": entry.term,

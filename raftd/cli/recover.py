@@ -8,7 +8,6 @@ from collections.abc import Callable
 import msgspec
 
 from raftd.cli.archive import back_up_directory, check_directory, restore
-from raftd.errors import Refused
 from raftd.raft.membership import decode
 from raftd.raft.messages import Address, Configuration, EntryKind
 from raftd.raft.ready import NO_BASE
@@ -37,9 +36,9 @@ def found_new_cluster(directory: str, node: int, address: Address, note: Callabl
     what is missing. Raises RaftdError or OSError; then nothing was changed."""
     fs = RealFileSystem()
     check_directory(directory)
-    identity, configuration = _identity(fs, directory)
+    identity, configuration = identity_of(fs, directory)
     if configuration is not None and identity.node in configuration.removed:
-        raise Refused(f"node {identity.node} was removed from cluster {identity.cluster!r}: take the directory of a member")
+        note(f"node {identity.node} is removed in the newest configuration of its log: if the directory of another node is left, take that")
     if identity.doubtful:
         note("this node may have lost entries that it had acknowledged: they are not in the new cluster")
     suffix = os.urandom(4).hex()
@@ -56,7 +55,7 @@ def found_new_cluster(directory: str, node: int, address: Address, note: Callabl
     return kept, meta
 
 
-def _identity(fs: RealFileSystem, directory: str) -> tuple[Identity, Configuration | None]:
+def identity_of(fs: RealFileSystem, directory: str) -> tuple[Identity, Configuration | None]:
     """Whose directory it is, and the newest configuration in it, if there is one."""
     log = read_log(fs, directory)
     configuration = next((decode(entry.data) for entry in reversed(log.entries) if entry.kind is EntryKind.CONFIG), None)
@@ -67,11 +66,17 @@ def _identity(fs: RealFileSystem, directory: str) -> tuple[Identity, Configurati
 
 def _recover(fs: RealFileSystem, directory: str, accept_tail: bool) -> list[str]:
     log = read_log(fs, directory)
-    identity, configuration = _identity(fs, directory)
+    identity, configuration = identity_of(fs, directory)
+    is_going = False
     if configuration is not None and identity.node in configuration.removed:
-        return [f"node {identity.node} was removed from cluster {identity.cluster!r}: its data is of no use any more"]
-    last = log.entries[-1].index if log.entries else (log.meta.index if log.meta is not None else 0)
-    found = [f"node {identity.node} of cluster {identity.cluster!r}: everything up to entry {last} is sound"]
+        if not configuration.outgoing:
+            return [f"node {identity.node} was removed from cluster {identity.cluster!r}: its data is of no use any more"]
+        is_going = True
+    newest = log.entries[-1] if log.entries else log.meta
+    last, term = (newest.index, newest.term) if newest is not None else (0, 0)
+    found = [f"node {identity.node} of cluster {identity.cluster!r}: everything up to entry {last}, of term {term}, is sound"]
+    if is_going:
+        found.append("its removal had begun, and may never be committed: if the others cannot go on, --new-cluster makes a cluster of this")
     tail = log.tail
     doubtful_tail = tail is not None and tail.damage is Damage.DOUBTFUL
     if tail is not None:

@@ -421,8 +421,8 @@ class Checks:
             self._votes(process.node_id, message.term, process.node_id, process.node.raft.doubtful)
         elif type(message) is RequestVoteReply and message.granted:
             self._votes(process.node_id, message.term, to, process.node.raft.doubtful)
-            now_ms = int(process.node._clock.seconds() * 1_000)
-            self._estimates[message.term, to, process.node_id] = process.node.raft.clock.estimate_ms(now_ms)
+            # as it was when the vote was given: the disk may have taken long since (seed 1001082)
+            self._estimates[message.term, to, process.node_id] = message.clock_ms
 
     def _speaks_as(self, node: int, incarnation: int) -> None:
         """A new one is durable before anybody hears of it: the next process must not take it again."""

@@ -351,9 +351,23 @@ def test_one_node_of_three_goes_on_as_a_new_cluster_when_the_others_are_lost(tmp
         assert client.stats()["nodes"] == "1"
 
 
+def test_a_node_that_no_configuration_names_goes_on_as_a_new_cluster_by_what_its_directory_says(tmp_path):
+    with ProcessCluster(tmp_path, 3) as cluster:
+        cluster.leader()
+        cluster.client(1).put(b"a job")
+        wait_for(lambda: cluster.client(2).stats()["current-jobs-ready"] == "1" or None, what="node 2 having the job")
+        cluster.close()
+    made = run("recover", "--data", str(tmp_path / "data"), "--node", "2", "--new-cluster")
+    assert (made.returncode, made.stderr) == (0, "")
+    assert "Start it with the options that it had before" in made.stdout
+    found = run("recover", "--data", str(tmp_path / "data"), "--node", "2")
+    assert "nothing is wrong here" in found.stdout
+    assert ", of term " in found.stdout
+
+
 def test_a_new_cluster_of_nothing_is_refused_and_changes_nothing(tmp_path):
     asked = run("recover", "--new-cluster", "--data", str(tmp_path))
-    assert (asked.returncode, "there is no data directory of a node" in asked.stderr) == (1, True)
+    assert (asked.returncode, "there is no node's data in it" in asked.stderr) == (1, True)
     assert list(tmp_path.iterdir()) == []
 
 
