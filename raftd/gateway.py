@@ -35,7 +35,7 @@ from raftd.jobs.commands import (
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.queries import Query
 from raftd.jobs.replies import OutOfMemory, Reply, Watching
-from raftd.limits import BATCH_BYTES, GATEWAY_BYTES, GATEWAY_IN_FLIGHT
+from raftd.limits import BATCH_BYTES, GATEWAY_BYTES, GATEWAY_IN_FLIGHT, WATCHED_TUBES
 
 #: Called with the reply (or what a read gave) and the log index it belongs to.
 Done = Callable[[object, int], None]
@@ -217,7 +217,7 @@ class Session:
         self._unanswered.append((done, _size(command)))
         self.queued.append(command)
         if type(command) is Watch:
-            self.watched += 1
+            self.watched = min(self.watched + 1, WATCHED_TUBES)
         self._gateway.enqueue(self)
 
     def _start_read(self, what: tuple[Query, Callable[[StateMachine], int]], done: Done) -> None:
@@ -299,7 +299,7 @@ class Gateway:
             self._share.spend(ABANDONED_STEPS)
             self._abandoned.popleft().abandon()
         for _ in range(len(self._tired)):
-            if self._share.left <= 0:
+            if self._share.left <= 0 or not self._tired:
                 break
             session, _ = self._tired.popitem(last=False)
             session.go_on()
@@ -382,6 +382,7 @@ class Gateway:
             more = _size(session.queued[0])
             steps += steps_of(session.queued[0], session.watched)
             if commands and (size + more > BATCH_BYTES or steps > BATCH_STEPS):
+                self._waiting.move_to_end(session)  # the next batch begins with others: one that asks for much keeps nobody waiting
                 break
             size += more
             session.is_known = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 
 import msgspec
@@ -47,7 +48,14 @@ def found_new_cluster(directory: str, node: int, address: Address, note: Callabl
         back_up_directory(directory, backup, note)
         meta = restore(backup, made, node, None, address, lambda done, total: None)
         os.rename(directory, kept)
-        os.rename(made, directory)
+        try:
+            os.rename(made, directory)
+        except BaseException:
+            os.rename(kept, directory)
+            raise
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
     finally:
         if os.path.exists(backup):
             os.unlink(backup)

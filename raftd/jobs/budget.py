@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import msgspec
 
-from raftd.jobs.commands import Command, Kick, PutMany, Reserve
+from raftd.jobs.commands import Command, Kick, KickJob, PutMany, Reserve, ReserveJob
 
 
 class Costs(msgspec.Struct, frozen=True):
@@ -75,10 +75,12 @@ COSTS_BEFORE_LEVEL_2 = Costs(
 def steps_of(command: Command, watched: int) -> int:
     """What `command` asks for of a session that watches at most `watched` tubes."""
     if type(command) is Reserve:
-        return COSTS.command + 2 * watched * COSTS.tube
+        return COSTS.command + COSTS.granted + 2 * watched * COSTS.tube
     if type(command) is PutMany:
         return COSTS.command + len(command.jobs) * COSTS.job
-    if type(command) is Kick:
+    if type(command) is ReserveJob:
+        return COSTS.command + COSTS.granted
+    if type(command) is Kick or type(command) is KickJob:
         return COSTS.command + COSTS.kicked
     return COSTS.command
 

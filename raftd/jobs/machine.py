@@ -27,6 +27,8 @@ DEFAULT_TUBE = "default"
 #: A worker is warned when a job it holds has this much of its ttr left, and the least ttr (beanstalkd).
 DEADLINE_SOON_MS = 1_000
 LEAST_TTR_MS = 1_000
+#: Things of a kind that are let go at a time.
+_FREED = 64
 #: Of steps, outside of entries.
 NO_LIMIT = 1 << 62
 
@@ -684,13 +686,27 @@ class StateMachine:
 
     def dissolve(self) -> Iterator[None]:
         """Let go of everything, a bounded part each time: another state has taken the place of this one."""
-        for tube in self.tubes.values():
-            tube.waiters.clear()  # sessions and tubes refer to each other
         yield from self.jobs.dissolve()
         yield from self.timers.dissolve()
-        for tube in self.tubes.values():
-            for queue in (tube.ready, tube.delayed, tube.buried):
-                yield from queue.dissolve()
+        self.closed.clear()
+        sessions = [row.sessions for row in self.gateways.values()]
+        while self.closing or any(sessions):  # each has its watch list, and the tubes have it
+            for table in sessions:
+                for _ in range(min(_FREED, len(table))):
+                    _forget_watching(table.popitem()[1])
+            for _ in range(min(_FREED, len(self.closing))):
+                _forget_watching(self.closing.pop())
+            yield
+        while self.tubes:
+            for _ in range(min(_FREED, len(self.tubes))):
+                _, tube = self.tubes.popitem()
+                for queue in (tube.ready, tube.delayed, tube.buried):
+                    yield from queue.dissolve()
+            yield
+        while self.keys.used:
+            for _ in range(min(_FREED, len(self.keys.used))):
+                self.keys.used.popitem()
+            yield
 
     # -- comparing nodes ----------------------------------------------------------------------
 
@@ -707,7 +723,7 @@ class StateMachine:
             for tube in self.tubes.values()
         ]
         rows = [
-            (row.node, row.incarnation, row.is_open, row.seq, [_describe(session) for session in row.sessions.values()])
+            (row.node, row.incarnation, row.is_open, row.seq, row.waiting, [_describe(session) for session in row.sessions.values()])
             for _, row in sorted(self.gateways.items())
         ]
         state = [
@@ -724,6 +740,12 @@ class StateMachine:
             sorted(self.directories.items()),
         ]
         return sha256(msgspec.msgpack.encode(state)).hexdigest()
+
+
+def _forget_watching(session: Session) -> None:
+    for tube in session.watched.values():
+        tube.waiters.pop(session, None)  # they refer to each other
+    session.watched = {}
 
 
 def _describe_job(job: Job) -> list[object]:

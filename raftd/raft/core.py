@@ -101,6 +101,7 @@ class Raft:
         self._estimates: list[int | None] = []
         self._walls: list[int] = []
         self._own_vote_number = 0  # the persist that makes it durable, 0 until handed over
+        self._asked_tick = 0  # when it was, and the others were asked for theirs
         # leading
         #: What goes to followers, None on others.
         self.replication: Replication | None = None
@@ -185,7 +186,7 @@ class Raft:
         self._elapsed_ticks += 1
         if self.is_leader:
             self._tick_leader()
-        elif self.role is Role.CANDIDATE and self._tally.won and self._elapsed_ticks >= self._heartbeat_ticks:
+        elif self.role is Role.CANDIDATE and self._tally.won and self.tick_count - self._asked_tick >= self._heartbeat_ticks:
             self._become_leader()
         elif self._elapsed_ticks >= self._timeout_ticks and self._may_campaign:
             self.campaign("no leader heard within the election timeout")
@@ -342,6 +343,7 @@ class Raft:
         self.log.written(number)
         if self.role is Role.CANDIDATE and 0 < self._own_vote_number <= number:
             self._tally.count(self.node, True, self.doubtful)
+            self._asked_tick = self.tick_count
             self._settle_election()
         if self.is_leader:
             self._advance_commit()

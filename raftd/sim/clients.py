@@ -296,6 +296,8 @@ class SimClient:
 
         def noted(machine: StateMachine, now_ms: int, node: int, session: int) -> object:
             call.clock_ms = now_ms
+            if now_ms < machine.now_ms:
+                raise Violation(f"I22: a read at {now_ms} is before the last entry, at {machine.now_ms}")
             return query(machine, now_ms, node, session)
 
         def read(session: Session) -> None:

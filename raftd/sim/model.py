@@ -245,11 +245,12 @@ class Model:
         return any(one["watched"] and (*one["key"], one["incarnation"]) == who for one in self.closing)
 
     def _forget_tubes(self) -> None:
-        self._spend(len(self.pauses.keys() - self.tubes()) * self._cost["paused"])
+        there = self.tubes()
+        self._spend(len(self.pauses.keys() - there) * self._cost["paused"])
         for table in (self.pauses, self.pause_lengths, self.paused, self.puts, self.deletes):
-            for name in table.keys() - self.tubes():
+            for name in table.keys() - there:
                 del table[name]
-        self.unmatched = [name for name in self.unmatched if name in self.tubes()]
+        self.unmatched = [name for name in self.unmatched if name in there]
 
     def _first_due(self) -> tuple[int, int, Any] | None:
         return next((timer for timer in self.timers() if timer[0] <= self.now_ms), None)

@@ -68,6 +68,44 @@ class _Which(msgspec.Struct, forbid_unknown_fields=True):
     state: Literal["ready", "delayed", "buried"] = "ready"
 
 
+class _Reserving:
+    """A call that reserves: the first job is waited for, then come as many as are there, and as the answer may hold."""
+
+    def __init__(self, node: Node, ask: Ask, exchange: Exchange) -> None:
+        self._node = node
+        self._call = ask.call
+        self._most: int = ask.body.count
+        self._exchange = exchange
+        self._found: list[s.Reservation] = []
+        self._size = 0  # of the bodies found
+        self._asked = 0  # and not answered
+        self._is_more = True
+
+    def reserve(self, timeout_ms: int) -> None:
+        """One that is waited for; or as many as are sure to fit: an answer must not be larger than what may wait for a slow client."""
+        room = max(1, (REPLY_BYTES - self._size) // self._node.max_job_size)
+        self._asked = 1 if timeout_ms else min(self._most - len(self._found), room)
+        for _ in range(self._asked):
+            self._exchange.ask(c.Reserve(self._exchange.number, timeout_ms), self._replied)
+
+    def _replied(self, reply: Any) -> None:
+        self._asked -= 1
+        self._is_more = self._is_more and isinstance(reply, r.Reserved)
+        job = self._node.machine.jobs.get(reply.id) if isinstance(reply, r.Reserved) else None
+        if job is not None and job.token == reply.token:
+            self._found.append(s.reservation(job))
+            self._size += len(job.body)
+        if self._asked:
+            return
+        if self._is_more and len(self._found) < self._most and self._size < REPLY_BYTES:
+            self.reserve(0)
+            return
+        self._exchange.in_time()
+        self._call.say(200, s.Reservations(self._found))
+        exchange = self._exchange
+        self._call.leaving(lambda has_left: exchange.leave() if has_left else exchange.close())
+
+
 class Api:
     def __init__(self, node: Node, clock: Any, counters: Counters) -> None:
         self._node = node
@@ -274,40 +312,11 @@ class Api:
         wanted: s.Reserve = ask.body
         exchange = self._begin(ask, wanted.timeout_s + HTTP_ANSWER_S, is_undone=True)
         number = exchange.number
-        found: list[s.Reservation] = []
-        asked = size = 0
-        is_more = True
-
-        def reserve(timeout_ms: int) -> None:
-            """One that is waited for; or as many as are sure to fit: an answer must not be larger than what may wait for a slow client."""
-            nonlocal asked
-            room = max(1, (REPLY_BYTES - size) // self._node.max_job_size)
-            asked = 1 if timeout_ms else min(wanted.count - len(found), room)
-            for _ in range(asked):
-                exchange.ask(c.Reserve(number, timeout_ms), replied)
-
-        def replied(reply: Any) -> None:
-            nonlocal asked, size, is_more
-            asked -= 1
-            is_more = is_more and isinstance(reply, r.Reserved)
-            job = self._node.machine.jobs.get(reply.id) if isinstance(reply, r.Reserved) else None
-            if job is not None and job.token == reply.token:
-                found.append(s.reservation(job))
-                size += len(job.body)
-            if asked:
-                return
-            if is_more and len(found) < wanted.count and size < REPLY_BYTES:
-                reserve(0)
-                return
-            exchange.in_time()
-            ask.call.say(200, s.Reservations(found))
-            ask.call.leaving(lambda has_left: exchange.leave() if has_left else exchange.close())
-
         for tube in wanted.tubes:
             exchange.ask(c.Watch(number, tube), lambda reply: None)
         if DEFAULT_TUBE not in wanted.tubes:
             exchange.ask(c.Ignore(number, DEFAULT_TUBE), lambda reply: None)
-        reserve(s.ms(wanted.timeout_s))
+        _Reserving(self._node, ask, exchange).reserve(s.ms(wanted.timeout_s))
 
     # -- one job ------------------------------------------------------------------------------
 

@@ -15,6 +15,14 @@ from raftd.node import Node
 from raftd.server.http.site import Call
 
 
+def _nothing() -> None:
+    pass
+
+
+def _nobody_is_late(may_have_left: bool) -> None:
+    pass
+
+
 class Exchange:
     """`late` answers the call when `within_s` are over, or when nobody will ever know what happened; it is told whether anything of it
     may have left this node."""
@@ -72,13 +80,20 @@ class Exchange:
         """What its session holds is given back."""
         self.in_time()
         self.session.close()
+        self._release()
         self._node.wake()
 
     def leave(self) -> None:
         """What its session holds belongs to its tokens."""
         self.in_time()
         self.session.leave()
+        self._release()
         self._node.wake()
+
+    def _release(self) -> None:
+        """It is over. Exchange, call and connection refer to each other until now, and nobody would collect them (`collector.py`)."""
+        self.when_over = self._call.when_gone = _nothing
+        self._late = _nobody_is_late
 
     def _give_up(self) -> None:
         self._late(self.session.is_known)
