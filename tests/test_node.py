@@ -15,6 +15,7 @@ from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs import replies as r
 from raftd.jobs.budget import ABANDONED_STEPS, ANSWERS_STEPS, APPLY_STEPS, COSTS, LONG_ANSWER_STEPS
+from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import dump, load
 from raftd.raft.messages import AddMember, Address, AppendEntries, EntryKind, InstallSnapshot, RemoveMember
 from raftd.sim.cluster import SimCluster
@@ -771,3 +772,82 @@ def test_a_turn_ends_once_its_entries_have_cost_enough():
     assert cluster.run(5_000, lambda: node.machine.total_jobs == 20_000)
     dearest = COSTS.command + 100 * COSTS.job
     assert APPLY_STEPS < max(used) <= APPLY_STEPS + 20 * dearest  # as many as one batch has, at most
+
+
+def pipelined_watches(client: Client) -> None:
+    """The same tube again and again, all at once: what is known of its watch list here is an upper bound."""
+    for _ in range(5_000):
+        client.submit(c.Watch(client.session.number, "a"))
+    for _ in range(200):
+        client.reserve(0)
+
+
+def reserves_of_a_long_watch_list(client: Client) -> None:
+    for number in range(1_000):
+        client.submit(c.Watch(client.session.number, f"t{number}"))
+    client.cluster.run(2_000)
+    for _ in range(300):
+        client.reserve(0)
+
+
+@pytest.mark.parametrize("ask", [pipelined_watches, reserves_of_a_long_watch_list])
+def test_a_session_that_asks_for_much_keeps_no_other_waiting(ask):
+    """It goes to the end of the queue when a batch is full."""
+    cluster = started()
+    node = cluster[follower(cluster)]
+    greedy, other = Client(cluster, node.config.node), Client(cluster, node.config.node)
+    ask(greedy)
+    before = len(greedy.told)
+    other.put(b"one job")
+    assert cluster.run(500, lambda: len(other.told) == 1)
+    assert cluster.run(20_000, lambda: not greedy.session.unanswered)
+    assert len(greedy.told) > before
+
+
+@pytest.mark.parametrize("ask", [pipelined_watches, reserves_of_a_long_watch_list])
+def test_no_batch_asks_for_more_steps_than_it_may(ask, monkeypatch):
+    cluster = started()
+    node = cluster[cluster.leader]
+    asked: list[int] = []
+    apply_batch, charge = StateMachine._apply_batch, StateMachine._ask
+
+    def counted(machine: StateMachine, batch: c.Batch) -> None:
+        asked.append(0)
+        apply_batch(machine, batch)
+
+    def charged(machine: StateMachine, steps: int) -> None:
+        asked[-1] += steps
+        charge(machine, steps)
+
+    monkeypatch.setattr(StateMachine, "_apply_batch", counted)
+    monkeypatch.setattr(StateMachine, "_ask", charged)
+    client = Client(cluster, node.config.node)
+    ask(client)
+    for id in range(300):
+        client.submit(c.Kick(client.session.number, 5))
+        client.submit(c.ReserveJob(client.session.number, id))
+    assert cluster.run(30_000, lambda: not client.session.unanswered)
+    assert 0 < max(asked) <= COSTS.commands
+
+
+def test_snapshots_are_due_by_what_was_applied_and_not_by_what_could_be(monkeypatch):
+    """A turn that ends in the middle of its entries counts only those that it has applied."""
+    monkeypatch.setattr("raftd.jobs.budget.APPLY_STEPS", 50)
+    cluster = started()
+    node = cluster[cluster.leader]
+    counted = 0
+    applied = node._compaction.applied
+
+    def count(entries) -> None:
+        nonlocal counted
+        counted += len(list(entries))
+        applied(entries)
+
+    node._compaction.applied = count
+    before = node.machine.applied_index
+    client = Client(cluster, cluster.leader)
+    for number in range(100):
+        client.put(b"job %d" % number)
+        cluster.run(0.5)
+    assert cluster.run(5_000, lambda: len(client.told) == 100)
+    assert counted == node.machine.applied_index - before

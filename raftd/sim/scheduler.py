@@ -27,12 +27,13 @@ class Call:
         return self._function is not None
 
     def cancel(self) -> None:
-        self._function = None
+        self._function, self._args = None, ()
 
     def run(self) -> None:
-        function, self._function = self._function, None
+        function, args = self._function, self._args
+        self.cancel()
         if function is not None:
-            function(*self._args)
+            function(*args)
 
 
 class Scheduler:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from raftd.cli.local import free_ports, wait_for
+from raftd.cli.recover import found_new_cluster
+from raftd.raft.messages import Address
 from tests.cli.test_commands import RAFTD, run
 from tests.processes.harness import ProcessCluster
 
@@ -363,6 +366,24 @@ def test_a_node_that_no_configuration_names_goes_on_as_a_new_cluster_by_what_its
     found = run("recover", "--data", str(tmp_path / "data"), "--node", "2")
     assert "nothing is wrong here" in found.stdout
     assert ", of term " in found.stdout
+
+
+def test_a_new_cluster_that_cannot_take_its_place_leaves_everything_as_it_was(lived, tmp_path, monkeypatch):
+    data = copy_of(lived, tmp_path)
+    before = sorted(path.relative_to(data) for path in data.rglob("*"))
+    rename, renamed = os.rename, []
+
+    def fails_when_it_counts(source: str, target: str) -> None:
+        if ".new-" in source and target == str(data / "1"):
+            renamed.append(source)
+            raise OSError("no")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fails_when_it_counts)
+    with pytest.raises(OSError, match="no"):
+        found_new_cluster(str(data / "1"), 1, Address("127.0.0.1", free_ports(1)[0], 0), lambda text: None)
+    assert len(renamed) == 1
+    assert sorted(path.relative_to(data) for path in data.rglob("*")) == before
 
 
 def test_a_new_cluster_of_nothing_is_refused_and_changes_nothing(tmp_path):

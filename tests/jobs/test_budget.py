@@ -342,3 +342,24 @@ def test_a_state_that_was_replaced_goes_though_sessions_wait_in_it():
         assert machine() is None
     finally:
         gc.enable()
+
+
+def test_a_tube_that_goes_while_its_jobs_are_left_over_is_served_no_more():
+    """Else a snapshot would name a tube that is not there, and no node could load it."""
+    queue = Measured()
+    count = 1_000
+    queue.do(c.Use(1, "t"), put(), c.PauseTube(1, "t", 10_000))
+    queue.in_batches([put() for _ in range(count - 1)])
+    for session in range(2, count + 2):
+        queue.in_batches([c.Watch(session, "t"), c.Reserve(session, None)])
+    queue.do(c.PauseTube(1, "t", 0), c.Use(1, "default"))
+    assert list(queue.machine.unmatched) == ["t"]
+    queue.entry(c.CloseGateway(1, 1))
+    while queue.machine.closing or queue.machine.unmatched:
+        restored(queue)
+        queue.entry(c.OpenGateway(2, 1))
+        if queue.machine.counts.ready:
+            ready = [id for _, id in queue.machine.tubes["t"].ready][:300]
+            queue.entry(c.Batch(2, 1, queue.machine.gateways[2].seq + 1, [c.Delete(1, id) for id in ready]))
+        assert queue.machine.unmatched.keys() <= queue.machine.tubes.keys()
+    restored(queue)

@@ -484,3 +484,10 @@ def test_released_or_buried_without_a_priority_a_job_keeps_its_own():
     queue.do(put(pri=7))
     queue.do(c.Reserve(1, 0), c.Release(1, 1, None, 0), c.Reserve(1, 0), c.Bury(1, 1, None))
     assert queue.job(1)["pri"] == 7
+
+
+def test_r28_the_first_directory_that_is_said_of_a_node_counts():
+    queue = Queue()
+    queue.entry(c.Directory(2, b"first"))
+    queue.entry(c.Directory(2, b"second"))
+    assert queue.machine.directories == {2: b"first"}

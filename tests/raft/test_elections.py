@@ -588,3 +588,43 @@ def test_log_time_counts_an_outage_while_one_node_lives():
     cluster.tick(6 * T)
     (leader,) = cluster.leaders()
     assert cluster[leader].clock_ms() - before >= 5_000
+
+
+def test_a_slow_disk_does_not_shorten_the_wait_for_a_living_estimate():
+    """Votes are asked for once the own is durable: the wait begins then, not with the election."""
+    peer = alone(voters=5, log=entries(1), term=1)
+    peer.raft.at(0, WALL_MS + 10**11)
+    peer.stalled = True
+    peer.raft.campaign("test")
+    for voter in (2, 3):
+        peer.raft.step(voter, PreVoteReply(2, True))
+    peer.pump()
+    for _ in range(3 * HEARTBEAT):
+        peer.raft.tick()
+    peer.stalled = False
+    peer.pump()
+    for voter in (2, 3):
+        peer.raft.step(voter, RequestVoteReply(2, True, False, None, WALL_MS + 10**11))
+    peer.raft.tick()
+    assert peer.raft.role is Role.CANDIDATE
+    peer.raft.step(4, RequestVoteReply(2, False, False, WALL_MS + 5_000, WALL_MS))
+    assert peer.raft.is_leader
+    assert peer.raft.clock_ms() == WALL_MS + 5_000
+
+
+def test_a_leader_of_a_new_term_is_followed_though_its_clock_is_behind():
+    clock = LogClock()
+    clock.hear(1, WALL_MS + 1_000, 0)
+    clock.hear(2, WALL_MS, 100)
+    assert clock.estimate_ms(100) == WALL_MS + 1_100  # it does not fall
+    assert clock.estimate_ms(2_000) == WALL_MS + 1_900
+
+
+def test_a_heartbeat_leaves_by_the_clock_when_ticks_come_late():
+    peer = alone(log=entries(1), term=1)
+    win(peer)
+    peer.raft.tick()
+    peer.pump()
+    peer.raft.at(peer.raft.now_ms + 10 * HEARTBEAT + 10, WALL_MS)
+    peer.raft.tick()  # one, where there should have been six
+    assert sent(peer, AppendEntries)

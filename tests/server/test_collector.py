@@ -8,7 +8,9 @@ import weakref
 import pytest
 
 from raftd.server.collector import CycleCollector
+from raftd.server.http.exchange import Exchange
 from tests.server.harness import Doors
+from tests.server.test_api import PUT, with_door
 
 
 class Collected:
@@ -59,3 +61,57 @@ def test_a_connection_that_ends_is_in_no_cycle(how):
         assert (protocol(), session()) == (None, None)
     finally:
         gc.enable()
+
+
+def put(door):
+    return door.answered("POST", PUT, {"body": "x"})
+
+
+def show(door):
+    return door.answered("GET", "/v1/tubes/default")
+
+
+def reserve(door):
+    put(door)
+    call = door.answered("POST", "/v1/reserve", {"tubes": ["t"]})
+    call.left(True)
+    call.left = None
+    return call
+
+
+def wait_and_hang_up(door):
+    call = door.begin("POST", "/v1/reserve", {"tubes": ["t"], "timeout_s": 30})
+    door.cluster.run(200)
+    call.hang_up()
+    return call
+
+
+def wait_for_nothing(door):
+    call = door.begin("POST", "/v1/reserve", {"tubes": ["t"], "timeout_s": 1})
+    door.cluster.run(2_000)
+    assert call.said is not None
+    if call.left is not None:
+        call.left(True)
+        call.left = None
+    return call
+
+
+@pytest.mark.parametrize("ask", [put, show, reserve, wait_and_hang_up, wait_for_nothing])
+def test_a_call_over_http_that_is_over_is_in_no_cycle(ask):
+    _, door = with_door()
+    ask(door)  # whatever is made once
+    door.cluster.run(100_000)
+    gc.collect()
+    before = set(map(id, exchanges()))
+    gc.disable()
+    try:
+        call = weakref.ref(ask(door))
+        door.cluster.run(100_000)  # what was to be called later is over
+        assert [exchange for exchange in exchanges() if id(exchange) not in before] == []
+        assert call() is None
+    finally:
+        gc.enable()
+
+
+def exchanges() -> list[Exchange]:
+    return [one for one in gc.get_objects() if isinstance(one, Exchange)]

@@ -33,7 +33,7 @@ class Exchange:
         self._node = node
         self._call = call
         self._late = late
-        self._too_late = clock.callLater(within_s, self._give_up)
+        self._too_late: Any = clock.callLater(within_s, self._give_up)
         #: What to do when nobody waits for the answer any more: drop what has not left, and give back what was reserved.
         self.when_over: Callable[[], None] = self.close
         self.session: Session = node.open_session(self._lost)
@@ -73,8 +73,9 @@ class Exchange:
 
     def in_time(self) -> None:
         """The answer is given: from now on nothing is too late."""
-        if self._too_late.active():
+        if self._too_late is not None and self._too_late.active():
             self._too_late.cancel()
+        self._too_late = None
 
     def close(self) -> None:
         """What its session holds is given back."""
