@@ -62,6 +62,7 @@ BY_TESTS = frozenset(
         "any disk is taken for the node's",
         "directories that only the one who met them knows",
         "left over without an order",
+        "kick without a budget",
         "a turn without an end",
         "incarnation spoken of before it is durable",
         "clients of a swapped state wait for ever",

@@ -55,7 +55,7 @@ def test_no_seed_goes_wrong():
     "name",
     [
         *("ack before fsync", "vote not persisted", "commit beyond prev + n", "timers fired in another order"),
-        *("read at what the node has applied", "kick without a budget", "a batch of any length", "the timers of waits are not restored"),
+        *("read at what the node has applied", "timers without a budget", "a batch of any length", "the timers of waits are not restored"),
     ],
 )
 def test_a_sample_of_mutants_is_caught(name):
@@ -80,6 +80,7 @@ CAUGHT_BY = {
     ),
     "any disk is taken for the node's": node.test_r28_a_wiped_disk_is_refused_by_a_member_that_has_never_met_it,
     "directories that only the one who met them knows": node.test_r28_a_wiped_disk_is_refused_by_a_member_that_has_never_met_it,
+    "kick without a budget": budget.test_kicks_of_one_entry_share_its_budget_and_each_moves_something,
     "a turn without an end": node.test_a_turn_ends_once_its_entries_have_cost_enough,
     "incarnation spoken of before it is durable": node.test_a_new_incarnation_is_not_spoken_of_before_it_is_durable,
     "clients of a swapped state wait for ever": lambda: with_small_logs(
