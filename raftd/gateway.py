@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from raftd.histogram import COUNTS, LATENCIES, Histogram
-from raftd.jobs.budget import ABANDONED_STEPS, COSTS, LINE_STEPS, READ_ITEM_STEPS, READ_STEPS, SCANNED_STEPS, Share, steps_of
+from raftd.jobs.budget import ABANDONED_STEPS, COSTS, LINE_STEPS, PLAIN, READ_ITEM_STEPS, READ_STEPS, SCANNED_STEPS, Share, steps_of
 from raftd.jobs.commands import (
     Batch,
     CloseSession,
@@ -379,14 +379,16 @@ class Gateway:
             steps += COSTS.command
         while self._waiting:
             session = next(iter(self._waiting))
-            more = _size(session.queued[0])
-            steps += steps_of(session.queued[0], session.watched)
+            command = session.queued[0]
+            more = _size(command)
+            steps += COSTS.command if type(command) in PLAIN else steps_of(command, session.watched)
             if commands and (size + more > BATCH_BYTES or steps > BATCH_STEPS):
                 self._waiting.move_to_end(session)  # the next batch begins with others: one that asks for much keeps nobody waiting
                 break
             size += more
             session.is_known = True
-            commands.append(session.queued.popleft())
+            commands.append(command)
+            session.queued.popleft()
             if not session.queued:
                 del self._waiting[session]
         self._seq += 1

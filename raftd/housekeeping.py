@@ -12,7 +12,7 @@ from raftd.jobs.commands import CloseGateway, Directory, Features, Room, Setting
 from raftd.jobs.machine import StateMachine
 from raftd.limits import PEER_STRANGERS, TICK_MS, TIMER_ENTRY_GAP_MS
 from raftd.raft.core import Raft
-from raftd.raft.messages import EntryKind
+from raftd.raft.messages import Configuration, EntryKind
 from raftd.storage.store import Clock
 
 
@@ -39,6 +39,7 @@ class Housekeeping:
         self._wake = wake
         self._gave_up = gave_up
         self._directories = directories
+        self._known_by_disk: Configuration | None = None  # the newest of whose members all directories are known
         self._levels: dict[int, int] = {}  # of features, as each node has said on its newest connection
         self._heard_tick: dict[tuple[int, int], int] = {}  # (node, incarnation) -> when it last answered
         self._leads_since_tick: int | None = None  # with its own entry applied
@@ -81,12 +82,14 @@ class Housekeeping:
         self._look_at_gateways(machine)
         self._look_at_room(machine)
         self._look_at_levels(machine)
-        if machine.level >= 2 and not machine.directories.keys() >= raft.membership.members:
+        if machine.level >= 2 and raft.membership.latest is not self._known_by_disk:
             self._look_at_directories(machine)
         self._let_time_pass(machine, now_ms)
 
     def _look_at_directories(self, machine: StateMachine) -> None:
         """R28: all members know which disk is whose, so that any of them refuses one that was wiped, also one that has never met it."""
+        if machine.directories.keys() >= self._raft.membership.members:
+            self._known_by_disk = self._raft.membership.latest
         for node, directory_id in self._directories().items():
             if node in self._raft.membership.members and node not in machine.directories:
                 self._propose_once(Directory(node, directory_id), Directory(node, directory_id))

@@ -482,18 +482,17 @@ class Node:
     def _apply(self, entries: list[Entry]) -> None:
         machine, gateway, node = self.machine, self.gateway, self.config.node
         concerned: set[int] = set()
+        share, began = self.turn.entries, machine.steps
         applied = 0
         for entry in entries:
-            if self.turn.entries.left <= 0:
+            if machine.steps - began >= share.left:
                 break  # the rest in the next turn
             applied += 1
-            steps = machine.steps
             # Replaying the log after a restart gives the answers of earlier incarnations too: not ours to give.
             is_own = self._owns_its_row
             if entry.kind is EntryKind.CONFIG and not self._store.identity.cluster_id:
                 self._store.remember(self.wake, cluster_id=decode(entry.data).cluster_id)
             effects = machine.apply(entry.index, entry.time_ms, entry.data if entry.kind is EntryKind.BATCH else b"")
-            self.turn.entries.spend(machine.steps - steps)
             self._check_level()
             concerned |= effects.owners
             for owner, number, reply in effects.answers:
@@ -503,6 +502,7 @@ class Node:
                     session.answered(reply, entry.index)
             if node in effects.gaps:
                 gateway.resend()
+        share.spend(machine.steps - began)
         self.raft.applied(machine.applied_index)
         if self.raft.is_leader:
             self.raft.notify_commit(concerned - {node})

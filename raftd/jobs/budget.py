@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import msgspec
 
-from raftd.jobs.commands import Command, Kick, KickJob, PutMany, Reserve, ReserveJob
+from raftd.jobs.commands import Bury, Command, Delete, Ignore, Kick, KickJob, Put, PutMany, Release, Reserve, ReserveJob, Touch, Use, Watch
 
 
 class Costs(msgspec.Struct, frozen=True):
@@ -70,6 +70,10 @@ COSTS_BEFORE_LEVEL_2 = Costs(
     tube=0,
     paused=0,
 )
+
+
+#: Commands that ask for no more than any command: those that come most.
+PLAIN = frozenset({Put, Delete, Release, Bury, Touch, Use, Watch, Ignore})
 
 
 def steps_of(command: Command, watched: int) -> int:

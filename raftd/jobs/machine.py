@@ -107,9 +107,11 @@ class StateMachine:
         costs = self._costs = COSTS if self.level >= 2 else COSTS_BEFORE_LEVEL_2
         began = self.steps
         self._limit = began + costs.left_over
-        self._match_left_over()
+        if self.unmatched:
+            self._match_left_over()
         self._fire_timers()
-        self._close_sessions()
+        if self.closing:
+            self._close_sessions()
         self._limit = began + costs.entry - costs.commands
         if data:
             match c.decode_payload(data):
@@ -127,7 +129,8 @@ class StateMachine:
                     self.level = max(self.level, level)
                 case c.Directory(node=node, directory_id=directory_id):
                     self.directories.setdefault(node, directory_id)
-            self._close_sessions()
+            if self.closing:
+                self._close_sessions()
         return effects
 
     def next_due_ms(self) -> int | None:
@@ -188,7 +191,7 @@ class StateMachine:
             return
         row.seq = batch.seq
         answers = self._effects.answers
-        command_steps, verbs = self._costs.command, _VERBS
+        verbs, asked = _VERBS, 0
         for command in batch.commands:
             number = command.session
             session = row.sessions.get(number)
@@ -201,7 +204,7 @@ class StateMachine:
                     self._close(session)
                     self._close_sessions()
                 continue
-            self._ask(command_steps)
+            asked += 1
             if session is None:
                 if self.closed and (node, number, row.incarnation) in self.closed:
                     continue
@@ -216,6 +219,7 @@ class StateMachine:
             reply = getattr(self, verbs[type(command)])(session, command)
             if reply is not None:
                 answers.append((node, number, reply))
+        self._ask(asked * self._costs.command)
 
     def _ask(self, steps: int) -> None:
         """Work that the command itself asks for: its gateway has counted it, and nothing else has less for that."""
