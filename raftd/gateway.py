@@ -223,7 +223,7 @@ class Session:
     def _start_read(self, what: tuple[Query, Callable[[StateMachine], int]], done: Done) -> None:
         self._blocked = True
         query, scanned = what
-        self._gateway.read_again([Read(self, query, done, scanned)])
+        self._gateway.await_read_index([Read(self, query, done, scanned)])
 
     def _start_local(self, what: tuple[Callable[[], object], int], done: Done) -> None:
         done(what[0](), 0)
@@ -377,18 +377,21 @@ class Gateway:
         while self._closes and steps < BATCH_STEPS:
             commands.append(self._closes.popleft())
             steps += COSTS.command
+        last: Session | None = None
         while self._waiting:
             session = next(iter(self._waiting))
             command = session.queued[0]
             more = _size(command)
             steps += COSTS.command if type(command) in PLAIN else steps_of(command, session.watched)
             if commands and (size + more > BATCH_BYTES or steps > BATCH_STEPS):
-                self._waiting.move_to_end(session)  # the next batch begins with others: one that asks for much keeps nobody waiting
+                if session is last:
+                    self._waiting.move_to_end(session)  # it has had its share; who has had nothing yet begins the next batch
                 break
             size += more
             session.is_known = True
             commands.append(command)
             session.queued.popleft()
+            last = session
             if not session.queued:
                 del self._waiting[session]
         self._seq += 1
@@ -449,7 +452,7 @@ class Gateway:
                 self._abandoned.append(session)
         self.resend()
 
-    def read_again(self, reads: Iterable[Read]) -> None:
+    def await_read_index(self, reads: Iterable[Read]) -> None:
         """These wait for a read index, unless their session is gone."""
         self.reads.update((read.session, read) for read in reads if read.session.number in self.sessions)
 

@@ -374,7 +374,7 @@ class Node:
         self._compaction.look_at_room()
         late = [number for number, asked in self._read_rounds.items() if now_ms - asked.asked_ms > 2 * self.config.election_timeout_ms]
         for number in late:
-            self.gateway.read_again(self._read_rounds.pop(number).reads)
+            self.gateway.await_read_index(self._read_rounds.pop(number).reads)
         self._turn()
 
     def _measured(self) -> None:
@@ -583,7 +583,7 @@ class Node:
         if route is not None:
             self.gateway.resend()
             for round_ in self._read_rounds.values():
-                self.gateway.read_again(round_.reads)
+                self.gateway.await_read_index(round_.reads)
             self._read_rounds.clear()
 
     def _send_forwards(self, now_ms: int) -> None:

@@ -804,6 +804,26 @@ def test_a_session_that_asks_for_much_keeps_no_other_waiting(ask):
     assert len(greedy.told) > before
 
 
+def test_a_command_as_large_as_a_batch_is_not_passed_over_again_and_again():
+    """Others always have more to ask than a batch holds: the large one begins the batch after that in which it had no place."""
+    cluster = started()
+    node = cluster[follower(cluster)]
+    large = Client(cluster, node.config.node)
+    others = [Client(cluster, node.config.node) for _ in range(40)]
+    for client in others:
+        for _ in range(200):
+            client.reserve(0)
+    large.submit(c.PutMany(large.session.number, "t", [c.NewJob(1, 0, 60_000, b"x")] * 1_000))
+
+    def more() -> bool:
+        for client in others:
+            while client.session.unanswered < 200:
+                client.reserve(0)
+        return bool(large.told)
+
+    assert cluster.run(1_000, more)
+
+
 @pytest.mark.parametrize("ask", [pipelined_watches, reserves_of_a_long_watch_list])
 def test_no_batch_asks_for_more_steps_than_it_may(ask, monkeypatch):
     cluster = started()

@@ -100,6 +100,11 @@ def longest_work_ms(cluster: ProcessCluster, node: int) -> float:
         return operator.ask(StatusRequest(1)).reply.longest_work_ms
 
 
+def is_over(cluster: ProcessCluster, node: int) -> bool:
+    stats = cluster.stats(node) or {}
+    return (stats.get("current-jobs-reserved"), stats.get("current-tubes")) == ("0", "1")
+
+
 def attack(name: str, directory: Path, nodes: int) -> Seen:
     size, passes = SIZES[name]
     with ProcessCluster(directory, nodes) as cluster:
@@ -114,7 +119,7 @@ def attack(name: str, directory: Path, nodes: int) -> Seen:
                 answers.append(attacker.next_pass())
                 costs.append(cpu_s(cluster.running[leader]) - began)
         cluster.client(leader).put(b"everything that the attacker held is given back meanwhile")
-        time.sleep(1)
+        wait_for(lambda: is_over(cluster, leader), what="all that the attacker held being given back")
         watch.stop()
         assert watch.asked > 10
         work_ms = longest_work_ms(cluster, leader)
