@@ -11,10 +11,11 @@ import msgspec
 import pytest
 
 from raftd import limits
+from raftd.gateway import Gateway
 from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs import replies as r
-from raftd.jobs.budget import ABANDONED_STEPS, ANSWERS_STEPS, APPLY_STEPS, COSTS, LONG_ANSWER_STEPS
+from raftd.jobs.budget import ABANDONED_STEPS, ANSWERS_STEPS, APPLY_STEPS, COSTS, LONG_ANSWER_STEPS, Share
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import dump, load
 from raftd.raft.messages import AddMember, Address, AppendEntries, EntryKind, InstallSnapshot, RemoveMember
@@ -805,23 +806,21 @@ def test_a_session_that_asks_for_much_keeps_no_other_waiting(ask):
 
 
 def test_a_command_as_large_as_a_batch_is_not_passed_over_again_and_again():
-    """Others always have more to ask than a batch holds: the large one begins the batch after that in which it had no place."""
-    cluster = started()
-    node = cluster[follower(cluster)]
-    large = Client(cluster, node.config.node)
-    others = [Client(cluster, node.config.node) for _ in range(40)]
-    for client in others:
-        for _ in range(200):
-            client.reserve(0)
-    large.submit(c.PutMany(large.session.number, "t", [c.NewJob(1, 0, 60_000, b"x")] * 1_000))
+    """Others always have something to ask before it: it begins the batch after that in which it had no place."""
+    gateway = Gateway(1, 1, 500, Share())
+    first, large, second = (gateway.open_session(lambda: None) for _ in range(3))
 
-    def more() -> bool:
-        for client in others:
-            while client.session.unanswered < 200:
-                client.reserve(0)
-        return bool(large.told)
+    def ask(session) -> None:
+        for _ in range(100):
+            session.submit(c.Reserve(session.number, 0), lambda reply, index: None)
 
-    assert cluster.run(1_000, more)
+    ask(first)
+    large.submit(c.PutMany(large.number, "t", [c.NewJob(1, 0, 60_000, b"x")] * 1_000), lambda reply, index: None)
+    ask(second)
+    for session in (first, second, first, second):
+        gateway._make_batch(0)
+        ask(session)
+    assert not large.queued
 
 
 @pytest.mark.parametrize("ask", [pipelined_watches, reserves_of_a_long_watch_list])
