@@ -14,7 +14,7 @@ from raftd.wire.frames import FrameDecoder
 
 _T = TypeVar("_T")
 
-_RECV_BYTES = 256 << 10
+_RECV_BYTES = 64 << 10
 _HELLO_S = 5.0
 
 Address = tuple[str, int]
