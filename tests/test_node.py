@@ -167,6 +167,24 @@ def test_a_read_waits_for_a_quorum_and_sees_every_command_acknowledged_before_it
     assert cluster.run(5_000, lambda: len(reader.told) == 2)
 
 
+def test_a_read_waits_until_the_very_entry_it_was_promised_is_applied(monkeypatch):
+    monkeypatch.setattr("raftd.jobs.budget.APPLY_STEPS", 1)  # an entry a turn: every lag happens
+    cluster = started()
+    away = follower(cluster)
+    writer, reader = Client(cluster, cluster.leader), Client(cluster, away)
+    reader.read(queries.peek(1))
+    assert cluster.run(1_000, lambda: reader.told)
+    cluster.partition({away}, {1, 2, 3} - {away})
+    for count in range(1, 11):
+        writer.put(b"x")
+        assert cluster.run(1_000, lambda count=count: len(writer.told) == count)
+    cluster.heal()
+    reader.read(queries.peek(10))
+    assert cluster.run(5_000, lambda: len(reader.told) == 2)
+    assert reader.told[1] is not None
+    assert reader.indices[1] >= writer.indices[-1]
+
+
 def test_a_closed_connection_gives_up_what_it_waits_for_and_what_it_is_given():
     cluster = started()
     node = follower(cluster)

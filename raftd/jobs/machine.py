@@ -195,7 +195,8 @@ class StateMachine:
         for command in batch.commands:
             number = command.session
             session = row.sessions.get(number)
-            if type(command) is c.CloseSession or type(command) is c.Leave:
+            verb = verbs.get(type(command))
+            if verb is None:  # CloseSession or Leave
                 if session is not None:
                     del row.sessions[number]
                     if type(command) is c.Leave:
@@ -216,7 +217,7 @@ class StateMachine:
                 # Gateways hold commands back behind a waiting reserve; one that comes all the same ends the wait.
                 self._end_wait(session)
                 answers.append((node, number, r.TimedOut()))
-            reply = getattr(self, verbs[type(command)])(session, command)
+            reply = getattr(self, verb)(session, command)
             if reply is not None:
                 answers.append((node, number, reply))
         self._ask(asked * self._costs.command)
@@ -351,7 +352,8 @@ class StateMachine:
             job.tube.urgent += 1
             self.counts.urgent += 1
         self.tell(what, job, who)
-        self._match(job.tube)
+        if job.tube.waiters:
+            self._match(job.tube)
 
     def _make_delayed(self, job: Job, delay_ms: int, what: What, who: Key) -> None:
         job.state = State.DELAYED

@@ -187,7 +187,11 @@ class Session:
 
     def let_go(self, job: Job) -> None:
         """`job` is reserved no more; its deadline is still that of the reservation. Nothing if this session did not hold it."""
-        if self.reserved.discard((job.token, job.id)) and self.deadlines is not None:
+        try:
+            self.reserved.remove((job.token, job.id))
+        except KeyError:
+            return
+        if self.deadlines is not None:
             self.deadlines.remove((job.deadline_ms, job.id))
             if not self.reserved:
                 self.deadlines = None

@@ -14,6 +14,8 @@ from typing import Any, Generic, TypeVar
 
 #: Moving the half of a page costs about 0.1 µs. Larger pages make that dearer, smaller ones the list of pages longer.
 PAGE_ITEMS = 512
+#: One with fewer items is joined with a neighbour, if both are small.
+_SMALL_PAGE = PAGE_ITEMS // 4
 
 _NONE: list[Any] = []
 
@@ -40,7 +42,7 @@ class SortedPages(Generic[T]):
 
     def __contains__(self, item: T) -> bool:
         lasts = self._lasts
-        place = bisect_left(lasts, item)
+        place = 0 if lasts and item <= lasts[0] else bisect_left(lasts, item)
         if place == len(lasts):
             return False
         page = self._pages[place]
@@ -80,28 +82,22 @@ class SortedPages(Generic[T]):
 
     def remove(self, item: T) -> None:
         """Remove an item. Raises KeyError if it is not there."""
-        if not self.discard(item):
-            raise KeyError(item)
-
-    def discard(self, item: T) -> bool:
-        """Remove an item if it is there; return whether it was."""
         lasts = self._lasts
-        if not lasts:
-            return False
-        place = 0 if item <= lasts[0] else bisect_left(lasts, item)  # the first page is where most is removed
+        # The first page is where most is removed.
+        place = 0 if lasts and item <= lasts[0] else bisect_left(lasts, item)
         if place == len(lasts):
-            return False
+            raise KeyError(item)
         page = self._pages[place]
         at = bisect_left(page, item)
         if page[at] != item:
-            return False
+            raise KeyError(item)
         del page[at]
         self._count -= 1
-        if len(page) < PAGE_ITEMS // 4:
+        if len(page) >= _SMALL_PAGE or (page and len(lasts) == 1):
+            if at == len(page):
+                lasts[place] = page[-1]
+        else:
             self._shrunk(place)
-        elif at == len(page):
-            lasts[place] = page[-1]
-        return True
 
     def pop_least(self) -> T:
         """Remove the least item and return it. Raises IndexError if there is none."""

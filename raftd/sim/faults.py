@@ -332,11 +332,18 @@ class Faults:
         ms += 2 * life.options.election_timeout_ms
         if numbers[3] % 3 == 0:
             return self._cut({(other, leader) for other in others}, ms)
-        late_us = (200 + numbers[2] % 600) * _MS
-        life.network.clogged.update({(other, leader): late_us for other in others})
+        timeout_us = life.options.election_timeout_ms * _MS
+        late_us = 3 * timeout_us + numbers[2] % (2 * timeout_us)
         links = {(leader, other) for other in others}
-        life.scheduler.after(late_us // 2, lambda: life.healed or self._cut(links, ms))
-        self._probe(leader, late_us // 2 // _MS)
+
+        def later(by_us: int) -> None:
+            if not life.healed:
+                life.network.clogged.update({(other, leader): by_us for other in others})
+
+        for by_us in range(0, late_us, timeout_us // 3):  # later and later: a leader that hears nobody for a timeout steps down
+            life.scheduler.after(by_us, later, by_us)
+        life.scheduler.after(late_us, lambda: life.healed or self._cut(links, ms))
+        self._probe(leader, late_us // _MS)
         return True
 
     def _probe(self, leader: int, ms: int) -> None:
@@ -348,15 +355,19 @@ class Faults:
             return
         writer = life.visit(life.random.choice(others), 3)
         readers = [life.visit(node, 3) for node in (leader, *others[:3])]
+
+        def read() -> None:
+            for reader in readers:  # of the newest job: the number that decides which is 0
+                reader.do("peek", (0, 0, 0, 3))
+
+        writer.when_answered = read
         writer.do("put", (0, 0, 0, 3))
-        for reader in readers:
-            reader.do("peek", (0, 0, 0, 3))
+        read()
         timeout_us = life.options.election_timeout_ms * _MS
         for step in range(40):
             at_us = ms * _MS + timeout_us + step * timeout_us // 25
             life.scheduler.after(at_us, writer.do, "put", (0, 0, step, 3))
-            for reader in readers:  # of the newest job: the number that decides which is 0
-                life.scheduler.after(at_us, reader.do, "peek", (0, 0, step, 3))
+            life.scheduler.after(at_us, read)
 
     def _fork(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         """Two logs with different ends meet in an election: a leader goes on alone, with clients that put; another is elected, and

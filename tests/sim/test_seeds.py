@@ -69,6 +69,11 @@ def with_small_logs(test):
         test(None)
 
 
+def with_patches(test):
+    with pytest.MonkeyPatch.context() as patch:
+        test(patch)
+
+
 CAUGHT_BY = {
     "snapshot drops a matching tail": raft.test_r29_a_log_that_holds_the_last_entry_of_the_snapshot_stays_and_only_commit_moves,
     "snapshots without a directory fsync": lambda: crash_states.all_states(crash_states.taken_over),
@@ -89,6 +94,7 @@ CAUGHT_BY = {
     "left-over tubes are not in the snapshot": budget.test_a_tube_whose_jobs_are_left_over_is_served_alike_after_a_restore,
     "left over without an order": budget.test_tubes_with_jobs_left_over_are_served_in_the_order_in_which_they_were_left,
     "a session of a closed gateway is asked on": node.test_clients_of_a_gateway_that_was_closed_are_told_in_turns_and_may_ask_nothing_meanwhile,
+    "read an entry early": lambda: with_patches(node.test_a_read_waits_until_the_very_entry_it_was_promised_is_applied),
     "entries of the disk sent unseen": raft.test_entries_that_were_replaced_are_not_taken_from_the_disk,
 }
 
