@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Protocol
+from zlib import crc32
 
 import msgspec
 
@@ -60,7 +61,7 @@ class World(Protocol):
     def process_at(self, node: int) -> Process | None:
         """That of a node, if it can be connected to."""
 
-    def note(self, text: str) -> None: ...
+    def happened(self, what: str, *numbers: int, detail: str = "") -> None: ...
 
     def now_us(self) -> int: ...
 
@@ -320,7 +321,8 @@ class SimClient:
                 raise Violation(f"{call} is answered before what was asked before it, or twice")
             self.pending.pop(0)
             call.answered, call.index, call.answer = self._world.now_us(), index, describe(reply)
-            self._world.note(f"client {self._number} {call.what} -> {call.answer} at {index}")
+            answer = crc32(msgspec.msgpack.encode(call.answer))
+            self._world.happened("answer to", self._number, index, answer, detail=f"{call.what} -> {call.answer}")
             if index:
                 self._world.checks.answered(index, call.is_read, known)
             if isinstance(reply, r.Inserted):

@@ -111,6 +111,8 @@ class Life:
         if violation:
             self.note(f"VIOLATION {violation}")
         calls = self.calls
+        for entry in self.checks.committed:
+            self._hash.update(b"%d %d %b" % (entry.index, entry.time_ms, entry.data))
         return Outcome(
             self.options.seed,
             violation,
@@ -206,8 +208,11 @@ class Life:
     def wall_s(self, node: int) -> float:
         return _WALL_S + self.wall_offset_s[node] + self.scheduler.seconds()
 
-    def happened(self, what: str, *numbers: int) -> None:
-        self.note(f"{what} {' '.join(map(str, numbers))}")
+    def happened(self, what: str, *numbers: int, detail: str = "") -> None:
+        """Into the trace, and all but `detail` into its hash."""
+        event = f"{what} {' '.join(map(str, numbers))}"
+        self._hash.update(f"{self.scheduler.now_us} {event}\n".encode())
+        self.note(f"{event} {detail}")
 
     def counted(self, fault: str) -> None:
         self._counts[fault] += 1
@@ -217,9 +222,7 @@ class Life:
         self.note(line)
 
     def note(self, text: str) -> None:
-        """Into the trace."""
-        line = f"{self.scheduler.now_us} {text}\n"
-        self._hash.update(line.encode())
+        """Into the trace. Words are not hashed: another wording is no other run."""
         if self._keep_trace:
             self.trace.append(f"{self.scheduler.now_us / 1e6:10.6f}  {text}")
 

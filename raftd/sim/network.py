@@ -43,7 +43,7 @@ class Observer(Protocol):
     def leaving(self, process: Process, to: int, message: PeerMessage) -> None:
         """A message leaves its sender, whatever becomes of it."""
 
-    def happened(self, what: str, *numbers: int) -> None: ...
+    def happened(self, what: str, *numbers: int, detail: str = "") -> None: ...
 
     def counted(self, fault: str) -> None: ...
 
@@ -217,7 +217,7 @@ class Network:
         decoder.feed(data)
         body = decoder.next_frame()
         assert body is not None
-        self._observer.happened("alone", end.peer, to, len(data))
+        self._observer.happened("alone", end.peer, to, detail=f"{len(data)} bytes")
         end.process.soon(end.process.node.receive, end.peer, decode(body))
 
     def _transmit(self, connection: Connection, sender: int, to: int, data: bytes) -> None:
@@ -264,7 +264,7 @@ class Network:
                 # part of a frame is gone: no TCP goes on after that
                 self.break_connection(*sorted((to, end.peer)))
             return
-        self._observer.happened("arrives", end.peer, to, len(data))
+        self._observer.happened("arrives", end.peer, to, detail=f"{len(data)} bytes")
         end.arrived[number] = data
         while not connection.is_broken and (piece := end.arrived.pop(end.read + 1, None)) is not None:
             end.read += 1
