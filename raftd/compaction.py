@@ -16,6 +16,7 @@ from raftd.backups import Backup, Backups
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import Loader, dump
 from raftd.limits import LOW_SNAPSHOT_TICKS, SNAPSHOT_FACTOR, SNAPSHOT_LEAST_BYTES, SNAPSHOT_RETRY_TICKS, SNAPSHOT_WAITS, TICK_MS
+from raftd.note import Note
 from raftd.raft.core import Raft
 from raftd.raft.messages import Entry, InstallSnapshot, Snapshot
 from raftd.raft.ready import ChunkFetch, EntriesFetch
@@ -40,7 +41,7 @@ class Compaction:
         clock: Clock,
         guarded: Guarded,
         swap: Callable[[StateMachine], None],
-        note: Callable[[str], None],
+        note: Callable[[Note], None],
     ) -> None:
         """`most_bytes` of log are applied at most before the next snapshot. `low_bytes`: see `DiskRoom`; `was_scarce`: room was, in the
         state that this node begins with."""
@@ -137,9 +138,8 @@ class Compaction:
         if snapshot is None:
             if is_due:
                 self._retry_tick = self._raft.tick_count + SNAPSHOT_RETRY_TICKS
-            self._note(
-                f"WARNING: no snapshot was written; the next attempt follows in {SNAPSHOT_RETRY_TICKS * TICK_MS // 1000} s: {why_not}"
-            )
+            text = f"no snapshot was written; the next attempt follows in {SNAPSHOT_RETRY_TICKS * TICK_MS // 1000} s: {why_not}"
+            self._note(Note(text, is_warning=True))
             return
         if self._snapshots.newest is not snapshot:
             return  # a leader's was newer
@@ -148,7 +148,7 @@ class Compaction:
             self._purge(snapshot)
             self._generation = snapshot.index
         self._remove_older()
-        self._note(f"a snapshot of the state at entry {snapshot.index} was written ({snapshot.size_bytes} bytes)")
+        self._note(Note(f"a snapshot of the state at entry {snapshot.index} was written ({snapshot.size_bytes} bytes)"))
 
     def _purge(self, newest: Snapshot) -> None:
         """One generation stays, none on a low disk; and for a while more, for snapshots that are on their way to followers: a transfer
@@ -221,11 +221,11 @@ class Compaction:
     def _verified(self, sender: int, snapshot: Snapshot, meta: Meta | None) -> None:
         ours = self._store.identity.cluster_id
         if meta is None:
-            self._note(f"the snapshot that node {sender} has sent is damaged; it is asked for again")
+            self._note(Note(f"the snapshot that node {sender} has sent is damaged; it is asked for again"))
         elif meta.cluster != self._cluster or (ours and meta.configuration.cluster_id != ours):
-            self._note(f"node {sender} has sent a snapshot of another cluster ({meta.cluster!r}); it is not used")
+            self._note(Note(f"node {sender} has sent a snapshot of another cluster ({meta.cluster!r}); it is not used"))
         elif self._raft.begin_install(snapshot):
-            self._note(f"the snapshot of the state at entry {snapshot.index} has come from node {sender}, and is being loaded")
+            self._note(Note(f"the snapshot of the state at entry {snapshot.index} has come from node {sender}, and is being loaded"))
             self._load(snapshot, meta, Loader(), self._snapshots.received_pieces())
 
     def _load(self, snapshot: Snapshot, meta: Meta, loader: Loader, pieces: Iterator[bytes]) -> None:

@@ -33,8 +33,8 @@ class Overloaded(RaftdError):
     """Too much waits to be committed; nothing was proposed."""
 
 
-class Refused(RaftdError):
-    """What an operator asked for cannot be done; nothing was changed."""
+class CommandRefused(RaftdError):
+    """A command of `raftd` cannot be carried out; nothing was changed."""
 
 
 class FrameError(RaftdError):

@@ -128,7 +128,7 @@ def _try_port(host: str, port: int) -> None:
 def _members(connection: Connection) -> Members:
     reply = connection.ask(MembersRequest(1)).reply
     if isinstance(reply, Failed):
-        raise ConfigError(reply.reason)
+        raise ConfigError(reply.text)
     if not isinstance(reply, Members):
         raise ConfigError("the node answers something else")
     return reply
@@ -146,4 +146,4 @@ def _become_member(connection: Connection, configuration: Configuration, node: i
         return
     reply = connection.ask(AddMemberRequest(2, node, own.host, own.peer, own.client or 0)).reply
     if isinstance(reply, Failed):
-        raise ConfigError(reply.reason)
+        raise ConfigError(reply.text)

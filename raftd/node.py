@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from raftd.admin import Administration, Outcome
+from raftd.admin import Administration, Answer
 from raftd.backups import Backup
 from raftd.compaction import Compaction
 from raftd.errors import CorruptionError, NotLeader, Overloaded, TooOld
@@ -29,6 +29,7 @@ from raftd.jobs.commands import FEATURE_LEVEL, Forward, ForwardRefused, Settings
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import load
 from raftd.limits import APPLY_BYTES, DISK_LOW_BYTES, PEER_STRANGERS, ROOM_TICKS, TICK_MS
+from raftd.note import Note
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
 from raftd.raft.membership import decode
@@ -36,7 +37,7 @@ from raftd.raft.messages import Address, Admin, AdminReply, AdminRequest, Config
 from raftd.raft.ready import HardState, ReadState, Ready, RoleChange
 from raftd.recent import Recent
 from raftd.storage.store import Clock, Opened, Store
-from raftd.wire.peer import Hello, PeerMessage, Refusal
+from raftd.wire.peer import Hello, PeerMessage, Refusal, RefusalCode
 
 #: How often effects are collected within one turn before the reactor gets its turn again.
 _ROUNDS_PER_TURN = 4
@@ -79,7 +80,7 @@ class Observer(Protocol):
 
     def role_changed(self, change: RoleChange) -> None: ...
 
-    def noted(self, text: str) -> None: ...
+    def noted(self, note: Note) -> None: ...
 
     def members_changed(self, configuration: Configuration) -> None:
         """From now on these are the members, as far as this node's log says."""
@@ -231,13 +232,13 @@ class Node:
         """What is free on the disk."""
         return self._store.free_bytes
 
-    def administer(self, request: AdminRequest, outcome: Outcome) -> None:
-        """An operator asks something of the cluster. `outcome` is called once: with why it was not done, or empty."""
-        self._guarded(self._administer, request, outcome)
+    def administer(self, request: AdminRequest, answer: Answer) -> None:
+        """Carry out an administrative request. `answer` is called once, with the result."""
+        self._guarded(self._administer, request, answer)
 
-    def _administer(self, request: AdminRequest, outcome: Outcome) -> None:
+    def _administer(self, request: AdminRequest, answer: Answer) -> None:
         self._at()
-        self._administration.ask(request, outcome)
+        self._administration.ask(request, answer)
         self.wake()
 
     def backup(self, done: Backup) -> None:
@@ -254,7 +255,7 @@ class Node:
         latest."""
         successor = self.raft.lead().best_successor() if self.raft.is_leader and not self._stopped else 0
         if successor:
-            self.administer(TransferLead(successor), lambda reason: done())
+            self.administer(TransferLead(successor), lambda result: done())
         else:
             done()
 
@@ -289,10 +290,9 @@ class Node:
 
     def meet(self, hello: Hello, accept: Callable[[], None]) -> Refusal | None:
         """Another node says hello: call `accept` once it may be heard, or return why it may not."""
-        reason = self._why_not(hello)
-        if reason is not None:
-            committed = self.raft.membership.at(self.raft.log.commit_index)
-            return Refusal(reason, hello.node in committed.removed and hello.node not in self.raft.membership.members)
+        refusal = self._check_hello(hello)
+        if refusal is not None:
+            return refusal
         identity = self._store.identity
         self._housekeeping.met(hello.node, hello.level)
         if hello.node in identity.peers:
@@ -308,28 +308,37 @@ class Node:
             self._store.remember(accept, peers={**identity.peers, hello.node: hello.directory_id})
         return None
 
-    def _why_not(self, hello: Hello) -> str | None:
+    def _check_hello(self, hello: Hello) -> Refusal | None:
+        """Return why this node does not accept messages from the sender of `hello`, or None if it does."""
         identity, members = self._store.identity, self.raft.membership
+        node, is_member = hello.node, hello.node in members.members
         if hello.cluster != self.config.cluster:
-            return f"it belongs to cluster {hello.cluster!r}, this node to {self.config.cluster!r}"
+            return Refusal(RefusalCode.OTHER_CLUSTER, f"it belongs to cluster {hello.cluster!r}, this node to {self.config.cluster!r}")
         is_born = bool(hello.cluster_id or identity.cluster_id)
         if not is_born and hello.voters != self.config.voters:
-            return f"its configuration has the nodes {hello.voters}, this node's {self.config.voters}: they must be the same everywhere"
-        if hello.node == self.config.node:
-            return f"it says that it is node {hello.node}, which this node is"
-        if hello.node in members.latest.removed and hello.node not in members.members:
-            return f"node {hello.node} was removed from this cluster; its id is not used again (docs/operations.md: Changing the nodes)"
-        if hello.node not in members.members and not hello.cluster_id:  # else it may have been added since this node knew
-            return f"node {hello.node} is no member of this cluster: `raftd member add` makes it one"
+            text = f"its configuration has the nodes {hello.voters}, this node's {self.config.voters}: they must be the same everywhere"
+            return Refusal(RefusalCode.OTHER_CONFIGURATION, text)
         if hello.cluster_id and identity.cluster_id and hello.cluster_id != identity.cluster_id:
-            return f"it belongs to another cluster of the same name ({hello.cluster_id.hex()}, not {identity.cluster_id.hex()})"
+            text = f"it belongs to another cluster of the same name ({hello.cluster_id.hex()}, not {identity.cluster_id.hex()})"
+            return Refusal(RefusalCode.OTHER_CLUSTER, text)
+        if node == self.config.node:
+            return Refusal(RefusalCode.OTHER_NODE, f"it says that it is node {node}, which this node is")
+        if node in members.latest.removed and not is_member:
+            is_committed = node in members.at(self.raft.log.commit_index).removed
+            code = RefusalCode.REMOVED if is_committed else RefusalCode.REMOVED_UNCOMMITTED
+            text = f"node {node} was removed from this cluster; its id is not used again (docs/operations.md: Changing the nodes)"
+            return Refusal(code, text)
+        if not is_member and not hello.cluster_id:  # else it may have been added since this node knew
+            return Refusal(RefusalCode.NOT_MEMBER, f"node {node} is no member of this cluster: `raftd member add` makes it one")
         if hello.level < self.machine.level:
-            return f"its raftd knows the features of level {hello.level}, this cluster uses those of level {self.machine.level}: upgrade it"
-        known = self.machine.directories.get(hello.node) or identity.peers.get(hello.node, hello.directory_id)
+            text = f"its raftd knows the features of level {hello.level}, this cluster uses those of level {self.machine.level}: upgrade it"
+            return Refusal(RefusalCode.TOO_OLD, text)
+        known = self.machine.directories.get(node) or identity.peers.get(node, hello.directory_id)
         if known != hello.directory_id:
-            return (
-                f"node {hello.node} has come back with another data directory ({hello.directory_id.hex()}, not {known.hex()}): its disk "
-                f"was wiped or replaced, and with it what it promised. docs/operations.md says what to do (When the others refuse a node)"
+            return Refusal(
+                RefusalCode.OTHER_DIRECTORY,
+                f"node {node} has come back with another data directory ({hello.directory_id.hex()}, not {known.hex()}): its disk was "
+                f"wiped or replaced, and with it what it promised. docs/operations.md says what to do (When the others refuse a node)",
             )
         return None
 
@@ -339,7 +348,7 @@ class Node:
 
     def was_refused(self, refusal: Refusal) -> None:
         """Another node does not talk to this one."""
-        if refusal.is_removed and not self._is_gone:
+        if refusal.code is RefusalCode.REMOVED and not self._is_gone:
             self._is_gone = True
             self._observer.was_removed()
 
@@ -517,9 +526,8 @@ class Node:
         is_scarce = self.machine.room_is_scarce
         if is_scarce != self.gateway.room_is_scarce:
             self.gateway.room_is_scarce = is_scarce
-            self._observer.noted(
-                "WARNING: puts are refused from now on: too few nodes have room on their disks" if is_scarce else "puts are taken again"
-            )
+            text = "puts are refused: too few nodes have free disk space" if is_scarce else "puts are accepted again"
+            self._observer.noted(Note(text, is_scarce))
 
     def _check_level(self) -> None:
         if self.machine.level > self.config.level:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from raftd.limits import DISK_LOW_FACTOR
+from raftd.note import Note
 
 
 class DiskRoom:
     """`low_bytes`: free, as configured. `note` tells the operator."""
 
-    def __init__(self, low_bytes: int, segment_bytes: int, is_low: bool, note: Callable[[str], None]) -> None:
+    def __init__(self, low_bytes: int, segment_bytes: int, is_low: bool, note: Callable[[Note], None]) -> None:
         """`is_low`: what was decided before is not forgotten by a restart."""
         self.is_low = is_low
         self._low_bytes = low_bytes
@@ -33,9 +34,10 @@ class DiskRoom:
         elif is_settled and free_bytes >= enough:
             self.is_low = False
         if self.is_low and not was_low:
-            self._note(
-                f"WARNING: the disk is low: {free_bytes >> 20} MiB are free where the data is; with {enough >> 20} MiB it counts as good "
-                f"again. If too few nodes have room, puts are refused; everything else goes on"
+            text = (
+                f"disk space is low: {free_bytes >> 20} MiB are free; this warning ends at {enough >> 20} MiB. "
+                "If too few nodes have free space, puts are refused"
             )
+            self._note(Note(text, is_warning=True))
         elif was_low and not self.is_low:
-            self._note(f"there is room on the disk again: {free_bytes >> 20} MiB are free")
+            self._note(Note(f"disk space is sufficient again: {free_bytes >> 20} MiB are free"))

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-COMMON = {"raftd", "raftd.errors", "raftd.limits"}
+COMMON = {"raftd", "raftd.errors", "raftd.limits", "raftd.note"}
 #: Each room of raftd: what of raftd it may import, and whether it may know Twisted.
 ROOMS: dict[str, tuple[set[str], bool]] = {
     "raftd.limits": (set(), False),
     "raftd.errors": (set(), False),
+    "raftd.note": (set(), False),
     "raftd.config": (set(), False),
     "raftd.raft": ({"raftd.raft"}, False),
     "raftd.jobs": ({"raftd.jobs"}, False),
-    "raftd.wire": ({"raftd.wire", "raftd.raft.messages", "raftd.jobs.commands", "raftd.jobs.replies"}, False),
+    "raftd.wire": ({"raftd.wire", "raftd.raft.messages", "raftd.raft.outcomes", "raftd.jobs.commands", "raftd.jobs.replies"}, False),
     "raftd.storage": ({"raftd.histogram", "raftd.storage", "raftd.raft.messages", "raftd.raft.membership", "raftd.raft.ready"}, False),
     "raftd.room": (set(), False),
     "raftd.histogram": (set(), False),
@@ -139,6 +140,36 @@ def test_pure_rooms_know_no_clock_file_socket_or_global_random(module):
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_opens_with_its_idea(module):
     assert ast.get_docstring(ast.parse(MODULES[module].read_text()))
+
+
+#: The first two translate messages of msgspec for people; the third compares names of faults.
+MAY_COMPARE_TEXTS = {"raftd.config", "raftd.server.http.routes", "raftd.sim.swarm"}
+_WORDS = re.compile(r"[A-Za-z]{2,} [A-Za-z]{2,}")
+
+
+def compared_texts(path: Path) -> list[str]:
+    """Texts of two words or more that are compared with something, and exceptions whose text is."""
+    found = []
+    for item in ast.walk(ast.parse(path.read_text())):
+        compared: list[ast.expr] = []
+        if isinstance(item, ast.Compare):
+            compared = [item.left, *item.comparators]
+        elif isinstance(item, ast.Call) and isinstance(item.func, ast.Attribute) and item.func.attr in ("startswith", "endswith"):
+            compared = [*item.args, item.func.value]
+        for one in compared:
+            if isinstance(one, ast.Constant) and isinstance(one.value, str) and _WORDS.search(one.value):
+                found.append(one.value)
+            elif (isinstance(one, ast.Call) and isinstance(one.func, ast.Name) and one.func.id == "str") or (
+                isinstance(one, ast.Attribute) and one.attr in ("reason", "text")
+            ):
+                found.append(ast.unparse(one))
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_code_compares_messages(module):
+    """Outcomes are enums: `"is not known" in reason` once chose an HTTP status."""
+    assert module in MAY_COMPARE_TEXTS or not compared_texts(MODULES[module])
 
 
 @pytest.mark.parametrize("number", range(1, 36))

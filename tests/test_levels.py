@@ -8,7 +8,9 @@ import pytest
 from raftd.errors import TooOld
 from raftd.jobs.commands import FEATURE_LEVEL, Features, encode_payload
 from raftd.raft.messages import AddMember, Address, EntryKind
+from raftd.raft.outcomes import DONE, AdminResult
 from raftd.sim.cluster import SimCluster
+from raftd.wire.peer import RefusalCode
 from tests.test_node import follower, started
 
 NEWER = FEATURE_LEVEL + 1
@@ -69,10 +71,8 @@ def test_an_older_node_is_refused_by_the_others_and_told_what_to_do():
     cluster = risen()
     hello = msgspec.structs.replace(cluster[1].hello(), level=FEATURE_LEVEL)
     refusal = cluster[2].meet(hello, lambda: None)
-    assert refusal.reason == (
-        f"its raftd knows the features of level {FEATURE_LEVEL}, this cluster uses those of level {NEWER}: upgrade it"
-    )
-    assert not refusal.is_removed
+    assert refusal.text == (f"its raftd knows the features of level {FEATURE_LEVEL}, this cluster uses those of level {NEWER}: upgrade it")
+    assert refusal.code is RefusalCode.TOO_OLD
 
 
 def test_an_older_raftd_on_newer_data_ends_at_the_entry_that_it_must_not_pass():
@@ -111,10 +111,10 @@ def test_a_level_never_sinks():
 
 def test_a_learner_that_has_not_been_heard_holds_the_level_back():
     cluster = started()
-    outcomes: list[str] = []
-    cluster[cluster.leader].administer(AddMember(4, Address("sim", 4)), outcomes.append)
+    results: list[AdminResult] = []
+    cluster[cluster.leader].administer(AddMember(4, Address("sim", 4)), results.append)
     cluster.run(500)
-    assert outcomes == [""]
+    assert results == [DONE]
     for node in cluster.config.voters:
         restart(cluster, node, NEWER)
         cluster.run(1_000)

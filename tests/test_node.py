@@ -19,6 +19,7 @@ from raftd.jobs.budget import ABANDONED_STEPS, ANSWERS_STEPS, APPLY_STEPS, COSTS
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import dump, load
 from raftd.raft.messages import AddMember, Address, AppendEntries, EntryKind, InstallSnapshot, RemoveMember
+from raftd.raft.outcomes import DONE, AdminResult, Outcome
 from raftd.sim.cluster import SimCluster
 from raftd.sim.disk import Disk
 
@@ -375,7 +376,7 @@ def test_nodes_of_a_cluster_that_is_not_born_yet_must_have_the_same_configuratio
     assert hello.cluster_id == b""
     accepted = []
     refusal = cluster[2].meet(msgspec.structs.replace(hello, voters=(1, 2, 3, 4)), lambda: accepted.append(True))
-    assert "they must be the same everywhere" in refusal.reason
+    assert "they must be the same everywhere" in refusal.text
     assert accepted == []
 
 
@@ -386,7 +387,7 @@ def test_who_may_speak_with_a_cluster_that_is_born():
 
     def met(**changes) -> str | None:
         refusal = cluster[2].meet(msgspec.structs.replace(hello, **changes), lambda: accepted.append(True))
-        return refusal.reason if refusal is not None else None
+        return refusal.text if refusal is not None else None
 
     assert "is no member of this cluster: `raftd member add`" in met(node=4, cluster_id=b"")
     assert "another cluster of the same name" in met(cluster_id=b"x" * 16)
@@ -406,13 +407,13 @@ def test_r28_who_said_hello_before_it_was_known_as_a_member_is_recognised_by_its
     hello = msgspec.structs.replace(cluster[1].hello(), node=4, directory_id=b"z" * 16)
     node = cluster[follower(cluster)]
     assert node.meet(hello, lambda: None) is None
-    outcomes = []
-    cluster[cluster.leader].administer(AddMember(4, Address("127.0.0.1", 7_004)), outcomes.append)
+    results: list[AdminResult] = []
+    cluster[cluster.leader].administer(AddMember(4, Address("127.0.0.1", 7_004)), results.append)
     cluster.run(200)
-    assert outcomes == [""]
+    assert results == [DONE]
     assert node._store.identity.peers[4] == b"z" * 16
     refusal = node.meet(msgspec.structs.replace(hello, directory_id=b"y" * 16), lambda: None)
-    assert "its disk was wiped or replaced" in refusal.reason
+    assert "its disk was wiped or replaced" in refusal.text
 
 
 def test_a_frame_of_the_leader_that_takes_long_is_no_reason_for_an_election():
@@ -606,10 +607,10 @@ def test_a_leader_that_is_to_be_removed_hands_over_first_and_whoever_asked_hears
     cluster = started()
     leader = cluster.leader
     node = leader if asked == "the leader" else follower(cluster)
-    outcomes: list[str] = []
-    cluster[node].administer(RemoveMember(leader), outcomes.append)
-    assert cluster.run(1_000, lambda: bool(outcomes))
-    assert outcomes == [""]
+    results: list[AdminResult] = []
+    cluster[node].administer(RemoveMember(leader), results.append)
+    assert cluster.run(1_000, lambda: bool(results))
+    assert results == [DONE]
     assert leader not in cluster[node].raft.membership.members
     others = [other for other in cluster.config.voters if other != leader]
     assert any(cluster[other].raft.is_leader for other in others)
@@ -622,11 +623,11 @@ def test_what_an_operator_asks_during_an_election_waits_for_the_leader():
     asked = follower(cluster)
     cluster.run(200, lambda: cluster[asked].raft.leader == 0)
     cluster[asked].raft.leader = 0  # it has just heard that there is none
-    outcomes: list[str] = []
-    cluster[asked].administer(AddMember(9, Address("sim", 9)), outcomes.append)
-    assert outcomes == []
-    assert cluster.run(4_000, lambda: bool(outcomes))
-    assert outcomes == [""]
+    results: list[AdminResult] = []
+    cluster[asked].administer(AddMember(9, Address("sim", 9)), results.append)
+    assert results == []
+    assert cluster.run(4_000, lambda: bool(results))
+    assert results == [DONE]
 
 
 def test_without_a_quorum_an_operator_hears_that_there_is_no_leader():
@@ -636,12 +637,12 @@ def test_without_a_quorum_an_operator_hears_that_there_is_no_leader():
         if node != asked:
             cluster.crash(node)
     cluster.run(2_000)
-    outcomes: list[str] = []
-    cluster[asked].administer(AddMember(9, Address("sim", 9)), outcomes.append)
+    results: list[AdminResult] = []
+    cluster[asked].administer(AddMember(9, Address("sim", 9)), results.append)
     cluster.run(4_000)
-    assert outcomes == []
+    assert results == []
     cluster.run(2_000)
-    assert outcomes == ["no leader is known: ask again when one is elected"]
+    assert [result.outcome for result in results] == [Outcome.NO_LEADER]
 
 
 def test_r28_a_wiped_disk_is_refused_by_a_member_that_has_never_met_it():
@@ -654,7 +655,7 @@ def test_r28_a_wiped_disk_is_refused_by_a_member_that_has_never_met_it():
     hello = msgspec.structs.replace(cluster[2].hello(), directory_id=b"another one 1234")
     refusal = cluster[1].meet(hello, lambda: None)
     assert refusal is not None
-    assert "its disk was wiped or replaced" in refusal.reason
+    assert "its disk was wiped or replaced" in refusal.text
     assert cluster[1].meet(cluster[2].hello(), lambda: None) is None
 
 
@@ -738,12 +739,12 @@ def test_reads_of_a_gateway_that_was_closed_are_answered_to_nobody():
 def test_r28_a_member_that_was_added_after_a_removal_is_known_by_its_disk_everywhere():
     cluster = started()
     cluster.run(500)
-    outcomes: list[str] = []
+    results: list[AdminResult] = []
     gone = follower(cluster)
-    cluster[cluster.leader].administer(RemoveMember(gone), outcomes.append)
-    assert cluster.run(3_000, lambda: outcomes == [""])
-    cluster[cluster.leader].administer(AddMember(4, Address("sim", 4)), outcomes.append)
-    assert cluster.run(3_000, lambda: outcomes == ["", ""])
+    cluster[cluster.leader].administer(RemoveMember(gone), results.append)
+    assert cluster.run(3_000, lambda: results == [DONE])
+    cluster[cluster.leader].administer(AddMember(4, Address("sim", 4)), results.append)
+    assert cluster.run(3_000, lambda: results == [DONE, DONE])
     cluster.disks[4] = Disk()
     cluster.start(4)
     assert cluster.run(5_000, lambda: all(4 in process.node.machine.directories for process in cluster.processes.values()))

@@ -8,6 +8,7 @@ import pytest
 from raftd.jobs import commands as c
 from raftd.jobs import replies as r
 from raftd.raft.messages import EntryKind, Snapshot, TransferLead
+from raftd.raft.outcomes import DONE, AdminResult
 from raftd.sim.cluster import SimCluster
 from tests.test_node import Client, follower, started
 
@@ -221,10 +222,10 @@ def test_a_new_leader_that_is_low_waits_for_the_others_to_say_that_they_are_not(
     cluster.disks[heir].leave_room(KILO)
     cluster.run(2_000)
     since = cluster[heir].raft.log.last_index
-    outcomes: list[str] = []
-    cluster[cluster.leader].administer(TransferLead(heir), outcomes.append)
+    results: list[AdminResult] = []
+    cluster[cluster.leader].administer(TransferLead(heir), results.append)
     cluster.run(3_000)
-    assert outcomes == [""]
+    assert results == [DONE]
     assert rooms(cluster, heir, since) == []
 
 

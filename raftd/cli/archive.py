@@ -13,7 +13,7 @@ from random import SystemRandom
 
 from raftd.cli.common import fail, order
 from raftd.client.blocking import Connection
-from raftd.errors import CorruptionError, Refused, TooOld
+from raftd.errors import CommandRefused, CorruptionError, TooOld
 from raftd.jobs.commands import FEATURE_LEVEL
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import Loader, dump, load
@@ -31,9 +31,9 @@ Progress = Callable[[int, int], None]
 
 
 def check_new(path: str) -> None:
-    """Raises Refused if there is something already."""
+    """Raises CommandRefused if there is something already."""
     if os.path.lexists(path):
-        raise Refused(f"{path} is there already: nothing was changed. Take another name, or move it away")
+        raise CommandRefused(f"{path} is there already: nothing was changed. Take another name, or move it away")
 
 
 def back_up(connection: Connection, path: str, progress: Progress) -> Meta:
@@ -43,7 +43,7 @@ def back_up(connection: Connection, path: str, progress: Progress) -> Meta:
     reply = order(connection, BackupRequest(1), BackupReply)
     free = RealFileSystem().free(os.path.dirname(os.path.abspath(path)))
     if reply.size_bytes > free:
-        raise Refused(f"{path}: the backup has {reply.size_bytes} bytes, and {free} are free there")
+        raise CommandRefused(f"{path}: the backup has {reply.size_bytes} bytes, and {free} are free there")
 
     def chunks() -> Iterator[bytes]:
         done = 0
@@ -82,7 +82,7 @@ def back_up_directory(directory: str, path: str, note: Callable[[str], None]) ->
             if entry.kind is EntryKind.CONFIG:
                 configuration = decode(entry.data)
         if not machine.applied_index:
-            raise Refused(f"{directory} holds no entry: there is nothing to back up")
+            raise CommandRefused(f"{directory} holds no entry: there is nothing to back up")
         _check_level(machine)
         return _write(path, encode(Meta(log.identity.cluster, configuration, machine.applied_index, term, machine.now_ms), dump(machine)))
     finally:
@@ -90,12 +90,12 @@ def back_up_directory(directory: str, path: str, note: Callable[[str], None]) ->
 
 
 def check_directory(directory: str) -> None:
-    """Raises Refused if that is no node's."""
+    """Raises CommandRefused if that is no node's."""
     if any(os.path.exists(f"{directory}/{slot}") for slot in SLOTS):
         return
     nodes = sorted(name for name in (os.listdir(directory) if os.path.isdir(directory) else []) if name.isdigit())
     hint = f". Is {' or '.join(f'{directory}/{node}' for node in nodes)} meant?" if nodes else ""
-    raise Refused(f"{directory}: there is no data directory of a node{hint}")
+    raise CommandRefused(f"{directory}: there is no data directory of a node{hint}")
 
 
 def _write(path: str, parts: Iterator[bytes]) -> Meta:
@@ -133,16 +133,18 @@ def restore(path: str, directory: str, node: int, cluster: str | None, address: 
     what clients held is ready. Raises RaftdError or OSError; then nothing was changed."""
     fs = RealFileSystem()
     if not os.path.isfile(path):
-        raise Refused(f"{path}: there is no such file")
+        raise CommandRefused(f"{path}: there is no such file")
     if os.path.lexists(directory) and (not os.path.isdir(directory) or os.listdir(directory)):
-        raise Refused(f"{directory} is not empty: nothing was changed. Restore into a new directory; or stop its node, then move it away")
+        raise CommandRefused(
+            f"{directory} is not empty: nothing was changed. Restore into a new directory; or stop its node, then move it away"
+        )
     _check_nobody_listens(address)
     meta, machine = _read_backup(fs, path, progress)
     _check_level(machine)
     try:
         machine.close_everyone()
     except (KeyError, IndexError):  # whole, and yet nothing that a queue could have become
-        raise Refused(f"{path} is no backup of raftd: what it holds does not fit together. Nothing was changed") from None
+        raise CommandRefused(f"{path} is no backup of raftd: what it holds does not fit together. Nothing was changed") from None
     random = SystemRandom()
     configuration = Configuration(random.randbytes(ID_BYTES), (node,), addresses={node: address})
     new = Meta(cluster or meta.cluster, configuration, meta.index, meta.term, meta.time_ms)
@@ -173,7 +175,7 @@ def restore(path: str, directory: str, node: int, cluster: str | None, address: 
 
 
 def _read_backup(fs: RealFileSystem, path: str, progress: Progress) -> tuple[Meta, StateMachine]:
-    """Raises Refused."""
+    """Raises CommandRefused."""
     try:
         reader = SnapshotReader(fs, path)
         total, done = os.path.getsize(path), 0
@@ -185,17 +187,17 @@ def _read_backup(fs: RealFileSystem, path: str, progress: Progress) -> tuple[Met
         machine = loader.finish()
     except CorruptionError as damage:
         why = str(damage).partition(". Nothing")[0]
-        raise Refused(f"{path} is no backup of raftd, or it is damaged: {why}. Nothing was changed") from None
+        raise CommandRefused(f"{path} is no backup of raftd, or it is damaged: {why}. Nothing was changed") from None
     if machine.applied_index != reader.meta.index:
-        raise Refused(f"{path} is no backup of raftd: it holds the state at another entry than it says. Nothing was changed")
+        raise CommandRefused(f"{path} is no backup of raftd: it holds the state at another entry than it says. Nothing was changed")
     return reader.meta, machine
 
 
 def _check_nobody_listens(address: Address) -> None:
-    """A node that runs would write into what is restored, even if its directory has another name by now. Raises Refused."""
+    """A node that runs would write into what is restored, even if its directory has another name by now. Raises CommandRefused."""
     with socket.socket() as probe:
         probe.settimeout(1.0)
         if probe.connect_ex((address.host, address.peer)) == 0:
-            raise Refused(
+            raise CommandRefused(
                 f"something listens at {address.host}:{address.peer}, the peer door of this node: stop it first. Nothing was changed"
             )

@@ -112,7 +112,7 @@ def order(connection: Connection, request: Request, kind: type[_T]) -> _T:
 
     reply = connection.ask(request).reply
     if isinstance(reply, Failed):
-        fail(reply.reason)
+        fail(reply.text)
     if not isinstance(reply, kind):
         fail("the node answers something else")
     return reply

@@ -18,8 +18,6 @@ _POLL_S = 0.2
 _ID = click.IntRange(1, (1 << 63) - 1)
 _LOOK_S = 5.0
 _ANY_WIDTH = 1_000
-#: What an outcome that nobody can tell is said with.
-_UNKNOWN = "is not known"
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -138,18 +136,18 @@ def member_remove(node: int, at: Address | None, config: str | None, timeout: fl
 def _remove(node: int, at: Address | None, config: str | None, timeout: float) -> None:
     """The node that is asked may be the one that goes: then another knows whether it is done. Raises NoAnswer."""
     from raftd.client.blocking import NoAnswer
+    from raftd.raft.outcomes import Outcome
     from raftd.wire.client import Failed, RemoveMemberRequest
 
     try:
         with connect(at, config, timeout) as connection:
             reply = connection.ask(RemoveMemberRequest(1, node)).reply
-        why = reply.reason if isinstance(reply, Failed) else ""
-    except NoAnswer as reason:
-        why = f"no answer: {reason}"
-    if why and not (_UNKNOWN in why or why.startswith("no answer")):
-        fail(why)
-    if why and not _is_gone(node, at, config, timeout):
-        fail(why)
+        failure = reply.text if isinstance(reply, Failed) else ""
+        is_known = not isinstance(reply, Failed) or reply.outcome is not Outcome.UNKNOWN
+    except NoAnswer as error:
+        failure, is_known = f"no answer: {error}", False
+    if failure and (is_known or not _is_gone(node, at, config, timeout)):
+        fail(failure)
     click.echo(f"node {node} is no member any more")
 
 

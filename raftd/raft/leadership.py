@@ -10,9 +10,9 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from raftd.errors import Refused
 from raftd.raft.membership import check_free, encode, leave_joint, promote
 from raftd.raft.messages import Configuration, EntryKind, TimeoutNow
+from raftd.raft.outcomes import Outcome, Refused
 from raftd.raft.quorum import has_majority
 from raftd.raft.replication import Replication
 
@@ -53,19 +53,19 @@ class Leadership:
         raft = self._raft
         voters = raft.membership.latest.voters
         if target == raft.node:
-            raise Refused(f"node {target} leads already")
+            raise Refused(Outcome.ALREADY_LEADER, f"node {target} leads already")
         if target not in voters:
-            raise Refused(f"node {target} is no voter of this cluster: {', '.join(map(str, sorted(voters)))} are")
+            raise Refused(Outcome.NOT_VOTER, f"node {target} is no voter of this cluster: {', '.join(map(str, sorted(voters)))} are")
         self._check_no_transfer()
         if not self._replication.hears(target, self._heard_since):
-            raise Refused(f"node {target} has not been heard for an election timeout")
+            raise Refused(Outcome.NOT_HEARD, f"node {target} has not been heard for an election timeout")
         self._target = target
         self._give_up_tick = raft.tick_count + self._election_ticks
         self._is_asked = False
 
     def _check_no_transfer(self) -> None:
         if self._target:
-            raise Refused(f"the lead is being handed to node {self._target}: ask again when that is over")
+            raise Refused(Outcome.TRANSFER_IN_PROGRESS, f"the lead is being handed to node {self._target}: ask again when that is over")
 
     def best_successor(self) -> int:
         """Which voter is the nearest to this leader's log, 0 if none is heard."""
@@ -123,7 +123,9 @@ class Leadership:
         silent = [voter for voter in configuration.voters if voter != raft.node and not self._replication.hears(voter, self._heard_since)]
         if configuration.outgoing and 2 * len(silent) >= len(configuration.voters):
             who = ", ".join(map(str, silent))
-            raise Refused(f"of the voters that this would leave, {who} are not heard: nothing could be committed any more")
+            raise Refused(
+                Outcome.NO_MAJORITY_LEFT, f"of the voters that this would leave, {who} are not heard: nothing could be committed any more"
+            )
         return self._append(configuration)
 
     def _append(self, configuration: Configuration) -> int:

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 
 import msgspec
 
-from raftd.errors import UNDECODABLE, Refused
+from raftd.errors import UNDECODABLE
 from raftd.raft.messages import Address, Configuration, Entry, EntryKind
+from raftd.raft.outcomes import Outcome, Refused
 
 #: A name or an address, of any family.
 _HOST = re.compile(r"[A-Za-z0-9_.:%-]{1,255}")
@@ -99,24 +100,26 @@ def _list(nodes: Iterable[int]) -> str:
 def check_free(configuration: Configuration, index: int, commit_index: int, has_committed_own: bool) -> None:
     """R23 and R24."""
     if not has_committed_own:
-        raise Refused("the leader is new, and has not committed an entry of its own yet: ask again")
+        raise Refused(Outcome.LEADER_NOT_READY, "the leader is new, and has not committed an entry of its own yet: ask again")
     if configuration.outgoing or index > commit_index:
-        raise Refused("another change is under way: wait until it is done (`raftd member list`)")
+        raise Refused(Outcome.CHANGE_IN_PROGRESS, "another change is under way: wait until it is done (`raftd member list`)")
 
 
 def add_learner(configuration: Configuration, node: int, address: Address) -> Configuration:
     """`node` is sent everything from now on; it does not vote until it is promoted."""
     if node < 1:
-        raise Refused(f"{node} is no id of a node: they begin with 1")
+        raise Refused(Outcome.INVALID, f"{node} is no id of a node: they begin with 1")
     if not _HOST.fullmatch(address.host) or not 0 < address.peer < 65_536 or not 0 <= address.client < 65_536:
-        raise Refused(f"{address.host!a}:{address.peer} (client {address.client}) is no address of a node")
+        raise Refused(Outcome.INVALID, f"{address.host!a}:{address.peer} (client {address.client}) is no address of a node")
     if node in configuration.removed:
-        raise Refused(f"node {node} was a member and has been removed: ids are never used again, take another")  # R28
+        raise Refused(
+            Outcome.ID_USED_BEFORE, f"node {node} was a member and has been removed: ids are never used again, take another"
+        )  # R28
     if node in configuration.voters or node in configuration.learners:
-        raise Refused(f"node {node} is a member already")
+        raise Refused(Outcome.ALREADY_MEMBER, f"node {node} is a member already")
     others = {other: known for other, known in configuration.addresses.items() if (known.host, known.peer) == (address.host, address.peer)}
     if others:
-        raise Refused(f"node {_list(others)} has the address {address.host}:{address.peer} already")
+        raise Refused(Outcome.ADDRESS_IN_USE, f"node {_list(others)} has the address {address.host}:{address.peer} already")
     return msgspec.structs.replace(
         configuration,
         learners=tuple(sorted((*configuration.learners, node))),
@@ -127,11 +130,11 @@ def add_learner(configuration: Configuration, node: int, address: Address) -> Co
 def promote(configuration: Configuration, node: int, is_caught_up: bool) -> Configuration:
     """The learner `node` votes from now on: a joint configuration."""
     if node in configuration.voters:
-        raise Refused(f"node {node} votes already")
+        raise Refused(Outcome.ALREADY_VOTER, f"node {node} votes already")
     if node not in configuration.learners:
-        raise Refused(f"node {node} is no member: add it first")
+        raise Refused(Outcome.NOT_MEMBER, f"node {node} is no member: add it first")
     if not is_caught_up:
-        raise Refused(f"node {node} lags: it will be promoted by itself when it has caught up")
+        raise Refused(Outcome.NOT_CAUGHT_UP, f"node {node} lags: it will be promoted by itself when it has caught up")
     return msgspec.structs.replace(
         configuration,
         voters=tuple(sorted((*configuration.voters, node))),
@@ -148,9 +151,9 @@ def remove(configuration: Configuration, node: int) -> Configuration:
         learners = tuple(learner for learner in configuration.learners if learner != node)
         return msgspec.structs.replace(configuration, learners=learners, removed=removed, addresses=addresses)
     if node not in configuration.voters:
-        raise Refused(f"node {node} is no member: {_list((*configuration.voters, *configuration.learners))} are")
+        raise Refused(Outcome.NOT_MEMBER, f"node {node} is no member: {_list((*configuration.voters, *configuration.learners))} are")
     if len(configuration.voters) == 1:
-        raise Refused(f"node {node} is the only voter: without it there is no cluster")
+        raise Refused(Outcome.LAST_VOTER, f"node {node} is the only voter: without it there is no cluster")
     voters = tuple(voter for voter in configuration.voters if voter != node)
     return msgspec.structs.replace(configuration, voters=voters, outgoing=configuration.voters, removed=removed, addresses=addresses)
 

@@ -11,6 +11,8 @@ from enum import IntEnum
 
 import msgspec
 
+from raftd.raft.outcomes import Outcome
+
 
 class EntryKind(IntEnum):
     """What an entry's data means. The core itself never looks into it."""
@@ -209,10 +211,11 @@ class Admin(msgspec.Struct, frozen=True, array_like=True, tag=24, gc=False, forb
 
 
 class AdminReply(msgspec.Struct, frozen=True, array_like=True, tag=25, gc=False, forbid_unknown_fields=True):
-    """Why it was not done; empty if it was."""
+    """The answer to `Admin`. `number` is that of the request."""
 
     number: int
-    reason: str
+    outcome: Outcome
+    text: str
 
 
 Message = (

@@ -17,6 +17,7 @@ from raftd.jobs.replies import JobTooBig, Reply
 from raftd.limits import HELLO_FRAME_BYTES, HELLO_TIMEOUT_S, SNAPSHOT_CHUNK_BYTES, STRANGER_TEXT
 from raftd.node import Node
 from raftd.raft.messages import AddMember, Address, AdminRequest, PromoteMember, RemoveMember, Snapshot, TransferLead
+from raftd.raft.outcomes import AdminResult, Outcome
 from raftd.server.clients import Clients
 from raftd.server.door import DoorProtocol
 from raftd.server.stats import Counters, overview
@@ -94,7 +95,7 @@ class ClientProtocol(DoorProtocol):
             who = f"{getattr(address, 'host', address)}:{getattr(address, 'port', '')}"
             if self._clients.may_log():
                 self._log.info("the client at {who} is refused: {reason}", who=who, reason=reason)
-            self.say(w.encode_answer(w.Answer(0, 0, w.Failed(reason))))
+            self.say(w.encode_answer(w.Answer(0, 0, w.Failed(Outcome.INVALID, reason))))
             self.finish()
 
     def _handle(self, request: w.Request) -> None:
@@ -105,9 +106,9 @@ class ClientProtocol(DoorProtocol):
         match request:
             case w.PutRequest(body=body):
                 size += len(body)
-                wrong = self._wrong_with(request)
-                if wrong is not None:
-                    self._answer_here(request.id, w.Failed(wrong))
+                refusal = self._check_put(request)
+                if refusal is not None:
+                    self._answer_here(request.id, refusal)
                     return
                 if len(body) > self.node.max_job_size:
                     self._answer_here(request.id, JobTooBig())
@@ -115,12 +116,13 @@ class ClientProtocol(DoorProtocol):
                 command = c.Put(number, request.pri, request.delay_ms, request.ttr_ms, body, request.tube)
             case w.UseRequest(tube=tube) | w.WatchRequest(tube=tube) | w.IgnoreRequest(tube=tube):
                 if not is_tube_name(tube):
-                    self._answer_here(request.id, w.Failed(_BAD_TUBE))
+                    self._answer_here(request.id, w.Failed(Outcome.INVALID, _BAD_TUBE))
                     return
                 command = _ABOUT_TUBES[type(request)](number, tube)
             case w.ReserveRequest(timeout_ms=timeout_ms):
                 if timeout_ms is not None and not 0 <= timeout_ms <= _LONGEST_MS:
-                    self._answer_here(request.id, w.Failed(f"timeout_ms: expected 0 to {_LONGEST_MS}, or none to wait for ever"))
+                    text = f"timeout_ms: expected 0 to {_LONGEST_MS}, or none to wait for ever"
+                    self._answer_here(request.id, w.Failed(Outcome.INVALID, text))
                     return
                 command = c.Reserve(number, timeout_ms)
                 size += self.node.max_job_size  # what its answer may hold
@@ -144,7 +146,8 @@ class ClientProtocol(DoorProtocol):
                 size += SNAPSHOT_CHUNK_BYTES
                 self.began(size)
                 if not self.node.copy(index, offset, lambda data: self._say(request.id, size, w.Chunk(data))):
-                    self._say(request.id, size, w.Failed(f"there is no backup of entry {index} to be read here: ask for another"))
+                    text = f"this node keeps no backup of entry {index}: request another"
+                    self._say(request.id, size, w.Failed(Outcome.NO_SNAPSHOT, text))
                 return
             case w.TransferRequest() | w.AddMemberRequest() | w.PromoteMemberRequest() | w.RemoveMemberRequest():
                 self.began(size)
@@ -154,21 +157,24 @@ class ClientProtocol(DoorProtocol):
         self.session.submit(command, partial(self_answer, size))
         self.node.wake()
 
-    def _wrong_with(self, put: w.PutRequest) -> str | None:
+    def _check_put(self, put: w.PutRequest) -> w.Failed | None:
+        """Return the refusal of a put that this node does not accept, or None."""
         if put.tube and not is_tube_name(put.tube):
-            return _BAD_TUBE
+            return w.Failed(Outcome.INVALID, _BAD_TUBE)
         if not 0 <= put.pri <= _U32:
-            return f"pri: expected 0 to {_U32}"
+            return w.Failed(Outcome.INVALID, f"pri: expected 0 to {_U32}")
         if not 0 <= put.delay_ms <= _LONGEST_MS or not 0 <= put.ttr_ms <= _LONGEST_MS:
-            return f"delay_ms and ttr_ms: expected 0 to {_LONGEST_MS}"
-        return "this node is draining: put on another" if self._counters.draining else None
+            return w.Failed(Outcome.INVALID, f"delay_ms and ttr_ms: expected 0 to {_LONGEST_MS}")
+        if self._counters.draining:
+            return w.Failed(Outcome.DRAINING, "this node is draining: put on another")
+        return None
 
     def _answer_here(self, id: int, reply: w.Failed | JobTooBig) -> None:
         self.began(_REQUEST_BYTES)
         self.session.local(lambda: reply, partial(self._answered, id, _REQUEST_BYTES))
 
-    def _administered(self, id: int, size: int, reason: str) -> None:
-        self._say(id, size, w.Failed(reason) if reason else w.Done())
+    def _administered(self, id: int, size: int, result: AdminResult) -> None:
+        self._say(id, size, w.Done() if result.is_done else w.Failed(result.outcome, result.text))
 
     def _say(self, id: int, size: int, reply: w.NodeReply) -> None:
         """An answer of the node, not of the log."""
@@ -178,7 +184,7 @@ class ClientProtocol(DoorProtocol):
     def _back_up(self, id: int, size: int, result: object, index: int) -> None:
         def done(snapshot: Snapshot | None, why_not: str) -> None:
             if snapshot is None:
-                self._say(id, size, w.Failed(f"no snapshot could be written: {why_not}"))
+                self._say(id, size, w.Failed(Outcome.NO_SNAPSHOT, f"no snapshot could be written: {why_not}"))
             else:
                 self._say(id, size, w.BackupReply(snapshot.index, snapshot.size_bytes))
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from twisted.logger import Logger
 
+from raftd.note import Note
 from raftd.raft.messages import Configuration
 from raftd.raft.ready import Role, RoleChange
 from raftd.server.stats import Counters
@@ -54,8 +55,8 @@ class Teller:
             text = f"this node follows, in term {term}, and knows no leader: {reason}"
         self._tell("role", text, role=change.role.value, term=term, leader=change.leader, reason=reason)
 
-    def noted(self, text: str) -> None:
-        self._tell("note", text, text.startswith("WARNING"), note=text)
+    def noted(self, note: Note) -> None:
+        self._tell("note", note.text, note.is_warning, note=note.text)
 
     def members_changed(self, configuration: Configuration) -> None:
         self._members(configuration)

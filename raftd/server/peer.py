@@ -21,7 +21,7 @@ from raftd.limits import HELLO_TIMEOUT_S, PEER_STRANGERS, STRANGER_LINES, STRANG
 from raftd.node import Node
 from raftd.server.sockets import tune_peer, write_at_once
 from raftd.wire.frames import FrameDecoder
-from raftd.wire.peer import PeerMessage, Refusal, decode, decode_hello, encode, encode_hello
+from raftd.wire.peer import PeerMessage, Refusal, RefusalCode, decode, decode_hello, encode, encode_hello
 
 _RETRY_FIRST_S = 0.05
 _RETRY_LAST_S = 1.0
@@ -52,7 +52,9 @@ class PeerProtocol(Protocol):
 
     def connectionMade(self) -> None:
         tune_peer(self.transport)
-        self._hello_timeout = self._door.clock.callLater(HELLO_TIMEOUT_S, self._refuse, f"it said no hello within {HELLO_TIMEOUT_S:g} s")
+        self._hello_timeout = self._door.clock.callLater(
+            HELLO_TIMEOUT_S, self._refuse, Refusal(RefusalCode.TIMEOUT, f"no hello within {HELLO_TIMEOUT_S:g} s")
+        )
         self.transport.write(encode_hello(self._door.node.hello()))
 
     def dataReceived(self, data: bytes) -> None:
@@ -70,7 +72,7 @@ class PeerProtocol(Protocol):
                 else:
                     self._message(decode(body))
         except FrameError as error:
-            self._refuse(str(error))
+            self._refuse(Refusal(RefusalCode.INVALID_MESSAGE, str(error)))
             return
         if self._state is State.OPEN and self._decoder.is_in_frame:
             self._door.node.hearing_from(self.peer)
@@ -79,7 +81,8 @@ class PeerProtocol(Protocol):
         hello = decode_hello(body)
         self._hello_timeout.cancel()
         if self._expected and hello.node != self._expected:
-            self._refuse(f"node {hello.node} answers at the address that the configuration gives for node {self._expected}")
+            text = f"node {hello.node} answers at the address that the configuration gives for node {self._expected}"
+            self._refuse(Refusal(RefusalCode.OTHER_NODE, text))
             return
         self._state = State.WAITING
         self.peer = hello.node
@@ -87,7 +90,7 @@ class PeerProtocol(Protocol):
         self.transport.pauseProducing()
         refusal = self._door.node.meet(hello, self._accepted)
         if refusal is not None:
-            self._refuse(refusal.reason, refusal.is_removed)
+            self._refuse(refusal)
 
     def _accepted(self) -> None:
         if self._state is not State.WAITING:
@@ -105,12 +108,12 @@ class PeerProtocol(Protocol):
             self._door.heard(self.peer)
             self._door.node.receive(self.peer, message)
 
-    def _refuse(self, reason: str, is_removed: bool = False) -> None:
+    def _refuse(self, refusal: Refusal) -> None:
         """Tell both sides' operators why this connection is closed."""
         if self._state is State.CLOSED:
             return
-        self._door.refused(self.peer or self._expected, self.transport.getPeer(), reason)
-        self.transport.write(encode(Refusal(reason, is_removed)))
+        self._door.refused(self.peer or self._expected, self.transport.getPeer(), refusal.text)
+        self.transport.write(encode(refusal))
         self.close()
 
     def close(self) -> None:
@@ -239,8 +242,8 @@ class PeerDoor:
             self._log.warn("{who} is refused: {reason}", who=who, reason=reason)
 
     def was_refused(self, peer: int, refusal: Refusal) -> None:
-        if self._is_news(peer, refusal.reason):
-            self._log.warn("node {peer} refuses this node: {reason}", peer=peer, reason=refusal.reason)
+        if self._is_news(peer, refusal.text):
+            self._log.warn("node {peer} refuses this node: {reason}", peer=peer, reason=refusal.text)
         self.node.was_refused(refusal)
 
     def _is_news(self, who: object, reason: str) -> bool:

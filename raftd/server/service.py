@@ -168,8 +168,8 @@ class RaftdService(service.MultiService):
         )
         self._log.info("{line}", line=self._introduction())
         for note in opened.notes:
-            say = self._log.warn if note.startswith("WARNING") else self._log.info
-            say("recovery: {note}", note=note)
+            say = self._log.warn if note.is_warning else self._log.info
+            say("recovery: {note}", note=note.text)
         if opened.identity.doubtful:
             self._log.warn("this node may have lost entries that it acknowledged: its votes count for less until it has caught up")
         self._dial_members(node.raft.membership.latest)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from raftd.jobs.commands import FEATURE_LEVEL
 from raftd.raft.messages import AddMember, Address, PromoteMember, RemoveMember, Snapshot, TransferLead
+from raftd.raft.outcomes import AdminResult, Outcome
 from raftd.sim.checks import Violation
 from raftd.sim.disk import DAMAGES
 from raftd.sim.process import Process
@@ -151,7 +152,7 @@ class Faults:
         if asked is None:
             return False
         target = self._life.nodes[numbers[3] % len(self._life.nodes)]
-        asked.soon(asked.node.administer, TransferLead(target), self._told_of_transfer)
+        asked.soon(asked.node.administer, TransferLead(target), self._transferred)
         return True
 
     def _add(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
@@ -162,14 +163,14 @@ class Faults:
             return False
         new = life.spares.pop(0)
 
-        def told(reason: str) -> None:
-            life.counted("add: done" if not reason else "add: refused or unknown")
-            life.note(f"node {new} is added: {reason or 'yes'}")
-            if not reason:
+        def answered(result: AdminResult) -> None:
+            life.counted("add: done" if result.is_done else "add: refused or unknown")
+            life.note(f"node {new} is added: {result}")
+            if result.is_done:
                 life.nodes.append(new)
                 life.start_later(new, numbers[3] % life.options.longest_ms)
 
-        asked.soon(asked.node.administer, AddMember(new, Address("sim", new)), told)
+        asked.soon(asked.node.administer, AddMember(new, Address("sim", new)), answered)
         return True
 
     def _remove(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
@@ -180,11 +181,11 @@ class Faults:
         if asked is None or len(voters) <= max(1, len(life.nodes) // 2) or self.doubted() or life.unusable:
             return False
 
-        def told(reason: str) -> None:
-            life.counted("remove: done" if not reason else "remove: refused or unknown")
-            life.note(f"node {node} is removed: {reason or 'yes'}")
+        def answered(result: AdminResult) -> None:
+            life.counted("remove: done" if result.is_done else "remove: refused or unknown")
+            life.note(f"node {node} is removed: {result}")
 
-        asked.soon(asked.node.administer, RemoveMember(node), told)
+        asked.soon(asked.node.administer, RemoveMember(node), answered)
         return True
 
     def _replace(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
@@ -211,12 +212,12 @@ class Faults:
             if door is None:
                 life.scheduler.after(_ASK_AGAIN_MS * _MS, ask)
             else:
-                door.soon(door.node.administer, requests[0], told)
+                door.soon(door.node.administer, requests[0], answered)
 
-        def told(reason: str) -> None:
+        def answered(result: AdminResult) -> None:
             request = requests[0]
-            life.note(f"{request} is asked: {reason or 'done'}")
-            if not reason or "already" in reason or "is no member" in reason:
+            life.note(f"{request}: {result}")
+            if result.outcome in (Outcome.DONE, Outcome.ALREADY_MEMBER, Outcome.NOT_MEMBER):
                 life.counted(f"replace: {'added' if isinstance(request, AddMember) else 'removed'}")
                 if isinstance(request, AddMember) and new not in life.nodes:
                     life.nodes.append(new)
@@ -238,8 +239,8 @@ class Faults:
             self._kill(node, process, numbers, 10)
         return True
 
-    def _told_of_transfer(self, reason: str) -> None:
-        self._life.counted("transfer: done" if not reason else "transfer: refused, given up or unknown")
+    def _transferred(self, result: AdminResult) -> None:
+        self._life.counted("transfer: done" if result.is_done else "transfer: refused, given up or unknown")
 
     def _orderly_stop(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         if process is None or process.stopped:
@@ -566,12 +567,12 @@ class Faults:
             TransferLead(nobody),
         )[numbers[3] % 6]
 
-        def told(reason: str) -> None:
-            life.note(f"{request}: {reason}")
-            if not reason and not (isinstance(request, AddMember) and request.node not in life.checks.members):
+        def answered(result: AdminResult) -> None:
+            life.note(f"{request}: {result}")
+            if result.is_done and not (isinstance(request, AddMember) and request.node not in life.checks.members):
                 raise Violation(f"R28: {request} was done")
 
-        asked.soon(asked.node.administer, request, told)
+        asked.soon(asked.node.administer, request, answered)
         return True
 
     # -- disks --------------------------------------------------------------------------------

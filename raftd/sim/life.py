@@ -217,8 +217,10 @@ class Life:
     def counted(self, fault: str) -> None:
         self._counts[fault] += 1
 
+    def elected(self, process: Process) -> None:
+        self.elections += 1
+
     def tell(self, line: str) -> None:
-        self.elections += ": leader in term" in line
         self.note(line)
 
     def note(self, text: str) -> None:
@@ -259,7 +261,7 @@ class Life:
                 self._lose_power(node)
             self.start_later(node, 500)
             return
-        self.note(f"node {node} starts: {'; '.join(process.opened.notes)}")
+        self.note(f"node {node} starts: {'; '.join(note.text for note in process.opened.notes)}")
         if process.opened.identity.doubtful:
             self.counted("(start of a node in doubt)")
         self.faults.started(node)

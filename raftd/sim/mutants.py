@@ -44,6 +44,7 @@ from raftd.storage.records import Damage, Scan
 from raftd.storage.snapshots import Snapshots
 from raftd.storage.store import Store
 from raftd.storage.vote import Identity, VoteFile
+from raftd.wire.peer import Refusal
 
 #: (class, attribute, what to put there, given what stands there)
 Patch = tuple[Any, str, Callable[[Any], Any]]
@@ -297,14 +298,14 @@ def _repeated_grant_leaves_at_once(original: Any) -> Any:
     return on_request_vote
 
 
-@_mutant("any disk is taken for the node's", Node, "_why_not")
+@_mutant("any disk is taken for the node's", Node, "_check_hello")
 def _any_disk_is_taken(original: Any) -> Any:
-    def why_not(self: Node, hello: Any) -> str | None:
+    def check_hello(self: Node, hello: Any) -> Refusal | None:
         known = self.machine.directories.get(hello.node) or self._store.identity.peers.get(hello.node, hello.directory_id)
-        reason: str | None = original(self, msgspec.structs.replace(hello, directory_id=known))
-        return reason
+        refusal: Refusal | None = original(self, msgspec.structs.replace(hello, directory_id=known))
+        return refusal
 
-    return why_not
+    return check_hello
 
 
 @_mutant("directories that only the one who met them knows", Housekeeping, "_look_at_directories")

@@ -19,7 +19,7 @@ import msgspec
 from raftd.limits import PEER_TCP_TIMEOUT_MS
 from raftd.sim.scheduler import Scheduler
 from raftd.wire.frames import FrameDecoder
-from raftd.wire.peer import PeerMessage, decode, encode
+from raftd.wire.peer import PeerMessage, Refusal, decode, encode
 
 if TYPE_CHECKING:
     from raftd.sim.process import Process
@@ -87,7 +87,7 @@ class Network:
         self._random = random
         self._observer = observer
         self._connections: dict[tuple[int, int], Connection] = {}
-        self._refused: dict[tuple[int, int], str] = {}  # (by whom, who): why, so that it is said once
+        self._refused: dict[tuple[int, int], Refusal] = {}  # (by whom, who): why, so that it is said once
 
     # -- connections --------------------------------------------------------------------------
 
@@ -131,9 +131,9 @@ class Network:
             if refusal is None:
                 self._refused.pop((node, peer), None)
                 return
-            if self._refused.get((node, peer)) != refusal.reason:
-                self._refused[node, peer] = refusal.reason
-                process.told(f"node {peer} is refused: {refusal.reason}")
+            if self._refused.get((node, peer)) != refusal:
+                self._refused[node, peer] = refusal
+                process.told(f"node {peer} is refused: {refusal.text}")
             other = connection.ends[peer].process
             if (node, peer) not in self.cut:
                 self._scheduler.after(self._delay_us(node, peer), other.soon, other.node.was_refused, refusal)

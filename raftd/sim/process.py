@@ -18,8 +18,9 @@ from raftd.errors import CorruptionError
 from raftd.jobs.budget import Costs
 from raftd.limits import TICK_MS
 from raftd.node import Node, NodeConfig
+from raftd.note import Note
 from raftd.raft.messages import Configuration
-from raftd.raft.ready import Persist, RoleChange
+from raftd.raft.ready import Persist, Role, RoleChange
 from raftd.sim.disk import Disk, Interrupted
 from raftd.sim.network import Network
 from raftd.sim.scheduler import Call, NodeClock, Scheduler
@@ -46,6 +47,9 @@ class World(Protocol):
         """The process has done something."""
 
     def tell(self, line: str) -> None: ...
+
+    def elected(self, process: Process) -> None:
+        """Its node has become leader."""
 
     def durable(self, process: Process, persist: Persist) -> None:
         """Its storage has said that this is durable."""
@@ -263,10 +267,12 @@ class Process:
         self.world.tell(f"node {self.node_id}: {line}")
 
     def role_changed(self, change: RoleChange) -> None:
+        if change.role is Role.LEADER:
+            self.world.elected(self)
         self.told(f"{change.role.value} in term {change.term}, {change.reason}")
 
-    def noted(self, text: str) -> None:
-        self.told(text)
+    def noted(self, note: Note) -> None:
+        self.told(note.text)
 
     def members_changed(self, configuration: Configuration) -> None:
         self.told(f"members: {configuration.voters} {configuration.outgoing} {configuration.learners}")

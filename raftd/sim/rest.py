@@ -166,7 +166,7 @@ class Rest:
             return
         target = leader.node.raft.lead().best_successor()
         if target and target in self._alive and self._is_enough(self._alive.keys() - {target}):
-            leader.soon(leader.node.administer, TransferLead(target), lambda reason: None)
+            leader.soon(leader.node.administer, TransferLead(target), lambda result: None)
             life.end(life.running[target], power=False)
             life.start_later(target, 2 * life.options.election_timeout_ms)
             life.wait(_START_MS, self._all_run, lambda: "a node does not start again")

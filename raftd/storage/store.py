@@ -17,6 +17,7 @@ import msgspec
 from raftd.errors import ADVICE, CorruptionError, StorageError
 from raftd.histogram import LATENCIES, Histogram
 from raftd.limits import APPEND_BYTES, SEAL_IDLE_MS, SEGMENT_BYTES
+from raftd.note import Note
 from raftd.raft.membership import decode
 from raftd.raft.messages import Entry, EntryKind, Snapshot
 from raftd.raft.ready import NO_BASE, Base, Persist
@@ -44,7 +45,7 @@ class Opened(NamedTuple):
     identity: Identity
     base: Base
     entries: list[Entry]
-    notes: list[str]
+    notes: list[Note]
     older: list[tuple[int, int]]
 
 
@@ -179,7 +180,7 @@ class Store:
             self._fs.sync_directory(self.directory)
             self.snapshots.clean()
             self._fs.make_directory(f"{self.directory}/log")
-            return Opened(self.identity, NO_BASE, [], [f"a new data directory in {self.directory}"], [])
+            return Opened(self.identity, NO_BASE, [], [Note(f"a new data directory in {self.directory}")], [])
         self._check_owner(identity, self.identity)
         meta = self.snapshots.recover()
         if meta is not None:
@@ -187,12 +188,13 @@ class Store:
         base = meta.base if meta is not None else NO_BASE
         recovered = examine(self._fs, self.directory, identity, base, self._log)
         only_voter = _voters(identity, meta, recovered.entries) == {identity.node}
-        notes = [
-            f"read back {len(recovered.entries)} log entries ({recovered.size_bytes} bytes in {recovered.segments} segments), "
+        text = (
+            f"read {len(recovered.entries)} log entries ({recovered.size_bytes} bytes in {recovered.segments} segments), "
             f"term {identity.term}, from {self.directory}"
-        ]
+        )
+        notes = [Note(text)]
         if base.index:
-            notes.append(f"the state up to entry {base.index} is that of a snapshot")
+            notes.append(Note(f"a snapshot holds the state up to entry {base.index}"))
         self._vote.repair(identity)
         self._fs.make_directory(f"{self.directory}/log")  # of a node that ended in its very first start; not before its vote is durable
         self.snapshots.clean()
@@ -205,13 +207,13 @@ class Store:
             copy = self._log.cut(tail)
             told = f"the last {tail.size} bytes of log/{tail.name} were cut ({tail.reason}); a copy is log/{copy}"
             if not doubtful:
-                notes.append(f"{told}. They look like what a crash leaves of a write that was never acknowledged")
+                notes.append(Note(f"{told}. They are what a crash leaves of a write that was never acknowledged"))
             elif only_voter:
-                notes.append(f"WARNING: {told}. Jobs acknowledged in them, if any, are lost: no other node has a copy")
+                text = f"{told}. Jobs acknowledged in them, if any, are lost: no other node has a copy"
+                notes.append(Note(text, is_warning=True))
             else:
-                notes.append(
-                    f"WARNING: {told}. They may have been acknowledged, so this node's votes count for less until it has caught up"
-                )
+                text = f"{told}. They may have been acknowledged, so this node's votes count for less until it has caught up"
+                notes.append(Note(text, is_warning=True))
         self._log.sync_recovered()
         first = identity.first_segment
         entries, older = recovered.entries, recovered.older

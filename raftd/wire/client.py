@@ -13,6 +13,7 @@ import msgspec
 from raftd.errors import UNDECODABLE, FrameError
 from raftd.jobs.replies import Reply
 from raftd.raft.messages import Configuration
+from raftd.raft.outcomes import Outcome
 from raftd.wire.frames import VERSION, frame
 
 _MAGIC = b"raftd-client"
@@ -193,9 +194,10 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=41):
-    """Certainly not applied, unless `reason` says that this is not known; it says what to do."""
+    """The request was not carried out; with `Outcome.UNKNOWN` it may have been. `text` says what to do."""
 
-    reason: str
+    outcome: Outcome
+    text: str
 
 
 class Done(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=42):

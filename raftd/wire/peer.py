@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import msgspec
 
 from raftd.errors import UNDECODABLE, FrameError
@@ -25,11 +27,28 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     level: int
 
 
-class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=30, forbid_unknown_fields=True):
-    """The last thing said on a connection: why it is closed. `is_removed`: it is committed that the receiver is no member any more."""
+class RefusalCode(IntEnum):
+    """Why a node closes a connection. Programs compare these; the numbers are part of the protocol."""
 
-    reason: str
-    is_removed: bool = False
+    INVALID_MESSAGE = 0
+    TIMEOUT = 1
+    OTHER_CLUSTER = 2
+    OTHER_CONFIGURATION = 3
+    OTHER_NODE = 4  # another one answers at this address, or both have one id
+    NOT_MEMBER = 5
+    #: The receiver was a member. Its removal is committed: it must end.
+    REMOVED = 6
+    #: The log says so, and that entry may still be replaced.
+    REMOVED_UNCOMMITTED = 7
+    TOO_OLD = 8
+    OTHER_DIRECTORY = 9
+
+
+class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=30, forbid_unknown_fields=True):
+    """The last message on a connection: why the sender closes it."""
+
+    code: RefusalCode
+    text: str
 
 
 PeerMessage = Message | GatewayMessage | Admin | AdminReply | Refusal

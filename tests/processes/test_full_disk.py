@@ -67,7 +67,7 @@ def test_puts_are_refused_before_the_disk_is_full_deletes_go_on_and_it_recovers(
         least = min(map(free, small_disks))
         assert least > 0
         cluster.check()  # nobody has ended
-        assert any("the disk is low" in cluster.log(node) for node in cluster.nodes)
+        assert any("disk space is low" in cluster.log(node) for node in cluster.nodes)
         second = cluster.client(2)
         wait_for(lambda: int(second.stats()["current-jobs-ready"]) == len(ids), what="node 2 having all that was acknowledged")
         # every node refuses, and everything that makes room goes on, at every node

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from random import Random
+
+import pytest
 
 from raftd.limits import SNAPSHOT_CHUNK_BYTES
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
 from raftd.raft.messages import Configuration, Entry, EntryKind, InstallSnapshot, Message, PreVoteReply, RequestVoteReply, Snapshot
+from raftd.raft.outcomes import Outcome, Refused
 from raftd.raft.ready import NO_BASE, Base, ChunkFetch, EntriesFetch, HardState, Persist, ReadState, Role
 
 T = 25  # election ticks
 HEARTBEAT = 5
 WALL_MS = 1_700_000_000_000
+
+
+@contextmanager
+def refused(outcome: Outcome) -> Iterator[None]:
+    """What is done in here is refused with this outcome."""
+    with pytest.raises(Refused) as raised:
+        yield
+    assert raised.value.result.outcome is outcome
 
 
 def entries(*terms: int, first: int = 1) -> list[Entry]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raftd.errors import NotLeader, Refused
+from raftd.errors import NotLeader
 from raftd.raft import membership
 from raftd.raft.membership import Membership, add_learner, leave_joint, promote, remove
 from raftd.raft.messages import (
@@ -18,9 +18,10 @@ from raftd.raft.messages import (
     RequestVote,
     RequestVoteReply,
 )
+from raftd.raft.outcomes import Outcome
 from raftd.raft.quorum import Tally, has_majority, majority_value
 from raftd.raft.ready import HardState, Role
-from tests.raft.harness import Cluster, Disk, Peer, T, alone, led
+from tests.raft.harness import Cluster, Disk, Peer, T, alone, led, refused
 
 PLACES = {node: Address("127.0.0.1", 7_000 + node) for node in range(1, 9)}
 
@@ -92,7 +93,7 @@ def test_r23_no_change_before_an_entry_of_the_own_term_is_committed():
     cluster[2].campaign("the test says so")
     cluster.settle()
     assert cluster[2].is_leader
-    with pytest.raises(Refused, match="has not committed an entry of its own"):
+    with refused(Outcome.LEADER_NOT_READY):
         add(cluster, 4, leader=2)
     cluster.filter = lambda sender, to, message: True
     cluster.tick(T)
@@ -103,7 +104,7 @@ def test_r24_one_change_at_a_time():
     cluster = led()
     cluster.isolate(1)
     add(cluster, 4)
-    with pytest.raises(Refused, match="another change is under way"):
+    with refused(Outcome.CHANGE_IN_PROGRESS):
         add(cluster, 5)
     cluster.heal()
     cluster.tick(T // 2)
@@ -253,34 +254,34 @@ def test_r27_a_node_that_did_not_hear_of_its_removal_wins_nothing():
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("change", "outcome"),
     [
-        (lambda c: add_learner(c, 2, PLACES[2]), "node 2 is a member already"),
-        (lambda c: add_learner(c, 4, PLACES[4]), "node 4 is a member already"),
-        (lambda c: add_learner(c, 9, PLACES[4]), "node 4 has the address 127.0.0.1:7004 already"),
-        (lambda c: add_learner(c, 7, PLACES[7]), "node 7 was a member and has been removed: ids are never used again"),
-        (lambda c: add_learner(c, 0, PLACES[7]), "0 is no id of a node"),
-        (lambda c: promote(c, 2, True), "node 2 votes already"),
-        (lambda c: promote(c, 8, True), "node 8 is no member: add it first"),
-        (lambda c: promote(c, 4, False), "node 4 lags"),
-        (lambda c: remove(c, 8), "node 8 is no member: 1, 2, 4 are"),
+        (lambda c: add_learner(c, 2, PLACES[2]), Outcome.ALREADY_MEMBER),
+        (lambda c: add_learner(c, 4, PLACES[4]), Outcome.ALREADY_MEMBER),
+        (lambda c: add_learner(c, 9, PLACES[4]), Outcome.ADDRESS_IN_USE),
+        (lambda c: add_learner(c, 7, PLACES[7]), Outcome.ID_USED_BEFORE),
+        (lambda c: add_learner(c, 0, PLACES[7]), Outcome.INVALID),
+        (lambda c: promote(c, 2, True), Outcome.ALREADY_VOTER),
+        (lambda c: promote(c, 8, True), Outcome.NOT_MEMBER),
+        (lambda c: promote(c, 4, False), Outcome.NOT_CAUGHT_UP),
+        (lambda c: remove(c, 8), Outcome.NOT_MEMBER),
     ],
 )
-def test_r28_what_cannot_be_is_refused_with_the_reason(change, reason):
+def test_r28_what_cannot_be_is_refused_with_the_reason(change, outcome):
     configuration = Configuration(b"", (1, 2), learners=(4,), addresses={4: PLACES[4]}, removed=(7,))
-    with pytest.raises(Refused, match=reason):
+    with refused(outcome):
         change(configuration)
 
 
 def test_r28_the_last_voter_stays():
-    with pytest.raises(Refused, match="node 1 is the only voter"):
+    with refused(Outcome.LAST_VOTER):
         remove(Configuration(b"", (1,), learners=(2,)), 1)
 
 
 def test_r28_an_id_that_was_removed_never_comes_back():
     configuration = leave_joint(remove(Configuration(b"", (1, 2, 3)), 3))
     assert configuration == Configuration(b"", (1, 2), removed=(3,))
-    with pytest.raises(Refused, match="take another"):
+    with refused(Outcome.ID_USED_BEFORE):
         add_learner(configuration, 3, PLACES[3])
     assert leave_joint(promote(add_learner(configuration, 4, PLACES[4]), 4, True)).voters == (1, 2, 4)
 
@@ -292,7 +293,7 @@ def test_only_a_leader_changes_anything_and_not_while_it_hands_over():
     cluster.isolate(2)
     cluster.put(1, b"more")
     cluster[1].lead().transfer(2)
-    with pytest.raises(Refused, match="being handed to node 2"):
+    with refused(Outcome.TRANSFER_IN_PROGRESS):
         add(cluster, 4)
 
 
@@ -300,7 +301,7 @@ def test_a_removal_that_would_leave_no_majority_that_is_heard_is_refused():
     cluster = led()
     cluster.dead.add(3)
     cluster.tick(2 * T)
-    with pytest.raises(Refused, match="of the voters that this would leave, 3 are not heard"):
+    with refused(Outcome.NO_MAJORITY_LEFT):
         cluster[1].lead().change(lambda configuration: remove(configuration, 2))
     cluster[1].lead().change(lambda configuration: remove(configuration, 3))
     cluster.tick(T)
@@ -344,5 +345,5 @@ def test_a_restarted_node_finds_the_members_in_its_log():
     ],
 )
 def test_a_member_has_an_address_that_is_one(address):
-    with pytest.raises(Refused, match="is no address of a node"):
+    with refused(Outcome.INVALID):
         add_learner(Configuration(b"", (1,)), 2, address)

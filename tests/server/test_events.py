@@ -6,6 +6,7 @@ import pytest
 
 from raftd.jobs import commands as c
 from raftd.limits import EVENT_BEAT_S, EVENT_STREAMS, EVENTS_PER_TURN
+from raftd.note import Note
 from raftd.raft.messages import AppendEntries
 from raftd.server.http.stream import Events, Listening
 from raftd.server.operator import Teller
@@ -165,7 +166,7 @@ def test_who_does_not_keep_up_hears_of_the_gap_and_who_reads_nothing_goes():
     listening.pauseProducing()
     stream.told()
     put(cluster, *(b"%d" % number for number in range(8)))
-    door.teller.noted("something")
+    door.teller.noted(Note("something"))
     assert stream.told() == []
     listening.resumeProducing()
     cluster.run(50)

@@ -14,7 +14,7 @@ from raftd.limits import HELLO_TIMEOUT_S, PEER_STRANGERS
 from raftd.raft.messages import PreVote, PreVoteReply
 from raftd.server.peer import PeerDoor, PeerProtocol
 from raftd.wire.frames import FrameDecoder, frame
-from raftd.wire.peer import Hello, Refusal, decode, decode_hello, encode, encode_hello
+from raftd.wire.peer import Hello, Refusal, RefusalCode, decode, decode_hello, encode, encode_hello
 from tests.server.harness import MemoryTransport
 
 
@@ -35,7 +35,7 @@ class FakeNode:
 
     def meet(self, hello: Hello, accept) -> Refusal | None:
         if self.reason is not None:
-            return Refusal(self.reason)
+            return Refusal(RefusalCode.OTHER_CLUSTER, self.reason)
         if self.accept_at_once:
             accept()
         else:
@@ -119,7 +119,7 @@ class PeerDoorTests(SynchronousTestCase):
             protocol = self.connect()
             protocol.dataReceived(HELLO)
             self.assertTrue(protocol.transport.disconnecting)
-            self.assertEqual(self.said(protocol)[-1], Refusal(self.node.reason))
+            self.assertEqual(self.said(protocol)[-1], Refusal(RefusalCode.OTHER_CLUSTER, self.node.reason))
         self.assertEqual(len([line for line in self.lines if "node 2 is refused: it belongs to cluster" in line]), 1)
         self.assertEqual(self.door.retry_policy(2)(0), 1.0)
         self.node.reason = None
@@ -129,7 +129,7 @@ class PeerDoorTests(SynchronousTestCase):
     def test_what_the_other_side_refuses_is_logged(self) -> None:
         for _ in range(3):
             protocol = self.connect(expected=2)
-            protocol.dataReceived(HELLO + encode(Refusal("its disk was wiped")))
+            protocol.dataReceived(HELLO + encode(Refusal(RefusalCode.OTHER_DIRECTORY, "its disk was wiped")))
             self.assertTrue(protocol.transport.disconnecting)
             protocol.connectionLost(Failure(ConnectionDone()))
         self.assertEqual(self.lines, ["connected with node 2", "node 2 refuses this node: its disk was wiped"])

@@ -304,7 +304,7 @@ def test_a_doubtful_tail_is_marked_durably_before_it_is_cut():
     opened = machine.start()
     assert opened.identity.doubtful
     assert [item.index for item in opened.entries] == [1]
-    assert "WARNING" in opened.notes[1]
+    assert opened.notes[1].is_warning
     again = machine.power_cycle()  # the mark survives, the evidence need not
     assert again.identity.doubtful
     machine.write(state=HardState(1, 0, doubtful=False))

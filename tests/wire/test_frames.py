@@ -25,6 +25,7 @@ from raftd.raft.messages import (
     RequestVote,
     RequestVoteReply,
 )
+from raftd.raft.outcomes import Outcome
 from raftd.wire import client, peer
 from raftd.wire.buffer import Buffer
 from raftd.wire.frames import FrameDecoder, frame
@@ -122,7 +123,7 @@ MESSAGES = [
     ReadIndexReply(5, 77, 12, 101),
     Forward(2, 1, 9, b"payload"),
     ForwardRefused(2, 1, 9),
-    peer.Refusal("why"),
+    peer.Refusal(peer.RefusalCode.TIMEOUT, "why"),
 ]
 
 
@@ -197,7 +198,14 @@ def test_requests_and_answers_survive_the_wire():
     ):
         (body,) = decode(client.encode_request(request))
         assert client.decode_request(body) == request
-    for reply in (client.BackupReply(3, 900), client.Chunk(b"x"), Inserted(4), Reserved(4, b"b", 2), client.Failed("why"), STATUS):
+    for reply in (
+        client.BackupReply(3, 900),
+        client.Chunk(b"x"),
+        Inserted(4),
+        Reserved(4, b"b", 2),
+        client.Failed(Outcome.BUSY, "why"),
+        STATUS,
+    ):
         (body,) = decode(client.encode_answer(client.Answer(1, 9, reply)))
         assert client.decode_answer(body).reply == reply
 

@@ -7,6 +7,7 @@ from typing import Any
 from raftd.limits import HTTP_ANSWER_S
 from raftd.node import Node
 from raftd.raft.messages import AddMember, Address, AdminRequest, PromoteMember, RemoveMember, TransferLead
+from raftd.raft.outcomes import AdminResult, Outcome
 from raftd.server.http import shapes as s
 from raftd.server.http.routes import Ask, route
 
@@ -48,15 +49,15 @@ class ClusterApi:
             "The cluster has not answered in time. GET /v1/cluster shows what became of it.",
         )
 
-        def outcome(reason: str) -> None:
+        def answered(result: AdminResult) -> None:
             if late.active():
                 late.cancel()
-            if not reason:
+            if result.is_done:
                 ask.call.say(200, self._view())
             else:
-                ask.call.problem("outcome-unknown" if "is not known" in reason else "refused", reason)
+                ask.call.problem("outcome-unknown" if result.outcome is Outcome.UNKNOWN else "refused", result.text)
 
-        self._node.administer(request, outcome)
+        self._node.administer(request, answered)
 
     @route("POST", "/v1/cluster/transfer", s.Cluster, body=s.Transfer, problems=_PROBLEMS)
     def _transfer(self, ask: Ask) -> None:
