@@ -73,7 +73,7 @@ class Options(usage.Options):
         else:
             self.config, self.node = _only(self["node"], own, self["data"])
         if self["join"] is not None:
-            from raftd.joining import join  # only who joins needs it
+            from raftd.server.join import join  # only who joins needs it
 
             self.config, self.voters, self.note = join(_door(self["join"]), self.config, self.node, self["config"] is not None)
 

@@ -25,6 +25,7 @@ RAFTD_REWRITE=1 to write what is seen now into the files; then read the differen
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from raftd.jobs import commands as c
@@ -103,7 +104,7 @@ class Script:
     def do_restart(self, *nodes: str) -> None:
         for node in nodes:
             self.cluster.start(int(node))
-            self.seen += [f"node {node}: {note}" for note in self.cluster.processes[int(node)].opened.notes]
+            self.seen += [f"node {node}: {note.text}" for note in self.cluster.processes[int(node)].opened.notes]
         self.cluster.run(5)
 
     def do_wipe(self, node: str) -> None:
@@ -225,6 +226,9 @@ class Client:
         self.process.node.wake()
 
 
+_BYTES = re.compile(r"\b\d+ bytes\b")
+
+
 def run_script(path: Path, rewrite: bool = False) -> tuple[str, str]:
     """What the file says and what was seen now, both as text."""
     text = path.read_text()
@@ -240,7 +244,7 @@ def run_script(path: Path, rewrite: bool = False) -> tuple[str, str]:
         out.append("\n".join([*comments, *commands, "----", *script.block(commands)]))
     if script.cluster is not None and script.cluster.failures:
         out.append(f"# a node failed: {script.cluster.failures}")
-    seen = "\n\n".join(out) + "\n"
+    seen = _BYTES.sub("… bytes", "\n\n".join(out) + "\n")  # how large a format is, is no part of what a script says
     if rewrite:
         path.write_text(seen)
     return text, seen

@@ -1,4 +1,4 @@
-"""The plan of the house: who may import whom, and that every rule has its test."""
+"""The layers of raftd: which package may import which, and that every rule has its test."""
 
 from __future__ import annotations
 
@@ -9,80 +9,42 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-COMMON = {"raftd", "raftd.errors", "raftd.limits", "raftd.note"}
-#: Each room of raftd: what of raftd it may import, and whether it may know Twisted.
-ROOMS: dict[str, tuple[set[str], bool]] = {
+COMMON = {"raftd", "raftd.errors", "raftd.limits", "raftd.note", "raftd.histogram"}
+_NODE = {"raftd.node", "raftd.raft", "raftd.jobs", "raftd.storage", "raftd.wire"}
+#: Each package of raftd, and each module beside them: what of raftd it may import, and whether it may import Twisted.
+PACKAGES: dict[str, tuple[set[str], bool]] = {
     "raftd.limits": (set(), False),
     "raftd.errors": (set(), False),
     "raftd.note": (set(), False),
+    "raftd.histogram": (set(), False),
     "raftd.config": (set(), False),
     "raftd.raft": ({"raftd.raft"}, False),
     "raftd.jobs": ({"raftd.jobs"}, False),
     "raftd.wire": ({"raftd.wire", "raftd.raft.messages", "raftd.raft.outcomes", "raftd.jobs.commands", "raftd.jobs.replies"}, False),
-    "raftd.storage": ({"raftd.histogram", "raftd.storage", "raftd.raft.messages", "raftd.raft.membership", "raftd.raft.ready"}, False),
-    "raftd.room": (set(), False),
-    "raftd.histogram": (set(), False),
-    "raftd.backups": ({"raftd.raft.messages"}, False),
-    "raftd.compaction": ({"raftd.backups", "raftd.raft", "raftd.room", "raftd.jobs", "raftd.storage"}, False),
-    "raftd.gateway": ({"raftd.histogram", "raftd.jobs"}, False),
-    "raftd.recent": ({"raftd.jobs"}, False),
-    "raftd.admin": ({"raftd.raft"}, False),
-    "raftd.node": (
-        {
-            *("raftd.admin", "raftd.backups", "raftd.compaction", "raftd.gateway", "raftd.histogram", "raftd.housekeeping"),
-            *("raftd.raft", "raftd.recent", "raftd.jobs", "raftd.storage", "raftd.wire"),
-        },
-        False,
-    ),
-    "raftd.housekeeping": ({"raftd.raft", "raftd.jobs", "raftd.storage.store"}, False),
-    "raftd.sim": (
-        {
-            "raftd.sim",
-            "raftd.raft",
-            "raftd.jobs",
-            "raftd.storage",
-            "raftd.gateway",
-            "raftd.housekeeping",
-            "raftd.recent",
-            "raftd.wire",
-            "raftd.node",
-        },
-        True,
-    ),
-    "raftd.server": (
-        {
-            "raftd.server",
-            "raftd.config",
-            "raftd.histogram",
-            "raftd.raft",
-            "raftd.jobs",
-            "raftd.storage",
-            "raftd.gateway",
-            "raftd.recent",
-            "raftd.wire",
-            "raftd.node",
-        },
-        True,
-    ),
+    "raftd.storage": ({"raftd.storage", "raftd.raft.messages", "raftd.raft.membership", "raftd.raft.ready"}, False),
+    "raftd.node": (_NODE, False),
+    "raftd.sim": ({"raftd.sim", *_NODE}, True),
     "raftd.client": ({"raftd.client", "raftd.wire"}, False),
-    "raftd.joining": ({"raftd.client", "raftd.config", "raftd.raft.messages", "raftd.storage", "raftd.wire"}, False),
-    "raftd.cli": (
-        {"raftd.cli", "raftd.client", "raftd.config", "raftd.jobs", "raftd.raft", "raftd.sim", "raftd.storage", "raftd.wire"},
-        True,
-    ),
+    "raftd.server": ({"raftd.server", "raftd.client", "raftd.config", *_NODE}, True),
+    "raftd.bench": ({"raftd.bench", "raftd.cli", "raftd.client", "raftd.config", "raftd.sim", *_NODE}, True),
+    "raftd.cli": ({"raftd.cli", "raftd.bench", "raftd.client", "raftd.config", "raftd.sim", *_NODE}, True),
     "raftd.__main__": ({"raftd.cli"}, False),
-    "raftd.tap": ({"raftd.server", "raftd.config", "raftd.joining"}, True),
+    "raftd.tap": ({"raftd.server", "raftd.config"}, True),
 }
 PURE = (
     "raftd.raft",
     "raftd.jobs",
     "raftd.wire",
-    "raftd.gateway",
-    "raftd.admin",
-    "raftd.room",
-    "raftd.backups",
     "raftd.histogram",
-    "raftd.recent",
+    "raftd.note",
+    "raftd.node.gateway",
+    "raftd.node.session",
+    "raftd.node.reads",
+    "raftd.node.admission",
+    "raftd.node.admin",
+    "raftd.node.disk_space",
+    "raftd.node.backups",
+    "raftd.node.job_events",
 )
 IMPURE_MODULES = {"os", "sys", "socket", "time", "datetime", "threading", "subprocess", "asyncio", "select", "secrets", "uuid", "pickle"}
 
@@ -105,8 +67,8 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def is_in(module: str, room: str) -> bool:
-    return module == room or module.startswith(room + ".")
+def is_in(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -114,21 +76,23 @@ def test_imports_point_one_way(module):
     if module == "raftd":
         assert not imports(MODULES[module])
         return
-    (room,) = [room for room in ROOMS if is_in(module, room)]
-    allowed, knows_twisted = ROOMS[room]
+    (package,) = [package for package in PACKAGES if is_in(module, package)]
+    allowed, knows_twisted = PACKAGES[package]
     for imported in imports(MODULES[module]):
         if is_in(imported, "raftd"):
             assert imported in COMMON or any(is_in(imported, other) for other in allowed), f"{module} imports {imported}"
         if is_in(imported, "twisted") or is_in(imported, "zope"):
             assert knows_twisted, f"{module} imports {imported}"
-        assert imported not in ("twisted.internet", "twisted.internet.reactor") or room in ("raftd.server", "raftd.cli"), (
-            f"{module} knows a reactor"
-        )
+        assert imported not in ("twisted.internet", "twisted.internet.reactor") or package in (
+            "raftd.server",
+            "raftd.cli",
+            "raftd.bench",
+        ), f"{module} knows a reactor"
         assert imported.split(".")[0] != "pickle"
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if any(is_in(module, room) for room in PURE)])
-def test_pure_rooms_know_no_clock_file_socket_or_global_random(module):
+@pytest.mark.parametrize("module", [module for module in MODULES if any(is_in(module, package) for package in PURE)])
+def test_pure_packages_know_no_clock_file_socket_or_global_random(module):
     path = MODULES[module]
     for imported in imports(path):
         assert imported.split(".")[0] not in IMPURE_MODULES, f"{module} imports {imported}"
@@ -142,8 +106,8 @@ def test_every_module_opens_with_its_idea(module):
     assert ast.get_docstring(ast.parse(MODULES[module].read_text()))
 
 
-#: The first two translate messages of msgspec for people; the third compares names of faults.
-MAY_COMPARE_TEXTS = {"raftd.config", "raftd.server.http.routes", "raftd.sim.swarm"}
+#: The first two translate messages of msgspec for people; the others compare names of faults and events.
+MAY_COMPARE_TEXTS = {"raftd.config", "raftd.server.http.routes", "raftd.sim.life", "raftd.sim.faults", "raftd.sim.swarm"}
 _WORDS = re.compile(r"[A-Za-z]{2,} [A-Za-z]{2,}")
 
 

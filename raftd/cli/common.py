@@ -33,8 +33,8 @@ def fail(reason: object) -> NoReturn:
 @contextmanager
 def working() -> Iterator[None]:
     """What goes wrong is said in one line; what was started is taken along."""
+    from raftd.bench.local import LocalError
     from raftd.cli import signals
-    from raftd.cli.local import LocalError
     from raftd.client.blocking import NoAnswer
 
     signals.end_in_order()

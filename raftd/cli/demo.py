@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from raftd.bench.local import LocalCluster, LocalError, wait_for
+from raftd.bench.workload import Workload, connect
 from raftd.cli.console import wide
-from raftd.cli.local import LocalCluster, LocalError, wait_for
-from raftd.cli.workload import Workload, connect
 
 NODES = 3
 KILLS = 2

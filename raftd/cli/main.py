@@ -72,10 +72,10 @@ def bench(entries: bool, **asked: Any) -> None:
     """
     from rich.console import Console
 
-    from raftd.cli import bench as it
+    from raftd.bench import rates as it
 
     if entries:
-        from raftd.cli.entries import Size, measure, show
+        from raftd.bench.entries import Size, measure, show
 
         with working():
             good = show(measure(Size(), Console()), Console())
@@ -103,7 +103,7 @@ def scale(jobs: int, size: int, churn: bool, data: Path | None) -> None:
     """
     from rich.console import Console
 
-    from raftd.cli import scale as it
+    from raftd.bench import capacity as it
 
     with working():
         it.run(jobs, size, churn, data, Console())
@@ -159,7 +159,7 @@ def chaos(minutes: float) -> None:
     """
     from rich.console import Console
 
-    from raftd.cli import chaos as it
+    from raftd.bench import chaos as it
 
     if minutes != minutes:
         raise click.BadParameter("it must be a number", param_hint="--minutes")

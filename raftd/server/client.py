@@ -15,7 +15,7 @@ from raftd.jobs import commands as c
 from raftd.jobs.budget import LONG_ANSWER_STEPS
 from raftd.jobs.replies import JobTooBig, Reply
 from raftd.limits import HELLO_FRAME_BYTES, HELLO_TIMEOUT_S, SNAPSHOT_CHUNK_BYTES, STRANGER_TEXT
-from raftd.node import Node
+from raftd.node.loop import Node
 from raftd.raft.messages import AddMember, Address, AdminRequest, PromoteMember, RemoveMember, Snapshot, TransferLead
 from raftd.raft.outcomes import AdminResult, Outcome
 from raftd.server.clients import Clients

@@ -16,9 +16,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from raftd.gateway import Session
 from raftd.limits import CLIENT_SHARE_MS, CONNECTION_BYTES, CONNECTION_IN_FLIGHT, NO_PROGRESS_S, REPLY_BYTES
-from raftd.node import Node
+from raftd.node.loop import Node
+from raftd.node.session import Session
 from raftd.server.clients import Clients
 from raftd.server.sockets import tune, unsent, write_at_once
 

@@ -15,7 +15,7 @@ from raftd.jobs import queries as q
 from raftd.jobs.budget import LONG_ANSWER_STEPS
 from raftd.jobs.model import Job
 from raftd.jobs.replies import Reply, Using
-from raftd.node import Node
+from raftd.node.loop import Node
 from raftd.server.clients import Clients
 from raftd.server.door import DoorProtocol
 from raftd.server.stats import Counters, stats

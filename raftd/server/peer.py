@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from raftd.errors import FrameError
 from raftd.limits import HELLO_TIMEOUT_S, PEER_STRANGERS, STRANGER_LINES, STRANGER_TEXT
-from raftd.node import Node
+from raftd.node.loop import Node
 from raftd.server.sockets import tune_peer, write_at_once
 from raftd.wire.frames import FrameDecoder
 from raftd.wire.peer import PeerMessage, Refusal, RefusalCode, decode, decode_hello, encode, encode_hello
@@ -88,7 +88,7 @@ class PeerProtocol(Protocol):
         self.peer = hello.node
         self._decoder.greeted()
         self.transport.pauseProducing()
-        refusal = self._door.node.meet(hello, self._accepted)
+        refusal = self._door.node.handle_hello(hello, self._accepted)
         if refusal is not None:
             self._refuse(refusal)
 

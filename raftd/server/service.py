@@ -25,7 +25,7 @@ from raftd.config import Config
 from raftd.errors import StorageError, TooOld
 from raftd.jobs.commands import Settings
 from raftd.limits import HAND_OVER_S, HANGUP_CHECK_S, LAST_WORDS_S, NO_LEADER_REMINDER_S, SEGMENTS_PER_SNAPSHOT, STOP_TIMEOUT_S, TICK_MS
-from raftd.node import Node, NodeConfig
+from raftd.node.loop import Node, NodeConfig
 from raftd.raft.messages import Address, Configuration
 from raftd.server.client import ClientFactory
 from raftd.server.clients import Clients, most_clients

@@ -10,7 +10,7 @@ from collections import Counter
 
 import raftd
 from raftd.jobs.queries import Stats, job_counts
-from raftd.node import Node
+from raftd.node.loop import Node
 from raftd.wire.client import Status
 
 _COMMANDS = (

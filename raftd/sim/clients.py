@@ -10,13 +10,13 @@ from zlib import crc32
 
 import msgspec
 
-from raftd.gateway import Session
 from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs import replies as r
 from raftd.jobs.budget import LONG_ANSWER_STEPS
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.model import Job
+from raftd.node.session import Session
 from raftd.sim.checks import Checks, Violation
 from raftd.sim.history import Call
 from raftd.sim.process import Process

@@ -13,7 +13,7 @@ import msgspec
 from raftd.jobs.budget import COSTS
 from raftd.jobs.commands import Settings
 from raftd.limits import ELECTION_TIMEOUT_MS, HEARTBEAT_MS, MAX_JOB_BYTES, SESSION_GRACE_MS, SNAPSHOT_LOG_BYTES
-from raftd.node import Node, NodeConfig
+from raftd.node.loop import Node, NodeConfig
 from raftd.raft.ready import Persist
 from raftd.sim.disk import Disk, Keep, keep_nothing
 from raftd.sim.network import Network, Weather

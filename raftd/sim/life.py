@@ -21,7 +21,7 @@ from raftd.errors import StorageError, TooOld
 from raftd.jobs.budget import Costs
 from raftd.jobs.commands import FEATURE_LEVEL, Settings
 from raftd.limits import MAX_JOB_BYTES, TICK_MS
-from raftd.node import NodeConfig
+from raftd.node.loop import NodeConfig
 from raftd.raft.ready import Persist
 from raftd.sim import history
 from raftd.sim.checks import Checks, Violation
@@ -330,8 +330,8 @@ def _budgeted(costs: Costs) -> dict[str, object]:
     return {
         "raftd.jobs.machine.COSTS": costs,
         "raftd.jobs.budget.COSTS": costs,
-        "raftd.gateway.COSTS": costs,
-        "raftd.gateway.BATCH_STEPS": costs.commands,
+        "raftd.node.gateway.COSTS": costs,
+        "raftd.node.gateway.BATCH_STEPS": costs.commands,
         "raftd.jobs.budget.APPLY_STEPS": costs.entry,
         "raftd.jobs.budget.READS_STEPS": costs.entry // 2,
         "raftd.jobs.budget.ANSWERS_STEPS": costs.entry // 2,

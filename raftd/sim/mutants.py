@@ -12,10 +12,7 @@ from typing import Any
 
 import msgspec
 
-from raftd import gateway
 from raftd.errors import CorruptionError
-from raftd.gateway import Gateway, Read, Session
-from raftd.housekeeping import Housekeeping
 from raftd.jobs import commands as c
 from raftd.jobs import replies as r
 from raftd.jobs.keys import Keys
@@ -25,9 +22,15 @@ from raftd.jobs.model import State
 from raftd.jobs.pages import SortedPages
 from raftd.jobs.snapshot import Loader
 from raftd.jobs.timers import Kind
-from raftd.node import Node
-from raftd.raft.core import Raft
-from raftd.raft.leadership import Leadership
+from raftd.node import gateway
+from raftd.node.admission import Admission
+from raftd.node.gateway import Gateway
+from raftd.node.job_events import Recent
+from raftd.node.loop import Node
+from raftd.node.proposals import Housekeeping
+from raftd.node.reads import Reads
+from raftd.node.session import Read, Session
+from raftd.raft.core import Leadership, Raft
 from raftd.raft.log import Log
 from raftd.raft.logtime import LogClock
 from raftd.raft.membership import Membership, leave_joint
@@ -37,7 +40,6 @@ from raftd.raft.quorum import majority_value
 from raftd.raft.reads import PendingReads
 from raftd.raft.ready import HardState, Persist
 from raftd.raft.replication import Replication
-from raftd.recent import Recent
 from raftd.sim.disk import MemoryFile, MemoryFileSystem
 from raftd.storage.log import SegmentedLog, Tail
 from raftd.storage.records import Damage, Scan
@@ -298,14 +300,14 @@ def _repeated_grant_leaves_at_once(original: Any) -> Any:
     return on_request_vote
 
 
-@_mutant("any disk is taken for the node's", Node, "_check_hello")
+@_mutant("any disk is taken for the node's", Admission, "check")
 def _any_disk_is_taken(original: Any) -> Any:
-    def check_hello(self: Node, hello: Any) -> Refusal | None:
-        known = self.machine.directories.get(hello.node) or self._store.identity.peers.get(hello.node, hello.directory_id)
-        refusal: Refusal | None = original(self, msgspec.structs.replace(hello, directory_id=known))
+    def check(self: Admission, hello: Any, machine: StateMachine) -> Refusal | None:
+        known = machine.directories.get(hello.node) or self._store.identity.peers.get(hello.node, hello.directory_id)
+        refusal: Refusal | None = original(self, msgspec.structs.replace(hello, directory_id=known), machine)
         return refusal
 
-    return check_hello
+    return check
 
 
 @_mutant("directories that only the one who met them knows", Housekeeping, "_look_at_directories")
@@ -468,52 +470,57 @@ def _read_token_reused(original: Any) -> Any:
     return start_round
 
 
-@_mutant("read an entry early", Node, "_run_reads")
+@_mutant("read an entry early", Reads, "run")
 def _read_an_entry_early(original: Any) -> Any:
-    def run_reads(self: Node) -> None:
+    def run(self: Reads, machine: StateMachine, is_open: bool) -> None:
         """Says that it has seen the entry."""
-        for place, (index, context, clock_ms, reads) in enumerate(self._reads_ready):
-            if index == self.machine.applied_index + 1:
+        for place, (index, number, clock_ms, reads) in enumerate(self._ready):
+            if index == machine.applied_index + 1:
                 early = [read._replace(done=_claiming(read.done, index)) for read in reads]
-                self._reads_ready[place] = (index - 1, context, clock_ms, early)
-        self._reads_ready.sort(key=lambda ready: ready[:2])
-        original(self)
+                self._ready[place] = (index - 1, number, clock_ms, early)
+        self._ready.sort(key=lambda ready: ready[:2])
+        original(self, machine, is_open)
 
-    return run_reads
+    return run
 
 
 def _claiming(done: Any, index: int) -> Any:
     return lambda result, at_index: done(result, max(index, at_index))
 
 
-@_mutant("read at what the node has applied", Node, "_ask_reads")
+@_mutant("read at what the node has applied", Node, "_turn")
 def _read_at_what_is_applied(original: Any) -> Any:
-    def ask_reads(self: Node, now_ms: int) -> None:
-        if self.gateway.reads and self._route is not None:
-            reads = list(self.gateway.reads.values())
-            self.gateway.reads.clear()
-            self._read_number += 1
-            self._reads_ready.append((self.machine.applied_index, self._read_number, self.raft.clock_ms() or 0, reads))
-            self._reads_ready.sort(key=lambda ready: ready[:2])
+    def turn(self: Node) -> None:
+        def start_round(now_ms: int) -> None:
+            if self.gateway.reads:
+                pending = list(self.gateway.reads.values())
+                self.gateway.reads.clear()
+                reads._number += 1
+                reads._ready.append((self.machine.applied_index, reads._number, self.raft.clock_ms() or 0, pending))
+                reads._ready.sort(key=lambda ready: ready[:2])
 
-    return ask_reads
+        reads: Any = self._reads
+        reads.start_round = start_round
+        original(self)
+
+    return turn
 
 
-@_mutant("a read that was cut keeps its first place", Node, "_run_reads")
+@_mutant("a read that was cut keeps its first place", Reads, "run")
 def _cut_read_keeps_its_place(original: Any) -> Any:
-    def run_reads(self: Node) -> None:
-        self._reads_ready[:] = [
+    def run(self: Reads, machine: StateMachine, is_open: bool) -> None:
+        self._ready[:] = [
             (
                 index,
-                context,
+                number,
                 clock_ms,
                 [read if hasattr(read.done, "is_first") else read._replace(done=_First(read.done, index)) for read in reads],
             )
-            for index, context, clock_ms, reads in self._reads_ready
+            for index, number, clock_ms, reads in self._ready
         ]
-        original(self)
+        original(self, machine, is_open)
 
-    return run_reads
+    return run
 
 
 class _First:
@@ -529,17 +536,9 @@ class _First:
         self._done(result, self._index)
 
 
-@_mutant("reads of no session", Node, "_run_reads")
+@_mutant("reads of no session", Reads, "run")
 def _reads_of_no_session(original: Any) -> Any:
-    def run_reads(self: Node) -> None:
-        rows = self.machine.gateways
-        self.machine.gateways = {}
-        try:
-            original(self)
-        finally:
-            self.machine.gateways = rows
-
-    return run_reads
+    return lambda self, machine, is_open: original(self, machine, False)
 
 
 # -- the queue ---------------------------------------------------------------------------------

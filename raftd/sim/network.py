@@ -127,7 +127,7 @@ class Network:
         hello = connection.ends[peer].process.node.hello()
 
         def meet() -> None:
-            refusal = process.node.meet(hello, lambda: self._accepted(connection, node))
+            refusal = process.node.handle_hello(hello, lambda: self._accepted(connection, node))
             if refusal is None:
                 self._refused.pop((node, peer), None)
                 return

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from raftd.errors import CorruptionError
 from raftd.jobs.budget import Costs
 from raftd.limits import TICK_MS
-from raftd.node import Node, NodeConfig
+from raftd.node.loop import Node, NodeConfig
 from raftd.note import Note
 from raftd.raft.messages import Configuration
 from raftd.raft.ready import Persist, Role, RoleChange

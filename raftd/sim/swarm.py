@@ -138,14 +138,14 @@ LIMITS: dict[str, tuple[int, ...]] = {
     "raftd.storage.records.LOG_MARK_BYTES": (1, 1_000),
     "raftd.raft.log.LOG_MEMORY_BYTES": (0, 500, 5_000),
     "raftd.jobs.snapshot.SNAPSHOT_PIECE_BYTES": (500,),
-    "raftd.compaction.SNAPSHOT_LEAST_BYTES": (0, 2_000),
+    "raftd.node.snapshots.SNAPSHOT_LEAST_BYTES": (0, 2_000),
     _CHUNK_READ: (1_000, 4_000),
     "raftd.raft.replication.APPEND_BYTES": (1, 100, 1_000),
     "raftd.raft.core.APPLY_ENTRIES": (1, 8),
     "raftd.raft.progress.WINDOW_MESSAGES": (1, 3),
     "raftd.raft.core.UNCOMMITTED_BYTES": (2_000,),
-    "raftd.gateway.GATEWAY_IN_FLIGHT": (1, 2),
-    "raftd.gateway.GATEWAY_BYTES": (1_000,),
+    "raftd.node.gateway.GATEWAY_IN_FLIGHT": (1, 2),
+    "raftd.node.gateway.GATEWAY_BYTES": (1_000,),
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from raftd.cli.local import free_ports, wait_for
+from raftd.bench.local import free_ports, wait_for
 from tests.processes.harness import ProcessCluster
 
 RAFTD = [str(Path(sys.executable).parent / "raftd")]

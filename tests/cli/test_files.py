@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from raftd.cli.local import free_ports, wait_for
+from raftd.bench.local import free_ports, wait_for
 from raftd.cli.recover import found_new_cluster
 from raftd.raft.messages import Address
 from tests.cli.test_commands import RAFTD, run

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from raftd.cli.local import LocalCluster, wait_for
+from raftd.bench.local import LocalCluster, wait_for
 
 TWISTD = [str(Path(sys.executable).parent / "twistd")]
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import pytest
 
-from raftd.cli.local import wait_for
+from raftd.bench.local import wait_for
 from raftd.limits import HTTP_ARRIVING_BYTES, HTTP_BODY_BYTES
 from tests.processes.harness import ProcessCluster
 from tests.processes.test_http import metrics

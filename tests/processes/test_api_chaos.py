@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 
-from raftd.cli.local import wait_for
+from raftd.bench.local import wait_for
 from tests.processes.harness import ProcessCluster
 
 SECONDS = 60

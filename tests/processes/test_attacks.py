@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from raftd.cli.local import LocalNode, wait_for
+from raftd.bench.local import LocalNode, wait_for
 from raftd.client.blocking import Connection
 from raftd.wire.client import StatusRequest
 from tests.processes.harness import LineClient, ProcessCluster

@@ -7,8 +7,8 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-from raftd.cli.local import wait_for
-from raftd.cli.scale import disk_of
+from raftd.bench.capacity import disk_of
+from raftd.bench.local import wait_for
 from tests.processes.harness import LineClient, ProcessCluster
 
 BOUND = 1 << 20

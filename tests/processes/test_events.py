@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from raftd.cli.local import free_ports, wait_for
+from raftd.bench.local import free_ports, wait_for
 from tests.processes.harness import TWISTD, ProcessCluster
 from tests.processes.test_faces import _try, run, write
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from raftd import config as configuration
-from raftd.cli.local import LocalNode, free_ports, wait_for
+from raftd.bench.local import LocalNode, free_ports, wait_for
 from tests.processes.harness import TWISTD, Closed, LineClient, ProcessCluster
 
 ROOT = Path(__file__).parent.parent.parent

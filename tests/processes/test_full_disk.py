@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from raftd.cli.local import wait_for
+from raftd.bench.local import wait_for
 from tests.processes.harness import Closed, LineClient, ProcessCluster
 
 MEBI = 1 << 20

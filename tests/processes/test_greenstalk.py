@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import greenstalk
 import pytest
 
-from raftd.cli.local import wait_for
+from raftd.bench.local import wait_for
 from tests.processes.harness import ProcessCluster
 
 LATE_S = 0.05

@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from raftd.cli.local import wait_for
+from raftd.bench.local import wait_for
 from tests.processes.harness import ProcessCluster
 
 

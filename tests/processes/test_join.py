@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from raftd.cli.local import free_ports, wait_for
+from raftd.bench.local import free_ports, wait_for
 from tests.cli.test_commands import run
 from tests.processes.harness import TWISTD, LineClient, ProcessCluster
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from raftd.cli.local import LocalNode, wait_for
-from raftd.cli.workload import Workload
+from raftd.bench.local import LocalNode, wait_for
+from raftd.bench.workload import Workload
 from tests.processes.harness import ProcessCluster
 
 RAFTD = str(Path(sys.executable).parent / "raftd")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raftd.cli.local import free_ports, wait_for
+from raftd.bench.local import free_ports, wait_for
 from tests.processes.harness import ProcessCluster
 from tests.processes.test_http import metrics
 

@@ -15,7 +15,7 @@ import subprocess
 
 import pytest
 
-from raftd.cli.local import free_ports, wait_for
+from raftd.bench.local import free_ports, wait_for
 from tests.processes.harness import LineClient, ProcessCluster
 from tests.processes.test_faces import _try
 

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from raftd.cli.local import wait_for
-from raftd.cli.workload import Workload
+from raftd.bench.local import wait_for
+from raftd.bench.workload import Workload
 from raftd.storage import records
 from tests.processes.harness import Closed, LineClient, ProcessCluster
 

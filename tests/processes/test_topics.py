@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from raftd.cli.local import wait_for
+from raftd.bench.local import wait_for
 from tests.processes.harness import ProcessCluster
 
 YES, NO = {"success": True}, {"success": False}

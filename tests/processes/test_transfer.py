@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from raftd.cli.local import wait_for
-from raftd.cli.workload import Workload
+from raftd.bench.local import wait_for
+from raftd.bench.workload import Workload
 from tests.processes.harness import ProcessCluster
 
 RAFTD = str(Path(sys.executable).parent / "raftd")

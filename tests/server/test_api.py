@@ -13,8 +13,8 @@ from raftd.raft.messages import AppendEntries
 from raftd.server.http.v1 import v1
 from raftd.server.stats import Counters
 from raftd.sim.cluster import SimCluster
+from tests.node.test_loop import follower, started
 from tests.server.calls import JSON, FakeCall
-from tests.test_node import follower, started
 
 PUT = "/v1/tubes/t/jobs"
 

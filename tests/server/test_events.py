@@ -12,8 +12,8 @@ from raftd.server.http.stream import Events, Listening
 from raftd.server.operator import Teller
 from raftd.server.stats import Counters
 from raftd.sim.cluster import SimCluster
+from tests.node.test_loop import Client, follower, started
 from tests.server.calls import FakeCall, FakeStream
-from tests.test_node import Client, follower, started
 
 
 class Door:

@@ -6,10 +6,10 @@ import itertools
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from raftd.gateway import Gateway
 from raftd.jobs.budget import ANSWERS_STEPS, COSTS, LINE_STEPS, READ_ITEM_STEPS, READ_STEPS, READS_STEPS
 from raftd.jobs.commands import Settings
 from raftd.limits import CONNECTION_IN_FLIGHT, MAX_JOB_BYTES_CEILING, NO_PROGRESS_S, REPLY_BYTES
+from raftd.node.gateway import Gateway
 from raftd.server import door
 from tests.server.harness import Door, Doors
 

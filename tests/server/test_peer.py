@@ -33,7 +33,7 @@ class FakeNode:
     def hello(self) -> Hello:
         return Hello("demo", (1, 2), b"", 1, 1, b"d" * 16, 1)
 
-    def meet(self, hello: Hello, accept) -> Refusal | None:
+    def handle_hello(self, hello: Hello, accept) -> Refusal | None:
         if self.reason is not None:
             return Refusal(RefusalCode.OTHER_CLUSTER, self.reason)
         if self.accept_at_once:

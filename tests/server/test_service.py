@@ -14,7 +14,7 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.task import deferLater
 
 from raftd import config
-from raftd.cli.local import free_ports
+from raftd.bench.local import free_ports
 from raftd.limits import STOP_TIMEOUT_S
 from raftd.server.service import RaftdService
 

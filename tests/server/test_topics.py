@@ -9,8 +9,8 @@ from raftd.raft.messages import AppendEntries
 from raftd.server.http.topics import Topics
 from raftd.server.stats import Counters
 from raftd.sim.cluster import SimCluster
+from tests.node.test_loop import Client, follower, started
 from tests.server.calls import FakeCall
-from tests.test_node import Client, follower, started
 
 NO = {"success": False}
 

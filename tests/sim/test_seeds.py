@@ -16,8 +16,8 @@ from raftd.sim import mutants
 from raftd.sim.life import Life
 from raftd.sim.minimise import minimise
 from raftd.sim.swarm import draw, plan
-from tests import test_node as node
 from tests.jobs import test_budget as budget
+from tests.node import test_loop as node
 from tests.raft import test_elections as elections
 from tests.raft import test_membership as membership
 from tests.raft import test_replication as replication

@@ -46,7 +46,7 @@ class _Node:
 
     def hello(self) -> None: ...
 
-    def meet(self, hello: None, accept) -> None:
+    def handle_hello(self, hello: None, accept) -> None:
         accept()
 
     def link_changed(self, peer: int) -> None:
@@ -72,7 +72,7 @@ class _Process:
 class _Silent:
     def leaving(self, process, to, message) -> None: ...
 
-    def happened(self, what, *numbers) -> None: ...
+    def happened(self, what, *numbers, detail="") -> None: ...
 
     def counted(self, fault) -> None: ...
 

@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from raftd.gateway import looks_at_nothing_else
 from raftd.jobs import commands as c
 from raftd.jobs import replies as r
 from raftd.jobs.machine import DEFAULT_TUBE, StateMachine
 from raftd.jobs.model import Job
 from raftd.limits import HISTORY_EVENTS, HTTP_ANSWER_S, HTTP_BODY_BYTES, KEY_CHARACTERS, REPLY_BYTES
-from raftd.node import Node
+from raftd.node.loop import Node
+from raftd.node.session import looks_at_nothing_else
 from raftd.server.http import shapes as s
 from raftd.server.http.exchange import Exchange
 from raftd.server.http.routes import RAW, Ask, BadRequest, convert, route

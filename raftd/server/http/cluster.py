@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from raftd.limits import HTTP_ANSWER_S
-from raftd.node import Node
+from raftd.node.loop import Node
 from raftd.raft.messages import AddMember, Address, AdminRequest, PromoteMember, RemoveMember, TransferLead
 from raftd.raft.outcomes import AdminResult, Outcome
 from raftd.server.http import shapes as s

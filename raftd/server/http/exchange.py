@@ -7,11 +7,11 @@ from typing import Any
 
 from twisted.logger import Logger
 
-from raftd.gateway import Session, looks_at_nothing_else
 from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs.machine import StateMachine
-from raftd.node import Node
+from raftd.node.loop import Node
+from raftd.node.session import Session, looks_at_nothing_else
 from raftd.server.http.site import Call
 
 

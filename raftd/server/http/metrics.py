@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 import raftd
 from raftd.histogram import Histogram
 from raftd.limits import METRIC_TUBES
-from raftd.node import Node
+from raftd.node.loop import Node
 from raftd.server.stats import Counters
 
 KIND = "text/plain; version=0.0.4; charset=utf-8"

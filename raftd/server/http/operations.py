@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from raftd.limits import METRICS_FRESH_S, READY_LAG_ENTRIES
-from raftd.node import Node
+from raftd.node.loop import Node
 from raftd.server.http.metrics import KIND, Metrics
 from raftd.server.http.site import Call
 from raftd.server.stats import Counters

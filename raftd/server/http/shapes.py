@@ -12,7 +12,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from raftd.jobs.model import Job, State, Tube, What
 from raftd.limits import JOBS_PER_PUT, KICKED_JOBS, RESERVE_TUBES, RESERVE_WAIT_S
-from raftd.recent import Happening
+from raftd.node.job_events import Happening
 
 _U32 = 0xFFFF_FFFF
 

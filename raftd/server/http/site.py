@@ -29,7 +29,7 @@ from raftd.limits import (
     LEAVING_CHECK_S,
     NO_PROGRESS_S,
 )
-from raftd.node import Node
+from raftd.node.loop import Node
 from raftd.server.clients import Clients
 from raftd.server.http import problems
 from raftd.server.http.origin import is_foreign

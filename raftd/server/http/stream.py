@@ -14,8 +14,8 @@ from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
 from raftd.limits import EVENT_BEAT_S, EVENT_STREAMS, EVENTS_PER_TURN
-from raftd.node import Node
-from raftd.recent import Happening
+from raftd.node.job_events import Happening
+from raftd.node.loop import Node
 from raftd.server.http import shapes as s
 from raftd.server.http.routes import BadRequest, read_query
 from raftd.server.http.site import Call, Stream

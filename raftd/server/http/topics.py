@@ -18,7 +18,7 @@ from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs import replies as r
 from raftd.limits import TOPIC_ANSWER_S
-from raftd.node import Node
+from raftd.node.loop import Node
 from raftd.server.http.exchange import Exchange
 from raftd.server.http.site import Call
 from raftd.server.stats import Counters

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from raftd.node import Node
+from raftd.node.loop import Node
 from raftd.server.http import problems
 from raftd.server.http.api import Api
 from raftd.server.http.cluster import ClusterApi

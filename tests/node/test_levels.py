@@ -11,7 +11,7 @@ from raftd.raft.messages import AddMember, Address, EntryKind
 from raftd.raft.outcomes import DONE, AdminResult
 from raftd.sim.cluster import SimCluster
 from raftd.wire.peer import RefusalCode
-from tests.test_node import follower, started
+from tests.node.test_loop import follower, started
 
 NEWER = FEATURE_LEVEL + 1
 
@@ -70,7 +70,7 @@ def risen() -> SimCluster:
 def test_an_older_node_is_refused_by_the_others_and_told_what_to_do():
     cluster = risen()
     hello = msgspec.structs.replace(cluster[1].hello(), level=FEATURE_LEVEL)
-    refusal = cluster[2].meet(hello, lambda: None)
+    refusal = cluster[2].handle_hello(hello, lambda: None)
     assert refusal.text == (f"its raftd knows the features of level {FEATURE_LEVEL}, this cluster uses those of level {NEWER}: upgrade it")
     assert refusal.code is RefusalCode.TOO_OLD
 
@@ -89,7 +89,7 @@ def test_an_older_raftd_on_newer_data_ends_at_the_entry_that_it_must_not_pass():
 
 
 def test_an_older_raftd_does_not_start_on_a_newer_snapshot(monkeypatch):
-    monkeypatch.setattr("raftd.compaction.SNAPSHOT_LEAST_BYTES", 1)
+    monkeypatch.setattr("raftd.node.snapshots.SNAPSHOT_LEAST_BYTES", 1)
     cluster = risen()
     leader = cluster[cluster.leader]
     leader.raft.propose([(EntryKind.BATCH, b"")] * 100)

@@ -12,11 +12,11 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from raftd.cli.ask import ask_stats
-from raftd.cli.bench import Measured
+from raftd.bench.ask import ask_stats
+from raftd.bench.load import LoadError, Spec, run
+from raftd.bench.rates import Measured
+from raftd.bench.workload import Workload
 from raftd.cli.demo import Demo
-from raftd.cli.load import LoadError, Spec, run
-from raftd.cli.workload import Workload
 from raftd.client.blocking import NoAnswer
 
 GREETING = [b"USING t", b"WATCHING 2", b"WATCHING 1"]

@@ -12,15 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
-from raftd.backups import Backup, Backups
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import Loader, dump
 from raftd.limits import LOW_SNAPSHOT_TICKS, SNAPSHOT_FACTOR, SNAPSHOT_LEAST_BYTES, SNAPSHOT_RETRY_TICKS, SNAPSHOT_WAITS, TICK_MS
+from raftd.node.backups import Backup, Backups
+from raftd.node.disk_space import DiskRoom
 from raftd.note import Note
 from raftd.raft.core import Raft
 from raftd.raft.messages import Entry, InstallSnapshot, Snapshot
 from raftd.raft.ready import ChunkFetch, EntriesFetch
-from raftd.room import DiskRoom
 from raftd.storage.snapshots import Meta
 from raftd.storage.store import Clock, Store
 

@@ -4,13 +4,14 @@ that passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from raftd.errors import Overloaded
 from raftd.jobs.commands import CloseGateway, Directory, Features, Room, Settings, encode_payload
 from raftd.jobs.machine import StateMachine
 from raftd.limits import PEER_STRANGERS, TICK_MS, TIMER_ENTRY_GAP_MS
+from raftd.node.admission import Admission
 from raftd.raft.core import Raft
 from raftd.raft.messages import Configuration, EntryKind
 from raftd.storage.store import Clock
@@ -18,7 +19,7 @@ from raftd.storage.store import Clock
 
 class Housekeeping:
     """Of node `node`, while it leads. `level`: the features that its raftd knows. `wake` asks for a turn; `gave_up` is told (node,
-    incarnation) of a gateway whose sessions are given up. `directories` gives the ids of data directories that this node has met."""
+    incarnation) of a gateway whose sessions are given up. `admission` knows the data directories of peers."""
 
     def __init__(
         self,
@@ -29,7 +30,7 @@ class Housekeeping:
         clock: Clock,
         wake: Callable[[], None],
         gave_up: Callable[[int, int], None],
-        directories: Callable[[], Mapping[int, bytes]],
+        admission: Admission,
     ) -> None:
         self._node = node
         self._settings = settings
@@ -38,7 +39,7 @@ class Housekeeping:
         self._clock = clock
         self._wake = wake
         self._gave_up = gave_up
-        self._directories = directories
+        self._admission = admission
         self._known_by_disk: Configuration | None = None  # the newest of whose members all directories are known
         self._levels: dict[int, int] = {}  # of features, as each node has said on its newest connection
         self._heard_tick: dict[tuple[int, int], int] = {}  # (node, incarnation) -> when it last answered
@@ -90,7 +91,7 @@ class Housekeeping:
         """R28: all members know which disk is whose, so that any of them refuses one that was wiped, also one that has never met it."""
         if machine.directories.keys() >= self._raft.membership.members:
             self._known_by_disk = self._raft.membership.latest
-        for node, directory_id in self._directories().items():
+        for node, directory_id in self._admission.directories.items():
             if node in self._raft.membership.members and node not in machine.directories:
                 self._propose_once(Directory(node, directory_id), Directory(node, directory_id))
 

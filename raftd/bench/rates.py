@@ -27,10 +27,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from raftd.bench.load import LATENCY_UNIT_S, Result, Spec, Work
+from raftd.bench.local import LocalCluster, LocalError, free_ports, wait_for
 from raftd.cli import signals
 from raftd.cli.console import wide
-from raftd.cli.load import LATENCY_UNIT_S, Result, Spec, Work
-from raftd.cli.local import LocalCluster, LocalError, free_ports, wait_for
 
 _WARM_UP_S = 1.0
 _STOP_S = 10.0
@@ -157,7 +157,7 @@ def measure(server: Server, work: Work, options: Options) -> tuple[Counter[int],
         connections = len(range(number, options.connections, options.processes))
         addresses = server.addresses[number:] + server.addresses[:number]
         spec = Spec(addresses, connections, options.in_flight, options.size, work, _WARM_UP_S, options.seconds)
-        arguments = [sys.executable, "-m", "raftd.cli.load", msgspec.json.encode(spec).decode(), tube]
+        arguments = [sys.executable, "-m", "raftd.bench.load", msgspec.json.encode(spec).decode(), tube]
         with signals.held():
             loads.append(subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     try:

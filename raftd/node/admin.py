@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 from raftd.errors import NotLeader
 from raftd.limits import ADMIN_ASKED, ADMIN_TICKS, LAST_WORD_TICKS, LEADER_TICKS
-from raftd.raft.core import Raft
-from raftd.raft.leadership import Change
+from raftd.raft.core import Change, Raft
 from raftd.raft.membership import add_learner, promote, remove
 from raftd.raft.messages import AddMember, Admin, AdminReply, AdminRequest, PromoteMember, RemoveMember, TransferLead
 from raftd.raft.outcomes import DONE, AdminResult, Outcome, Refused

@@ -18,8 +18,8 @@ from typing import Any, Self, TypeVar
 
 import yaml
 
+from raftd.bench.ask import ask_stats
 from raftd.cli import signals
-from raftd.cli.ask import ask_stats
 from raftd.client.blocking import NoAnswer
 
 #: twistd of this very Python, wherever its scripts may be.

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.protocol import Factory, Protocol
 
-from raftd.cli.proxy import Proxy
+from raftd.bench.proxy import Proxy
 from raftd.wire.frames import FrameDecoder, frame
 from tests.cli.test_commands import processes_below, run
 

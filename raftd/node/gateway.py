@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from raftd.histogram import COUNTS, LATENCIES, Histogram
-from raftd.jobs.budget import ABANDONED_STEPS, COSTS, LINE_STEPS, PLAIN, READ_ITEM_STEPS, READ_STEPS, SCANNED_STEPS, Share, steps_of
+from raftd.jobs.budget import ABANDONED_STEPS, COSTS, PLAIN, Share, steps_of
 from raftd.jobs.commands import (
     Batch,
     CloseSession,
@@ -26,224 +26,17 @@ from raftd.jobs.commands import (
     OpenGateway,
     Put,
     PutMany,
-    Reserve,
-    Touch,
-    Watch,
     decode_payload,
     encode_payload,
 )
 from raftd.jobs.machine import StateMachine
-from raftd.jobs.queries import Query
-from raftd.jobs.replies import OutOfMemory, Reply, Watching
-from raftd.limits import BATCH_BYTES, GATEWAY_BYTES, GATEWAY_IN_FLIGHT, WATCHED_TUBES
+from raftd.limits import BATCH_BYTES, GATEWAY_BYTES, GATEWAY_IN_FLIGHT
+from raftd.node.session import Read, Session, size_of
 
-#: Called with the reply (or what a read gave) and the log index it belongs to.
-Done = Callable[[object, int], None]
-
-_NO_JOB = 0  # ids begin at 1: a command about it changes nothing
-_COMMAND_BYTES = 64  # what a command costs besides its body
 #: Steps that the commands of one batch ask for.
 BATCH_STEPS = COSTS.commands
 _RETRY_MS = 20  # after a refusal
 _LONGEST_RETRY_MS = 4_000
-
-
-def _size(command: Command) -> int:
-    if type(command) is Put:
-        return _COMMAND_BYTES + len(command.body)
-    if type(command) is PutMany:
-        return _COMMAND_BYTES + sum(_COMMAND_BYTES + len(job.body) for job in command.jobs)
-    return _COMMAND_BYTES
-
-
-def looks_at_nothing_else(machine: StateMachine) -> int:
-    return 0
-
-
-class Read(NamedTuple):
-    """A linearizable read that a session waits for. `scanned` tells how many items the query looks at besides those that it gives."""
-
-    session: Session
-    query: Query
-    done: Done
-    scanned: Callable[[StateMachine], int]
-
-    def steps(self, machine: StateMachine, result: object) -> int:
-        """What it has cost."""
-        items = len(result) if isinstance(result, list) else 0
-        return READ_STEPS + items * READ_ITEM_STEPS + self.scanned(machine) * SCANNED_STEPS
-
-
-class _Step(NamedTuple):
-    """Something a client asked that could not start yet."""
-
-    start: Callable[..., None]
-    what: Any
-    done: Done
-
-
-def _nobody_is_told() -> None:
-    pass
-
-
-class Session:
-    """One client connection. Effects and answers keep the order in which it asked.
-
-    A read starts when all earlier commands have applied here, no later command leaves until it is
-    answered, and nothing passes a reserve that can wait.
-    """
-
-    def __init__(self, gateway: Gateway, number: int, lost: Callable[[], None]) -> None:
-        self.number = number
-        #: Called when the outcome of what was asked is unknown: the connection must be closed.
-        self.lost = lost
-        self._gateway = gateway
-        self._unanswered: deque[tuple[Done, int]] = deque()  # commands in the gateway or the log, with their sizes
-        self._steps: deque[_Step] = deque()  # asked, but not begun
-        self._blocked = False  # by a read, or a reserve that can wait
-        self._held_bytes = 0  # of all commands that are not answered
-        #: Commands that wait for a batch; and whether any ever got into one.
-        self.queued: deque[Command] = deque()
-        self.is_known = False
-        #: Tubes that it watches at most, as far as is known here.
-        self.watched = 1
-        self._hurried = False
-        self._held = False
-        self._began = False  # a command was asked for
-        self._closed = False
-
-    def submit(self, command: Command, done: Done) -> None:
-        """Put a command into the log; `done` gets its reply."""
-        if self._gateway.refuses(command):
-            self.local(OutOfMemory, done)
-            return
-        self._began = True
-        self._hold(_size(command))
-        self._ask(_Step(Session._start_command, command, done))
-
-    def read(self, query: Query, done: Done, scanned: Callable[[StateMachine], int] = looks_at_nothing_else) -> None:
-        """Run a linearizable query; `done` gets its result. `scanned`: how many items it looks at besides those that it gives."""
-        self._ask(_Step(Session._start_read, (query, scanned), done))
-
-    def local(self, answer: Callable[[], object], done: Done, steps: int = LINE_STEPS) -> None:
-        """Call `answer` when its turn has come, without the cluster; `done` gets what it returns. `steps`: what that costs."""
-        self._ask(_Step(Session._start_local, (answer, steps), done))
-
-    def introduce(self) -> None:
-        """Let the session be in the state before its first read, as a connection that has said something is."""
-        if not self._began:
-            self.submit(Touch(self.number, _NO_JOB), lambda reply, index: None)
-
-    def hurry(self) -> None:
-        """The client will say no more: from now on no reserve waits, and one that does now times out."""
-        if self._hurried or self._closed:
-            return
-        self._hurried = True
-        if self._blocked and self._unanswered:
-            # Any command ends the wait; nobody hears the answer to this one.
-            self._hold(_COMMAND_BYTES)
-            self._send(Touch(self.number, _NO_JOB), lambda reply, index: None)
-
-    def close(self) -> None:
-        """The connection is gone: what has not left is dropped, what it holds will be given back."""
-        if not self._closed:
-            self._drop()
-            self._gateway.forget(self)
-
-    def leave(self) -> None:
-        """The connection is done with, and what it holds is its client's as long as the client has time: the tokens tell who that is."""
-        if not self._closed:
-            self._drop()
-            self._gateway.forget(self, Leave(self.number))
-
-    def abandon(self) -> None:
-        """The gateway was closed under it: no answer will come. The owner of the connection is told."""
-        if not self._closed:
-            lost = self.lost
-            self._drop()
-            lost()
-
-    def _drop(self) -> None:
-        self._closed = True
-        self.lost = _nobody_is_told  # its owner refers to this session: without a cycle both go at once
-        self._steps.clear()
-        self._unanswered.clear()
-        self.queued.clear()
-        self._hold(-self._held_bytes)
-
-    def _hold(self, size: int) -> None:
-        self._held_bytes += size
-        self._gateway.held_bytes += size
-
-    def _ask(self, step: _Step) -> None:
-        if not self._closed:
-            self._steps.append(step)
-            self._go_on()
-
-    @property
-    def unanswered(self) -> int:
-        """Commands that wait for their reply, in the gateway or in the log."""
-        return len(self._unanswered)
-
-    def hold(self, held: bool) -> None:
-        """While its client does not read, nothing more is begun."""
-        self._held = held
-        self._go_on()
-
-    def go_on(self) -> None:
-        """There is time again."""
-        self._go_on()
-
-    def _go_on(self) -> None:
-        while self._steps and not self._blocked and not self._held:
-            start, what, done = self._steps[0]
-            if self._unanswered and start is not Session._start_command:
-                return  # the answers to what came before go first, and go on here
-            if start is Session._start_local and not self._gateway.has_time(self, what[1]):
-                return
-            self._steps.popleft()
-            start(self, what, done)
-
-    def _start_command(self, command: Command, done: Done) -> None:
-        if type(command) is Reserve and command.timeout_ms != 0:
-            if self._hurried:
-                command = Reserve(self.number, 0)
-            else:
-                self._blocked = True
-        self._send(command, done)
-
-    def _send(self, command: Command, done: Done) -> None:
-        """Into the next batch, past whatever waits."""
-        self._unanswered.append((done, _size(command)))
-        self.queued.append(command)
-        if type(command) is Watch:
-            self.watched = min(self.watched + 1, WATCHED_TUBES)
-        self._gateway.enqueue(self)
-
-    def _start_read(self, what: tuple[Query, Callable[[StateMachine], int]], done: Done) -> None:
-        self._blocked = True
-        query, scanned = what
-        self._gateway.await_read_index([Read(self, query, done, scanned)])
-
-    def _start_local(self, what: tuple[Callable[[], object], int], done: Done) -> None:
-        done(what[0](), 0)
-
-    def answered(self, reply: Reply, index: int) -> None:
-        """The oldest unanswered command has its reply."""
-        done, size = self._unanswered.popleft()
-        self._hold(-size)
-        self._blocked = self._blocked and bool(self._unanswered)
-        if type(reply) is Watching and not self._unanswered:
-            self.watched = reply.count
-        done(reply, index)
-        self._go_on()
-
-    def read_answered(self, read: Read, result: object, index: int) -> None:
-        if self._closed or self.number not in self._gateway.sessions:
-            return  # nobody hears, or the client will be told that its gateway was closed
-        self._blocked = False
-        read.done(result, index)
-        self._go_on()
 
 
 class _Unapplied(NamedTuple):
@@ -381,7 +174,7 @@ class Gateway:
         while self._waiting:
             session = next(iter(self._waiting))
             command = session.queued[0]
-            more = _size(command)
+            more = size_of(command)
             steps += COSTS.command if type(command) in PLAIN else steps_of(command, session.watched)
             if commands and (size + more > BATCH_BYTES or steps > BATCH_STEPS):
                 if session is last:

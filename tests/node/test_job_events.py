@@ -6,7 +6,7 @@ import pytest
 
 from raftd.jobs import commands as c
 from raftd.jobs.model import What
-from raftd.recent import Recent
+from raftd.node.job_events import Recent
 from tests.jobs.test_machine import Queue, put
 
 

@@ -11,31 +11,33 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from heapq import heappop, heappush
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import msgspec
 
-from raftd.admin import Administration, Answer
-from raftd.backups import Backup
-from raftd.compaction import Compaction
 from raftd.errors import CorruptionError, NotLeader, Overloaded, TooOld
-from raftd.gateway import Gateway, Read, Session
 from raftd.histogram import Histogram
-from raftd.housekeeping import Housekeeping
 from raftd.jobs.budget import Turn
 from raftd.jobs.commands import FEATURE_LEVEL, Forward, ForwardRefused, Settings
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import load
-from raftd.limits import APPLY_BYTES, DISK_LOW_BYTES, PEER_STRANGERS, ROOM_TICKS, TICK_MS
+from raftd.limits import APPLY_BYTES, DISK_LOW_BYTES, ROOM_TICKS, TICK_MS
+from raftd.node.admin import Administration, Answer
+from raftd.node.admission import Admission
+from raftd.node.backups import Backup
+from raftd.node.gateway import Gateway
+from raftd.node.job_events import Recent
+from raftd.node.proposals import Housekeeping
+from raftd.node.reads import Reads
+from raftd.node.session import Session
+from raftd.node.snapshots import Compaction
 from raftd.note import Note
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
 from raftd.raft.membership import decode
 from raftd.raft.messages import Address, Admin, AdminReply, AdminRequest, Configuration, Entry, EntryKind, Message, TransferLead
-from raftd.raft.ready import HardState, ReadState, Ready, RoleChange
-from raftd.recent import Recent
+from raftd.raft.ready import HardState, Ready, RoleChange
 from raftd.storage.store import Clock, Opened, Store
 from raftd.wire.peer import Hello, PeerMessage, Refusal, RefusalCode
 
@@ -95,12 +97,6 @@ class Observer(Protocol):
         """This leader gives up the sessions of a node."""
 
 
-class _ReadRound(NamedTuple):
-    reads: list[Read]
-    asked_ms: int
-    route: tuple[int, int]  # (leader, term) that it was asked of
-
-
 class Node:
     """A member of the cluster. `fail` is called with an error after which the process must end. Raises CorruptionError for a
     snapshot that cannot be loaded, and TooOld for one that only a newer raftd understands."""
@@ -150,14 +146,12 @@ class Node:
         self._held: deque[tuple[int, list[tuple[int, Message]]]] = deque()  # until that persist is durable
         self._turn_ends: list[Callable[[], None]] = []
         self._route: tuple[int, int] | None = None
-        # reads
-        self._read_rounds: dict[int, _ReadRound] = {}
-        self._reads_ready: list[tuple[int, int, int, list[Read]]] = []  # (index, number, clock_ms, reads), a heap
-        self._read_number = identity.incarnation << 32  # no answer to an earlier process fits
+        self._reads = Reads(config.node, self.raft, self.gateway, 2 * config.election_timeout_ms, self.turn.reads, self.wake)
+        self._admission = Admission(config.node, config.cluster, config.voters, config.level, self.raft, store)
         # leading
         self._refused: dict[int, tuple[int, int]] = {}  # node -> (incarnation, attempt) of which no more is proposed
         self._housekeeping = Housekeeping(
-            config.node, config.settings, config.level, self.raft, clock, self.wake, observer.gateway_silent, self._known_directories
+            config.node, config.settings, config.level, self.raft, clock, self.wake, observer.gateway_silent, self._admission
         )
         self._compaction = Compaction(
             config.cluster,
@@ -174,7 +168,6 @@ class Node:
         self._administration = Administration(self.raft, transport.send)
         self._configuration = self.raft.membership.latest
         self._is_gone = False
-        self._met: dict[int, bytes] = {}  # directory ids of nodes that were no members, as far as this node knew
         self._is_measuring = False
         self.gateway.room_is_scarce = self.machine.room_is_scarce
         self._at()
@@ -283,68 +276,16 @@ class Node:
         self.wake()
 
     def hello(self) -> Hello:
-        """What this node says of itself on a new connection."""
-        identity = self._store.identity
-        who = (self.config.node, self.raft.incarnation, identity.directory_id)
-        return Hello(self.config.cluster, self.config.voters, identity.cluster_id, *who, self.config.level)
+        """Return what this node says of itself on a new connection."""
+        return self._admission.hello()
 
-    def meet(self, hello: Hello, accept: Callable[[], None]) -> Refusal | None:
-        """Another node says hello: call `accept` once it may be heard, or return why it may not."""
-        refusal = self._check_hello(hello)
-        if refusal is not None:
-            return refusal
-        identity = self._store.identity
-        self._housekeeping.met(hello.node, hello.level)
-        if hello.node in identity.peers:
-            accept()
-        elif hello.node not in self.raft.membership.members:
-            # It may have been added since this node knew: nothing of its counts here before this node knows too.
-            if len(self._met) >= PEER_STRANGERS:
-                self._met.clear()
-            self._met[hello.node] = hello.directory_id
-            accept()
-        else:
-            # Before its first acknowledgement can count, a crash must not make us forget whose it was.
-            self._store.remember(accept, peers={**identity.peers, hello.node: hello.directory_id})
-        return None
-
-    def _check_hello(self, hello: Hello) -> Refusal | None:
-        """Return why this node does not accept messages from the sender of `hello`, or None if it does."""
-        identity, members = self._store.identity, self.raft.membership
-        node, is_member = hello.node, hello.node in members.members
-        if hello.cluster != self.config.cluster:
-            return Refusal(RefusalCode.OTHER_CLUSTER, f"it belongs to cluster {hello.cluster!r}, this node to {self.config.cluster!r}")
-        is_born = bool(hello.cluster_id or identity.cluster_id)
-        if not is_born and hello.voters != self.config.voters:
-            text = f"its configuration has the nodes {hello.voters}, this node's {self.config.voters}: they must be the same everywhere"
-            return Refusal(RefusalCode.OTHER_CONFIGURATION, text)
-        if hello.cluster_id and identity.cluster_id and hello.cluster_id != identity.cluster_id:
-            text = f"it belongs to another cluster of the same name ({hello.cluster_id.hex()}, not {identity.cluster_id.hex()})"
-            return Refusal(RefusalCode.OTHER_CLUSTER, text)
-        if node == self.config.node:
-            return Refusal(RefusalCode.OTHER_NODE, f"it says that it is node {node}, which this node is")
-        if node in members.latest.removed and not is_member:
-            is_committed = node in members.at(self.raft.log.commit_index).removed
-            code = RefusalCode.REMOVED if is_committed else RefusalCode.REMOVED_UNCOMMITTED
-            text = f"node {node} was removed from this cluster; its id is not used again (docs/operations.md: Changing the nodes)"
-            return Refusal(code, text)
-        if not is_member and not hello.cluster_id:  # else it may have been added since this node knew
-            return Refusal(RefusalCode.NOT_MEMBER, f"node {node} is no member of this cluster: `raftd member add` makes it one")
-        if hello.level < self.machine.level:
-            text = f"its raftd knows the features of level {hello.level}, this cluster uses those of level {self.machine.level}: upgrade it"
-            return Refusal(RefusalCode.TOO_OLD, text)
-        known = self.machine.directories.get(node) or identity.peers.get(node, hello.directory_id)
-        if known != hello.directory_id:
-            return Refusal(
-                RefusalCode.OTHER_DIRECTORY,
-                f"node {node} has come back with another data directory ({hello.directory_id.hex()}, not {known.hex()}): its disk was "
-                f"wiped or replaced, and with it what it promised. docs/operations.md says what to do (When the others refuse a node)",
-            )
-        return None
-
-    def _known_directories(self) -> Mapping[int, bytes]:
-        identity = self._store.identity
-        return {**identity.peers, self.config.node: identity.directory_id}
+    def handle_hello(self, hello: Hello, accept: Callable[[], None]) -> Refusal | None:
+        """A peer has connected: call `accept` once its messages may count, or return why it is refused."""
+        refusal = self._admission.check(hello, self.machine)
+        if refusal is None:
+            self._housekeeping.met(hello.node, hello.level)
+            self._admission.admit(hello, accept)
+        return refusal
 
     def was_refused(self, refusal: Refusal) -> None:
         """Another node does not talk to this one."""
@@ -381,9 +322,7 @@ class Node:
             self._is_measuring = True
             self._store.measure_room(self._measured)
         self._compaction.look_at_room()
-        late = [number for number, asked in self._read_rounds.items() if now_ms - asked.asked_ms > 2 * self.config.election_timeout_ms]
-        for number in late:
-            self.gateway.await_read_index(self._read_rounds.pop(number).reads)
+        self._reads.tick(now_ms)
         self._turn()
 
     def _measured(self) -> None:
@@ -417,7 +356,8 @@ class Node:
         for _ in range(_ROUNDS_PER_TURN):
             self._follow_route()
             self._send_forwards(now_ms)
-            self._ask_reads(now_ms)
+            if self._route is not None:
+                self._reads.start_round(now_ms)
             self._housekeeping.look(self.machine, now_ms)
             ready = self.raft.ready()
             self._carry_out(ready)
@@ -441,21 +381,13 @@ class Node:
     def _look_at_members(self) -> None:
         latest = self.raft.membership.latest
         if latest is not self._configuration:
-            self._remember_new_members()
+            self._admission.members_changed(self.wake)
             before, self._configuration = self._configuration, latest
             if msgspec.structs.replace(latest, cluster_id=before.cluster_id) != before:  # a cluster that is born is no other
                 self._observer.members_changed(latest)
         if not self._is_gone and self.config.node in latest.removed and self.raft.is_removed:
             self._is_gone = True
             self._observer.was_removed()
-
-    def _remember_new_members(self) -> None:
-        """R28: who said hello before this node knew it as a member is recognised by its disk from now on, too."""
-        known = self._store.identity.peers
-        new = {node: id for node, id in self._met.items() if node in self.raft.membership.members and node not in known}
-        if new:
-            self._met = {node: id for node, id in self._met.items() if node not in new}
-            self._store.remember(self.wake, peers={**known, **new})
 
     def _carry_out(self, ready: Ready) -> None:
         """The driver's contract, in the order of `ready.py`."""
@@ -472,13 +404,11 @@ class Node:
             self._store.persist(ready.persist, partial(self._guarded, self._persisted, ready.persist.number))
         self._compaction.fetch(ready.fetches)
         self._compaction.receive(ready.chunks)
-        for read in ready.reads:
-            round_ = self._read_rounds.pop(read.context, None)
-            if round_ is not None:
-                self._read_confirmed(read, round_)
+        for state in ready.reads:
+            self._reads.confirmed(state)
         if ready.apply:
             self._apply(ready.apply)
-        self._run_reads()
+        self._reads.run(self.machine, self._owns_its_row)
 
     def _persisted(self, number: int) -> None:
         self._at()
@@ -590,9 +520,7 @@ class Node:
         self._housekeeping.route_changed(self.machine)
         if route is not None:
             self.gateway.resend()
-            for round_ in self._read_rounds.values():
-                self.gateway.await_read_index(round_.reads)
-            self._read_rounds.clear()
+            self._reads.leader_changed()
 
     def _send_forwards(self, now_ms: int) -> None:
         if self._route is None:
@@ -619,34 +547,3 @@ class Node:
             self.gateway.refused(refusal, self.raft.now_ms)
         else:
             self._transport.send(sender, refusal)
-
-    # -- reads --------------------------------------------------------------------------------
-
-    def _ask_reads(self, now_ms: int) -> None:
-        """All reads that wait share one round."""
-        if not self.gateway.reads or self._route is None:
-            return
-        reads = list(self.gateway.reads.values())
-        self.gateway.reads.clear()
-        self._read_number += 1
-        self._read_rounds[self._read_number] = _ReadRound(reads, now_ms, self._route)
-        self.raft.read_index(self._read_number)
-
-    def _read_confirmed(self, read: ReadState, round_: _ReadRound) -> None:
-        heappush(self._reads_ready, (read.index, read.context, read.clock_ms, round_.reads))
-
-    def _run_reads(self) -> None:
-        while self._reads_ready and self._reads_ready[0][0] <= self.machine.applied_index:
-            index, context, clock_ms, reads = heappop(self._reads_ready)
-            now_ms = max(clock_ms, self.machine.now_ms)
-            at_index = max(index, self.machine.applied_index)
-            is_own = self._owns_its_row
-            for place, read in enumerate(reads):
-                if self.turn.reads.left <= 0:  # the rest in the next turn, by a state that is newer or the same
-                    heappush(self._reads_ready, (index, context, clock_ms, reads[place:]))
-                    self.wake()
-                    return
-                number = read.session.number if is_own else 0  # until then no session of this process is in the state
-                result = read.query(self.machine, now_ms, self.config.node, number)
-                self.turn.reads.spend(read.steps(self.machine, result))
-                read.session.read_answered(read, result, at_index)

@@ -26,11 +26,11 @@ from rich.table import Table
 from twisted.internet import reactor as _reactor
 from twisted.logger import LogEvent, globalLogPublisher
 
+from raftd.bench.local import LocalCluster, LocalError
+from raftd.bench.proxy import Pair, Proxy
+from raftd.bench.recorded import RecordedClient, Visitor, Watch
 from raftd.cli import signals
 from raftd.cli.console import wide
-from raftd.cli.local import LocalCluster, LocalError
-from raftd.cli.proxy import Pair, Proxy
-from raftd.cli.recorded import RecordedClient, Visitor, Watch
 from raftd.errors import StorageError
 from raftd.raft.messages import Entry, EntryKind
 from raftd.sim import history

@@ -18,7 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from raftd.cli.local import LocalCluster, LocalError, wait_for
+from raftd.bench.local import LocalCluster, LocalError, wait_for
 from raftd.client.blocking import Connection
 from raftd.wire.client import Status, StatusRequest
 
@@ -129,7 +129,7 @@ class Scale:
                 cluster.kill(node)
             self._row("started again, all at once, until a put is answered", f"{self._timed('starting', self._start_again):.1f} s")
             self._row("the fourth node, from nothing, until it agrees", f"{self._timed('catching up', self._catch_up):.1f} s")
-            if "has come from node" in cluster.log(cluster.nodes[-1]):
+            if self._status(cluster.nodes[-1]).log_first_index > 1:
                 self._row("  by a snapshot", "yes")
             self._row("the same since it started again", self._pause(cluster.nodes))
             cluster.check()
@@ -178,14 +178,18 @@ class Scale:
         stats = self._cluster.stats(node)
         return int(stats["applied-index"]) if stats else -1
 
+    def _status(self, node: int) -> Status:
+        with Connection(self._cluster.address(node, "client"), _LONG_S) as connection:
+            reply = connection.ask(StatusRequest(1)).reply
+        assert isinstance(reply, Status)
+        return reply
+
     def _pause(self, nodes: list[int]) -> str:
         """In which one of them heard nobody, but for the forks, since it started; and the most work in one."""
         longest, work = 0.0, 0.0
         for node in nodes:
-            with Connection(self._cluster.address(node, "client"), _LONG_S) as connection:
-                reply = connection.ask(StatusRequest(1)).reply
-            assert isinstance(reply, Status)
-            longest, work = max(longest, reply.longest_pause_ms), max(work, reply.longest_work_ms)
+            status = self._status(node)
+            longest, work = max(longest, status.longest_pause_ms), max(work, status.longest_work_ms)
         return f"{longest:.0f} ms, {work:.0f} ms"
 
     def _all_agree(self, nodes: list[int]) -> None:

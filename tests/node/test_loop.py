@@ -11,13 +11,13 @@ import msgspec
 import pytest
 
 from raftd import limits
-from raftd.gateway import Gateway
 from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs import replies as r
 from raftd.jobs.budget import ABANDONED_STEPS, ANSWERS_STEPS, APPLY_STEPS, COSTS, LONG_ANSWER_STEPS, Share
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import dump, load
+from raftd.node.gateway import Gateway
 from raftd.raft.messages import AddMember, Address, AppendEntries, EntryKind, InstallSnapshot, RemoveMember
 from raftd.raft.outcomes import DONE, AdminResult, Outcome
 from raftd.sim.cluster import SimCluster
@@ -93,7 +93,7 @@ def test_messages_doubled_and_lost_change_nothing_but_time():
 
 def test_batches_keep_their_order_through_refusals(monkeypatch):
     monkeypatch.setattr("raftd.raft.core.UNCOMMITTED_BYTES", 4_000)
-    monkeypatch.setattr("raftd.gateway.BATCH_BYTES", 1_500)
+    monkeypatch.setattr("raftd.node.gateway.BATCH_BYTES", 1_500)
     cluster = started()
     client = Client(cluster, follower(cluster))
     for number in range(60):
@@ -104,7 +104,7 @@ def test_batches_keep_their_order_through_refusals(monkeypatch):
 
 
 def test_a_gateway_over_its_limit_says_so_for_certain_and_in_order(monkeypatch):
-    monkeypatch.setattr("raftd.gateway.GATEWAY_BYTES", 5_000)
+    monkeypatch.setattr("raftd.node.gateway.GATEWAY_BYTES", 5_000)
     cluster = started()
     node = follower(cluster)
     client = Client(cluster, node)
@@ -296,7 +296,7 @@ def test_without_a_quorum_clients_that_come_and_go_leave_nothing_behind():
 
 
 def test_puts_held_behind_a_waiting_reserve_count_too(monkeypatch):
-    monkeypatch.setattr("raftd.gateway.GATEWAY_BYTES", 5_000)
+    monkeypatch.setattr("raftd.node.gateway.GATEWAY_BYTES", 5_000)
     cluster = started()
     client, other = Client(cluster, 1), Client(cluster, 2)
     client.reserve(None)
@@ -375,7 +375,7 @@ def test_nodes_of_a_cluster_that_is_not_born_yet_must_have_the_same_configuratio
     hello = cluster[1].hello()
     assert hello.cluster_id == b""
     accepted = []
-    refusal = cluster[2].meet(msgspec.structs.replace(hello, voters=(1, 2, 3, 4)), lambda: accepted.append(True))
+    refusal = cluster[2].handle_hello(msgspec.structs.replace(hello, voters=(1, 2, 3, 4)), lambda: accepted.append(True))
     assert "they must be the same everywhere" in refusal.text
     assert accepted == []
 
@@ -386,7 +386,7 @@ def test_who_may_speak_with_a_cluster_that_is_born():
     accepted = []
 
     def met(**changes) -> str | None:
-        refusal = cluster[2].meet(msgspec.structs.replace(hello, **changes), lambda: accepted.append(True))
+        refusal = cluster[2].handle_hello(msgspec.structs.replace(hello, **changes), lambda: accepted.append(True))
         return refusal.text if refusal is not None else None
 
     assert "is no member of this cluster: `raftd member add`" in met(node=4, cluster_id=b"")
@@ -406,13 +406,13 @@ def test_r28_who_said_hello_before_it_was_known_as_a_member_is_recognised_by_its
     cluster = started()
     hello = msgspec.structs.replace(cluster[1].hello(), node=4, directory_id=b"z" * 16)
     node = cluster[follower(cluster)]
-    assert node.meet(hello, lambda: None) is None
+    assert node.handle_hello(hello, lambda: None) is None
     results: list[AdminResult] = []
     cluster[cluster.leader].administer(AddMember(4, Address("127.0.0.1", 7_004)), results.append)
     cluster.run(200)
     assert results == [DONE]
     assert node._store.identity.peers[4] == b"z" * 16
-    refusal = node.meet(msgspec.structs.replace(hello, directory_id=b"y" * 16), lambda: None)
+    refusal = node.handle_hello(msgspec.structs.replace(hello, directory_id=b"y" * 16), lambda: None)
     assert "its disk was wiped or replaced" in refusal.text
 
 
@@ -447,8 +447,8 @@ def small_logs(monkeypatch):
 def make_logs_small(monkeypatch) -> None:
     """A snapshot after every kilobyte, and segments as small."""
     monkeypatch.setattr("raftd.storage.log.SEGMENT_BYTES", 1_000)
-    monkeypatch.setattr("raftd.compaction.SNAPSHOT_LEAST_BYTES", 1_000)
-    monkeypatch.setattr("raftd.compaction.SNAPSHOT_FACTOR", 0)
+    monkeypatch.setattr("raftd.node.snapshots.SNAPSHOT_LEAST_BYTES", 1_000)
+    monkeypatch.setattr("raftd.node.snapshots.SNAPSHOT_FACTOR", 0)
 
 
 def purge_beyond(cluster: SimCluster, away: int, writer: Client) -> None:
@@ -546,7 +546,7 @@ def test_a_gateway_that_was_closed_in_the_snapshot_drops_its_clients_and_opens_a
 
 def test_entries_below_the_applied_index_leave_memory_and_come_from_the_disk(small_logs, monkeypatch):
     monkeypatch.setattr("raftd.raft.log.LOG_MEMORY_BYTES", 500)
-    monkeypatch.setattr("raftd.compaction.SNAPSHOT_LEAST_BYTES", 1 << 30)
+    monkeypatch.setattr("raftd.node.snapshots.SNAPSHOT_LEAST_BYTES", 1 << 30)
     cluster = started()
     away = follower(cluster)
     cluster.crash(away)
@@ -653,10 +653,10 @@ def test_r28_a_wiped_disk_is_refused_by_a_member_that_has_never_met_it():
     store = cluster.processes[1].store
     store.identity = msgspec.structs.replace(store.identity, peers={})  # as of a node that has come later
     hello = msgspec.structs.replace(cluster[2].hello(), directory_id=b"another one 1234")
-    refusal = cluster[1].meet(hello, lambda: None)
+    refusal = cluster[1].handle_hello(hello, lambda: None)
     assert refusal is not None
     assert "its disk was wiped or replaced" in refusal.text
-    assert cluster[1].meet(cluster[2].hello(), lambda: None) is None
+    assert cluster[1].handle_hello(cluster[2].hello(), lambda: None) is None
 
 
 @pytest.mark.parametrize("what", ["link_changed", "hearing_from", "administer"])

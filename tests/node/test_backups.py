@@ -6,7 +6,7 @@ from raftd.jobs.snapshot import load
 from raftd.raft.messages import Snapshot
 from raftd.sim.cluster import SimCluster
 from raftd.storage.snapshots import SnapshotReader
-from tests.test_node import Client, started
+from tests.node.test_loop import Client, started
 
 
 class Asked:
@@ -62,7 +62,7 @@ def test_two_that_ask_at_once_get_the_same_and_an_idle_cluster_gives_it_again():
 
 
 def test_one_that_is_asked_for_while_a_snapshot_is_written_is_newer_than_that(monkeypatch):
-    monkeypatch.setattr("raftd.backups.BACKUP_TICKS", 1)
+    monkeypatch.setattr("raftd.node.backups.BACKUP_TICKS", 1)
     cluster = filled()
     first = Asked(cluster, 1)
     cluster.run(0.2)  # it is being written
@@ -87,8 +87,8 @@ def test_a_copy_of_the_disk_that_fails_is_said():
 
 
 def test_it_stays_while_it_is_read_and_goes_when_nobody_has_asked_for_a_minute(monkeypatch):
-    monkeypatch.setattr("raftd.backups.BACKUP_HOLD_TICKS", 300)
-    monkeypatch.setattr("raftd.backups.BACKUP_TICKS", 1)
+    monkeypatch.setattr("raftd.node.backups.BACKUP_HOLD_TICKS", 300)
+    monkeypatch.setattr("raftd.node.backups.BACKUP_TICKS", 1)
     cluster = filled()
     asked = Asked(cluster, 2)
     assert cluster.run(1_000, lambda: bool(asked.answers))
@@ -149,8 +149,8 @@ def test_a_node_that_is_low_on_disk_gives_no_backup():
 
 def test_one_that_nobody_asks_for_any_more_goes_by_itself_and_at_once_on_a_low_disk(monkeypatch):
     """A review: it stayed until the next backup, and on a low disk for ever."""
-    monkeypatch.setattr("raftd.backups.BACKUP_HOLD_TICKS", 300)
-    monkeypatch.setattr("raftd.backups.BACKUP_TICKS", 1)
+    monkeypatch.setattr("raftd.node.backups.BACKUP_HOLD_TICKS", 300)
+    monkeypatch.setattr("raftd.node.backups.BACKUP_TICKS", 1)
 
     def with_two() -> SimCluster:
         cluster = filled()
