@@ -101,13 +101,28 @@ def test_pure_packages_know_no_clock_file_socket_or_global_random(module):
     assert not re.search(r"\bopen\(", text.replace("_open(", "")), f"{module} opens a file"
 
 
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {module: {imported for imported in imports(path) if imported in MODULES} for module, path in MODULES.items()}
+    while leaves := {module for module, imported in graph.items() if not imported & graph.keys() - {module}}:
+        graph = {module: imported for module, imported in graph.items() if module not in leaves}
+    assert not graph
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if is_in(module, "raftd.sim") and module != "raftd.sim.mutants"])
+def test_the_simulator_uses_no_private_attribute_of_another_object(module):
+    """A mutant breaks what it likes; the checks must be able to see what they need."""
+    for item in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(item, ast.Attribute) and item.attr.startswith("_") and not item.attr.startswith("__"):
+            assert isinstance(item.value, ast.Name) and item.value.id in ("self", "cls", "Model"), f"{module} uses {ast.unparse(item)}"
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_opens_with_its_idea(module):
     assert ast.get_docstring(ast.parse(MODULES[module].read_text()))
 
 
 #: The first two translate messages of msgspec for people; the others compare names of faults and events.
-MAY_COMPARE_TEXTS = {"raftd.config", "raftd.server.http.routes", "raftd.sim.life", "raftd.sim.faults", "raftd.sim.swarm"}
+MAY_COMPARE_TEXTS = {"raftd.config", "raftd.server.http.routes", "raftd.sim.seed", "raftd.sim.faults", "raftd.sim.swarm"}
 _WORDS = re.compile(r"[A-Za-z]{2,} [A-Za-z]{2,}")
 
 

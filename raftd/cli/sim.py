@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from raftd.sim import mutants
-from raftd.sim.life import Life, Outcome
 from raftd.sim.minimise import minimise
+from raftd.sim.seed import Outcome, SeedRun
 from raftd.sim.swarm import Event, describe, draw, plan
 
 #: Mutants are looked for in clusters up to this size: a larger one finds nothing that a small one does not, slowly.
@@ -27,10 +27,10 @@ _MUTANT_NODES = 5
 def live(seed: int, mutant: str | None = None) -> Outcome:
     """One seed, maybe with a mutant in the code."""
     options = draw(seed)
-    gc.disable()  # a life is short, and a seventh of it went there
+    gc.disable()  # a run is short, and a seventh of it went there
     try:
         with mutants.applied(mutant) if mutant is not None else nullcontext():
-            return Life(options, plan(options)).run()
+            return SeedRun(options, plan(options)).run()
     finally:
         gc.enable()
         gc.collect()
@@ -147,10 +147,10 @@ def replay(seed: int, with_trace: bool, with_minimum: bool, console: Console) ->
     """One seed: what it drew, its trace hash, its trace, the least of its plan that goes wrong; whether all is well."""
     options = draw(seed)
     events = plan(options)
-    life = Life(options, events, keep_trace=with_trace)
-    outcome = life.run()
+    run = SeedRun(options, events, keep_trace=with_trace)
+    outcome = run.run()
     if with_trace:
-        for line in life.trace:
+        for line in run.trace:
             print(line)
     print(describe(options))
     print(f"events planned: {len(events)}")
@@ -166,17 +166,17 @@ def _minimum(seed: int, events: list[Event], outcome: Outcome, console: Console)
     invariant = outcome.violation.partition(":")[0]
 
     def fails(fewer: list[Event]) -> bool:
-        return Life(options, fewer).run().violation.partition(":")[0] == invariant
+        return SeedRun(options, fewer).run().violation.partition(":")[0] == invariant
 
     with console.status("leaving out …") as status:
         least = minimise(events, fails, lambda left: status.update(f"{left} events left"))
-    life = Life(options, least, keep_trace=True)
-    life.run()
+    run = SeedRun(options, least, keep_trace=True)
+    run.run()
     print("\nthe least plan that still goes wrong:")
     for event in least:
         print(f"  {event.at_ms:6} ms  {event.kind} {event.numbers}")
     print("\nits trace:")
-    for line in life.trace:
+    for line in run.trace:
         print(line)
 
 

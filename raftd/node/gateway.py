@@ -85,6 +85,17 @@ class Gateway:
     def _open(self) -> None:
         self._unapplied.append(_Unapplied(0, encode_payload(OpenGateway(self.node, self.incarnation))))
 
+    @property
+    def pending(self) -> dict[str, int]:
+        """What has not come to an end, by name: nothing of it once no client waits."""
+        return {
+            "batches": len(self._unapplied),
+            "sessions with commands": len(self._waiting),
+            "closes": len(self._closes),
+            "reads": len(self.reads),
+            "bytes of sessions": self.held_bytes - sum(session.held_bytes for session in self.sessions.values()),
+        }
+
     def begin_turn(self) -> bool:
         """Sessions whose local answers were too many for the last turn go on, and more are told that their gateway is closed; whether
         some are left again."""

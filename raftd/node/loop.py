@@ -26,12 +26,12 @@ from raftd.limits import APPLY_BYTES, DISK_LOW_BYTES, ROOM_TICKS, TICK_MS
 from raftd.node.admin import Administration, Answer
 from raftd.node.admission import Admission
 from raftd.node.backups import Backup
+from raftd.node.compaction import Compaction
 from raftd.node.gateway import Gateway
 from raftd.node.job_events import Recent
 from raftd.node.proposals import Housekeeping
 from raftd.node.reads import Reads
 from raftd.node.session import Session
-from raftd.node.snapshots import Compaction
 from raftd.note import Note
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
@@ -153,7 +153,7 @@ class Node:
         self._housekeeping = Housekeeping(
             config.node, config.settings, config.level, self.raft, clock, self.wake, observer.gateway_silent, self._admission
         )
-        self._compaction = Compaction(
+        self.compaction = Compaction(
             config.cluster,
             config.snapshot_log_bytes,
             config.disk_low_bytes,
@@ -162,7 +162,7 @@ class Node:
             store,
             clock,
             self._compacting,
-            self._swap,
+            self._replace_state,
             observer.noted,
         )
         self._administration = Administration(self.raft, transport.send)
@@ -236,12 +236,12 @@ class Node:
 
     def backup(self, done: Backup) -> None:
         """`done` is called with a snapshot of the state as it is applied here, or with why there is none; `copy` reads it."""
-        self._compaction.backup(self.machine.applied_index, done)
+        self.compaction.backup(self.machine.applied_index, done)
         self.wake()
 
     def copy(self, index: int, offset: int, done: Callable[[bytes], None]) -> bool:
         """Read a piece of the snapshot at entry `index` from the disk; false if it is not there any more."""
-        return self._compaction.copy(index, offset, done)
+        return self.compaction.copy(index, offset, done)
 
     def hand_over(self, done: Callable[[], None]) -> None:
         """Before an orderly end: if this node leads, let another do so first. `done` is called once, after an election timeout at the
@@ -253,6 +253,16 @@ class Node:
             done()
 
     # -- from the timer and the other nodes ---------------------------------------------------
+
+    @property
+    def pending(self) -> dict[str, int]:
+        """What has not come to an end, by name: nothing of it in a cluster at rest."""
+        return {
+            **self.gateway.pending,
+            "reads under way": self._reads.pending,
+            "messages that wait for the disk": len(self._held),
+            "snapshots to be finished": int(self.compaction.is_taking or self.raft.is_installing),
+        }
 
     def tick(self) -> None:
         """To be called every TICK_MS."""
@@ -321,7 +331,7 @@ class Node:
         if self.raft.tick_count % ROOM_TICKS == 0 and not self._is_measuring:
             self._is_measuring = True
             self._store.measure_room(self._measured)
-        self._compaction.look_at_room()
+        self.compaction.look_at_room()
         self._reads.tick(now_ms)
         self._turn()
 
@@ -369,7 +379,7 @@ class Node:
                 break
         else:
             self.wake()
-        self._compaction.look(self.machine)
+        self.compaction.look(self.machine)
         self._administration.look()
         self._look_at_members()
         self._in_turn = False
@@ -402,8 +412,8 @@ class Node:
                 self._transport.send(to, message)
         if ready.persist is not None:
             self._store.persist(ready.persist, partial(self._guarded, self._persisted, ready.persist.number))
-        self._compaction.fetch(ready.fetches)
-        self._compaction.receive(ready.chunks)
+        self.compaction.fetch(ready.fetches)
+        self.compaction.receive(ready.chunks)
         for state in ready.reads:
             self._reads.confirmed(state)
         if ready.apply:
@@ -446,7 +456,7 @@ class Node:
         if self.raft.is_leader:
             self.raft.notify_commit(concerned - {node})
         self._heed_room()
-        self._compaction.applied(entries[:applied])
+        self.compaction.applied(entries[:applied])
         if node in concerned:
             gateway.applied(machine, self.raft.now_ms)
             if gateway.is_closed:
@@ -472,7 +482,7 @@ class Node:
         self._guarded(call, *args)
         self.wake()
 
-    def _swap(self, machine: StateMachine) -> None:
+    def _replace_state(self, machine: StateMachine) -> None:
         """A leader's snapshot is the state from now on."""
         self._discard(self.machine.dissolve())
         self.machine = machine

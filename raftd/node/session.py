@@ -171,6 +171,11 @@ class Session:
             self._go_on()
 
     @property
+    def held_bytes(self) -> int:
+        """Of all its commands that are not answered."""
+        return self._held_bytes
+
+    @property
     def unanswered(self) -> int:
         """Commands that wait for their reply, in the gateway or in the log."""
         return len(self._unanswered)

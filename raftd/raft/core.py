@@ -111,7 +111,8 @@ class Raft:
         self.replication: Replication | None = None
         self._reads = PendingReads()
         self._first_own_index = 0  # of this term, as leader
-        self._uncommitted_bytes = 0
+        #: Of entries that this leader has appended and not committed yet.
+        self.uncommitted_bytes = 0
         self._leadership: Leadership | None = None
         # a doubtful node is sound again once this index is committed and durable here; 0: not known
         self._sound_at_index = 0
@@ -253,10 +254,20 @@ class Raft:
         if self._leadership is not None and (successor := self._leadership.successor):
             raise Overloaded(f"the lead is being handed to node {successor}")
         size = sum(len(data) + 32 for _, data in proposals)
-        if self._uncommitted_bytes and self._uncommitted_bytes + size > UNCOMMITTED_BYTES:
-            raise Overloaded(f"{self._uncommitted_bytes} bytes of proposals wait to be committed")
+        if self.uncommitted_bytes and self.uncommitted_bytes + size > UNCOMMITTED_BYTES:
+            raise Overloaded(f"{self.uncommitted_bytes} bytes of proposals wait to be committed")
         self.append(proposals)
         return self.log.last_index
+
+    @property
+    def hears_leader(self) -> bool:
+        """Whether this follower has heard its leader within the election timeout: it helps nobody to depose it (R5)."""
+        return self.role is Role.FOLLOWER and self.leader != 0 and self._elapsed_ticks < self._election_ticks
+
+    @property
+    def unsent(self) -> Sequence[tuple[int, Message]]:
+        """The messages that the next `ready` will release without waiting for the disk, with their receivers."""
+        return self._send_now
 
     def lead(self) -> Leadership:
         """What a leader does to the cluster itself. Raises NotLeader."""
@@ -417,7 +428,7 @@ class Raft:
             self.replication = None
             self._leadership = None
             self._reads = PendingReads()
-            self._uncommitted_bytes = 0
+            self.uncommitted_bytes = 0
 
     def _adopt_term(self, term: int, reason: str) -> None:
         """A higher term was seen. That is not a vote (R2): the vote is cleared, and only here."""
@@ -449,7 +460,7 @@ class Raft:
         self._leadership = Leadership(self, self.replication, self._election_ticks)
         self._heartbeat_elapsed_ticks = 0
         self._heartbeat_sent_ms = self.now_ms
-        self._uncommitted_bytes = 0
+        self.uncommitted_bytes = 0
         self._first_own_index = self._sound_at_index = self.log.last_index + 1
         if self.log.last_index == 0:
             # the first entry of a cluster says who it is
@@ -467,7 +478,7 @@ class Raft:
         stamp = max(self.log.last_time_ms, self.clock_ms() or 0)
         first = self.log.last_index + 1
         entries = [Entry(self.term, first + place, stamp, kind, data) for place, (kind, data) in enumerate(proposals)]
-        self._uncommitted_bytes += sum(entry.size_bytes for entry in entries)
+        self.uncommitted_bytes += sum(entry.size_bytes for entry in entries)
         self.log.append(entries)
         if self.membership.appended(entries) and self.replication is not None:
             self.replication.set_peers(self.peers, self.tick_count + 2 * self._election_ticks)
@@ -704,7 +715,7 @@ class Raft:
             return
         self.log.commit_to(index)
         committed = self.log.slice(max(before + 1, self._first_own_index), index)
-        self._uncommitted_bytes -= sum(entry.size_bytes for entry in committed)
+        self.uncommitted_bytes -= sum(entry.size_bytes for entry in committed)
         self._recover_from_doubt()
         if self._leadership is not None:
             self._leadership.committed()

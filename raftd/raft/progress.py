@@ -107,6 +107,11 @@ class Progress:
         self._bytes_in_flight = 0
 
     @property
+    def messages_in_flight(self) -> int:
+        """AppendEntries that are not answered yet."""
+        return len(self._in_flight)
+
+    @property
     def may_send(self) -> bool:
         """Whether entries may go out now."""
         if self.state is not State.REPLICATE:

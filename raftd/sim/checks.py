@@ -31,7 +31,7 @@ from raftd.raft.messages import (
     Snapshot,
 )
 from raftd.raft.quorum import has_majority
-from raftd.raft.ready import Base, Persist, Role
+from raftd.raft.ready import Base, Persist
 from raftd.sim.compare import describe_machine, describe_model, difference
 from raftd.sim.disk import Disk
 from raftd.sim.model import Model
@@ -509,8 +509,8 @@ class Checks:
 
     def _watch_snapshots(self, process: Process) -> None:
         """I11: what a snapshot restores is the state that was, wherever it was taken."""
-        compaction, raft, node, life = process.node._compaction, process.node.raft, process.node_id, self._lives[process]
-        take, swap, installed = compaction._take, compaction._swap, raft.installed
+        compaction, raft, node, life = process.node.compaction, process.node.raft, process.node_id, self._lives[process]
+        take, swap, installed = compaction.take, compaction.replace_state, raft.installed
 
         def checked_take(machine: StateMachine, is_due: bool) -> None:
             digest = machine.digest()
@@ -533,8 +533,8 @@ class Checks:
             self._watch_apply(process)
             self._compare_restored(process)
 
-        compaction._take = checked_take  # type: ignore[method-assign]  # of this one node, to be watched
-        compaction._swap = checked_swap
+        compaction.take = checked_take  # type: ignore[method-assign]  # of this one node, to be watched
+        compaction.replace_state = checked_swap
         raft.installed = checked_installed  # type: ignore[method-assign]  # the same
 
     def _compare_restored(self, process: Process) -> None:
@@ -559,10 +559,10 @@ class Checks:
             if type(message) not in (PreVote, RequestVote) or (type(message) is RequestVote and message.transfer):
                 step(sender, message)
                 return
-            hears_leader = raft.role is Role.FOLLOWER and raft.leader not in (0, sender) and raft._elapsed_ticks < self._election_ticks
-            term, waiting = raft.term, len(raft._send_now)
+            hears_leader = raft.hears_leader and raft.leader != sender
+            term, waiting = raft.term, len(raft.unsent)
             step(sender, message)
-            last = raft._send_now[waiting:]
+            last = raft.unsent[waiting:]
             granted = bool(last) and last[0][0] == sender and isinstance(last[0][1], PreVoteReply) and last[0][1].granted
             _require(
                 not hears_leader or (raft.term == term and not (type(message) is PreVote and granted)),

@@ -6,7 +6,6 @@ Half of the faults or more aim at whoever leads, if the seed has drawn so.
 from __future__ import annotations
 
 from itertools import permutations
-from typing import TYPE_CHECKING
 
 from raftd.jobs.commands import FEATURE_LEVEL
 from raftd.raft.messages import AddMember, Address, PromoteMember, RemoveMember, Snapshot, TransferLead
@@ -14,10 +13,8 @@ from raftd.raft.outcomes import AdminResult, Outcome
 from raftd.sim.checks import Violation
 from raftd.sim.disk import DAMAGES
 from raftd.sim.process import Process
+from raftd.sim.simulation import Simulation
 from raftd.sim.swarm import SHAPES, Event
-
-if TYPE_CHECKING:
-    from raftd.sim.life import Life
 
 Numbers = tuple[int, ...]
 
@@ -38,192 +35,170 @@ _ASKED = 10
 
 
 class Faults:
-    """`do` an event; the rest is asked by the life it happens in. Every method below gets the node, its process if it runs, the
+    """`do` an event; Every method below gets the node, its process if it runs, the
     numbers of the event that decide the rest, and how long it may last; it says whether it did anything."""
 
-    def __init__(self, life: Life) -> None:
-        self._life = life
-        self._damaged: int | None = None  # the one voter whose disk is damaged in this run
-        self._damages: list[str] = []  # since it last started
+    def __init__(self, sim: Simulation) -> None:
+        self._sim = sim
 
     def do(self, event: Event) -> None:
-        life, (number, length, *_) = self._life, event.numbers
-        node = life.nodes[number % len(life.nodes)]
-        if (number >> 8) % 100 < 100 * life.options.aims:
-            node = life.leader() or node
-        ms = 10 + length % life.options.longest_ms
-        if getattr(self, "_" + event.kind.replace(" ", "_"))(node, life.running.get(node), event.numbers, ms):
-            life.counted(event.kind)
-            life.note(f"fault: {event.kind}, node {node}, {length}")
-
-    # -- what damage explains -----------------------------------------------------------------
-
-    def started(self, node: int) -> None:
-        """It has read its disk, and repaired it."""
-        if node == self._damaged:
-            self._damages.clear()
-
-    def explains(self, node: int) -> str | None:
-        """Why a node may not refuse to start; None if what was done to its disk explains it."""
-        if node != self._damaged or not self._damages:
-            return "finds its disk damaged, which it is not"
-        if len(self._damages) == 1 and self._damages[0].endswith("vote"):
-            return "has one bad slot of its vote file, and does not start with the other"
-        return None
-
-    def doubted(self) -> set[int]:
-        """Nodes whose votes may count for less."""
-        doubtful = {node for node, process in self._life.running.items() if process.node.raft.doubtful}
-        return doubtful | ({self._damaged} - self._life.unusable if self._damaged is not None else set())
+        sim, (number, length, *_) = self._sim, event.numbers
+        node = sim.nodes[number % len(sim.nodes)]
+        if (number >> 8) % 100 < 100 * sim.options.aims:
+            node = sim.leader() or node
+        ms = 10 + length % sim.options.longest_ms
+        if getattr(self, "_" + event.kind.replace(" ", "_"))(node, sim.running.get(node), event.numbers, ms):
+            sim.counted(event.kind)
+            sim.note(f"fault: {event.kind}, node {node}, {length}")
 
     # -- processes and machines ---------------------------------------------------------------
 
     def _power(self, node: int, process: Process | None, numbers: Numbers, ms: int, power: bool = True) -> bool:
         if process is None:
             return False
-        self._life.end(process, power)
-        self._life.start_later(node, ms)
+        self._sim.end(process, power)
+        self._sim.start_later(node, ms)
         return True
 
     def _kill(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         return self._power(node, process, numbers, ms, power=False)
 
     def _power_in_a_write(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
-        self._life.disks[node].interrupt_in(1 + numbers[2] % 8, power=True)
+        self._sim.disks[node].interrupt_in(1 + numbers[2] % 8, power=True)
         return process is not None
 
     def _kill_in_a_write(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
-        self._life.disks[node].interrupt_in(1 + numbers[2] % 8, power=False)
+        self._sim.disks[node].interrupt_in(1 + numbers[2] % 8, power=False)
         return process is not None
 
     def _power_at_an_answer(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         """A leader loses power as soon as it has acknowledged a put, when no other node may know that it was committed; who reads
         elsewhere must see it."""
-        life = self._life
-        leader = life.leader()
-        others = [other for other in life.nodes if other != leader]
+        sim = self._sim
+        leader = sim.leader()
+        others = [other for other in sim.nodes if other != leader]
         if leader is None or not others:
             return False
-        leading = life.running[leader]
-        writer = life.visit(leader, 1)
-        readers = [life.visit(other, 3) for other in others[:4]]
+        leading = sim.running[leader]
+        writer = sim.visit(leader, 1)
+        readers = [sim.visit(other, 3) for other in others[:4]]
         for reader in readers:
             reader.do("peek", (0, 0, 0, 3))
 
         def answered() -> None:
-            if life.healed or not leading.alive:
+            if sim.healed or not leading.alive:
                 return
-            life.counted("power at an answer: came")
-            life.end(leading, power=True)
-            life.start_later(leader, 3 * life.options.election_timeout_ms + ms)
+            sim.counted("power at an answer: came")
+            sim.end(leading, power=True)
+            sim.start_later(leader, 3 * sim.options.election_timeout_ms + ms)
             if numbers[2] % 2:
                 self._spoil_the_tail(leader if numbers[2] % 4 == 1 else others[numbers[3] % len(others)], ms)
             for step in range(30):
                 for reader in readers:
-                    life.scheduler.after(step * life.options.election_timeout_ms * _MS // 10, reader.do, "peek", (0, 0, step, 3))
+                    sim.scheduler.after(step * sim.options.election_timeout_ms * _MS // 10, reader.do, "peek", (0, 0, step, 3))
 
-        writer.when_answered = lambda: life.scheduler.after(0, answered)
+        writer.when_answered = lambda: sim.scheduler.after(0, answered)
         writer.do("put", (0, 0, 0, 3))
         return True
 
     def _spoil_the_tail(self, node: int, ms: int) -> None:
         """This node loses power too, and its last batch is damaged, which it has just acknowledged: its vote will be wanted while
         it is in doubt. It may lose power again while it starts, or soon after."""
-        life = self._life
-        if self._damaged not in (None, node) or node in life.unusable:
+        sim = self._sim
+        if self._sim.damage.node not in (None, node) or node in sim.unusable:
             return
-        self._power(node, life.running.get(node), (), ms)
+        self._power(node, sim.running.get(node), (), ms)
         if self._spoil(node, "rot tail"):
-            choice = life.random.randrange(3)
+            choice = sim.random.randrange(3)
             if choice == 0:
-                life.disks[node].interrupt_in(1 + life.random.randrange(15), power=True)
+                sim.disks[node].interrupt_in(1 + sim.random.randrange(15), power=True)
             elif choice == 1:
-                life.scheduler.after((ms + life.random.randrange(1, 60)) * _MS, self._once_more, node)
+                sim.scheduler.after((ms + sim.random.randrange(1, 60)) * _MS, self._once_more, node)
 
     def _once_more(self, node: int) -> None:
-        process = self._life.running.get(node)
-        if process is not None and not self._life.healed:
-            self._life.end(process, power=True)
-            self._life.start_later(node, 10)
+        process = self._sim.running.get(node)
+        if process is not None and not self._sim.healed:
+            self._sim.end(process, power=True)
+            self._sim.start_later(node, 10)
 
     def _transfer(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         """Asked at any node, of any node, the leader itself and dead ones among them."""
-        asked = self._life.process_for(numbers[2])
+        asked = self._sim.process_for(numbers[2])
         if asked is None:
             return False
-        target = self._life.nodes[numbers[3] % len(self._life.nodes)]
+        target = self._sim.nodes[numbers[3] % len(self._sim.nodes)]
         asked.soon(asked.node.administer, TransferLead(target), self._transferred)
         return True
 
     def _add(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         """A new node, which is started when it is known to be a member; sometimes a while later, or never."""
-        life = self._life
-        asked = life.process_for(numbers[2])
-        if asked is None or not life.spares:
+        sim = self._sim
+        asked = sim.process_for(numbers[2])
+        if asked is None or not sim.spares:
             return False
-        new = life.spares.pop(0)
+        new = sim.spares.pop(0)
 
         def answered(result: AdminResult) -> None:
-            life.counted("add: done" if result.is_done else "add: refused or unknown")
-            life.note(f"node {new} is added: {result}")
+            sim.counted("add: done" if result.is_done else "add: refused or unknown")
+            sim.note(f"node {new} is added: {result}")
             if result.is_done:
-                life.nodes.append(new)
-                life.start_later(new, numbers[3] % life.options.longest_ms)
+                sim.nodes.append(new)
+                sim.start_later(new, numbers[3] % sim.options.longest_ms)
 
         asked.soon(asked.node.administer, AddMember(new, Address("sim", new)), answered)
         return True
 
     def _remove(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         """But not so many that a majority is hard to have."""
-        life = self._life
-        asked = life.process_for(numbers[2])
-        voters = life.checks.configuration.voters
-        if asked is None or len(voters) <= max(1, len(life.nodes) // 2) or self.doubted() or life.unusable:
+        sim = self._sim
+        asked = sim.process_for(numbers[2])
+        voters = sim.checks.configuration.voters
+        if asked is None or len(voters) <= max(1, len(sim.nodes) // 2) or sim.doubtful() or sim.unusable:
             return False
 
         def answered(result: AdminResult) -> None:
-            life.counted("remove: done" if result.is_done else "remove: refused or unknown")
-            life.note(f"node {node} is removed: {result}")
+            sim.counted("remove: done" if result.is_done else "remove: refused or unknown")
+            sim.note(f"node {node} is removed: {result}")
 
         asked.soon(asked.node.administer, RemoveMember(node), answered)
         return True
 
     def _replace(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         """As with damage, only ever one voter's disk is lost. An operator asks until it is done, or has asked often enough."""
-        life = self._life
-        if self._damaged is not None or not life.spares or life.unusable or life.checks.is_changing:
+        sim = self._sim
+        if self._sim.damage.node is not None or not sim.spares or sim.unusable or sim.checks.is_changing:
             return False
-        if node not in life.checks.configuration.voters or len(life.checks.configuration.voters) < 3:
+        if node not in sim.checks.configuration.voters or len(sim.checks.configuration.voters) < 3:
             return False
-        self._damaged = node
+        sim.damage.node = node
         if process is not None:
-            life.end(process, power=True)
-        life.unusable.add(node)
-        new = life.spares.pop(0)
+            sim.end(process, power=True)
+        sim.unusable.add(node)
+        new = sim.spares.pop(0)
         requests: list[AddMember | RemoveMember] = [RemoveMember(node), AddMember(new, Address("sim", new))]
         if numbers[2] % 2:
             requests.reverse()
         asks = iter(range(_ASKED))
 
         def ask() -> None:
-            if not requests or life.healed or next(asks, None) is None:
+            if not requests or sim.healed or next(asks, None) is None:
                 return
-            door = life.process_for(numbers[3])
+            door = sim.process_for(numbers[3])
             if door is None:
-                life.scheduler.after(_ASK_AGAIN_MS * _MS, ask)
+                sim.scheduler.after(_ASK_AGAIN_MS * _MS, ask)
             else:
                 door.soon(door.node.administer, requests[0], answered)
 
         def answered(result: AdminResult) -> None:
             request = requests[0]
-            life.note(f"{request}: {result}")
+            sim.note(f"{request}: {result}")
             if result.outcome in (Outcome.DONE, Outcome.ALREADY_MEMBER, Outcome.NOT_MEMBER):
-                life.counted(f"replace: {'added' if isinstance(request, AddMember) else 'removed'}")
-                if isinstance(request, AddMember) and new not in life.nodes:
-                    life.nodes.append(new)
-                    life.start_later(new, ms)
+                sim.counted(f"replace: {'added' if isinstance(request, AddMember) else 'removed'}")
+                if isinstance(request, AddMember) and new not in sim.nodes:
+                    sim.nodes.append(new)
+                    sim.start_later(new, ms)
                 del requests[0]
-            life.scheduler.after(_ASK_AGAIN_MS * _MS, ask)
+            sim.scheduler.after(_ASK_AGAIN_MS * _MS, ask)
 
         ask()
         return True
@@ -231,8 +206,8 @@ class Faults:
     def _upgrade(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         if process is None or process.stopped:  # nobody could stop it in order (seed 801225)
             return False
-        life = self._life
-        life.levels[node] = FEATURE_LEVEL + 1
+        sim = self._sim
+        sim.levels[node] = FEATURE_LEVEL + 1
         if numbers[2] % 2:
             self._orderly_stop(node, process, numbers, 10)
         else:
@@ -240,27 +215,27 @@ class Faults:
         return True
 
     def _transferred(self, result: AdminResult) -> None:
-        self._life.counted("transfer: done" if result.is_done else "transfer: refused, given up or unknown")
+        self._sim.counted("transfer: done" if result.is_done else "transfer: refused, given up or unknown")
 
     def _orderly_stop(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         if process is None or process.stopped:
             return False
-        life = self._life
+        sim = self._sim
         was_leader = process.node.raft.is_leader
 
         def handed_over() -> None:
             if process.alive:
                 gave = was_leader and not process.node.raft.is_leader
-                life.counted("orderly stop: the lead went first" if gave else "orderly stop: at once")
+                sim.counted("orderly stop: the lead went first" if gave else "orderly stop: at once")
                 process.node.stop(stopped)
 
         def stopped() -> None:
-            life.scheduler.after(0, ended)
+            sim.scheduler.after(0, ended)
 
         def ended() -> None:
             if process.alive:
-                life.end(process, power=False)
-                life.start_later(node, ms)
+                sim.end(process, power=False)
+                sim.start_later(node, ms)
 
         process.soon(process.node.hand_over, handed_over)
         return True
@@ -269,40 +244,40 @@ class Faults:
         return self._lose_all_but(0, ms, 1_000)
 
     def _lose_all_but(self, spared: int, ms: int, more_ms: int) -> bool:
-        life = self._life
-        lost = [(node, process) for node, process in sorted(life.running.items()) if node != spared]
+        sim = self._sim
+        lost = [(node, process) for node, process in sorted(sim.running.items()) if node != spared]
         for node, process in lost:
-            life.end(process, power=True)
-            life.start_later(node, ms + life.random.randrange(more_ms))
+            sim.end(process, power=True)
+            sim.start_later(node, ms + sim.random.randrange(more_ms))
         return bool(lost)
 
     def _stop(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         if process is None or process.stopped:
             return False
         process.stop()
-        self._life.scheduler.after((2 * self._life.options.election_timeout_ms + ms) * _MS, process.go_on)
+        self._sim.scheduler.after((2 * self._sim.options.election_timeout_ms + ms) * _MS, process.go_on)
         return True
 
     def _wall_clock(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
-        self._life.wall_offset_s[node] += (-3_600, -1, 1, 3_600)[numbers[2] % 4]
+        self._sim.wall_offset_s[node] += (-3_600, -1, 1, 3_600)[numbers[2] % 4]
         return True
 
     # -- the network --------------------------------------------------------------------------
 
     def _cut(self, links: set[tuple[int, int]], ms: int) -> bool:
-        network = self._life.network
+        network = self._sim.network
         network.cut_off(links)
-        self._life.scheduler.after(ms * _MS, self._end_of_cut, links)
+        self._sim.scheduler.after(ms * _MS, self._end_of_cut, links)
         return bool(links)
 
     def _end_of_cut(self, links: set[tuple[int, int]]) -> None:
-        if self._life.network.cut is links and not self._life.healed:
-            self._life.network.heal()
+        if self._sim.network.cut is links and not self._sim.healed:
+            self._sim.network.heal()
 
     def _partition(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
-        life = self._life
-        first = numbers[2] % len(life.nodes)
-        nodes = life.nodes[first:] + life.nodes[:first]
+        sim = self._sim
+        first = numbers[2] % len(sim.nodes)
+        nodes = sim.nodes[first:] + sim.nodes[:first]
         half = len(nodes) // 2
         shape = SHAPES[numbers[3] % len(SHAPES)]
         if shape == "one node":
@@ -316,46 +291,46 @@ class Faults:
         links = {(one, other) for one, other in permutations(nodes, 2) if one not in hears[other]}
         if not links:
             return False
-        leader = life.leader()
+        leader = sim.leader()
         if leader is not None and shape in ("one node", "halves"):
             self._probe(leader, _PROBE_MS)
-        life.scheduler.after(_PROBE_MS * _MS, lambda: life.healed or self._cut(links, ms))
-        life.counted(f"partition: {shape}")
+        sim.scheduler.after(_PROBE_MS * _MS, lambda: sim.healed or self._cut(links, ms))
+        sim.counted(f"partition: {shape}")
         return True
 
     def _deaf_leader(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         """It hears answers late, and then nobody hears it; or it hears nobody, and all hear it."""
-        life = self._life
-        leader = life.leader()
-        others = [other for other in life.nodes if other != leader]
+        sim = self._sim
+        leader = sim.leader()
+        others = [other for other in sim.nodes if other != leader]
         if leader is None or not others:
             return False
-        ms += 2 * life.options.election_timeout_ms
+        ms += 2 * sim.options.election_timeout_ms
         if numbers[3] % 3 == 0:
             return self._cut({(other, leader) for other in others}, ms)
-        timeout_us = life.options.election_timeout_ms * _MS
+        timeout_us = sim.options.election_timeout_ms * _MS
         late_us = 3 * timeout_us + numbers[2] % (2 * timeout_us)
         links = {(leader, other) for other in others}
 
         def later(by_us: int) -> None:
-            if not life.healed:
-                life.network.clogged.update({(other, leader): by_us for other in others})
+            if not sim.healed:
+                sim.network.clogged.update({(other, leader): by_us for other in others})
 
         for by_us in range(0, late_us, timeout_us // 3):  # later and later: a leader that hears nobody for a timeout steps down
-            life.scheduler.after(by_us, later, by_us)
-        life.scheduler.after(late_us, lambda: life.healed or self._cut(links, ms))
+            sim.scheduler.after(by_us, later, by_us)
+        sim.scheduler.after(late_us, lambda: sim.healed or self._cut(links, ms))
         self._probe(leader, late_us // _MS)
         return True
 
     def _probe(self, leader: int, ms: int) -> None:
         """One leader will be cut off in `ms`, and another may be elected: put on one side, read on both, again and again, with
         sessions that are open before."""
-        life = self._life
-        others = [node for node in life.nodes if node != leader]
+        sim = self._sim
+        others = [node for node in sim.nodes if node != leader]
         if not others:
             return
-        writer = life.visit(life.random.choice(others), 3)
-        readers = [life.visit(node, 3) for node in (leader, *others[:3])]
+        writer = sim.visit(sim.random.choice(others), 3)
+        readers = [sim.visit(node, 3) for node in (leader, *others[:3])]
 
         def read() -> None:
             for reader in readers:  # of the newest job: the number that decides which is 0
@@ -364,187 +339,187 @@ class Faults:
         writer.when_answered = read
         writer.do("put", (0, 0, 0, 3))
         read()
-        timeout_us = life.options.election_timeout_ms * _MS
+        timeout_us = sim.options.election_timeout_ms * _MS
         for step in range(40):
             at_us = ms * _MS + timeout_us + step * timeout_us // 25
-            life.scheduler.after(at_us, writer.do, "put", (0, 0, step, 3))
-            life.scheduler.after(at_us, read)
+            sim.scheduler.after(at_us, writer.do, "put", (0, 0, step, 3))
+            sim.scheduler.after(at_us, read)
 
     def _fork(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         """Two logs with different ends meet in an election: a leader goes on alone, with clients that put; another is elected, and
         is gone as soon as the links are back. The one with the longer log may be the one with less."""
-        life = self._life
-        leader = life.leader()
-        if leader is None or len(life.nodes) < 3:
+        sim = self._sim
+        leader = sim.leader()
+        if leader is None or len(sim.nodes) < 3:
             return False
-        writers = [life.visit(leader, 8) for _ in range(_WRITERS)]
+        writers = [sim.visit(leader, 8) for _ in range(_WRITERS)]
         for writer in writers:
             writer.do("put", (0, 0, 0, 3))
         links = self._links_of(leader)
 
         def part() -> None:
-            if life.healed:
+            if sim.healed:
                 return
             self._cut(links, _FORK_MS)
             for step in range(4):
                 for writer in writers:
-                    life.scheduler.after(step * 20 * _MS, writer.do, "put", (0, 0, step, 3))
+                    sim.scheduler.after(step * 20 * _MS, writer.do, "put", (0, 0, step, 3))
             look()
 
         def look() -> None:
-            if life.healed or life.network.cut is not links:
+            if sim.healed or sim.network.cut is not links:
                 return
-            new = next((other for one, other in sorted(life.running.items()) if one != leader and other.node.raft.is_leader), None)
+            new = next((other for one, other in sorted(sim.running.items()) if one != leader and other.node.raft.is_leader), None)
             if new is None or (numbers[2] % 4 in (0, 3) and not new.node.raft.has_committed_own_entry):
-                life.scheduler.after(_FORK_LOOK_US, look)
+                sim.scheduler.after(_FORK_LOOK_US, look)
             elif numbers[2] % 4 == 1:
                 self._cut({*links, *self._links_of(new.node_id)}, _FORK_MS)
                 self._figure_8(leader, new)
             else:
-                life.end(new, power=True)
-                life.start_later(new.node_id, 4 * life.options.election_timeout_ms + ms)
-                life.network.heal()
-                life.counted("fork: both sides met")
+                sim.end(new, power=True)
+                sim.start_later(new.node_id, 4 * sim.options.election_timeout_ms + ms)
+                sim.network.heal()
+                sim.counted("fork: both sides met")
 
-        life.scheduler.after(_PROBE_MS * _MS, part)
+        sim.scheduler.after(_PROBE_MS * _MS, part)
         return True
 
     def _links_of(self, node: int) -> set[tuple[int, int]]:
-        return {link for other in self._life.nodes if other != node for link in ((node, other), (other, node))}
+        return {link for other in self._sim.nodes if other != node for link in ((node, other), (other, node))}
 
     def _figure_8(self, old: int, new: Process) -> None:
         """Paper, figure 8: the newer leader has an entry that nobody else has, and is gone; the older one leads again and copies
         what it had to a majority; before that is committed by an entry of its new term it is gone too, and the newer one comes
         back, with an entry of a later term in the same place."""
-        life = self._life
-        timeout_ms = life.options.election_timeout_ms
-        until_us = life.scheduler.now_us + 10 * timeout_ms * _MS
+        sim = self._sim
+        timeout_ms = sim.options.election_timeout_ms
+        until_us = sim.scheduler.now_us + 10 * timeout_ms * _MS
         term, was_committed = new.node.raft.term, 0
 
         def wait_for_the_disk() -> None:
-            if not new.alive or life.healed:
+            if not new.alive or sim.healed:
                 return
             if new.node.raft.log.durable_index < new.node.raft.log.last_index:
-                life.scheduler.after(_FORK_LOOK_US, wait_for_the_disk)
+                sim.scheduler.after(_FORK_LOOK_US, wait_for_the_disk)
                 return
-            life.end(new, power=True)
-            life.network.heal()
+            sim.end(new, power=True)
+            sim.network.heal()
             look()
 
         def look() -> None:
             nonlocal was_committed
-            process = life.running.get(old)
+            process = sim.running.get(old)
             raft = process.node.raft if process is not None else None
-            if life.healed or life.scheduler.now_us > until_us or raft is None:
-                life.start(new.node_id)
+            if sim.healed or sim.scheduler.now_us > until_us or raft is None:
+                sim.start(new.node_id)
                 return
             if raft.is_leader and raft.term > term:
                 copied = 1 + sum(progress.match_index > was_committed for progress in raft.progress.values())
-                if raft.has_committed_own_entry or copied > len(life.nodes) // 2:
+                if raft.has_committed_own_entry or copied > len(sim.nodes) // 2:
                     assert process is not None
-                    life.counted(f"fork: figure 8{' (too late)' if raft.has_committed_own_entry else ''}")
-                    life.end(process, power=True)
-                    life.start_later(old, 4 * timeout_ms)
-                    life.start(new.node_id)
+                    sim.counted(f"fork: figure 8{' (too late)' if raft.has_committed_own_entry else ''}")
+                    sim.end(process, power=True)
+                    sim.start_later(old, 4 * timeout_ms)
+                    sim.start(new.node_id)
                     return
             else:
                 was_committed = raft.log.commit_index
-            life.scheduler.after(_FORK_LOOK_US // 10, look)
+            sim.scheduler.after(_FORK_LOOK_US // 10, look)
 
         wait_for_the_disk()
 
     def _one_way(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
-        other = self._life.nodes[numbers[2] % len(self._life.nodes)]
+        other = self._sim.nodes[numbers[2] % len(self._sim.nodes)]
         return other != node and self._cut({(node, other)}, ms)
 
     def _break(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
-        other = self._life.nodes[numbers[2] % len(self._life.nodes)]
-        return other != node and self._life.network.break_connection(min(node, other), max(node, other))
+        other = self._sim.nodes[numbers[2] % len(self._sim.nodes)]
+        return other != node and self._sim.network.break_connection(min(node, other), max(node, other))
 
     def _clog(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
-        other = self._life.nodes[numbers[2] % len(self._life.nodes)]
-        clogged = self._life.network.clogged
+        other = self._sim.nodes[numbers[2] % len(self._sim.nodes)]
+        clogged = self._sim.network.clogged
         clogged[node, other] = 20_000 + numbers[3] % 800_000
-        self._life.scheduler.after(ms * _MS, clogged.pop, (node, other), None)
+        self._sim.scheduler.after(ms * _MS, clogged.pop, (node, other), None)
         return other != node
 
     def _send_away(self, node: int, process: Process | None, numbers: Numbers) -> bool:
         """Let a follower be away for so long that it may need a snapshot; whether it is one that can be spared."""
-        if process is None or process.node.raft.is_leader or len(self._life.nodes) < 3:
+        if process is None or process.node.raft.is_leader or len(self._sim.nodes) < 3:
             return False
-        self._life.end(process, power=bool(numbers[2] & 1))
-        self._life.start_later(node, _AWAY_MS)
+        self._sim.end(process, power=bool(numbers[2] & 1))
+        self._sim.start_later(node, _AWAY_MS)
         return True
 
     def _cut_in_a_snapshot(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
-        life = self._life
+        sim = self._sim
         if not self._send_away(node, process, numbers):
             return False
         looks = iter(range(_SNAPSHOT_LOOKS))
 
         def look() -> None:
-            if life.healed or next(looks, None) is None:
+            if sim.healed or next(looks, None) is None:
                 return
-            leader = life.running.get(life.leader() or 0)
+            leader = sim.running.get(sim.leader() or 0)
             transfer = None
             if leader is not None and node in leader.node.raft.progress:
                 transfer = leader.node.raft.progress[node].transfer
             if leader is None or transfer is None or not 0 < (transfer.have or 0) < transfer.snapshot.size_bytes:
-                life.scheduler.after(_SNAPSHOT_LOOK_US, look)
+                sim.scheduler.after(_SNAPSHOT_LOOK_US, look)
                 return
             pair = min(node, leader.node_id), max(node, leader.node_id)
             choice = numbers[3] % 4
-            life.counted("cut in a snapshot: came")
+            sim.counted("cut in a snapshot: came")
             if choice == 0:
-                life.network.break_connection(*pair)
+                sim.network.break_connection(*pair)
             elif choice == 1:
                 self._cut({pair, pair[::-1]}, ms)
             else:
-                self._power(node if choice == 2 else leader.node_id, life.running.get(node) if choice == 2 else leader, numbers, ms)
+                self._power(node if choice == 2 else leader.node_id, sim.running.get(node) if choice == 2 else leader, numbers, ms)
 
-        life.scheduler.after(_AWAY_MS * _MS, look)
+        sim.scheduler.after(_AWAY_MS * _MS, look)
         return True
 
     def _rotted_transfer(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         """Of a node that was away: what it has got of the snapshot is read back before it counts, and asked for again."""
-        life = self._life
+        sim = self._sim
         if not self._send_away(node, process, numbers):
             return False
         looks = iter(range(_SNAPSHOT_LOOKS))
 
         def look() -> None:
-            if life.healed or next(looks, None) is None:
+            if sim.healed or next(looks, None) is None:
                 return
-            receiving = life.running.get(node)
+            receiving = sim.running.get(node)
             snapshots = receiving.store.snapshots if receiving is not None else None
-            if snapshots is None or not snapshots.is_incomplete or not life.disks[node].rot_received(life.random):
-                life.scheduler.after(_SNAPSHOT_LOOK_US, look)
+            if snapshots is None or not snapshots.is_incomplete or not sim.disks[node].rot_received(sim.random):
+                sim.scheduler.after(_SNAPSHOT_LOOK_US, look)
                 return
-            life.counted("rotted transfer: came")
+            sim.counted("rotted transfer: came")
 
-        life.scheduler.after(_AWAY_MS * _MS, look)
+        sim.scheduler.after(_AWAY_MS * _MS, look)
         return True
 
     def _backup(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         """A copy of the state, fetched piece by piece: it is the state of the entry that it says."""
-        life = self._life
-        asked = life.process_for(numbers[2])
+        sim = self._sim
+        asked = sim.process_for(numbers[2])
         if asked is None:
             return False
         copied = bytearray()
 
         def taken(snapshot: Snapshot | None, why_not: str) -> None:
             if snapshot is None:
-                life.counted("backup: there is none")
+                sim.counted("backup: there is none")
                 return
 
             def copy(data: bytes) -> None:
                 copied.extend(data)
                 if len(copied) >= snapshot.size_bytes:
-                    life.checks.backed_up(snapshot.index, bytes(copied))
-                    life.counted("backup: copied")
+                    sim.checks.backed_up(snapshot.index, bytes(copied))
+                    sim.counted("backup: copied")
                 elif not asked.alive or not asked.node.copy(snapshot.index, len(copied), copy):
-                    life.counted("backup: gone before all of it was copied")
+                    sim.counted("backup: gone before all of it was copied")
 
             copy(b"")
 
@@ -552,11 +527,11 @@ class Faults:
         return True
 
     def _impossible_change(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
-        life = self._life
-        asked = life.process_for(numbers[2])
+        sim = self._sim
+        asked = sim.process_for(numbers[2])
         if asked is None:
             return False
-        members = sorted(life.checks.members)
+        members = sorted(sim.checks.members)
         member, nobody = members[numbers[3] % len(members)], 1_000
         request = (
             AddMember(member, Address("sim", nobody)),
@@ -568,8 +543,8 @@ class Faults:
         )[numbers[3] % 6]
 
         def answered(result: AdminResult) -> None:
-            life.note(f"{request}: {result}")
-            if result.is_done and not (isinstance(request, AddMember) and request.node not in life.checks.members):
+            sim.note(f"{request}: {result}")
+            if result.is_done and not (isinstance(request, AddMember) and request.node not in sim.checks.members):
                 raise Violation(f"R28: {request} was done")
 
         asked.soon(asked.node.administer, request, answered)
@@ -578,50 +553,50 @@ class Faults:
     # -- disks --------------------------------------------------------------------------------
 
     def _slow_disk(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
-        self._life.slow_until_us[node] = self._life.scheduler.now_us + ms * _MS
+        self._sim.slow_until_us[node] = self._sim.scheduler.now_us + ms * _MS
         return True
 
     def _stalled_disk(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         if process is None or process.worker.stalled:
             return False
         process.worker.stall()
-        self._life.scheduler.after(ms * _MS, process.worker.go_on)
+        self._sim.scheduler.after(ms * _MS, process.worker.go_on)
         return True
 
     def _failing_disk(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
-        self._life.disks[node].fail_next(("write", "sync")[numbers[2] % 2])
+        self._sim.disks[node].fail_next(("write", "sync")[numbers[2] % 2])
         return process is not None
 
     def _unreadable_disk(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         if not self._power(node, process, numbers, ms):
             return False
-        self._life.disks[node].fail_next("read")
+        self._sim.disks[node].fail_next("read")
         return True
 
     def _full_disk(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         """For a while, also for the processes that start meanwhile."""
-        disk = self._life.disks[node]
+        disk = self._sim.disks[node]
         if disk.is_full:
             return False
         disk.is_full = True
-        self._life.scheduler.after(ms * _MS, disk.make_room)
+        self._sim.scheduler.after(ms * _MS, disk.make_room)
         return True
 
     def _low_disk(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
-        life = self._life
-        for disk in life.disks.values() if numbers[2] % 2 else [life.disks[node]]:
+        sim = self._sim
+        for disk in sim.disks.values() if numbers[2] % 2 else [sim.disks[node]]:
             disk.leave_room(_LOW_BYTES[numbers[3] % len(_LOW_BYTES)])
-            life.scheduler.after((_LOW_MS + ms) * _MS, disk.give_room)
+            sim.scheduler.after((_LOW_MS + ms) * _MS, disk.give_room)
         return True
 
     def _damaged_disk(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         """Only ever one voter's, so that a good copy exists. Sometimes all lose power with it, and most come back later: then its
         vote is wanted while it is in doubt. Sometimes it loses power again while it starts."""
-        life = self._life
-        if self._damaged is not None:
-            node = self._damaged  # the plan does not know whose it is
-            process = life.running.get(node)
-        if node in life.unusable:
+        sim = self._sim
+        if self._sim.damage.node is not None:
+            node = self._sim.damage.node  # the plan does not know whose it is
+            process = sim.running.get(node)
+        if node in sim.unusable:
             return False
         if numbers[3] % 2:
             self._lose_all_but(node, ms, 3_000)
@@ -629,22 +604,21 @@ class Faults:
         for place in range(len(DAMAGES)):
             if self._spoil(node, DAMAGES[(numbers[2] + place) % len(DAMAGES)]):
                 if numbers[1] % 4 == 0:
-                    life.disks[node].interrupt_in(1 + numbers[1] // 4 % 15, power=True)
+                    sim.disks[node].interrupt_in(1 + numbers[1] // 4 % 15, power=True)
                 return True
         return False
 
     def _spoil(self, node: int, kind: str) -> bool:
         """Damage the disk of a node that does not run."""
-        on_votes = [one for one in (kind, *self._damages) if one.endswith("vote")]
+        on_votes = [one for one in (kind, *self._sim.damage.kinds) if one.endswith("vote")]
         if kind in on_votes and len(on_votes) > 1 and "stale vote" in on_votes:
             return False  # an old copy in one slot, and the other bad too: nobody could tell (seed 41092)
-        if len(self._life.checks.configuration.voters) == 1 or self._life.checks.is_changing:
+        if len(self._sim.checks.configuration.voters) == 1 or self._sim.checks.is_changing:
             return False  # nobody else would have a copy
-        done = self._life.disks[node].damage(kind, self._life.random)
+        done = self._sim.disks[node].damage(kind, self._sim.random)
         if done is None:
             return False
-        self._damaged = node
-        self._damages.append(kind)
-        self._life.note(f"damage: {done}")
-        self._life.counted(kind)
+        self._sim.damage.add(node, kind)
+        self._sim.note(f"damage: {done}")
+        self._sim.counted(kind)
         return True

@@ -326,7 +326,7 @@ def _old_term_commit(original: Any) -> Any:
         index, before = majority_value(self.membership.halves, matches), self.log.commit_index
         if self.log.commit_to(index):
             own = self.log.slice(max(before + 1, self._first_own_index), index) if index >= self._first_own_index else []
-            self._uncommitted_bytes -= sum(entry.size_bytes for entry in own)
+            self.uncommitted_bytes -= sum(entry.size_bytes for entry in own)
             self._recover_from_doubt()
 
     return advance

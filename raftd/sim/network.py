@@ -12,20 +12,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import combinations
 from random import Random
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import msgspec
 
 from raftd.limits import PEER_TCP_TIMEOUT_MS
+from raftd.node.loop import Node
 from raftd.sim.scheduler import Scheduler
 from raftd.wire.frames import FrameDecoder
 from raftd.wire.peer import PeerMessage, Refusal, decode, encode
 
-if TYPE_CHECKING:
-    from raftd.sim.process import Process
-
 _REDIAL_US = (20_000, 1_000_000)
 _NOTICE_US = 20_000
+
+
+class Process(Protocol):
+    """What the network needs of the process of a node."""
+
+    @property
+    def node_id(self) -> int: ...
+
+    @property
+    def alive(self) -> bool: ...
+
+    @property
+    def node(self) -> Node: ...
+
+    def soon(self, call: Callable[..., object], *args: object) -> None: ...
+
+    def told(self, line: str) -> None: ...
 
 
 class Weather(msgspec.Struct):
@@ -40,7 +55,7 @@ class Weather(msgspec.Struct):
 
 
 class Observer(Protocol):
-    def leaving(self, process: Process, to: int, message: PeerMessage) -> None:
+    def leaving(self, sender: int, to: int, message: PeerMessage) -> None:
         """A message leaves its sender, whatever becomes of it."""
 
     def happened(self, what: str, *numbers: int, detail: str = "") -> None: ...
@@ -180,7 +195,7 @@ class Network:
         connection = self._connections.get((min(sender, to), max(sender, to)))
         if connection is None or connection.ends[sender].process is not process or not connection.ends[sender].is_open:
             return
-        self._observer.leaving(process, to, message)
+        self._observer.leaving(process.node_id, to, message)
         data = encode(message)
         weather, random = self.weather, self._random
         copies = 1

@@ -138,7 +138,7 @@ LIMITS: dict[str, tuple[int, ...]] = {
     "raftd.storage.records.LOG_MARK_BYTES": (1, 1_000),
     "raftd.raft.log.LOG_MEMORY_BYTES": (0, 500, 5_000),
     "raftd.jobs.snapshot.SNAPSHOT_PIECE_BYTES": (500,),
-    "raftd.node.snapshots.SNAPSHOT_LEAST_BYTES": (0, 2_000),
+    "raftd.node.compaction.SNAPSHOT_LEAST_BYTES": (0, 2_000),
     _CHUNK_READ: (1_000, 4_000),
     "raftd.raft.replication.APPEND_BYTES": (1, 100, 1_000),
     "raftd.raft.core.APPLY_ENTRIES": (1, 8),

@@ -109,7 +109,7 @@ def test_a_new_leader_goes_on_with_what_was_decided():
 
 def test_a_low_disk_is_compacted_sooner_and_no_generation_of_log_stays(monkeypatch):
     monkeypatch.setattr("raftd.storage.log.SEGMENT_BYTES", 2_000)
-    monkeypatch.setattr("raftd.node.snapshots.SNAPSHOT_LEAST_BYTES", 100_000)
+    monkeypatch.setattr("raftd.node.compaction.SNAPSHOT_LEAST_BYTES", 100_000)
     cluster = SimCluster(1)
     cluster.config = msgspec.structs.replace(cluster.config, snapshot_log_bytes=100_000)
     cluster.start()
@@ -142,7 +142,7 @@ SEGMENT = 64 * KILO
 def scaled(monkeypatch):
     """A thousandth of everything: segments of 64 kB, a snapshot after 256 kB of log."""
     monkeypatch.setattr("raftd.storage.log.SEGMENT_BYTES", SEGMENT)
-    monkeypatch.setattr("raftd.node.snapshots.SNAPSHOT_LEAST_BYTES", 16 * KILO)
+    monkeypatch.setattr("raftd.node.compaction.SNAPSHOT_LEAST_BYTES", 16 * KILO)
     monkeypatch.setattr("raftd.raft.log.LOG_MEMORY_BYTES", 16 * KILO)
 
 

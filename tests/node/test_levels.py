@@ -89,7 +89,7 @@ def test_an_older_raftd_on_newer_data_ends_at_the_entry_that_it_must_not_pass():
 
 
 def test_an_older_raftd_does_not_start_on_a_newer_snapshot(monkeypatch):
-    monkeypatch.setattr("raftd.node.snapshots.SNAPSHOT_LEAST_BYTES", 1)
+    monkeypatch.setattr("raftd.node.compaction.SNAPSHOT_LEAST_BYTES", 1)
     cluster = risen()
     leader = cluster[cluster.leader]
     leader.raft.propose([(EntryKind.BATCH, b"")] * 100)

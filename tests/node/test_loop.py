@@ -447,8 +447,8 @@ def small_logs(monkeypatch):
 def make_logs_small(monkeypatch) -> None:
     """A snapshot after every kilobyte, and segments as small."""
     monkeypatch.setattr("raftd.storage.log.SEGMENT_BYTES", 1_000)
-    monkeypatch.setattr("raftd.node.snapshots.SNAPSHOT_LEAST_BYTES", 1_000)
-    monkeypatch.setattr("raftd.node.snapshots.SNAPSHOT_FACTOR", 0)
+    monkeypatch.setattr("raftd.node.compaction.SNAPSHOT_LEAST_BYTES", 1_000)
+    monkeypatch.setattr("raftd.node.compaction.SNAPSHOT_FACTOR", 0)
 
 
 def purge_beyond(cluster: SimCluster, away: int, writer: Client) -> None:
@@ -546,7 +546,7 @@ def test_a_gateway_that_was_closed_in_the_snapshot_drops_its_clients_and_opens_a
 
 def test_entries_below_the_applied_index_leave_memory_and_come_from_the_disk(small_logs, monkeypatch):
     monkeypatch.setattr("raftd.raft.log.LOG_MEMORY_BYTES", 500)
-    monkeypatch.setattr("raftd.node.snapshots.SNAPSHOT_LEAST_BYTES", 1 << 30)
+    monkeypatch.setattr("raftd.node.compaction.SNAPSHOT_LEAST_BYTES", 1 << 30)
     cluster = started()
     away = follower(cluster)
     cluster.crash(away)
@@ -761,7 +761,7 @@ def test_the_state_before_a_leaders_snapshot_goes_in_parts():
     gc.collect()
     gc.disable()
     try:
-        node._swap(load(list(dump(node.machine))))
+        node._replace_state(load(list(dump(node.machine))))
         assert before() is not None
         cluster.run(1_000)
         assert before() is None

@@ -13,8 +13,8 @@ import pytest
 from raftd.cli.sim import live, seeds_to_catch
 from raftd.errors import CorruptionError
 from raftd.sim import mutants
-from raftd.sim.life import Life
 from raftd.sim.minimise import minimise
+from raftd.sim.seed import SeedRun
 from raftd.sim.swarm import draw, plan
 from tests.jobs import test_budget as budget
 from tests.node import test_loop as node
@@ -153,10 +153,10 @@ def test_a_plan_is_cut_down_to_what_goes_wrong():
     options = draw(2)
     with mutants.applied("token not checked"):
         events = plan(options)
-        assert Life(options, events).run().violation
+        assert SeedRun(options, events).run().violation
 
         def fails(fewer):
-            return bool(Life(options, fewer).run().violation)
+            return bool(SeedRun(options, fewer).run().violation)
 
         least = minimise(events[:120], fails) if fails(events[:120]) else minimise(events, fails)
         assert len(least) < 10

@@ -7,7 +7,7 @@ any buffer, what dead nodes held is given back, new clients are served, and nobo
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -18,10 +18,8 @@ from raftd.sim import history
 from raftd.sim.checks import Violation
 from raftd.sim.model import Model
 from raftd.sim.process import Process
+from raftd.sim.simulation import Simulation
 from raftd.wire.peer import PeerMessage
-
-if TYPE_CHECKING:
-    from raftd.sim.life import Life
 
 #: After healing: a leader within so many election timeouts, and the time that it takes to dial again.
 _LEADER_TIMEOUTS = 10
@@ -43,54 +41,54 @@ _PIPELINE = 12
 _GOING = ("disconnect", "leave", "hurry", "reserve for ever", "crowd")
 
 
-class Rest:
-    """The last part of a life."""
+class ConvergenceCheck:
+    """The last part of a run."""
 
-    def __init__(self, life: Life) -> None:
-        self._life = life
+    def __init__(self, sim: Simulation) -> None:
+        self._sim = sim
         self._deaf: set[int] = set()  # broken, but running: they send and never hear
 
     # -- healing ------------------------------------------------------------------------------
 
     def heal(self) -> None:
         """Everything but a minority works again, that for good."""
-        life = self._life
-        life.healed = True
-        life.note("healing")
-        life.broken = set(life.unusable)
-        if not life.faults.doubted():  # the votes of one count for less: it may need all the others
-            candidates = [node for node in life.nodes if node not in life.broken]
-            voters = set(life.checks.configuration.voters)
-            if voters != set(range(1, life.options.nodes + 1)) or life.checks.is_changing:
+        sim = self._sim
+        sim.healed = True
+        sim.note("healing")
+        sim.broken = set(sim.unusable)
+        if not sim.doubtful():  # the votes of one count for less: it may need all the others
+            candidates = [node for node in sim.nodes if node not in sim.broken]
+            voters = set(sim.checks.configuration.voters)
+            if voters != set(range(1, sim.options.nodes + 1)) or sim.checks.is_changing:
                 candidates = []  # who would have to be spared depends on a change that may be under way
-            while candidates and len(life.broken) < life.options.broken_at_the_end:
-                node = candidates.pop(life.random.randrange(len(candidates)))
-                life.broken.add(node)
-                if node in life.running and life.random.random() < 0.5:
+            while candidates and len(sim.broken) < sim.options.broken_at_the_end:
+                node = candidates.pop(sim.random.randrange(len(candidates)))
+                sim.broken.add(node)
+                if node in sim.running and sim.random.random() < 0.5:
                     self._deaf.add(node)
-        life.network.weather = msgspec.structs.replace(life.network.weather, loss=0.0, double=0.0, reorder=0.0)
-        life.network.heal()
-        life.network.interfere = self._hears
-        life.slow_until_us.clear()
-        for disk in life.disks.values():
+        sim.network.weather = msgspec.structs.replace(sim.network.weather, loss=0.0, double=0.0, reorder=0.0)
+        sim.network.heal()
+        sim.network.interfere = self._hears
+        sim.slow_until_us.clear()
+        for disk in sim.disks.values():
             disk.mend()
             disk.make_room()
             disk.give_room()
-        for node in sorted(life.broken & life.running.keys() - self._deaf):
-            life.end(life.running[node], power=True)
-        for client in life.clients:
+        for node in sorted(sim.broken & sim.running.keys() - self._deaf):
+            sim.end(sim.running[node], power=True)
+        for client in sim.clients:
             if client.process is not None and client.process.node_id in self._deaf:
                 client.disconnect()
-        for process in list(life.running.values()):
+        for process in list(sim.running.values()):
             if process.stopped:
                 process.go_on()
             process.worker.go_on()
         # Frames were lost on connections that stand, which no TCP does: they are made anew.
-        for place, one in enumerate(life.nodes):
-            for other in life.nodes[place + 1 :]:
-                life.network.break_connection(one, other)
-        for node in life.nodes:
-            life.start(node)
+        for place, one in enumerate(sim.nodes):
+            for other in sim.nodes[place + 1 :]:
+                sim.network.break_connection(one, other)
+        for node in sim.nodes:
+            sim.start(node)
 
     def _hears(self, sender: int, to: int, message: PeerMessage) -> int:
         return 0 if to in self._deaf else 1
@@ -100,81 +98,81 @@ class Rest:
     @property
     def _alive(self) -> dict[int, Process]:
         """Those that work, and are members as far as that is committed."""
-        life = self._life
-        members = life.checks.members
-        return {node: process for node, process in sorted(life.running.items()) if node not in life.broken and node in members}
+        sim = self._sim
+        members = sim.checks.members
+        return {node: process for node, process in sorted(sim.running.items()) if node not in sim.broken and node in members}
 
     def _is_enough(self, nodes: Collection[int]) -> bool:
         """Whether these are a majority, of both halves if the configuration is joint."""
-        return has_majority(self._life.checks.halves, nodes)
+        return has_majority(self._sim.checks.halves, nodes)
 
-    def come(self) -> None:
+    def converge(self) -> None:
         """Raises Violation."""
-        life = self._life
-        life.wait(_START_MS, self._all_run, lambda: "a node does not start")
+        sim = self._sim
+        sim.wait(_START_MS, self._all_run, lambda: "a node does not start")
         if not self._is_enough(self._alive):
-            life.counted("(too few nodes are left to go on)")
+            sim.counted("(too few nodes are left to go on)")
             return
-        longest_ms = _LEADER_TIMEOUTS * life.options.election_timeout_ms + _DIAL_MS
-        if life.faults.doubted():
+        longest_ms = _LEADER_TIMEOUTS * sim.options.election_timeout_ms + _DIAL_MS
+        if sim.doubtful():
             longest_ms *= _UNANIMOUS
-        life.wait(longest_ms, self._is_followed, lambda: f"no leader within {longest_ms} ms after healing")
+        sim.wait(longest_ms, self._is_followed, lambda: f"no leader within {longest_ms} ms after healing")
         # Its first entry is committed once a majority has caught up, which small windows on slow disks make long (seed 302209).
-        life.wait(_REST_MS, self._is_led, lambda: "the leader commits nothing")
-        life.wait(_REST_MS, lambda: not self._waiting(), lambda: f"commands never end: {self._waiting()[:3]}")
-        life.wait(_REST_MS, self._all_agree, lambda: "the nodes do not catch up with each other")
-        life.wait(_REST_MS, self._no_timer_is_due, lambda: "timers that are due do not fire")
-        life.wait(_REST_MS, lambda: self._is_led() and not self._left_over(), lambda: f"not at rest: {self._left_over()}")
+        sim.wait(_REST_MS, self._is_led, lambda: "the leader commits nothing")
+        sim.wait(_REST_MS, lambda: not self._waiting(), lambda: f"commands never end: {self._waiting()[:3]}")
+        sim.wait(_REST_MS, self._all_agree, lambda: "the nodes do not catch up with each other")
+        sim.wait(_REST_MS, self._no_timer_is_due, lambda: "timers that are due do not fire")
+        sim.wait(_REST_MS, lambda: self._is_led() and not self._left_over(), lambda: f"not at rest: {self._left_over()}")
         self._work()
-        life.wait(_REST_MS, lambda: self._is_led() and not self._left_over(), lambda: f"not at rest after more work: {self._left_over()}")
+        sim.wait(_REST_MS, lambda: self._is_led() and not self._left_over(), lambda: f"not at rest after more work: {self._left_over()}")
         self._interrupt_a_transfer()
-        life.wait(_REST_MS, lambda: self._is_led() and not self._left_over(), lambda: f"not at rest: {self._left_over()}")
-        elections = life.elections
-        visitors = [life.visit(node, 2) for node in self._alive]
+        sim.wait(_REST_MS, lambda: self._is_led() and not self._left_over(), lambda: f"not at rest: {self._left_over()}")
+        elections = sim.elections
+        visitors = [sim.visit(node, 2) for node in self._alive]
         for visitor in visitors:
             visitor.do("put", (0, 0, 0, 3))
             visitor.do("peek", (0, 0, 0, 3))
-        life.wait(_SERVE_MS, lambda: not any(visitor.pending for visitor in visitors), lambda: "new clients are not served")
-        life.pass_time(_CALM_MS)
-        if life.elections != elections or not self._is_led():
+        sim.wait(_SERVE_MS, lambda: not any(visitor.pending for visitor in visitors), lambda: "new clients are not served")
+        sim.pass_time(_CALM_MS)
+        if sim.elections != elections or not self._is_led():
             raise Violation("liveness: another election, though nothing happens any more")
-        life.wait(_REST_MS, self._all_agree, lambda: "the nodes do not agree at the end")
+        sim.wait(_REST_MS, self._all_agree, lambda: "the nodes do not agree at the end")
 
     def _work(self) -> None:
         """A healed cluster is asked until few calls of the whole run are without an answer: with more the history would prove little,
         and what the faults have left is met by every kind of call. Where limits are tiny a node may still fall behind, take over a
         snapshot, and not know what became of its clients' calls."""
-        life = self._life
-        verbs = {name: weight for name, weight in life.options.verbs.items() if name not in _GOING}
+        sim = self._sim
+        verbs = {name: weight for name, weight in sim.options.verbs.items() if name not in _GOING}
         names, weights = list(verbs), list(verbs.values())
-        workers = [life.visit(node, _PIPELINE, life.options.tubes) for node in self._alive for _ in range(_WORKERS)]
-        while _MOST_UNKNOWN * len(life.calls) < sum(call.answered is None for call in life.calls) and len(life.calls) < _MOST_CALLS:
+        workers = [sim.visit(node, _PIPELINE, sim.options.tubes) for node in self._alive for _ in range(_WORKERS)]
+        while _MOST_UNKNOWN * len(sim.calls) < sum(call.answered is None for call in sim.calls) and len(sim.calls) < _MOST_CALLS:
             for worker in workers:
-                for verb in life.random.choices(names, weights, k=_PIPELINE // 2):
-                    numbers = tuple(life.random.randrange(1 << 30) for _ in range(4))
+                for verb in sim.random.choices(names, weights, k=_PIPELINE // 2):
+                    numbers = tuple(sim.random.randrange(1 << 30) for _ in range(4))
                     worker.do(verb, (numbers[0], numbers[1] // 5 * 5 + numbers[1] % 3, *numbers[2:]))  # no wait is long
-            life.wait(_WAVE_MS, lambda: not any(worker.pending for worker in workers), lambda: f"calls never end: {self._waiting()[:3]}")
+            sim.wait(_WAVE_MS, lambda: not any(worker.pending for worker in workers), lambda: f"calls never end: {self._waiting()[:3]}")
         for worker in workers:
             worker.disconnect()
 
     def _interrupt_a_transfer(self) -> None:
         """The lead is handed to a node that is killed in this moment, if there are enough others: the cluster must serve all the
         same (R32)."""
-        life = self._life
+        sim = self._sim
         leader = self._leader()
         if leader is None:
             return
         target = leader.node.raft.lead().best_successor()
         if target and target in self._alive and self._is_enough(self._alive.keys() - {target}):
             leader.soon(leader.node.administer, TransferLead(target), lambda result: None)
-            life.end(life.running[target], power=False)
-            life.start_later(target, 2 * life.options.election_timeout_ms)
-            life.wait(_START_MS, self._all_run, lambda: "a node does not start again")
+            sim.end(sim.running[target], power=False)
+            sim.start_later(target, 2 * sim.options.election_timeout_ms)
+            sim.wait(_START_MS, self._all_run, lambda: "a node does not start again")
 
     def _all_run(self) -> bool:
         """A slow node may still be coming up, and one may refuse."""
-        life = self._life
-        return all(node in life.running for node in life.checks.members & set(life.nodes) - life.broken - life.unusable - life.removed)
+        sim = self._sim
+        return all(node in sim.running for node in sim.checks.members & set(sim.nodes) - sim.broken - sim.unusable - sim.removed)
 
     def _leader(self) -> Process | None:
         """Who leads in the newest term, followed by a majority."""
@@ -197,7 +195,7 @@ class Rest:
     def _waiting(self) -> list[str]:
         """Calls without an answer, but for a wait without end and what was asked behind it."""
         found = []
-        for client in self._life.clients:
+        for client in self._sim.clients:
             for call in client.pending:
                 if call.what == [5, None]:
                     break
@@ -206,7 +204,7 @@ class Rest:
 
     def _all_agree(self) -> bool:
         applied = {process.node.machine.applied_index for process in self._alive.values()}
-        return applied == {len(self._life.checks.committed)}
+        return applied == {len(self._sim.checks.committed)}
 
     def _no_timer_is_due(self) -> bool:
         leader = next((process for process in self._alive.values() if process.node.raft.has_committed_own_entry), None)
@@ -219,20 +217,13 @@ class Rest:
         """What a cluster at rest may not hold: buffers that something was left in, peers that are never found equal (R33), nodes
         that doubt though all are up, sessions of nobody."""
         found = []
-        life = self._life
+        sim = self._sim
         for node, process in self._alive.items():
             raft, gateway, machine = process.node.raft, process.node.gateway, process.node.machine
             contents: dict[str, Any] = {
-                "batches": gateway._unapplied,
-                "sessions with commands": gateway._waiting,
-                "closes": gateway._closes,
-                "reads": gateway.reads,
-                "reads that are under way": process.node._reads.pending,
-                "messages that wait for the disk": process.node._held,
+                **process.node.pending,
                 "writes": process.unfinished,
-                "a snapshot to be finished": process.node._compaction._is_taking or raft.is_installing,
-                "bytes of sessions": gateway.held_bytes - sum(session._held_bytes for session in gateway.sessions.values()),
-                "doubts": raft.doubtful and self._alive.keys() == self._life.checks.members,
+                "doubts": raft.doubtful and self._alive.keys() == self._sim.checks.members,
                 "a change of membership": raft.membership.latest.outgoing or self._alive.keys() & set(raft.membership.latest.learners),
             }
             row = machine.gateways.get(node)
@@ -245,14 +236,14 @@ class Rest:
             ]
             contents["sessions that are gone, and tubes with jobs for others"] = machine.closing or machine.unmatched
             contents["no room, as it says"] = machine.room_is_scarce
-            if self._alive.keys() == life.checks.members:
-                contents["another feature level than it could have"] = machine.level != min(life.levels[member] for member in self._alive)
+            if self._alive.keys() == sim.checks.members:
+                contents["another feature level than it could have"] = machine.level != min(sim.levels[member] for member in self._alive)
             if raft.is_leader:
-                contents["uncommitted bytes"] = raft._uncommitted_bytes
+                contents["uncommitted bytes"] = raft.uncommitted_bytes
                 for peer in self._alive.keys() - {node}:
                     progress = raft.progress[peer]
-                    done = (progress.state, progress.match_index, list(progress._in_flight))
-                    contents[f"something to do for node {peer}"] = done != (State.REPLICATE, raft.log.last_index, [])
+                    done = (progress.state, progress.match_index, progress.messages_in_flight)
+                    contents[f"something to do for node {peer}"] = done != (State.REPLICATE, raft.log.last_index, 0)
             found += [f"node {node} has {what}" for what, content in contents.items() if content]
         return found
 
@@ -260,7 +251,7 @@ class Rest:
 
     def judge(self) -> None:
         """Raises Violation."""
-        checks = self._life.checks
+        checks = self._sim.checks
         checks.compare_states()
         batches = checks.model.batches
         if len(set(batches)) != len(batches):
@@ -268,8 +259,8 @@ class Rest:
         entries = [
             history.LogEntry(entry.index, entry.time_ms, entry.data if entry.kind is EntryKind.BATCH else b"") for entry in checks.committed
         ]
-        verdict = history.check(entries, self._life.calls, Model(msgspec.structs.asdict(checks.costs)))
+        verdict = history.check(entries, self._sim.calls, Model(msgspec.structs.asdict(checks.costs)))
         if verdict.problems:
             raise Violation(f"history: {verdict.problems[0]}")
         if not verdict.proves_something:
-            self._life.counted("(run with too few answers to judge by them alone)")
+            self._sim.counted("(run with too few answers to judge by them alone)")

@@ -28,7 +28,7 @@ Guarded = Callable[..., None]
 
 
 class Compaction:
-    """`guarded` calls what may fail for a bug, `swap` puts another state in the place of the node's, `note` tells the operator."""
+    """`guarded` calls what may fail for a bug, `replace_state` puts another state in the place of the node's, `note` tells the operator."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Compaction:
         store: Store,
         clock: Clock,
         guarded: Guarded,
-        swap: Callable[[StateMachine], None],
+        replace_state: Callable[[StateMachine], None],
         note: Callable[[Note], None],
     ) -> None:
         """`most_bytes` of log are applied at most before the next snapshot. `low_bytes`: see `DiskRoom`; `was_scarce`: room was, in the
@@ -52,11 +52,12 @@ class Compaction:
         self._snapshots = store.snapshots
         self._clock = clock
         self._guarded = guarded
-        self._swap = swap
+        #: Called with the state of a leader's snapshot, which takes the place of this node's.
+        self.replace_state = replace_state
         self._note = note
         self._room = DiskRoom(low_bytes, store.segment_bytes, was_scarce, note)
         self._backups = Backups()
-        self._is_taking = False
+        self.is_taking = False
         self._is_removing = False
         self._taken_tick = 0
         self._retry_tick: int | None = None  # a snapshot that was due has failed
@@ -73,7 +74,7 @@ class Compaction:
         """See whether the disk is low."""
         newest = self._snapshots.newest
         next_bytes = (newest.size_bytes if newest is not None else 0) + self._log_bytes
-        is_settled = not (self._is_taking or self._is_removing or self._raft.is_installing or self._snapshots.is_receiving)
+        is_settled = not (self.is_taking or self._is_removing or self._raft.is_installing or self._snapshots.is_receiving)
         was_low = self._room.is_low
         self._room.look(self._store.free_bytes, next_bytes, is_settled)
         self._raft.is_low_on_disk = self._room.is_low
@@ -98,11 +99,11 @@ class Compaction:
         if not self._raft.is_installing:
             self._snapshots.forget_received(self._raft.log.commit_index)
         # Nor before the term is durable in which it says that its last entry is: a start would take the vote file for an old copy.
-        is_free = not (self._is_taking or self._is_removing or self._raft.is_installing) and self._raft.is_hard_state_durable
+        is_free = not (self.is_taking or self._is_removing or self._raft.is_installing) and self._raft.is_hard_state_durable
         is_due = self._is_due
         if is_free and machine.applied_index and (is_due or self._backups.is_due(self._raft.tick_count)):
             self.look_at_room()  # between two snapshots, which may follow each other at once
-            self._take(machine, is_due)
+            self.take(machine, is_due)
 
     @property
     def _is_due(self) -> bool:
@@ -115,11 +116,12 @@ class Compaction:
             enough = 1 if self._raft.tick_count - self._taken_tick >= LOW_SNAPSHOT_TICKS else self._store.segment_bytes
         return self._due_bytes >= max(1, min(enough, self._most_bytes))
 
-    def _take(self, machine: StateMachine, is_due: bool) -> None:
+    def take(self, machine: StateMachine, is_due: bool) -> None:
+        """Write a snapshot of `machine`. `is_due`: the log before the last one may go then."""
         index = machine.applied_index
         term = self._raft.log.term_at(index)
         assert term is not None
-        self._is_taking = True
+        self.is_taking = True
         self._taken_tick = self._raft.tick_count
         self._log_bytes = 0
         if is_due:
@@ -133,7 +135,7 @@ class Compaction:
         self._snapshots.take(meta, lambda: dump(machine), most_bytes, partial(self._guarded, self._taken, is_due))
 
     def _taken(self, is_due: bool, snapshot: Snapshot | None, why_not: str) -> None:
-        self._is_taking = False
+        self.is_taking = False
         self._backups.taken(snapshot, why_not, self._raft.tick_count)
         if snapshot is None:
             if is_due:
@@ -245,4 +247,4 @@ class Compaction:
         self._generation = snapshot.index
         self._backups.taken(snapshot, "", self._raft.tick_count)
         self._remove_older()
-        self._swap(machine)
+        self.replace_state(machine)

@@ -1,24 +1,13 @@
-"""One seed: a cluster of production code lives through its plan, is healed, and must come to rest.
-
-First safety: twenty seconds of faults and load, every step checked. Then a random majority is healed and the rest stays
-broken for good (`rest.py`).
-"""
+"""The world of one seed: nodes on simulated disks, clocks and a network, their clients, and the checks of every step."""
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from hashlib import blake2b
 from random import Random
-from traceback import format_exception
-from typing import Any
-
-import msgspec
 
 from raftd.errors import StorageError, TooOld
-from raftd.jobs.budget import Costs
 from raftd.jobs.commands import FEATURE_LEVEL, Settings
 from raftd.limits import MAX_JOB_BYTES, TICK_MS
 from raftd.node.loop import NodeConfig
@@ -26,13 +15,12 @@ from raftd.raft.ready import Persist
 from raftd.sim import history
 from raftd.sim.checks import Checks, Violation
 from raftd.sim.clients import SimClient
+from raftd.sim.damage import Damage
 from raftd.sim.disk import Disk, Interrupted
-from raftd.sim.faults import Faults
 from raftd.sim.network import Network
 from raftd.sim.process import Process
-from raftd.sim.rest import Rest
 from raftd.sim.scheduler import Scheduler
-from raftd.sim.swarm import BUDGETS, FAULT_MS, Event, Options
+from raftd.sim.swarm import BUDGETS, Options
 from raftd.wire.peer import PeerMessage
 
 _WALL_S = 1_700_000_000.0
@@ -41,26 +29,10 @@ _COMPARE_STEPS = 2_000
 _SLOWER = 50
 
 
-class Outcome(msgspec.Struct):
-    """What became of a seed. `violation` is empty if nothing was wrong; with fewer than 80 % of the answers known, the history of
-    clients proves little (the checks of every step do not need it)."""
-
-    seed: int
-    violation: str = ""
-    trace_hash: str = ""
-    simulated_ms: int = 0
-    steps: int = 0
-    operations: int = 0
-    unknown: int = 0
-    elections: int = 0
-    entries: int = 0
-    faults: dict[str, int] = {}
-
-
-class Life:
+class Simulation:
     """The world of one seed."""
 
-    def __init__(self, options: Options, events: list[Event], keep_trace: bool = False) -> None:
+    def __init__(self, options: Options, keep_trace: bool = False) -> None:
         self.options = options
         self.scheduler = Scheduler()
         self.random = Random(f"world {options.seed}")
@@ -91,60 +63,11 @@ class Life:
         self.elections = 0
         #: What happened, a line each, if it was asked for.
         self.trace: list[str] = []
-        self.faults = Faults(self)
-        self._events = events
+        self.damage = Damage()
         self._keep_trace = keep_trace
+        #: How often something happened that the summary counts.
+        self.counts: Counter[str] = Counter()
         self._hash = blake2b(digest_size=16)
-        self._counts: Counter[str] = Counter()
-
-    def run(self) -> Outcome:
-        """Live. Nothing is raised: what was wrong is in the outcome."""
-        violation = ""
-        try:
-            with _limited({**self.options.limits, **_budgeted(self.costs)}):
-                self._live()
-        except Violation as wrong:
-            violation = str(wrong)
-        except Exception as error:  # of the simulator's own, or one that nobody may raise here
-            violation = f"bug: {error!r}"
-            self.trace += format_exception(error)
-        if violation:
-            self.note(f"VIOLATION {violation}")
-        calls = self.calls
-        for entry in self.checks.committed:
-            self._hash.update(b"%d %d %b" % (entry.index, entry.time_ms, entry.data))
-        return Outcome(
-            self.options.seed,
-            violation,
-            self._hash.hexdigest(),
-            self.scheduler.now_us // _MS,
-            self.scheduler.steps,
-            len(calls),
-            sum(call.answered is None for call in calls),
-            self.elections,
-            len(self.checks.committed),
-            dict(sorted(self._counts.items())),
-        )
-
-    def _live(self) -> None:
-        for node in self.nodes:
-            self.start(node)
-        for event in self._events:
-            self.scheduler.after(event.at_ms * _MS, self._happen, event)
-        self.pass_time(FAULT_MS)
-        rest = Rest(self)
-        rest.heal()
-        rest.come()
-        rest.judge()
-
-    def _happen(self, event: Event) -> None:
-        if event.kind == "client crowd":
-            for client in self.clients:  # all at once
-                client.do("read", (event.numbers[0], event.numbers[1], 0, event.numbers[3]))
-        elif event.kind.startswith("client "):
-            self.clients[event.numbers[0] % len(self.clients)].do(event.kind.removeprefix("client "), event.numbers)
-        elif not self.healed:
-            self.faults.do(event)
 
     # -- time ---------------------------------------------------------------------------------
 
@@ -175,6 +98,11 @@ class Life:
         """A node that thinks it leads."""
         return next((process.node_id for process in self.running.values() if process.node.raft.is_leader), None)
 
+    def doubtful(self) -> set[int]:
+        """Return the nodes whose votes may count for less."""
+        doubtful = {node for node, process in self.running.items() if process.node.raft.doubtful}
+        return doubtful | ({self.damage.node} - self.unusable if self.damage.node is not None else set())
+
     def process_at(self, node: int) -> Process | None:
         process = self.running.get(node)
         return process if process is not None and not process.stopped and node not in self.broken else None
@@ -194,8 +122,8 @@ class Life:
     def stepped(self, process: Process) -> None:
         self.checks.stepped(process)
 
-    def leaving(self, process: Process, to: int, message: PeerMessage) -> None:
-        self.checks.leaving(process, to, message)
+    def leaving(self, sender: int, to: int, message: PeerMessage) -> None:
+        self.checks.leaving(self.running[sender], to, message)
 
     def durable(self, process: Process, persist: Persist) -> None:
         self.checks.durable(process.node_id, persist)
@@ -215,7 +143,7 @@ class Life:
         self.note(f"{event} {detail}")
 
     def counted(self, fault: str) -> None:
-        self._counts[fault] += 1
+        self.counts[fault] += 1
 
     def elected(self, process: Process) -> None:
         self.elections += 1
@@ -248,7 +176,7 @@ class Life:
             process = Process(self, config, self.disks[node], Random(self.random.random()), options.clock_rates[node - 1])
         except StorageError as refused:
             self.note(f"node {node} refuses to start: {refused}")
-            why_not = self.faults.explains(node)
+            why_not = self.damage.explain(node)
             if why_not is not None:
                 raise Violation(f"I8: node {node} {why_not}: {refused}") from None
             self.unusable.add(node)
@@ -264,10 +192,17 @@ class Life:
         self.note(f"node {node} starts: {'; '.join(note.text for note in process.opened.notes)}")
         if process.opened.identity.doubtful:
             self.counted("(start of a node in doubt)")
-        self.faults.started(node)
+        self.damage.repaired(node)
         self.running[node] = process
         self.checks.started(process)
         self.network.started(process)
+
+    def trace_hash(self) -> str:
+        """Return a hash of what has happened, and of the entries that are committed."""
+        digest = self._hash.copy()
+        for entry in self.checks.committed:
+            digest.update(b"%d %d %b" % (entry.index, entry.time_ms, entry.data))
+        return digest.hexdigest()
 
     def was_removed(self, process: Process) -> None:
         """It ends itself, a moment after it has heard so."""
@@ -323,32 +258,3 @@ class Life:
     def _come_back(self, process: Process, power: bool) -> None:
         self.end(process, power)
         self.start_later(process.node_id, 10 + self.random.randrange(self.options.longest_ms))
-
-
-def _budgeted(costs: Costs) -> dict[str, object]:
-    """The places that know what an entry and a turn may cost."""
-    return {
-        "raftd.jobs.machine.COSTS": costs,
-        "raftd.jobs.budget.COSTS": costs,
-        "raftd.node.gateway.COSTS": costs,
-        "raftd.node.gateway.BATCH_STEPS": costs.commands,
-        "raftd.jobs.budget.APPLY_STEPS": costs.entry,
-        "raftd.jobs.budget.READS_STEPS": costs.entry // 2,
-        "raftd.jobs.budget.ANSWERS_STEPS": costs.entry // 2,
-    }
-
-
-@contextmanager
-def _limited(limits: Mapping[str, object]) -> Iterator[None]:
-    """Other limits for one run. Modules have their own names of them."""
-    before: list[tuple[Any, str, object]] = []
-    try:
-        for path, value in limits.items():
-            module_name, _, name = path.rpartition(".")
-            module = importlib.import_module(module_name)
-            before.append((module, name, getattr(module, name)))
-            setattr(module, name, value)
-        yield
-    finally:
-        for module, name, value in before:
-            setattr(module, name, value)

@@ -1,0 +1,132 @@
+"""One seed: a cluster of production code runs its plan, is healed, and must converge.
+
+First safety: twenty seconds of faults and load, every step checked. Then a random majority is healed and the rest stays
+broken for good (`convergence.py`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from traceback import format_exception
+from typing import Any
+
+import msgspec
+
+from raftd.jobs.budget import Costs
+from raftd.sim.checks import Violation
+from raftd.sim.convergence import ConvergenceCheck
+from raftd.sim.faults import Faults
+from raftd.sim.simulation import Simulation
+from raftd.sim.swarm import FAULT_MS, Event, Options
+
+_MS = 1_000
+
+
+class Outcome(msgspec.Struct):
+    """What became of a seed. `violation` is empty if nothing was wrong; with fewer than 80 % of the answers known, the history of
+    clients proves little (the checks of every step do not need it)."""
+
+    seed: int
+    violation: str = ""
+    trace_hash: str = ""
+    simulated_ms: int = 0
+    steps: int = 0
+    operations: int = 0
+    unknown: int = 0
+    elections: int = 0
+    entries: int = 0
+    faults: dict[str, int] = {}
+
+
+class SeedRun:
+    """A simulation with its plan. `trace` has what happened, a line each, if it was asked for."""
+
+    def __init__(self, options: Options, events: list[Event], keep_trace: bool = False) -> None:
+        self._simulation = Simulation(options, keep_trace)
+        self._faults = Faults(self._simulation)
+        self._options = options
+        self._events = events
+
+    @property
+    def trace(self) -> list[str]:
+        return self._simulation.trace
+
+    def run(self) -> Outcome:
+        """Run it all. Nothing is raised: what was wrong is in the outcome."""
+        simulation, violation = self._simulation, ""
+        try:
+            with _limited({**self._options.limits, **_budgeted(simulation.costs)}):
+                self._run()
+        except Violation as wrong:
+            violation = str(wrong)
+        except Exception as error:  # of the simulator itself, or one that must not be raised here
+            violation = f"bug: {error!r}"
+            simulation.trace += format_exception(error)
+        if violation:
+            simulation.note(f"VIOLATION {violation}")
+        calls = simulation.calls
+        return Outcome(
+            self._options.seed,
+            violation,
+            simulation.trace_hash(),
+            simulation.scheduler.now_us // _MS,
+            simulation.scheduler.steps,
+            len(calls),
+            sum(call.answered is None for call in calls),
+            simulation.elections,
+            len(simulation.checks.committed),
+            dict(sorted(simulation.counts.items())),
+        )
+
+    def _run(self) -> None:
+        simulation = self._simulation
+        for node in simulation.nodes:
+            simulation.start(node)
+        for event in self._events:
+            simulation.scheduler.after(event.at_ms * _MS, self._happen, event)
+        simulation.pass_time(FAULT_MS)
+        check = ConvergenceCheck(simulation)
+        check.heal()
+        check.converge()
+        check.judge()
+
+    def _happen(self, event: Event) -> None:
+        clients = self._simulation.clients
+        if event.kind == "client crowd":
+            for client in clients:  # all at once
+                client.do("read", (event.numbers[0], event.numbers[1], 0, event.numbers[3]))
+        elif event.kind.startswith("client "):
+            clients[event.numbers[0] % len(clients)].do(event.kind.removeprefix("client "), event.numbers)
+        elif not self._simulation.healed:
+            self._faults.do(event)
+
+
+def _budgeted(costs: Costs) -> dict[str, object]:
+    """The places that know what an entry and a turn may cost."""
+    return {
+        "raftd.jobs.machine.COSTS": costs,
+        "raftd.jobs.budget.COSTS": costs,
+        "raftd.node.gateway.COSTS": costs,
+        "raftd.node.gateway.BATCH_STEPS": costs.commands,
+        "raftd.jobs.budget.APPLY_STEPS": costs.entry,
+        "raftd.jobs.budget.READS_STEPS": costs.entry // 2,
+        "raftd.jobs.budget.ANSWERS_STEPS": costs.entry // 2,
+    }
+
+
+@contextmanager
+def _limited(limits: Mapping[str, object]) -> Iterator[None]:
+    """Other limits for one run. Modules have their own names of them."""
+    before: list[tuple[Any, str, object]] = []
+    try:
+        for path, value in limits.items():
+            module_name, _, name = path.rpartition(".")
+            module = importlib.import_module(module_name)
+            before.append((module, name, getattr(module, name)))
+            setattr(module, name, value)
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
