@@ -23,9 +23,9 @@ ENV PATH=/opt/raftd/bin:$PATH
 USER 10001:10001
 WORKDIR /data
 VOLUME /data
-# line, client, peer, http. The peer door has no password: leave it inside the containers' own network.
+# line, client, peer, http. The peer listener has no password: leave it inside the containers' own network.
 EXPOSE 11300 11301 11302 11303
-# Alive means that the client door answers; a node that waits for a majority is alive.
+# Alive means that the client listener answers; a node that waits for a majority is alive.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s CMD raftd status "$(hostname):11301" > /dev/null || exit 1
 STOPSIGNAL SIGTERM
 # No pidfile: one that a killed container left behind would keep the next from starting.

@@ -20,9 +20,9 @@ _T = TypeVar("_T")
 Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 
 
-class Address(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where one node listens. Every door but `peer` may be left out. `line_socket` is the path of a Unix
-    socket with the line door behind it, absolute once loaded."""
+class NodeAddress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where one node listens. Every listener but `peer` may be left out. `line_socket` is the path of a Unix
+    socket with the line listener behind it, absolute once loaded."""
 
     host: Annotated[str, msgspec.Meta(min_length=1)]
     peer: Port
@@ -42,14 +42,16 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         limits.ELECTION_TIMEOUT_MS
     )
     heartbeat_ms: Annotated[int, msgspec.Meta(ge=limits.HEARTBEAT_MIN_MS)] = limits.HEARTBEAT_MS
-    session_grace_ms: Annotated[int, msgspec.Meta(ge=limits.SESSION_GRACE_MIN_MS, le=limits.SESSION_GRACE_MAX_MS)] = limits.SESSION_GRACE_MS
+    session_timeout_ms: Annotated[int, msgspec.Meta(ge=limits.SESSION_TIMEOUT_MIN_MS, le=limits.SESSION_TIMEOUT_MAX_MS)] = (
+        limits.SESSION_TIMEOUT_MS
+    )
     max_job_size: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_JOB_BYTES_CEILING)] = limits.MAX_JOB_BYTES
     snapshot_log_bytes: Annotated[int, msgspec.Meta(ge=limits.SNAPSHOT_LOG_MIN_BYTES)] = limits.SNAPSHOT_LOG_BYTES
-    disk_low_bytes: Annotated[int, msgspec.Meta(ge=0)] = limits.DISK_LOW_BYTES
-    http_leader_only: bool = False
+    min_free_disk_bytes: Annotated[int, msgspec.Meta(ge=0)] = limits.MIN_FREE_DISK_BYTES
+    topics_leader_only: bool = False
 
-    def address(self, node: int) -> Address:
-        address: Address = self.nodes[node]
+    def address(self, node: int) -> NodeAddress:
+        address: NodeAddress = self.nodes[node]
         return address
 
 
@@ -124,17 +126,17 @@ def check(raw: object) -> Config:
     config = _convert(raw, Config, "")
     if not config.nodes:
         raise ConfigError("nodes: expected at least one node")
-    nodes: dict[int, Address] = {}
+    nodes: dict[int, NodeAddress] = {}
     taken: dict[tuple[str, int], str] = {}
     for node, entry in config.nodes.items():
         if node < 1:
             raise ConfigError(f"nodes.{node}: expected an id of at least 1")
-        nodes[node] = address = _convert(entry, Address, f"nodes.{node}")
-        for door in ("peer", "line", "client", "http"):
-            port = getattr(address, door)
+        nodes[node] = address = _convert(entry, NodeAddress, f"nodes.{node}")
+        for listener in ("peer", "line", "client", "http"):
+            port = getattr(address, listener)
             if port is None:
                 continue
-            place = f"nodes.{node}.{door}"
+            place = f"nodes.{node}.{listener}"
             if (address.host, port) in taken:
                 raise ConfigError(f"{place}: {address.host}:{port} is {taken[address.host, port]} already")
             taken[address.host, port] = place
@@ -142,9 +144,9 @@ def check(raw: object) -> Config:
         raise ConfigError(
             f"heartbeat_ms: expected at most half of election_timeout_ms ({config.election_timeout_ms}), or elections never end"
         )
-    if config.session_grace_ms < 2 * config.election_timeout_ms:
+    if config.session_timeout_ms < 2 * config.election_timeout_ms:
         raise ConfigError(
-            f"session_grace_ms: expected at least twice election_timeout_ms ({config.election_timeout_ms}), or elections end sessions"
+            f"session_timeout_ms: expected at least twice election_timeout_ms ({config.election_timeout_ms}), or elections end sessions"
         )
     return msgspec.structs.replace(config, nodes=nodes)
 

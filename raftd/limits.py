@@ -14,15 +14,15 @@ ELECTION_TIMEOUT_MS = 250
 HEARTBEAT_MS = 50
 
 #: How long the cluster keeps the sessions of a silent node, in milliseconds.
-SESSION_GRACE_MS = 5_000
+SESSION_TIMEOUT_MS = 5_000
 
 #: Bounds of the configurable timings, in milliseconds. Below the lower ones a busy Python process
 #: misses its own heartbeats; above the upper ones no operator would wait.
 ELECTION_TIMEOUT_MIN_MS = 50
 ELECTION_TIMEOUT_MAX_MS = 60_000
 HEARTBEAT_MIN_MS = 10
-SESSION_GRACE_MIN_MS = 100
-SESSION_GRACE_MAX_MS = 3_600_000
+SESSION_TIMEOUT_MIN_MS = 100
+SESSION_TIMEOUT_MAX_MS = 3_600_000
 
 #: With timers due and no traffic the leader appends an empty batch, but never within this many
 #: milliseconds of the entry before: a thousand timers a second then cost a hundred entries.
@@ -97,7 +97,7 @@ PEER_TCP_TIMEOUT_MS = 5_000
 
 # -- sizes --------------------------------------------------------------------------------------
 
-#: A line of the line door with its CRLF, in bytes (beanstalkd's LINE_BUF_SIZE).
+#: A line of the line listener with its CRLF, in bytes (beanstalkd's LINE_BUF_SIZE).
 LINE_BYTES = 224
 
 #: A tube's name, in bytes (beanstalkd's MAX_TUBE_NAME_LEN less its NUL).
@@ -146,13 +146,13 @@ SNAPSHOT_LOG_BYTES = 256 << 20
 SNAPSHOT_LOG_MIN_BYTES = 1 << 20
 
 #: The default of what must be free for the log besides the next snapshot, in bytes, or a disk counts as low; two segments at least.
-DISK_LOW_BYTES = 256 << 20
+MIN_FREE_DISK_BYTES = 256 << 20
 
 #: A disk that was low is so no more with a quarter above the mark: nothing flaps.
-DISK_LOW_FACTOR = 1.25
+FREE_DISK_FACTOR = 1.25
 
 #: How often a node that writes nothing looks how much room there is, in ticks: half a second.
-ROOM_TICKS = 50
+FREE_SPACE_TICKS = 50
 
 #: So many snapshots long the log stays on which a transfer to a follower would go on, then the transfer begins anew.
 SNAPSHOT_WAITS = 4
@@ -191,14 +191,14 @@ SECTOR_BYTES = 512
 #: The limit on open files is raised to what the system allows, but not beyond this: a client costs memory too.
 MOST_DESCRIPTORS = 1 << 16
 
-#: So many of them are never clients': the log, other nodes, strangers at the peer door, listeners. Without
+#: So many of them are never clients': the log, other nodes, strangers at the peer listener, listeners. Without
 #: a descriptor for its next segment a node would have to end.
 RESERVED_DESCRIPTORS = 192
 
 #: Clients that are let in even if that leaves too few: a node for nobody would be no use.
 LEAST_CLIENTS = 16
 
-#: Connections to the peer door that have not been recognised. When one more comes, the oldest goes.
+#: Connections to the peer listener that have not been recognised. When one more comes, the oldest goes.
 PEER_STRANGERS = 64
 
 #: Lines of the log about strangers, per second, and how much of what they say stands in one, in characters.

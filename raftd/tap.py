@@ -28,12 +28,12 @@ class Options(usage.Options):
         ["config", "c", None, "The cluster's configuration file (YAML)."],
         ["node", "n", None, "Which of the file's nodes to be."],
         ["data", "d", None, "Where to keep data, instead of what the file says."],
-        ["join", "j", None, "HOST:PORT, the client door of any member: become one of its cluster, as node --node."],
+        ["join", "j", None, "HOST:PORT, the client listener of any member: become one of its cluster, as node --node."],
         ["host", None, None, "With --join and without --config: the address at which the others find this node.  [default: 127.0.0.1]"],
-        ["line", None, None, "Likewise: the port of its line door.  [default: 11300]"],
-        ["client", None, None, "Likewise: the port of its client door.  [default: 11301]"],
-        ["peer", None, None, "Likewise: the port of its peer door.  [default: 11302]"],
-        ["http", None, None, "Likewise: the port of its HTTP door.  [default: 11303]"],
+        ["line", None, None, "Likewise: the port of its line listener.  [default: 11300]"],
+        ["client", None, None, "Likewise: the port of its client listener.  [default: 11301]"],
+        ["peer", None, None, "Likewise: the port of its peer listener.  [default: 11302]"],
+        ["http", None, None, "Likewise: the port of its HTTP listener.  [default: 11303]"],
         ["log-format", None, "text", "How the log is written: text, or json, an object a line."],
     ]
 
@@ -75,7 +75,7 @@ class Options(usage.Options):
         if self["join"] is not None:
             from raftd.server.join import join  # only who joins needs it
 
-            self.config, self.voters, self.note = join(_door(self["join"]), self.config, self.node, self["config"] is not None)
+            self.config, self.voters, self.note = join(_parse_host_port(self["join"]), self.config, self.node, self["config"] is not None)
 
 
 _OWN = ("host", "line", "client", "peer", "http")
@@ -88,15 +88,15 @@ def _only(node: str | None, own: dict[str, str], data: str | None) -> tuple[Conf
     for name, value in own.items():
         if name != "host" and not (value.isascii() and value.isdigit()):
             raise ConfigError(f"--{name} {value}: expected a port")
-    doors = {name: value if name == "host" else int(value) for name, value in own.items()}
-    raw = {**DEFAULT, "nodes": {int(node): {**DEFAULT_NODE, **doors}}}
+    ports = {name: value if name == "host" else int(value) for name, value in own.items()}
+    raw = {**DEFAULT, "nodes": {int(node): {**DEFAULT_NODE, **ports}}}
     return place(check(raw), os.getcwd(), data), int(node)
 
 
-def _door(value: str) -> tuple[str, int]:
+def _parse_host_port(value: str) -> tuple[str, int]:
     host, colon, port = value.rpartition(":")
     if not colon or not host or not (port.isascii() and port.isdigit()) or not 1 <= int(port) <= 65_535:
-        raise ConfigError(f"--join {value}: expected HOST:PORT, the client door of a member")
+        raise ConfigError(f"--join {value}: expected HOST:PORT, the client listener of a member")
     return host.strip("[]"), int(port)
 
 

@@ -45,7 +45,7 @@ def test_compose_runs_the_three_nodes_of_its_cluster():
         assert service["command"][:2] == ["--config", service["configs"][0]["target"]]
         # the host's ports are those that the README gives for three nodes on one machine
         ours, theirs = places.address(node), config.address(node)
-        doors = ("line", "client", "http")
-        assert service["ports"] == [f"127.0.0.1:{getattr(ours, door)}:{getattr(theirs, door)}" for door in doors]
+        listeners = ("line", "client", "http")
+        assert service["ports"] == [f"127.0.0.1:{getattr(ours, listener)}:{getattr(theirs, listener)}" for listener in listeners]
     assert nodes == set(config.nodes)
     assert volumes == set(COMPOSE["volumes"])

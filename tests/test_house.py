@@ -113,7 +113,8 @@ def test_the_simulator_uses_no_private_attribute_of_another_object(module):
     """A mutant breaks what it likes; the checks must be able to see what they need."""
     for item in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(item, ast.Attribute) and item.attr.startswith("_") and not item.attr.startswith("__"):
-            assert isinstance(item.value, ast.Name) and item.value.id in ("self", "cls", "Model"), f"{module} uses {ast.unparse(item)}"
+            owner = item.value.id if isinstance(item.value, ast.Name) else ""
+            assert owner in ("self", "cls", "Model", "copy"), f"{module} uses {ast.unparse(item)}"
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -122,7 +123,14 @@ def test_every_module_opens_with_its_idea(module):
 
 
 #: The first two translate messages of msgspec for people; the others compare names of faults and events.
-MAY_COMPARE_TEXTS = {"raftd.config", "raftd.server.http.routes", "raftd.sim.seed", "raftd.sim.faults", "raftd.sim.swarm"}
+MAY_COMPARE_TEXTS = {
+    "raftd.config",
+    "raftd.server.http.routes",
+    "raftd.sim.clients",
+    "raftd.sim.seed",
+    "raftd.sim.faults",
+    "raftd.sim.swarm",
+}
 _WORDS = re.compile(r"[A-Za-z]{2,} [A-Za-z]{2,}")
 
 

@@ -1,4 +1,4 @@
-"""Ask a node what it says of itself, over the line door, in a bounded time."""
+"""Ask a node what it says of itself, over the line listener, in a bounded time."""
 
 from __future__ import annotations
 

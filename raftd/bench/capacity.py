@@ -1,4 +1,4 @@
-"""`raftd scale`: how large a queue may become on this machine, and what that costs.
+"""`raftd bench capacity`: how large a queue may become on this machine, and what that costs.
 
 Three of four nodes run. They are filled, or churned: so many jobs put and deleted. Then the nodes are started again, and the
 fourth, which has seen nothing so far, catches up. What is printed was measured; nothing is judged.

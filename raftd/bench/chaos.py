@@ -123,8 +123,8 @@ class Chaos:
         """Everything until the nodes have ended; the commit index that they agreed on."""
         with ProxiedCluster(self._directory, NODES, self._random) as self._cluster:
             self._watch_anew()
-            doors = [self._cluster.address(node, "client") for node in self._cluster.nodes]
-            self._clients = [RecordedClient(reactor, self._random, number, doors, _PIPELINE, _PAUSE_S) for number in range(_CLIENTS)]
+            addresses = [self._cluster.address(node, "client") for node in self._cluster.nodes]
+            self._clients = [RecordedClient(reactor, self._random, number, addresses, _PIPELINE, _PAUSE_S) for number in range(_CLIENTS)]
             self._until(lambda: self._leader() != 0, _START_S, "an elected leader")
             for client in self._clients:
                 client.start()

@@ -1,4 +1,4 @@
-"""`raftd bench --entries`: how long the longest entry of each kind takes, in a queue that makes it as dear as it can be.
+"""`raftd bench entries`: how long the longest entry of each kind takes, in a queue that makes it as dear as it can be.
 
 The state machine alone, without a network or a disk: what every node does for each entry. A million jobs in all states, ten thousand
 tubes, ten thousand sessions; some of these watch a thousand tubes and wait, one holds a hundred thousand jobs. A batch is as long as a

@@ -106,7 +106,7 @@ class LocalCluster:
         self.nodes = list(range(1, count + 1))
         ports = iter(free_ports(4 * count))
         self.addresses: dict[int, dict[str, str | int]] = {
-            node: {"host": "127.0.0.1", **{door: next(ports) for door in ("line", "client", "peer", "http")}} for node in self.nodes
+            node: {"host": "127.0.0.1", **{listener: next(ports) for listener in ("line", "client", "peer", "http")}} for node in self.nodes
         }
         self.config = directory / "cluster.yaml"
         self._settings = settings
@@ -137,8 +137,8 @@ class LocalCluster:
     def line_address(self, node: int) -> tuple[str, int]:
         return self.address(node, "line")
 
-    def address(self, node: int, door: str) -> tuple[str, int]:
-        return "127.0.0.1", int(self.addresses[node][door])
+    def address(self, node: int, listener: str) -> tuple[str, int]:
+        return "127.0.0.1", int(self.addresses[node][listener])
 
     def log(self, node: int) -> str:
         """All that the node's processes have said so far."""

@@ -190,7 +190,7 @@ class _Port(Factory):
 
 
 class Proxy:
-    """Listens on loopback for every ordered pair of the nodes at `addresses` (of their peer doors)."""
+    """Listens on loopback for every ordered pair of the nodes at `addresses` (of their peer listeners)."""
 
     def __init__(self, reactor: Any, random: Random, addresses: dict[int, tuple[str, int]]) -> None:
         self.reactor = reactor

@@ -1,4 +1,4 @@
-"""Clients of the client door whose every question and answer is recorded: what `raftd chaos` judges afterwards.
+"""Clients of the client listener whose every question and answer is recorded: what `raftd chaos` judges afterwards.
 
 They put, reserve and delete, a few requests under way at once, and know nothing of the faults around them. One whose
 connection is lost, or that has no answer for too long, goes to another node and begins anew: what it had asked for may
@@ -16,6 +16,7 @@ import msgspec
 from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
+from raftd.client import HostPort
 from raftd.errors import FrameError
 from raftd.sim.history import Call
 from raftd.sim.model import DELETE, IGNORE, PUT, RESERVE, USE, WATCH
@@ -35,11 +36,9 @@ _PUTS = 0.25
 #: How often a client goes right after it has asked.
 _GOES = 0.003
 
-Address = tuple[str, int]
-
 
 class Connection(Protocol):
-    """One connection to a client door. `answered` gets each answer; `ready` is called once the node has said hello."""
+    """One connection to a client listener. `answered` gets each answer; `ready` is called once the node has said hello."""
 
     transport: Any
 
@@ -93,7 +92,7 @@ class _Dial(ClientFactory):
 class RecordedClient:
     """One of them, from `start` until `finish`."""
 
-    def __init__(self, reactor: Any, random: Random, number: int, addresses: list[Address], pipeline: int, pause_s: float) -> None:
+    def __init__(self, reactor: Any, random: Random, number: int, addresses: list[HostPort], pipeline: int, pause_s: float) -> None:
         """`pipeline`: requests under way at most; `pause_s`: between two requests, on average."""
         self.calls: list[Call] = []
         #: What a node said that no node may say.
@@ -114,7 +113,7 @@ class RecordedClient:
 
     def start(self) -> None:
         self._dial()
-        self._look()
+        self._poll()
 
     def finish(self) -> None:
         """Ask for nothing more; go when all is answered."""
@@ -156,14 +155,14 @@ class RecordedClient:
         if not self._done:
             self._reactor.callLater(_REDIAL_S, self._dial)
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         """Is there one that has waited too long?"""
         if self._done:
             return
         oldest = next(iter(self._pending.values()), None)
         if self._connection is not None and oldest is not None and not self._finishing and time.monotonic() - oldest.asked > _PATIENCE_S:
             self._connection.transport.abortConnection()
-        self._reactor.callLater(_LOOK_S, self._look)
+        self._reactor.callLater(_LOOK_S, self._poll)
 
     # -- asking -------------------------------------------------------------------------------
 
@@ -235,7 +234,7 @@ class Visitor(RecordedClient):
 class Watch:
     """Asks one node again and again what it knows, without the cluster."""
 
-    def __init__(self, reactor: Any, address: Address, every_s: float) -> None:
+    def __init__(self, reactor: Any, address: HostPort, every_s: float) -> None:
         #: What it said last, None if it cannot be reached.
         self.status: w.Status | None = None
         self._reactor = reactor

@@ -17,9 +17,9 @@ from collections.abc import Callable
 
 import greenstalk
 
-Address = tuple[str, int]
-
 #: How greenstalk says that a connection is gone: in the middle of an answer it finds its own assumption wrong.
+from raftd.client import HostPort
+
 _LOST = (OSError, AssertionError)
 
 _ANSWER_S = 20.0
@@ -29,7 +29,7 @@ _JOIN_S = 40.0
 _POLL_S = 0.05
 
 
-def connect(address: Address) -> greenstalk.Client[bytes]:
+def connect(address: HostPort) -> greenstalk.Client[bytes]:
     """A client that waits a bounded time for any answer. Raises OSError."""
     connection = socket.create_connection(address, timeout=_ANSWER_S)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -37,12 +37,12 @@ def connect(address: Address) -> greenstalk.Client[bytes]:
 
 
 class Workload:
-    """`producers` and `workers` spread over the line doors at `addresses`.
+    """`producers` and `workers` spread over the line listeners at `addresses`.
 
     `pause_s` is the longest that a producer rests between two puts.
     """
 
-    def __init__(self, addresses: list[Address], producers: int, workers: int, pause_s: float = 0.004) -> None:
+    def __init__(self, addresses: list[HostPort], producers: int, workers: int, pause_s: float = 0.004) -> None:
         self._addresses = addresses
         self._pause_s = pause_s
         #: Jobs whose put was answered, with the moment (monotonic seconds) of the answer.

@@ -18,7 +18,7 @@ from raftd.jobs.commands import FEATURE_LEVEL
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import Loader, dump, load
 from raftd.raft.membership import decode
-from raftd.raft.messages import Address, Configuration, EntryKind
+from raftd.raft.messages import Configuration, EntryKind, MemberAddress
 from raftd.storage.filesystem import RealFileSystem
 from raftd.storage.inspect import read_log
 from raftd.storage.records import ID_BYTES, Damage, new_id
@@ -128,7 +128,7 @@ def _check_level(machine: StateMachine) -> None:
         )
 
 
-def restore(path: str, directory: str, node: int, cluster: str | None, address: Address, progress: Progress) -> Meta:
+def restore(path: str, directory: str, node: int, cluster: str | None, address: MemberAddress, progress: Progress) -> Meta:
     """Make `directory` the data of `node`, the only member of a new cluster with the state of a backup. Sessions are not restored:
     what clients held is ready. Raises RaftdError or OSError; then nothing was changed."""
     fs = RealFileSystem()
@@ -193,11 +193,11 @@ def _read_backup(fs: RealFileSystem, path: str, progress: Progress) -> tuple[Met
     return reader.meta, machine
 
 
-def _check_nobody_listens(address: Address) -> None:
+def _check_nobody_listens(address: MemberAddress) -> None:
     """A node that runs would write into what is restored, even if its directory has another name by now. Raises CommandRefused."""
     with socket.socket() as probe:
         probe.settimeout(1.0)
         if probe.connect_ex((address.host, address.peer)) == 0:
             raise CommandRefused(
-                f"something listens at {address.host}:{address.peer}, the peer door of this node: stop it first. Nothing was changed"
+                f"something listens at {address.host}:{address.peer}, the peer listener of this node: stop it first. Nothing was changed"
             )

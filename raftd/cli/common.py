@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from raftd.client import HostPort
 from raftd.errors import ConfigError, RaftdError
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from raftd.wire.client import Request
 
 CLIENT_PORT = 11301
-Address = tuple[str, int]
-
 _F = TypeVar("_F", bound=Callable[..., Any])
 _T = TypeVar("_T")
 
@@ -52,32 +51,34 @@ def working() -> Iterator[None]:
 # -- where to ask ------------------------------------------------------------------------------
 
 
-def door(value: str, port_if_none: int) -> Address:
-    """HOST:PORT of a client door; the port may be left out. Raises BadParameter."""
+def parse_endpoint(value: str, port_if_none: int) -> HostPort:
+    """HOST:PORT of a client listener; the port may be left out. Raises BadParameter."""
     host, colon, port = value.rpartition(":")
     if not colon or (host.count(":") and not host.startswith("[")):  # no port, or an IPv6 address without brackets
         host, port = value, str(port_if_none)
     if not host or "/" in host or not (port.isascii() and port.isdigit()) or not 1 <= int(port) <= 65_535:
-        raise click.BadParameter(f"{value!r} is not HOST:PORT, the address of a client door")
+        raise click.BadParameter(f"{value!r} is not HOST:PORT, the address of a client listener")
     return host.strip("[]"), int(port)
 
 
-def client_doors(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[Address]:
-    return [door(value, CLIENT_PORT) for value in values]
+def client_addresses(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[HostPort]:
+    return [parse_endpoint(value, CLIENT_PORT) for value in values]
 
 
-def _client_door(ctx: click.Context, param: click.Parameter, value: str | None) -> Address | None:
-    return door(value, CLIENT_PORT) if value is not None else None
+def _client_address(ctx: click.Context, param: click.Parameter, value: str | None) -> HostPort | None:
+    return parse_endpoint(value, CLIENT_PORT) if value is not None else None
 
 
 def orders_within(seconds: float) -> Callable[[_F], _F]:
     """The options of commands that ask something of a cluster, which takes so long at most by default."""
 
     def options(command: _F) -> _F:
-        at = click.option("--at", callback=_client_door, metavar="HOST:PORT", help="Ask at this client door.  [default: 127.0.0.1:11301]")
-        config = click.option("--config", "-c", type=click.Path(), help="Ask at any client door of this configuration file.")
+        endpoint = click.option(
+            "--endpoint", callback=_client_address, metavar="HOST:PORT", help="Ask at this client listener.  [default: 127.0.0.1:11301]"
+        )
+        config = click.option("--config", "-c", type=click.Path(), help="Ask at any client listener of this configuration file.")
         timeout = click.option("--timeout", type=click.FloatRange(0.1, 3600), default=seconds, show_default=True, help="Seconds to wait.")
-        return at(config(timeout(command)))
+        return endpoint(config(timeout(command)))
 
     return options
 
@@ -85,25 +86,25 @@ def orders_within(seconds: float) -> Callable[[_F], _F]:
 orders = orders_within(15.0)
 
 
-def doors(at: Address | None, config: str | None) -> list[Address]:
+def endpoints(endpoint: HostPort | None, config: str | None) -> list[HostPort]:
     """Where to ask. Raises ConfigError."""
     from raftd.config import load
 
-    if at is not None and config is not None:
-        raise click.UsageError("--at and --config: give one of them")
+    if endpoint is not None and config is not None:
+        raise click.UsageError("--endpoint and --config: give one of them")
     if config is None:
-        return [at or ("127.0.0.1", CLIENT_PORT)]
+        return [endpoint or ("127.0.0.1", CLIENT_PORT)]
     found = [(node.host, node.client) for node in load(config).nodes.values() if node.client is not None]
     if not found:
-        raise ConfigError(f"{config}: no node has a client door to ask at")
+        raise ConfigError(f"{config}: no node has a client listener to ask at")
     return found
 
 
-def connect(at: Address | None, config: str | None, timeout: float) -> Connection:
+def connect(endpoint: HostPort | None, config: str | None, timeout: float) -> Connection:
     """To any of them. Raises NoAnswer, or ConfigError."""
     from raftd.client.blocking import connect_to_any
 
-    return connect_to_any(doors(at, config), timeout)
+    return connect_to_any(endpoints(endpoint, config), timeout)
 
 
 def order(connection: Connection, request: Request, kind: type[_T]) -> _T:

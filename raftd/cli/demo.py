@@ -76,9 +76,9 @@ class Demo:
         with LocalCluster(directory, NODES) as self._cluster, self._progress:
             addresses = [self._cluster.line_address(node) for node in self._cluster.nodes]
             self._load = Workload(addresses, _PRODUCERS, _WORKERS)
-            doors = ", ".join(str(port) for _, port in addresses)
+            endpoints = ", ".join(str(port) for _, port in addresses)
             self._say(f"{NODES} nodes start in {directory}")
-            self._say(f"their line doors are the ports {doors}")
+            self._say(f"their line listeners are the ports {endpoints}")
             leader = self._watched(self._cluster.find_leader, "a leader")
             self._say(f"node {leader} leads; {_PRODUCERS} producers and {_WORKERS} workers begin, on all nodes")
             self._advance(1)
@@ -131,11 +131,11 @@ class Demo:
     def _watched(self, condition: Callable[[], _T | None], what: str, timeout_s: float = _PATIENCE_S) -> _T:
         """Wait for it, and show how the load gets on meanwhile."""
 
-        def look() -> _T | None:
+        def poll() -> _T | None:
             self._show_counts()
             return condition()
 
-        return wait_for(look, timeout_s, what)
+        return wait_for(poll, timeout_s, what)
 
     def _pass_time(self, seconds: float) -> None:
         """So much of load."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from raftd.cli.common import Address, connect, directories, directory, fail, orders_within, working
+from raftd.cli.common import connect, directories, directory, fail, orders_within, working
+from raftd.client import HostPort
 
 if TYPE_CHECKING:
     from raftd.cli.archive import Progress
@@ -41,12 +42,12 @@ def log_list(config: str | None, node: str | None, data: str | None) -> None:
     """Every segment and snapshot with what it holds. Ends with status 1 if something is damaged."""
     from rich.console import Console
 
-    from raftd.cli import log as it
+    from raftd.cli import log as log_reader
     from raftd.cli.console import wide
     from raftd.storage.filesystem import RealFileSystem
 
     with working():
-        sound = it.show(RealFileSystem(), directory(config, node, data), wide(Console()))
+        sound = log_reader.show(RealFileSystem(), directory(config, node, data), wide(Console()))
     raise SystemExit(0 if sound else 1)
 
 
@@ -54,11 +55,13 @@ def log_list(config: str | None, node: str | None, data: str | None) -> None:
 @directories
 def log_verify(config: str | None, node: str | None, data: str | None) -> None:
     """Read every byte of it, and check every CRC. Ends with status 1 if something is damaged."""
-    from raftd.cli import log as it
+    from raftd.cli import log as log_reader
     from raftd.storage.filesystem import RealFileSystem
 
     with working():
-        sound = it.verify(RealFileSystem(), directory(config, node, data), click.echo, lambda line: click.echo(f"raftd: {line}", err=True))
+        sound = log_reader.verify(
+            RealFileSystem(), directory(config, node, data), click.echo, lambda line: click.echo(f"raftd: {line}", err=True)
+        )
     raise SystemExit(0 if sound else 1)
 
 
@@ -68,7 +71,7 @@ def log_verify(config: str | None, node: str | None, data: str | None) -> None:
 @click.option("--to", "last", type=click.IntRange(1), help="Up to this entry.")
 @click.option(
     "--kind",
-    help="Only entries of this kind: batch, config, noop, time, settings, features, room, directory, open-gateway, close-gateway.",
+    help="Only entries of this kind: batch, config, noop, time, settings, features, disk-space, directory, open-gateway, close-gateway.",
 )
 @click.option("--job", type=click.IntRange(1), help="Only commands that name this job.")
 @click.option("--tube", help="Only commands about this tube.")
@@ -85,13 +88,15 @@ def log_dump(
     as_json: bool,
 ) -> None:
     """The entries of the log, also those that were replaced later. The newest need not be committed: one disk cannot tell."""
-    from raftd.cli import log as it
+    from raftd.cli import log as log_reader
     from raftd.storage.filesystem import RealFileSystem
 
-    if kind is not None and kind not in it.KINDS:
-        raise click.BadParameter(f"{kind!r}: one of {', '.join(it.KINDS)}", param_hint="--kind")
+    if kind is not None and kind not in log_reader.KINDS:
+        raise click.BadParameter(f"{kind!r}: one of {', '.join(log_reader.KINDS)}", param_hint="--kind")
     with working():
-        for line in it.dump(RealFileSystem(), directory(config, node, data), it.Filter(first, last, kind, job, tube), as_json):
+        for line in log_reader.dump(
+            RealFileSystem(), directory(config, node, data), log_reader.Filter(first, last, kind, job, tube), as_json
+        ):
             click.echo(line)
 
 
@@ -123,22 +128,22 @@ def job(id: int, config: str | None, node: str | None, data: str | None, as_json
 @click.argument("file", type=click.Path())
 @orders_within(600.0)
 @click.option("--directory", "offline", type=click.Path(), help="Instead: of a node that does not run, from its data directory.")
-def backup(file: str, at: Address | None, config: str | None, timeout: float, offline: str | None) -> None:
+def backup(file: str, endpoint: HostPort | None, config: str | None, timeout: float, offline: str | None) -> None:
     """Write a consistent copy of the whole queue to FILE, while the cluster works: everything acknowledged before, from any node.
 
     With --directory all that stands in the data directory of a node that does not run, for a cluster that has lost its majority.
     """
-    from raftd.cli import archive as it
+    from raftd.cli import archive
 
-    if offline is not None and (at is not None or config is not None):
-        raise click.UsageError("--directory asks nobody: leave out --at and --config")
+    if offline is not None and (endpoint is not None or config is not None):
+        raise click.UsageError("--directory asks nobody: leave out --endpoint and --config")
     with working():
         if offline is not None:
-            meta = it.back_up_directory(offline.rstrip("/"), file, lambda line: click.echo(f"raftd: WARNING: {line}", err=True))
+            meta = archive.back_up_directory(offline.rstrip("/"), file, lambda line: click.echo(f"raftd: WARNING: {line}", err=True))
         else:
-            it.check_new(file)
-            with connect(at, config, timeout) as connection, _progress("copying") as progress:
-                meta = it.back_up(connection, file, progress)
+            archive.check_new(file)
+            with connect(endpoint, config, timeout) as connection, _progress("copying") as progress:
+                meta = archive.back_up(connection, file, progress)
     click.echo(f"{file}: the state of cluster {meta.cluster!r} at entry {meta.index}; `raftd restore` makes a new cluster of it")
 
 
@@ -157,9 +162,9 @@ def restore(file: str, config: str | None, node: str | None, data: str | None) -
 
     What clients had reserved is ready again; ids of jobs go on.
     """
-    from raftd.cli import archive as it
+    from raftd.cli import archive
     from raftd.config import choose_node, load
-    from raftd.raft.messages import Address as Place
+    from raftd.raft.messages import MemberAddress
 
     with working():
         loaded = load(config, data)
@@ -168,7 +173,7 @@ def restore(file: str, config: str | None, node: str | None, data: str | None) -
         where = f"{loaded.data}/{id}"
         cluster = loaded.cluster
         with _progress("reading") as progress:
-            meta = it.restore(file, where, id, cluster, Place(place.host, place.peer, place.client or 0), progress)
+            meta = archive.restore(file, where, id, cluster, MemberAddress(place.host, place.peer, place.client or 0), progress)
     _say_alone(where, id, meta, config, data, f"{place.host}:{place.client or '…'}")
 
 
@@ -186,7 +191,7 @@ def recover(config: str | None, node: str | None, data: str | None, accept_tail:
     is kept beside it. For when too many disks are lost for a majority, or one is lost in the middle of a change of members. What only
     the lost nodes had acknowledged is not in it.
     """
-    from raftd.cli import recover as it
+    from raftd.cli import recover as recovery
 
     if accept_tail and new_cluster:
         raise click.UsageError("--new-cluster does not need --accept-tail: leave one out")
@@ -194,31 +199,31 @@ def recover(config: str | None, node: str | None, data: str | None, accept_tail:
         _found_new_cluster(config, node, data)
         return
     with working():
-        for line in it.recover(directory(config, node, data), accept_tail):
+        for line in recovery.recover(directory(config, node, data), accept_tail):
             click.echo(line)
 
 
 def _found_new_cluster(config: str | None, node: str | None, data: str | None) -> None:
-    from raftd.cli import recover as it
+    from raftd.cli import recover as recovery
     from raftd.cli.archive import check_directory
     from raftd.config import load
-    from raftd.raft.messages import Address as Place
+    from raftd.raft.messages import MemberAddress
     from raftd.storage.filesystem import RealFileSystem
 
     with working():
         loaded = load(config, data)
         where = f"{loaded.data}/{node}" if node is not None else directory(config, node, data)
         check_directory(where)
-        identity, configuration = it.identity_of(RealFileSystem(), where)
+        identity, configuration = recovery.identity_of(RealFileSystem(), where)
         id = identity.node
         if id in loaded.nodes:
             place = loaded.address(id)
-            address = Place(place.host, place.peer, place.client or 0)
+            address = MemberAddress(place.host, place.peer, place.client or 0)
         elif configuration is not None and id in configuration.addresses:
             address = configuration.addresses[id]  # it was added with --join
         else:
             fail(f"where will node {id} be? Neither the configuration nor its directory says: give a --config FILE that has it")
-        kept, meta = it.found_new_cluster(where, id, address, lambda text: click.echo(f"WARNING: {text}", err=True))
+        kept, meta = recovery.found_new_cluster(where, id, address, lambda text: click.echo(f"WARNING: {text}", err=True))
     if id in loaded.nodes:
         _say_alone(where, id, meta, config, data, f"{address.host}:{address.client or '…'}")
     else:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from raftd.cli.log import commands_of, describe, stamp
 from raftd.jobs.machine import Key, StateMachine
-from raftd.jobs.model import Job, State, What
+from raftd.jobs.model import Job, JobEventKind, State
 from raftd.jobs.snapshot import Loader
 from raftd.raft.messages import EntryKind
 from raftd.storage.filesystem import FileSystem
@@ -33,7 +33,7 @@ class _Watched:
         self.events: list[Event] = []
         self._machine = machine
         self._id = id
-        machine.tell = self._tell
+        machine.on_job_event = self._tell
 
     def begin(self) -> None:
         """From a snapshot."""
@@ -42,7 +42,7 @@ class _Watched:
             what = f"known from the snapshot: {_where(job)}, put at {stamp(job.created_ms)}, {len(job.body)} bytes"
             self._add(what)
 
-    def _tell(self, what: What, job: Job, who: Key | None) -> None:
+    def _tell(self, what: JobEventKind, job: Job, who: Key | None) -> None:
         if job.id == self._id:
             self._add(_describe(what, job, who))
 
@@ -62,27 +62,27 @@ def _where(job: Job) -> str:
     return f"{job.state.name.lower()} in {job.tube.name!r}"
 
 
-def _describe(what: What, job: Job, who: Key | None) -> str:
+def _describe(what: JobEventKind, job: Job, who: Key | None) -> str:
     by = f" by {_who(who)}" if who is not None else ""
     match what:
-        case What.PUT | What.PUT_BACK:
-            again = " back" if what is What.PUT_BACK else ""
+        case JobEventKind.PUT | JobEventKind.PUT_BACK:
+            again = " back" if what is JobEventKind.PUT_BACK else ""
             return f"put{again}{by}: {len(job.body)} bytes, priority {job.pri}, {job.ttr_ms / 1000:g} s to run; {_where(job)}"
-        case What.DELETED:
+        case JobEventKind.DELETED:
             return f"deleted{by}"
-        case What.RESERVED:
+        case JobEventKind.RESERVED:
             return _where(job)
-        case What.TOUCHED:
+        case JobEventKind.TOUCHED:
             return f"touched{by}: {_where(job)}"
-        case What.RELEASED:
+        case JobEventKind.RELEASED:
             return f"released{by}, priority {job.pri}; {_where(job)}"
-        case What.BURIED | What.KICKED:
+        case JobEventKind.BURIED | JobEventKind.KICKED:
             return f"{what}{by}; {_where(job)}"
-        case What.TIMED_OUT:
+        case JobEventKind.TIMED_OUT:
             return f"its time to run was over; {_where(job)}"
-        case What.GIVEN_BACK:
+        case JobEventKind.GIVEN_BACK:
             return f"given back, for its client is gone; {_where(job)}"
-        case What.DELAY_OVER:
+        case JobEventKind.DELAY_OVER:
             return f"its delay was over; {_where(job)}"
 
 

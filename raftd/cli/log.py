@@ -20,7 +20,7 @@ from raftd.storage.filesystem import FileSystem
 from raftd.storage.inspect import SegmentFound, SnapshotFound, find_identity, find_segments, find_snapshots, read_log, steady
 
 _BODY_SHOWN = 40
-Tell = Callable[[str], None]
+Print = Callable[[str], None]
 
 
 class Filter(NamedTuple):
@@ -71,13 +71,25 @@ class _Used:
         return found
 
 
-KINDS = ("noop", "config", "time", "batch", "open-gateway", "close-gateway", "settings", "room", "features", "directory", "unreadable")
+KINDS = (
+    "noop",
+    "config",
+    "time",
+    "batch",
+    "open-gateway",
+    "close-gateway",
+    "settings",
+    "disk-space",
+    "features",
+    "directory",
+    "unreadable",
+)
 _PAYLOADS: dict[type, str] = {
     c.Batch: "batch",
     c.OpenGateway: "open-gateway",
     c.CloseGateway: "close-gateway",
     c.Settings: "settings",
-    c.Room: "room",
+    c.DiskSpace: "disk-space",
     c.Features: "features",
     c.Directory: "directory",
 }
@@ -139,10 +151,10 @@ def describe(command: c.Command) -> str:
 def show(fs: FileSystem, directory: str, console: Console) -> bool:
     """Every file with what it holds; whether all of it is sound, and all there."""
 
-    def look() -> tuple[bool, RenderableType]:
+    def read() -> tuple[bool, RenderableType]:
         return _overview(fs, directory)
 
-    sound, said = steady(fs, directory, look, lambda found: found[0])
+    sound, said = steady(fs, directory, read, lambda found: found[0])
     console.print(said, highlight=False, soft_wrap=True)
     return sound
 
@@ -193,16 +205,16 @@ def _segment_row(found: SegmentFound) -> list[Text]:
     return [Text(part) for part in row] + [Text(found.problem, style="" if found.is_sound else "red")]
 
 
-def verify(fs: FileSystem, directory: str, tell: Tell, wrong: Tell) -> bool:
+def verify(fs: FileSystem, directory: str, tell: Print, wrong: Print) -> bool:
     """Read every byte; whether nothing is wrong, and nothing missing."""
 
-    def look() -> tuple[list[str], list[str]]:
+    def read() -> tuple[list[str], list[str]]:
         good: list[str] = []
         bad: list[str] = []
         _verify(fs, directory, good.append, bad.append)
         return good, bad
 
-    good, bad = steady(fs, directory, look, lambda found: not found[1])
+    good, bad = steady(fs, directory, read, lambda found: not found[1])
     for line in good:
         tell(line)
     for line in bad:
@@ -210,7 +222,7 @@ def verify(fs: FileSystem, directory: str, tell: Tell, wrong: Tell) -> bool:
     return not bad
 
 
-def _verify(fs: FileSystem, directory: str, tell: Tell, wrong: Tell) -> None:
+def _verify(fs: FileSystem, directory: str, tell: Print, wrong: Print) -> None:
     identity, problems = find_identity(fs, directory)
     for problem in problems:
         wrong(f"{directory}: {problem}")

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 import raftd
 from raftd.cli.common import working
 from raftd.cli.files import backup, job, log, recover, restore
-from raftd.cli.operators import member, status, transfer
+from raftd.cli.operators import leader, member, status
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -25,7 +25,7 @@ def main() -> None:
     """raftd, a replicated job queue. A node is started with `twistd -n raftd`; these are the tools around it."""
 
 
-for command in (status, member, transfer, log, job, backup, restore, recover):
+for command in (status, member, leader, log, job, backup, restore, recover):
     main.add_command(command)
 
 
@@ -48,7 +48,7 @@ def _option(*names: str, default: object, help: str, kind: Any) -> Callable[[_F]
     return click.option(*names, type=kind, default=default, show_default=True, help=help)
 
 
-@main.command(short_help="Measure jobs per second and latencies.")
+@main.group(invoke_without_command=True, short_help="Measure jobs per second and latencies.")
 @_option("--work", default="both", kind=click.Choice(["put", "cycle", "both"]), help="Puts; or put, reserve and delete.")
 @_option("--connections", "-c", default=64, kind=click.IntRange(1, 10_000), help="Clients at once.")
 @_option("--in-flight", "-k", default=1, kind=click.IntRange(1, 1_000), help="Requests under way on each connection.")
@@ -63,31 +63,41 @@ def _option(*names: str, default: object, help: str, kind: Any) -> Callable[[_F]
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Keep the servers' data below this directory, on its disk.  [default: where temporary files go]",
 )
-@click.option("--entries", is_flag=True, help="Measure instead the longest entry of each command, in a queue of a million jobs.")
-def bench(entries: bool, **asked: Any) -> None:
-    """Measure jobs per second and latencies of a cluster started for it on this machine. Takes a minute or so.
-
-    With --entries: the time that the state machine takes for the longest entry of each command, in a queue that makes it as dear as it
-    can be. Ends with status 1 if one takes over 10 ms. The other options do not matter then; it takes a minute and 2 GB of memory.
-    """
+@click.pass_context
+def bench(context: click.Context, /, **asked: Any) -> None:
+    """Measure jobs per second and latencies of a cluster started for it on this machine. Takes a minute or so."""
     from rich.console import Console
 
-    from raftd.bench import rates as it
+    from raftd.bench import rates
 
-    if entries:
-        from raftd.bench.entries import Size, measure, show
-
-        with working():
-            good = show(measure(Size(), Console()), Console())
-        raise SystemExit(0 if good else 1)
-    options = it.Options(**asked)
+    if context.invoked_subcommand is not None:
+        if any(_is_given(name) for name in asked):
+            raise click.UsageError(f"give the options of `bench {context.invoked_subcommand}` behind its name")
+        return
+    options = rates.Options(**asked)
     if options.processes > options.connections:
         raise click.UsageError("--processes: each needs a connection at least")
     with working():
-        it.run(options, Console())
+        rates.run(options, Console())
 
 
-@main.command(short_help="How large a queue may become here: memory, disk, restart.")
+@bench.command("entries", short_help="The longest entry of each command.")
+def bench_entries() -> None:
+    """Measure how long the state machine takes for the longest entry of each command, in a queue of a million jobs that makes each as
+    expensive as it can be.
+
+    Takes a minute and 2 GB of memory. Exits with status 1 if an entry takes over 10 ms.
+    """
+    from rich.console import Console
+
+    from raftd.bench.entries import Size, measure, show
+
+    with working():
+        good = show(measure(Size(), Console()), Console())
+    raise SystemExit(0 if good else 1)
+
+
+@bench.command("capacity", short_help="Memory, disk and restart of a large queue.")
 @_option("--jobs", default=1_000_000, kind=click.IntRange(1, 100_000_000), help="How many.")
 @_option("--size", default=200, kind=click.IntRange(0, 65_535), help="Bytes in the body of a job.")
 @click.option("--churn", is_flag=True, help="Delete them again, ten thousand at a time, instead of keeping them all.")
@@ -96,17 +106,17 @@ def bench(entries: bool, **asked: Any) -> None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Keep the nodes' data below this directory, on its disk.  [default: where temporary files go]",
 )
-def scale(jobs: int, size: int, churn: bool, data: Path | None) -> None:
+def bench_capacity(jobs: int, size: int, churn: bool, data: Path | None) -> None:
     """Fill three nodes on this machine, start them again, and let a fourth catch up; print what it took.
 
     A million small jobs take some minutes, three gigabytes of memory and as much of disk.
     """
     from rich.console import Console
 
-    from raftd.bench import capacity as it
+    from raftd.bench import capacity
 
     with working():
-        it.run(jobs, size, churn, data, Console())
+        capacity.run(jobs, size, churn, data, Console())
 
 
 def _is_given(name: str) -> bool:
@@ -129,7 +139,7 @@ def sim(seeds: int, start: int, jobs: int, seed: int | None, trace: bool, minimi
     """
     from rich.console import Console
 
-    from raftd.cli import sim as it
+    from raftd.cli import sim as runs
 
     if seed is None and (trace or minimise):
         raise click.UsageError("--trace and --minimise are for one seed: --seed NUMBER")
@@ -141,11 +151,11 @@ def sim(seeds: int, start: int, jobs: int, seed: int | None, trace: bool, minimi
     console = Console()
     with working():
         if seed is not None:
-            good = it.replay(seed, trace, minimise, console)
+            good = runs.replay(seed, trace, minimise, console)
         elif mutants:
-            good = it.run_mutants(seeds, jobs, console)
+            good = runs.run_mutants(seeds, jobs, console)
         else:
-            good = it.run_seeds(start, seeds, jobs, console)
+            good = runs.run_seeds(start, seeds, jobs, console)
     raise SystemExit(0 if good else 1)
 
 
@@ -159,10 +169,10 @@ def chaos(minutes: float) -> None:
     """
     from rich.console import Console
 
-    from raftd.bench import chaos as it
+    from raftd.bench.chaos import run
 
     if minutes != minutes:
         raise click.BadParameter("it must be a number", param_hint="--minutes")
     with working():
-        good = it.run(minutes, Console())
+        good = run(minutes, Console())
     raise SystemExit(0 if good else 1)

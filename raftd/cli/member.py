@@ -13,7 +13,7 @@ from raftd.wire.client import Members
 
 
 def rows(configuration: Configuration) -> list[tuple[int, str, str]]:
-    """(node, what it is, where its peer door is)"""
+    """(node, what it is, where its peer listener is)"""
     found = []
     for node in sorted({*configuration.voters, *configuration.outgoing, *configuration.learners}):
         if node in configuration.learners:
@@ -31,7 +31,7 @@ def rows(configuration: Configuration) -> list[tuple[int, str, str]]:
 
 def show(members: Members, console: Console) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("node", "member as", "peer door", ""):
+    for heading in ("node", "member as", "peer listener", ""):
         table.add_column(heading, justify="right" if heading == "node" else "left")
     for node, what, place in rows(members.configuration):
         table.add_row(str(node), what, Text(place), "leads" if node == members.leader else "")

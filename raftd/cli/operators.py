@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from raftd.cli.common import CLIENT_PORT, Address, client_doors, connect, fail, order, orders, working
+from raftd.cli.common import CLIENT_PORT, client_addresses, connect, fail, order, orders, working
+from raftd.client import HostPort
 
 if TYPE_CHECKING:
     from raftd.client.blocking import Connection
@@ -23,35 +24,35 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 @click.command(short_help="How the nodes are: a table, or JSON.")
-@click.argument("addresses", nargs=-1, callback=client_doors, metavar="[HOST:PORT]...")
+@click.argument("addresses", nargs=-1, callback=client_addresses, metavar="[HOST:PORT]...")
 @click.option("--config", "-c", type=click.Path(), help="Ask the nodes of this configuration file.")
 @click.option("--timeout", type=click.FloatRange(0.1, 60), default=2.0, show_default=True, help="Seconds to wait for an answer.")
 @click.option("--json", "as_json", is_flag=True, help="All that the nodes say, for programs.")
 @click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C.")
-def status(addresses: list[Address], config: str | None, timeout: float, as_json: bool, watch: bool) -> None:
+def status(addresses: list[HostPort], config: str | None, timeout: float, as_json: bool, watch: bool) -> None:
     """What nodes say of themselves: who leads, how far each is, how large its log is, how many jobs there are.
 
-    Asks the client doors at HOST:PORT, or those of a configuration file, or 127.0.0.1:11301. Ends with status 0 if all of them answer.
+    Asks the client listeners at HOST:PORT, or those of a configuration file, or 127.0.0.1:11301. Ends with status 0 if all of them answer.
     """
     from rich.console import Console
 
-    from raftd.cli import status as it
+    from raftd.cli import status as table
 
     if watch and as_json:
         raise click.UsageError("--watch and --json: give one of them")
     with working():
-        asked = it.Asked(addresses, config, CLIENT_PORT)
+        asked = table.Asked(addresses, config, CLIENT_PORT)
         console = Console()
         if not console.is_terminal:
             console.width = _ANY_WIDTH
         if watch:
-            it.watch(asked, timeout, console)
-        doors, answers = asked.ask(timeout)
+            table.watch(asked, timeout, console)
+        endpoints, answers = asked.ask(timeout)
         if as_json:
-            click.echo(it.as_json(doors, answers))
+            click.echo(table.as_json(endpoints, answers))
         else:
-            console.print(it.table(doors, answers, console.width))
-    raise SystemExit(0 if it.all_answered(answers) else 1)
+            console.print(table.table(endpoints, answers, console.width))
+    raise SystemExit(0 if table.all_answered(answers) else 1)
 
 
 @click.group(short_help="Who is a member: list, add, promote, remove, replace.")
@@ -62,19 +63,19 @@ def member() -> None:
 @member.command("list", short_help="Who is a member.")
 @orders
 @click.option("--json", "as_json", is_flag=True, help="The same for programs.")
-def member_list(at: Address | None, config: str | None, timeout: float, as_json: bool) -> None:
+def member_list(endpoint: HostPort | None, config: str | None, timeout: float, as_json: bool) -> None:
     """Who is a member, as far as the node that is asked knows."""
     from rich.console import Console
 
-    from raftd.cli import member as it
+    from raftd.cli import member as view
     from raftd.cli.console import wide
 
-    with working(), connect(at, config, timeout) as connection:
+    with working(), connect(endpoint, config, timeout) as connection:
         members = _members(connection)
         if as_json:
-            click.echo(it.as_json(members))
+            click.echo(view.as_json(members))
         else:
-            it.show(members, wide(Console()))
+            view.show(members, wide(Console()))
 
 
 def _members(connection: Connection) -> Members:
@@ -88,8 +89,8 @@ def _places(is_required: bool) -> Callable[[_F], _F]:
 
     def options(command: _F) -> _F:
         host = click.option("--host", required=is_required, help="The host at which the other nodes find it.")
-        peer = click.option("--peer", required=is_required, type=click.IntRange(1, 65_535), help="The port of its peer door.")
-        client = click.option("--client", default=0, type=click.IntRange(0, 65_535), help="The port of its client door, if it has one.")
+        peer = click.option("--peer", required=is_required, type=click.IntRange(1, 65_535), help="The port of its peer listener.")
+        client = click.option("--client", default=0, type=click.IntRange(0, 65_535), help="The port of its client listener, if it has one.")
         return host(peer(client(command)))
 
     return options
@@ -99,7 +100,7 @@ def _places(is_required: bool) -> Callable[[_F], _F]:
 @click.argument("node", type=_ID)
 @_places(is_required=True)
 @orders
-def member_add(node: int, host: str, peer: int, client: int, at: Address | None, config: str | None, timeout: float) -> None:
+def member_add(node: int, host: str, peer: int, client: int, endpoint: HostPort | None, config: str | None, timeout: float) -> None:
     """Make NODE a member. It is a learner until it has all that the others have, then it becomes a voter by itself.
 
     Its id must never have been used. Then start it with --join, or with a configuration that has it and the others. (With --join it
@@ -107,7 +108,7 @@ def member_add(node: int, host: str, peer: int, client: int, at: Address | None,
     """
     from raftd.wire.client import AddMemberRequest, Done
 
-    with working(), connect(at, config, timeout) as connection:
+    with working(), connect(endpoint, config, timeout) as connection:
         order(connection, AddMemberRequest(1, node, host, peer, client), Done)
         click.echo(f"node {node} is a learner; once it runs and has caught up it becomes a voter")
 
@@ -115,11 +116,11 @@ def member_add(node: int, host: str, peer: int, client: int, at: Address | None,
 @member.command("promote", short_help="Make a learner a voter.")
 @click.argument("node", type=_ID)
 @orders
-def member_promote(node: int, at: Address | None, config: str | None, timeout: float) -> None:
+def member_promote(node: int, endpoint: HostPort | None, config: str | None, timeout: float) -> None:
     """Make the learner NODE a voter now, which it otherwise becomes by itself. Refused while it lags."""
     from raftd.wire.client import Done, PromoteMemberRequest
 
-    with working(), connect(at, config, timeout) as connection:
+    with working(), connect(endpoint, config, timeout) as connection:
         order(connection, PromoteMemberRequest(1, node), Done)
         click.echo(f"node {node} is a voter")
 
@@ -127,38 +128,38 @@ def member_promote(node: int, at: Address | None, config: str | None, timeout: f
 @member.command("remove", short_help="Take a node out of the cluster.")
 @click.argument("node", type=_ID)
 @orders
-def member_remove(node: int, at: Address | None, config: str | None, timeout: float) -> None:
+def member_remove(node: int, endpoint: HostPort | None, config: str | None, timeout: float) -> None:
     """Take NODE out of the cluster for ever: if it runs it ends itself, and its id is not used again."""
     with working():
-        _remove(node, at, config, timeout)
+        _remove(node, endpoint, config, timeout)
 
 
-def _remove(node: int, at: Address | None, config: str | None, timeout: float) -> None:
+def _remove(node: int, endpoint: HostPort | None, config: str | None, timeout: float) -> None:
     """The node that is asked may be the one that goes: then another knows whether it is done. Raises NoAnswer."""
     from raftd.client.blocking import NoAnswer
     from raftd.raft.outcomes import Outcome
     from raftd.wire.client import Failed, RemoveMemberRequest
 
     try:
-        with connect(at, config, timeout) as connection:
+        with connect(endpoint, config, timeout) as connection:
             reply = connection.ask(RemoveMemberRequest(1, node)).reply
         failure = reply.text if isinstance(reply, Failed) else ""
         is_known = not isinstance(reply, Failed) or reply.outcome is not Outcome.UNKNOWN
     except NoAnswer as error:
         failure, is_known = f"no answer: {error}", False
-    if failure and (is_known or not _is_gone(node, at, config, timeout)):
+    if failure and (is_known or not _is_gone(node, endpoint, config, timeout)):
         fail(failure)
     click.echo(f"node {node} is no member any more")
 
 
-def _is_gone(node: int, at: Address | None, config: str | None, timeout: float) -> bool:
+def _is_gone(node: int, endpoint: HostPort | None, config: str | None, timeout: float) -> bool:
     """Whether a node that can be asked says within a few seconds that it is no member any more, for certain."""
     from raftd.client.blocking import NoAnswer
 
     deadline_s = time.monotonic() + _LOOK_S
     while time.monotonic() < deadline_s:
         try:
-            with connect(at, config, timeout) as connection:
+            with connect(endpoint, config, timeout) as connection:
                 members = _members(connection)
             if members.is_settled and node in members.configuration.removed:
                 return True
@@ -175,7 +176,15 @@ def _is_gone(node: int, at: Address | None, config: str | None, timeout: float) 
 @click.option("--wait", type=click.FloatRange(1), default=600.0, show_default=True, help="Seconds that NEW may take to catch up.")
 @orders
 def member_replace(
-    old: int, new: int, host: str | None, peer: int | None, client: int, wait: float, at: Address | None, config: str | None, timeout: float
+    old: int,
+    new: int,
+    host: str | None,
+    peer: int | None,
+    client: int,
+    wait: float,
+    endpoint: HostPort | None,
+    config: str | None,
+    timeout: float,
 ) -> None:
     """Put NEW in the place of OLD, whose disk or machine is lost: add NEW, wait until it has caught up and votes, then remove OLD.
 
@@ -184,7 +193,7 @@ def member_replace(
     """
     from raftd.wire.client import AddMemberRequest, Done
 
-    with working(), connect(at, config, timeout) as connection:
+    with working(), connect(endpoint, config, timeout) as connection:
         configuration = _members(connection).configuration
         if old not in {*configuration.voters, *configuration.learners}:
             fail(f"node {old} is no member: nothing was changed")
@@ -207,17 +216,22 @@ def member_replace(
                 fail(f"node {new} has not caught up within {wait:g} s: does it run? Node {old} is still a member; ask again")
             time.sleep(_POLL_S)  # the node tells nobody when it is promoted
         click.echo(f"node {new} has caught up, and votes")
-        _remove(old, at, config, timeout)
+        _remove(old, endpoint, config, timeout)
 
 
-@click.command(short_help="Let another node lead.")
+@click.group(short_help="Change the leader.")
+def leader() -> None:
+    """Change which node leads the cluster."""
+
+
+@leader.command("transfer", short_help="Let another node lead.")
 @click.argument("node", type=_ID)
 @orders
-def transfer(node: int, at: Address | None, config: str | None, timeout: float) -> None:
+def leader_transfer(node: int, endpoint: HostPort | None, config: str | None, timeout: float) -> None:
     """Hand the lead of the cluster to NODE, without waiting for an election timeout; producers and workers notice a pause of some
     milliseconds. Before a machine is stopped this is not needed: a leader that gets SIGTERM does so by itself."""
     from raftd.wire.client import Done, TransferRequest
 
-    with working(), connect(at, config, timeout) as connection:
+    with working(), connect(endpoint, config, timeout) as connection:
         order(connection, TransferRequest(1, node), Done)
         click.echo(f"node {node} leads now")

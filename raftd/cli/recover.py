@@ -10,7 +10,7 @@ import msgspec
 
 from raftd.cli.archive import back_up_directory, check_directory, restore
 from raftd.raft.membership import decode
-from raftd.raft.messages import Address, Configuration, EntryKind
+from raftd.raft.messages import Configuration, EntryKind, MemberAddress
 from raftd.raft.ready import NO_BASE
 from raftd.storage.filesystem import RealFileSystem
 from raftd.storage.inspect import read_log
@@ -31,7 +31,7 @@ def recover(directory: str, accept_tail: bool) -> list[str]:
         fs.unlock(f"{directory}/lock")
 
 
-def found_new_cluster(directory: str, node: int, address: Address, note: Callable[[str], None]) -> tuple[str, Meta]:
+def found_new_cluster(directory: str, node: int, address: MemberAddress, note: Callable[[str], None]) -> tuple[str, Meta]:
     """Make of all that stands in `directory`, committed or not, a new cluster with `node` as its only member: the way out when no
     majority can be had again. The old directory stays beside it. Returns its new name, and what the new one was made of. `note` tells
     what is missing. Raises RaftdError or OSError; then nothing was changed."""

@@ -12,15 +12,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from raftd.cli.common import Address
+from raftd.client import HostPort
 from raftd.client.blocking import Connection, NoAnswer, printable, where
 from raftd.config import load
 from raftd.errors import ConfigError
 from raftd.wire.client import Members, MembersRequest, Status, StatusRequest
 
-_LEFT = ("client door", "role", "version")
+_LEFT = ("client listener", "role", "version")
 _HEADINGS = (
-    *("client door", "node", "pid", "role", "term", "applied", "match", "lag", "log", "snapshot", "free"),
+    *("client listener", "node", "pid", "role", "term", "applied", "match", "lag", "log", "snapshot", "free"),
     *("gateway", "clients", "ready", "reserved", "delayed", "buried", "version"),
 )
 #: What a narrow terminal does without, the first of them first.
@@ -45,20 +45,20 @@ Answer = Status | NoAnswer
 
 
 class Asked:
-    """Which doors are asked: those that were named, and with a configuration file those of members that it does not know."""
+    """Which listeners are asked: those that were named, and with a configuration file those of members that it does not know."""
 
-    def __init__(self, addresses: list[Address], config: str | None, port: int) -> None:
+    def __init__(self, addresses: list[HostPort], config: str | None, port: int) -> None:
         """Raises ConfigError."""
         self._named = list(addresses)
-        self._file: list[Address] = []
+        self._file: list[HostPort] = []
         if config is not None:
             self._file = [(node.host, node.client) for node in load(config).nodes.values() if node.client is not None]
             if not self._file:
-                raise ConfigError(f"{config}: no node has a client door to ask at")
+                raise ConfigError(f"{config}: no node has a client listener to ask at")
         elif not addresses:
             self._named = [("127.0.0.1", port)]
 
-    def ask(self, timeout_s: float) -> tuple[list[Address], list[Answer]]:
+    def ask(self, timeout_s: float) -> tuple[list[HostPort], list[Answer]]:
         """What each says, or why it does not. One of the file that is no member any more, and does not answer, is left out."""
         asked = [*self._named, *self._file]
         answers = ask_all(asked, timeout_s)
@@ -77,8 +77,8 @@ class Asked:
         return asked, answers
 
 
-def _members(answered: list[Address], timeout_s: float) -> list[Address]:
-    """The client doors of all members, as any of these says."""
+def _members(answered: list[HostPort], timeout_s: float) -> list[HostPort]:
+    """The client listeners of all members, as any of these says."""
     for address in answered:
         try:
             with Connection(address, timeout_s) as connection:
@@ -91,10 +91,10 @@ def _members(answered: list[Address], timeout_s: float) -> list[Address]:
     return []
 
 
-def ask_all(addresses: list[Address], timeout_s: float) -> list[Answer]:
+def ask_all(addresses: list[HostPort], timeout_s: float) -> list[Answer]:
     """What each address answers, or why it does not; all are asked at once."""
 
-    def ask(address: Address) -> Answer:
+    def ask(address: HostPort) -> Answer:
         try:
             with Connection(address, timeout_s) as connection:
                 reply = connection.ask(StatusRequest(1)).reply
@@ -121,7 +121,7 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def _row(address: Address, status: Status, leader: Status | None) -> list[str]:
+def _row(address: HostPort, status: Status, leader: Status | None) -> list[str]:
     match = lag = gateway = clients = "–"
     if leader is not None:
         index = leader.last_index if leader.node == status.node else leader.match.get(status.node)
@@ -143,7 +143,7 @@ def _row(address: Address, status: Status, leader: Status | None) -> list[str]:
     ]
 
 
-def table(addresses: list[Address], answers: list[Answer], width: int) -> RenderableType:
+def table(addresses: list[HostPort], answers: list[Answer], width: int) -> RenderableType:
     """A table of them, at most so wide, and what an operator should know at once."""
     said = [answer for answer in answers if isinstance(answer, Status)]
     leader = max((status for status in said if status.role == "leader"), key=lambda status: status.term, default=None)
@@ -160,7 +160,7 @@ def table(addresses: list[Address], answers: list[Answer], width: int) -> Render
             remarks.append(f"node {answer.node} is low on disk: {size(answer.free_bytes)} are free")
     if len({status.cluster_id for status in said if status.cluster_id}) > 1:
         remarks.append("these nodes are not of one cluster: each of them has the jobs of its own")
-    if any(status.room_is_scarce for status in said):
+    if any(status.space_is_scarce for status in said):
         remarks.append("puts are refused: too few nodes have room on their disks. Delete jobs, or make room")
     if said and not any(status.leader for status in said):
         remarks.append("nobody here knows a leader: commands wait until a majority of the nodes hear each other")
@@ -194,7 +194,7 @@ def watch(asked: Asked, timeout_s: float, console: Console) -> NoReturn:
             time.sleep(_EVERY_S)  # what --watch is for
 
 
-def as_json(addresses: list[Address], answers: list[Answer]) -> bytes:
+def as_json(addresses: list[HostPort], answers: list[Answer]) -> bytes:
     """The same for programs: all that each says, or `error`."""
     rows = []
     for address, answer in zip(addresses, answers, strict=True):

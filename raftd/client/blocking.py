@@ -1,4 +1,4 @@
-"""Ask something of the cluster, over the client door of any node, in a bounded time; for the command line."""
+"""Ask something of the cluster, over the client listener of any node, in a bounded time; for the command line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
+from raftd.client import HostPort
 from raftd.errors import FrameError
 from raftd.wire import client as w
 from raftd.wire.frames import FrameDecoder
@@ -16,8 +17,6 @@ _T = TypeVar("_T")
 
 _RECV_BYTES = 64 << 10
 _HELLO_S = 5.0
-
-Address = tuple[str, int]
 
 
 class NoAnswer(Exception):
@@ -33,10 +32,10 @@ class TimedOut(NoAnswer):
 
 
 class Connection:
-    """To one client door; one request at a time. As a context it is closed. Every method raises NoAnswer: then what was asked may
+    """To one client listener; one request at a time. As a context it is closed. Every method raises NoAnswer: then what was asked may
     have been done all the same."""
 
-    def __init__(self, address: Address, timeout_s: float) -> None:
+    def __init__(self, address: HostPort, timeout_s: float) -> None:
         """Raises Unreachable."""
         self._timeout_s = timeout_s
         self._decoder = FrameDecoder()
@@ -49,7 +48,9 @@ class Connection:
             self._receive(w.decode_node_hello, min(timeout_s, _HELLO_S))
         except TimedOut:
             self._socket.close()
-            raise Unreachable(f"no hello within {min(timeout_s, _HELLO_S):g} s: is that a line door? The client door is wanted") from None
+            raise Unreachable(
+                f"no hello within {min(timeout_s, _HELLO_S):g} s: is that a line listener? The client listener is wanted"
+            ) from None
         except NoAnswer as reason:
             self._socket.close()
             raise Unreachable(str(reason)) from None
@@ -93,10 +94,10 @@ class Connection:
         except OSError as error:
             raise NoAnswer(error.strerror or str(error)) from None
         except FrameError as error:
-            raise NoAnswer(f"what listens there is no client door of raftd ({error})") from None
+            raise NoAnswer(f"what listens there is no client listener of raftd ({error})") from None
 
 
-def connect_to_any(addresses: Sequence[Address], timeout_s: float) -> Connection:
+def connect_to_any(addresses: Sequence[HostPort], timeout_s: float) -> Connection:
     """To the first that can be reached. Raises NoAnswer."""
     why: list[str] = []
     for address in addresses:
@@ -112,7 +113,7 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def where(address: Address) -> str:
+def where(address: HostPort) -> str:
     """As it is written: HOST:PORT, an IPv6 address in brackets."""
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -10,7 +10,7 @@ Counting, not measuring, keeps every node at the same result: where an entry's b
 - Of a turn of the node, entries, reads and answers of the node itself have a share each, so none of them keeps the others waiting. What
   does not fit is done in the next turn.
 
-So the longest entry has `entry` steps and one operation. `tests/jobs/test_budget.py` has the attacks; `raftd bench --entries`
+So the longest entry has `entry` steps and one operation. `tests/jobs/test_budget.py` has the attacks; `raftd bench entries`
 measures the times.
 """
 

@@ -185,7 +185,7 @@ class OpenGateway(_Payload, frozen=True, tag=2):
 
 
 class CloseGateway(_Payload, frozen=True, tag=3):
-    """The leader has not heard this incarnation of the node for the whole session grace."""
+    """The leader has not heard this incarnation of the node for the whole session timeout."""
 
     node: int
     incarnation: int
@@ -195,10 +195,10 @@ class Settings(_Payload, frozen=True, tag=4):
     """What all nodes must agree on though it comes from configuration; the newest leader's counts."""
 
     max_job_size: int
-    session_grace_ms: int
+    session_timeout_ms: int
 
 
-class Room(_Payload, frozen=True, tag=5):
+class DiskSpace(_Payload, frozen=True, tag=5):
     """Whether so many disks of the cluster are nearly full that nothing more may be put. What makes room goes on."""
 
     is_scarce: bool
@@ -222,7 +222,7 @@ class Directory(_Payload, frozen=True, tag=7):
 FEATURE_LEVEL = 2
 
 #: The data of a batch entry; an entry without data only lets time pass.
-Payload = Batch | OpenGateway | CloseGateway | Settings | Room | Features | Directory
+Payload = Batch | OpenGateway | CloseGateway | Settings | DiskSpace | Features | Directory
 
 _payload_encoder = msgspec.msgpack.Encoder()
 _payload_decoder: msgspec.msgpack.Decoder[Payload] = msgspec.msgpack.Decoder(Payload)

@@ -18,10 +18,10 @@ from raftd.jobs import commands as c
 from raftd.jobs import replies as r
 from raftd.jobs.budget import COSTS, COSTS_BEFORE_LEVEL_2
 from raftd.jobs.keys import Keys, Used
-from raftd.jobs.model import URGENT_PRI, Counts, Gateway, Job, Session, State, Tell, Tube, What
+from raftd.jobs.model import URGENT_PRI, Counts, Gateway, Job, JobEventKind, JobListener, Session, State, Tube
 from raftd.jobs.table import JobTable
 from raftd.jobs.timers import Kind, Timer, Timers
-from raftd.limits import KICKED_JOBS, MAX_JOB_BYTES, SESSION_GRACE_MS, WATCHED_TUBES
+from raftd.limits import KICKED_JOBS, MAX_JOB_BYTES, SESSION_TIMEOUT_MS, WATCHED_TUBES
 
 DEFAULT_TUBE = "default"
 #: A worker is warned when a job it holds has this much of its ttr left, and the least ttr (beanstalkd).
@@ -37,7 +37,7 @@ Key = tuple[int, int]  # node, session
 SessionId = tuple[int, int, int]  # and the incarnation of its gateway
 
 
-def tell_nobody(what: What, job: Job, who: Key | None) -> None:
+def ignore_job_event(what: JobEventKind, job: Job, who: Key | None) -> None:
     pass
 
 
@@ -59,14 +59,14 @@ class StateMachine:
     def __init__(self) -> None:
         self.applied_index = 0
         self.now_ms = 0
-        self.settings = c.Settings(MAX_JOB_BYTES, SESSION_GRACE_MS)
+        self.settings = c.Settings(MAX_JOB_BYTES, SESSION_TIMEOUT_MS)
         self.settings_index = 0  # where they were last set, 0: never
-        self.room_is_scarce = False
+        self.space_is_scarce = False
         #: Tubes that were declared, in this order.
         self.topics: dict[str, None] = {}
         self.keys = Keys()
         #: Hears whatever happens to a job; no part of the state.
-        self.tell: Tell = tell_nobody
+        self.on_job_event: JobListener = ignore_job_event
         self.level = 0  # of features, 0 in a cluster of which not all nodes have been heard together yet
         self.jobs = JobTable()
         self.tubes: dict[str, Tube] = {}
@@ -123,8 +123,8 @@ class StateMachine:
                     self._close_gateway(node, incarnation)
                 case c.Settings() as settings:
                     self.settings, self.settings_index = settings, index
-                case c.Room(is_scarce=is_scarce):
-                    self.room_is_scarce = is_scarce
+                case c.DiskSpace(is_scarce=is_scarce):
+                    self.space_is_scarce = is_scarce
                 case c.Features(level=level):
                     self.level = max(self.level, level)
                 case c.Directory(node=node, directory_id=directory_id):
@@ -178,7 +178,7 @@ class StateMachine:
         self._match_left_over()  # for sessions that are gone
         self.gateways.clear()
         self.directories.clear()
-        self.room_is_scarce = False
+        self.space_is_scarce = False
 
     def _apply_batch(self, batch: c.Batch) -> None:
         node = batch.node
@@ -200,7 +200,7 @@ class StateMachine:
                 if session is not None:
                     del row.sessions[number]
                     if type(command) is c.Leave:
-                        session.give_away()
+                        session.give_to_tokens()
                     row.waiting -= session.waiting
                     self._close(session)
                     self._close_sessions()
@@ -257,7 +257,7 @@ class StateMachine:
             job = self.jobs.get(id)
             if job is not None and job.state is State.RESERVED and job.token == token:
                 self._unreserve(job)
-                self._make_ready(job, What.GIVEN_BACK, None)
+                self._make_ready(job, JobEventKind.GIVEN_BACK, None)
 
     def _detach(self, session: Session) -> None:
         """A session that is closed waits for nothing any more, and uses and watches no tube."""
@@ -343,7 +343,7 @@ class StateMachine:
 
     # -- jobs ---------------------------------------------------------------------------------
 
-    def _make_ready(self, job: Job, what: What, who: Key | None) -> None:
+    def _make_ready(self, job: Job, what: JobEventKind, who: Key | None) -> None:
         """`what` `who` did makes it so."""
         job.state = State.READY
         job.tube.ready.add((job.pri, job.id))
@@ -351,17 +351,17 @@ class StateMachine:
         if job.pri < URGENT_PRI:
             job.tube.urgent += 1
             self.counts.urgent += 1
-        self.tell(what, job, who)
+        self.on_job_event(what, job, who)
         if job.tube.waiters:
             self._match(job.tube)
 
-    def _make_delayed(self, job: Job, delay_ms: int, what: What, who: Key) -> None:
+    def _make_delayed(self, job: Job, delay_ms: int, what: JobEventKind, who: Key) -> None:
         job.state = State.DELAYED
         job.deadline_ms = self.now_ms + delay_ms
         job.tube.delayed.add((job.deadline_ms, job.id))
         self.counts.delayed += 1
         self.timers.add((job.deadline_ms, Kind.DELAY, job.id))
-        self.tell(what, job, who)
+        self.on_job_event(what, job, who)
 
     def _take_out(self, job: Job) -> None:
         """Remove a job that nobody holds from the queue it stands in; its state says which."""
@@ -394,9 +394,9 @@ class StateMachine:
         job.deadline_ms = self.now_ms + job.ttr_ms
         job.tube.reserved += 1
         self.counts.reserved += 1
-        session.hold(job, self.jobs)
+        session.add_reservation(job, self.jobs)
         self.timers.add((job.deadline_ms, Kind.TTR, job.id))
-        self.tell(What.RESERVED, job, session.key)
+        self.on_job_event(JobEventKind.RESERVED, job, session.key)
         return r.Reserved(job.id, job.body, job.token)
 
     def _unreserve(self, job: Job) -> None:
@@ -406,7 +406,7 @@ class StateMachine:
         self.timers.remove((job.deadline_ms, Kind.TTR, job.id))
         holder = self.session(*job.holder)
         if holder is not None:
-            holder.let_go(job)
+            holder.remove_reservation(job)
 
     # -- timers -------------------------------------------------------------------------------
 
@@ -425,13 +425,13 @@ class StateMachine:
         if kind is Kind.DELAY:
             job = self.jobs[cast(int, id)]
             self._take_out(job)
-            self._make_ready(job, What.DELAY_OVER, None)
+            self._make_ready(job, JobEventKind.DELAY_OVER, None)
         elif kind is Kind.TTR:
             job = self.jobs[cast(int, id)]
             job.timeouts += 1
             self.job_timeouts += 1
             self._unreserve(job)
-            self._make_ready(job, What.TIMED_OUT, None)
+            self._make_ready(job, JobEventKind.TIMED_OUT, None)
         elif kind is Kind.PAUSE:
             tube = self.tubes[cast(str, id)]
             self.timers.remove(timer)
@@ -458,7 +458,7 @@ class StateMachine:
     def _put(self, session: Session, put: c.Put) -> r.Reply:
         if len(put.body) > self.settings.max_job_size:
             return r.JobTooBig()
-        if self.room_is_scarce:
+        if self.space_is_scarce:
             return r.OutOfMemory()
         self._insert(self.tube(put.tube) if put.tube else session.used, put, session)
         return r.Inserted(self.last_id)
@@ -472,7 +472,7 @@ class StateMachine:
             return r.NotFound()
         if any(len(job.body) > self.settings.max_job_size for job in put.jobs):
             return r.JobTooBig()
-        if self.room_is_scarce:
+        if self.space_is_scarce:
             return r.OutOfMemory()
         self._ask(len(put.jobs) * self._costs.job)
         first = self.last_id + 1
@@ -492,9 +492,9 @@ class StateMachine:
         tube.total_jobs += 1
         tube.jobs += 1
         if put.delay_ms > 0:
-            self._make_delayed(job, put.delay_ms, What.PUT, session.key)
+            self._make_delayed(job, put.delay_ms, JobEventKind.PUT, session.key)
         else:
-            self._make_ready(job, What.PUT, session.key)
+            self._make_ready(job, JobEventKind.PUT, session.key)
 
     def _declare(self, session: Session, declare: c.Declare) -> r.Reply:
         is_new = declare.tube not in self.topics
@@ -519,7 +519,7 @@ class StateMachine:
         tube = self.tube(back.tube)
         job = self.jobs[back.id] = Job(back.id, tube, back.pri, 0, max(back.ttr_ms, LEAST_TTR_MS), back.body, self.now_ms)
         tube.jobs += 1
-        self._make_ready(job, What.PUT_BACK, session.key)
+        self._make_ready(job, JobEventKind.PUT_BACK, session.key)
         return r.Inserted(back.id)
 
     def _use(self, session: Session, use: c.Use) -> r.Reply:
@@ -602,7 +602,7 @@ class StateMachine:
         del self.jobs[job.id]
         job.tube.cmd_delete += 1
         job.tube.jobs -= 1
-        self.tell(What.DELETED, job, session.key)
+        self.on_job_event(JobEventKind.DELETED, job, session.key)
         self._drop_if_unused(job.tube)
         return r.Deleted()
 
@@ -615,9 +615,9 @@ class StateMachine:
         job.delay_ms = release.delay_ms
         job.releases += 1
         if release.delay_ms > 0:
-            self._make_delayed(job, release.delay_ms, What.RELEASED, session.key)
+            self._make_delayed(job, release.delay_ms, JobEventKind.RELEASED, session.key)
         else:
-            self._make_ready(job, What.RELEASED, session.key)
+            self._make_ready(job, JobEventKind.RELEASED, session.key)
         return r.Released()
 
     def _bury(self, session: Session, bury: c.Bury) -> r.Reply:
@@ -632,7 +632,7 @@ class StateMachine:
         job.deadline_ms = last[0] + 1 if last is not None else 1
         job.tube.buried.add((job.deadline_ms, job.id))
         self.counts.buried += 1
-        self.tell(What.BURIED, job, session.key)
+        self.on_job_event(JobEventKind.BURIED, job, session.key)
         return r.Buried()
 
     def _touch(self, session: Session, touch: c.Touch) -> r.Reply:
@@ -646,7 +646,7 @@ class StateMachine:
             holder = self.session(*job.holder)
             if holder is not None:
                 holder.deadline_moved(job, before_ms)
-        self.tell(What.TOUCHED, job, session.key)
+        self.on_job_event(JobEventKind.TOUCHED, job, session.key)
         return r.Touched()
 
     def _kick(self, session: Session, kick: c.Kick) -> r.Reply:
@@ -673,7 +673,7 @@ class StateMachine:
         self.steps += self._costs.kicked
         self._take_out(job)
         job.kicks += 1
-        self._make_ready(job, What.KICKED, session.key)
+        self._make_ready(job, JobEventKind.KICKED, session.key)
 
     def _pause_tube(self, session: Session, pause: c.PauseTube) -> r.Reply:
         tube = self.tubes.get(pause.tube)
@@ -733,7 +733,7 @@ class StateMachine:
             for _, row in sorted(self.gateways.items())
         ]
         state = [
-            [self.applied_index, self.now_ms, self.settings, self.settings_index, self.room_is_scarce, self.level],
+            [self.applied_index, self.now_ms, self.settings, self.settings_index, self.space_is_scarce, self.level],
             [self.last_id, self.last_token, self.total_jobs, self.job_timeouts],
             [_describe_job(job) for _, job in sorted(self.jobs.items())],
             tubes,

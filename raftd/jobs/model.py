@@ -65,7 +65,7 @@ class Job(msgspec.Struct, gc=False):
         return self.state is State.DELAYED or self.state is State.RESERVED
 
 
-class What(StrEnum):
+class JobEventKind(StrEnum):
     """What can happen to a job."""
 
     PUT = "put"
@@ -82,7 +82,7 @@ class What(StrEnum):
 
 
 #: Told what happened to a job, as it is after that, and which session did it: None if time did.
-Tell = Callable[[What, Job, tuple[int, int] | None], None]
+JobListener = Callable[[JobEventKind, Job, tuple[int, int] | None], None]
 
 
 class Counts:
@@ -175,7 +175,7 @@ class Session:
         """By its own reservation, not by one that a token was given away with."""
         return (job.token, job.id) in self.reserved
 
-    def hold(self, job: Job, jobs: Mapping[int, Job]) -> None:
+    def add_reservation(self, job: Job, jobs: Mapping[int, Job]) -> None:
         """The newest reservation is that of `job`. `jobs`: all there are."""
         self.reserved.add((job.token, job.id))
         if self.deadlines is not None:
@@ -185,7 +185,7 @@ class Session:
             for _, id in self.reserved:
                 self.deadlines.add((jobs[id].deadline_ms, id))
 
-    def let_go(self, job: Job) -> None:
+    def remove_reservation(self, job: Job) -> None:
         """`job` is reserved no more; its deadline is still that of the reservation. Nothing if this session did not hold it."""
         try:
             self.reserved.remove((job.token, job.id))
@@ -202,7 +202,7 @@ class Session:
             self.deadlines.remove((before_ms, job.id))
             self.deadlines.add((job.deadline_ms, job.id))
 
-    def give_away(self) -> None:
+    def give_to_tokens(self) -> None:
         """What it holds belongs to the tokens."""
         self.reserved = SortedPages()
         self.deadlines = None

@@ -41,7 +41,7 @@ class _Head(_Piece, frozen=True, tag=1):
     now_ms: int
     settings: Settings
     settings_index: int
-    room_is_scarce: bool
+    space_is_scarce: bool
     level: int
     last_id: int
     last_token: int
@@ -183,7 +183,7 @@ def dump(machine: StateMachine) -> Iterator[bytes]:
             machine.now_ms,
             machine.settings,
             machine.settings_index,
-            machine.room_is_scarce,
+            machine.space_is_scarce,
             machine.level,
             machine.last_id,
             machine.last_token,
@@ -395,7 +395,7 @@ class Loader:
             if session.is_closed:  # it may be somebody else's by now, or gone
                 session.reserved.add((token, id))
             elif jobs[id].token == token:
-                session.hold(jobs[id], jobs)
+                session.add_reservation(jobs[id], jobs)
             else:
                 raise KeyError(f"job {id} is not held by token {token}")
 

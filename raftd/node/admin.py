@@ -95,7 +95,7 @@ class Administration:
     def _change(self, make: Change, answer: Answer) -> None:
         self._changes.append((self._raft.term, self._raft.lead().change(make), answer))
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Once a turn: tell those whose request has come to an end."""
         raft = self._raft
         leaderless, self._leaderless = self._leaderless, []
@@ -110,7 +110,7 @@ class Administration:
             deferred, self._deferred = self._deferred, []
             for request, answer in deferred:
                 self._do(request, answer)
-        self._look_at_changes()
+        self._poll_changes()
         if self._transfer is not None and not raft.is_transferring and raft.leader:
             (target, answer), self._transfer = self._transfer, None
             if raft.is_leader:
@@ -132,7 +132,7 @@ class Administration:
                 text = f"the leader, node {asked.leader}, has not answered: the request may have been carried out or not"
                 asked.answer(AdminResult(Outcome.UNKNOWN, text))
 
-    def _look_at_changes(self) -> None:
+    def _poll_changes(self) -> None:
         """A change is done when it is committed, and the joint configuration that it began with has been left."""
         raft = self._raft
         for change in list(self._changes):

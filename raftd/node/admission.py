@@ -53,7 +53,7 @@ class Admission:
         if node == self._node:
             return Refusal(RefusalCode.OTHER_NODE, f"it says that it is node {node}, which this node is")
         if node in members.latest.removed and not is_member:
-            is_committed = node in members.at(self._raft.log.commit_index).removed
+            is_committed = node in members.configuration_at(self._raft.log.commit_index).removed
             code = RefusalCode.REMOVED if is_committed else RefusalCode.REMOVED_UNCOMMITTED
             text = f"node {node} was removed from this cluster; its id is not used again (docs/operations.md: Changing the nodes)"
             return Refusal(code, text)

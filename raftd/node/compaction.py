@@ -16,7 +16,7 @@ from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import Loader, dump
 from raftd.limits import LOW_SNAPSHOT_TICKS, SNAPSHOT_FACTOR, SNAPSHOT_LEAST_BYTES, SNAPSHOT_RETRY_TICKS, SNAPSHOT_WAITS, TICK_MS
 from raftd.node.backups import Backup, Backups
-from raftd.node.disk_space import DiskRoom
+from raftd.node.disk_space import DiskSpace
 from raftd.note import Note
 from raftd.raft.core import Raft
 from raftd.raft.messages import Entry, InstallSnapshot, Snapshot
@@ -43,7 +43,7 @@ class Compaction:
         replace_state: Callable[[StateMachine], None],
         note: Callable[[Note], None],
     ) -> None:
-        """`most_bytes` of log are applied at most before the next snapshot. `low_bytes`: see `DiskRoom`; `was_scarce`: room was, in the
+        """`most_bytes` of log are applied at most before the next snapshot. `low_bytes`: see `DiskSpace`; `was_scarce`: room was, in the
         state that this node begins with."""
         self._cluster = cluster
         self._most_bytes = most_bytes
@@ -55,7 +55,7 @@ class Compaction:
         #: Called with the state of a leader's snapshot, which takes the place of this node's.
         self.replace_state = replace_state
         self._note = note
-        self._room = DiskRoom(low_bytes, store.segment_bytes, was_scarce, note)
+        self._space = DiskSpace(low_bytes, store.segment_bytes, was_scarce, note)
         self._backups = Backups()
         self.is_taking = False
         self._is_removing = False
@@ -66,24 +66,24 @@ class Compaction:
         self._due_bytes = 0  # and since the last one that was not only for a backup
         raft.snapshot = self._snapshots.newest
         self._generation = raft.snapshot.index if raft.snapshot is not None else 0  # the log before that one goes with the next
-        self.look_at_room()
+        self.check_disk_space()
 
     # -- room ---------------------------------------------------------------------------------
 
-    def look_at_room(self) -> None:
+    def check_disk_space(self) -> None:
         """See whether the disk is low."""
         newest = self._snapshots.newest
         next_bytes = (newest.size_bytes if newest is not None else 0) + self._log_bytes
         is_settled = not (self.is_taking or self._is_removing or self._raft.is_installing or self._snapshots.is_receiving)
-        was_low = self._room.is_low
-        self._room.look(self._store.free_bytes, next_bytes, is_settled)
-        self._raft.is_low_on_disk = self._room.is_low
+        was_low = self._space.is_low
+        self._space.update(self._store.free_bytes, next_bytes, is_settled)
+        self._raft.is_low_on_disk = self._space.is_low
         if newest is None or self._raft.is_installing:
             return
-        if self._room.is_low and not was_low:
+        if self._space.is_low and not was_low:
             self._purge(newest)
         # On a low disk nobody's copy is worth what the queue needs.
-        if self._backups.drop() if self._room.is_low else self._backups.expire(self._raft.tick_count):
+        if self._backups.drop() if self._space.is_low else self._backups.expire(self._raft.tick_count):
             self._remove_older()
 
     # -- taking -------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ class Compaction:
         self._log_bytes += size
         self._due_bytes += size
 
-    def look(self, machine: StateMachine) -> None:
+    def poll(self, machine: StateMachine) -> None:
         """Once a turn: a snapshot is taken if enough was applied since the last, or if somebody waits for one."""
         if not self._raft.is_installing:
             self._snapshots.forget_received(self._raft.log.commit_index)
@@ -102,7 +102,7 @@ class Compaction:
         is_free = not (self.is_taking or self._is_removing or self._raft.is_installing) and self._raft.is_hard_state_durable
         is_due = self._is_due
         if is_free and machine.applied_index and (is_due or self._backups.is_due(self._raft.tick_count)):
-            self.look_at_room()  # between two snapshots, which may follow each other at once
+            self.check_disk_space()  # between two snapshots, which may follow each other at once
             self.take(machine, is_due)
 
     @property
@@ -111,7 +111,7 @@ class Compaction:
             return self._raft.tick_count >= self._retry_tick
         newest = self._snapshots.newest
         enough = max(SNAPSHOT_LEAST_BYTES, SNAPSHOT_FACTOR * newest.size_bytes if newest is not None else 0)
-        if self._room.is_low:
+        if self._space.is_low:
             # Few bytes of deletes may have made much room: so now and then even for them.
             enough = 1 if self._raft.tick_count - self._taken_tick >= LOW_SNAPSHOT_TICKS else self._store.segment_bytes
         return self._due_bytes >= max(1, min(enough, self._most_bytes))
@@ -127,11 +127,11 @@ class Compaction:
         if is_due:
             self._due_bytes = 0
             self._retry_tick = None
-        configuration = self._raft.membership.at(index)
+        configuration = self._raft.membership.configuration_at(index)
         meta = Meta(self._cluster, configuration, index, term, machine.now_ms)
         # The log must be able to go on meanwhile: else this would end the node that it is to make room for.
         free_bytes = self._store.free_bytes
-        most_bytes = max(free_bytes // 2, free_bytes - self._room.kept_bytes // 2)
+        most_bytes = max(free_bytes // 2, free_bytes - self._space.kept_bytes // 2)
         self._snapshots.take(meta, lambda: dump(machine), most_bytes, partial(self._guarded, self._taken, is_due))
 
     def _taken(self, is_due: bool, snapshot: Snapshot | None, why_not: str) -> None:
@@ -155,7 +155,7 @@ class Compaction:
     def _purge(self, newest: Snapshot) -> None:
         """One generation stays, none on a low disk; and for a while more, for snapshots that are on their way to followers: a transfer
         that takes longer than two snapshots would never end."""
-        wanted = newest.index if self._room.is_low else self._generation
+        wanted = newest.index if self._space.is_low else self._generation
         awaited = self._raft.lead().awaited if self._raft.is_leader else wanted
         self._waits = self._waits + 1 if awaited < wanted else 0
         index = min(wanted, awaited) if self._waits <= SNAPSHOT_WAITS else wanted
@@ -167,7 +167,7 @@ class Compaction:
         self._snapshots.remove_older({*in_use, *self._backups.held}, partial(self._guarded, self._removed))
 
     def _removed(self) -> None:
-        self._store.measure_room(partial(self._guarded, self._settled))
+        self._store.measure_free_space(partial(self._guarded, self._settled))
 
     def _settled(self) -> None:
         self._is_removing = False
@@ -176,7 +176,7 @@ class Compaction:
 
     def backup(self, index: int, done: Backup) -> None:
         """Call `done` with a snapshot of the state at entry `index`, which is applied, or at a later one; or with why there is none."""
-        if self._room.is_low:
+        if self._space.is_low:
             done(None, "the disk of this node is low: ask another, or make room")
         else:
             self._backups.ask(index, self._snapshots.newest, done, self._raft.tick_count)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from raftd.limits import DISK_LOW_FACTOR
+from raftd.limits import FREE_DISK_FACTOR
 from raftd.note import Note
 
 
-class DiskRoom:
+class DiskSpace:
     """`low_bytes`: free, as configured. `note` tells the operator."""
 
     def __init__(self, low_bytes: int, segment_bytes: int, is_low: bool, note: Callable[[Note], None]) -> None:
@@ -23,11 +23,11 @@ class DiskRoom:
         """For the log: what was configured, but two segments at least."""
         return max(self._low_bytes, 2 * self._segment_bytes)
 
-    def look(self, free_bytes: int, next_snapshot_bytes: int, is_settled: bool) -> None:
+    def update(self, free_bytes: int, next_snapshot_bytes: int, is_settled: bool) -> None:
         """While a snapshot is written, received or removed (not `is_settled`) it takes the room that was kept for it: then only what
         is kept for the log counts. Between two of them there must be room for the next, too."""
         mark = self.kept_bytes + (next_snapshot_bytes if is_settled else 0)
-        enough = int(mark * DISK_LOW_FACTOR)
+        enough = int(mark * FREE_DISK_FACTOR)
         was_low = self.is_low
         if free_bytes < mark:
             self.is_low = True

@@ -58,12 +58,12 @@ class Gateway:
         #: Of all commands of all sessions that are not answered.
         self.held_bytes = 0
         #: Nothing may be put: the state machine would refuse it too, but only once it stood in the log.
-        self.room_is_scarce = False
+        self.space_is_scarce = False
         #: How long batches take until they are applied here (seconds), and how many commands they have.
         self.commit_s = Histogram(LATENCIES)
         self.batch_commands = Histogram(COUNTS)
         self._abandoned: deque[Session] = deque()  # their outcome is unknown, and they are not told yet
-        self._tired: OrderedDict[Session, None] = OrderedDict()
+        self._deferred: OrderedDict[Session, None] = OrderedDict()
         self._share = answers
         self._timeout_ms = timeout_ms
         self._next_session = 1
@@ -102,17 +102,17 @@ class Gateway:
         while self._abandoned and self._share.left > 0:
             self._share.spend(ABANDONED_STEPS)
             self._abandoned.popleft().abandon()
-        for _ in range(len(self._tired)):
-            if self._share.left <= 0 or not self._tired:
+        for _ in range(len(self._deferred)):
+            if self._share.left <= 0 or not self._deferred:
                 break
-            session, _ = self._tired.popitem(last=False)
+            session, _ = self._deferred.popitem(last=False)
             session.go_on()
-        return bool(self._tired or self._abandoned)
+        return bool(self._deferred or self._abandoned)
 
     def has_time(self, session: Session, steps: int) -> bool:
         """Whether this turn has time for one more local answer, of `steps`; if not, `session` goes on in the next."""
         if self._share.left <= 0:
-            self._tired[session] = None
+            self._deferred[session] = None
             return False
         self._share.spend(steps)
         return True
@@ -123,7 +123,7 @@ class Gateway:
         if type(command) is not Put and type(command) is not PutMany:
             return False
         has_key = type(command) is PutMany and bool(command.key)
-        return self.held_bytes >= GATEWAY_BYTES or (self.room_is_scarce and not has_key)
+        return self.held_bytes >= GATEWAY_BYTES or (self.space_is_scarce and not has_key)
 
     # -- clients ------------------------------------------------------------------------------
 
@@ -143,7 +143,7 @@ class Gateway:
         whatever else still comes."""
         self.sessions.pop(session.number, None)
         self._waiting.pop(session, None)
-        self._tired.pop(session, None)
+        self._deferred.pop(session, None)
         self.reads.pop(session, None)
         if session.is_known:
             self._closes.append(last_word or CloseSession(session.number))

@@ -10,22 +10,22 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from raftd.jobs.machine import Key, StateMachine, tell_nobody
-from raftd.jobs.model import Job, State, What
+from raftd.jobs.machine import Key, StateMachine, ignore_job_event
+from raftd.jobs.model import Job, JobEventKind, State
 from raftd.limits import RECENT_EVENTS
 
 Place = tuple[int, int]
 _MANY = 1 << 62  # more than happens in one entry
 
 
-class Happening(msgspec.Struct, frozen=True, gc=False):
+class JobEvent(msgspec.Struct, frozen=True, gc=False):
     """`time_ms` is log time. `who` is the session that did it, None if time did. `token` is that of the last reservation, 0 if there
     was none; `deadline_ms` is when its time to run or its delay is over, 0 if neither runs."""
 
     entry: int
     number: int
     time_ms: int
-    what: What
+    what: JobEventKind
     job: int
     tube: str
     who: Key | None
@@ -38,11 +38,11 @@ class Happening(msgspec.Struct, frozen=True, gc=False):
         return self.entry, self.number
 
 
-class Recent:
+class JobEventBuffer:
     """A ring. Positions count everything that was ever remembered, from 0."""
 
     def __init__(self, machine: StateMachine, most: int = RECENT_EVENTS) -> None:
-        self._ring: list[Happening | None] = [None] * most
+        self._ring: list[JobEvent | None] = [None] * most
         self._newest: dict[int, int] = {}  # job -> the position of what happened to it last
         #: The position of the next.
         self.end = 0
@@ -54,19 +54,19 @@ class Recent:
     def follow(self, machine: StateMachine) -> None:
         """What `machine` applies is remembered from now on. It may be further than the one before: then nothing is known of what
         happened in between, and all that was before is forgotten."""
-        self._machine.tell = tell_nobody
+        self._machine.on_job_event = ignore_job_event
         self._machine = machine
-        machine.tell = self._add
+        machine.on_job_event = self._add
         self._begin = self.end
         self._newest.clear()
         self._forgotten: Place = (machine.applied_index, _MANY)
         self._last: Place = (0, 0)
 
-    def _add(self, what: What, job: Job, who: Key | None) -> None:
+    def _add(self, what: JobEventKind, job: Job, who: Key | None) -> None:
         entry = self._machine.applied_index
         number = self._last[1] + 1 if self._last[0] == entry else 1
         self._last = (entry, number)
-        deadline_ms = job.deadline_ms if job.state in (State.DELAYED, State.RESERVED) and what is not What.DELETED else 0
+        deadline_ms = job.deadline_ms if job.state in (State.DELAYED, State.RESERVED) and what is not JobEventKind.DELETED else 0
         slot = self.end % len(self._ring)
         oldest = self._ring[slot]
         if oldest is not None and self.end - len(self._ring) >= self._begin:
@@ -75,7 +75,7 @@ class Recent:
                 del self._newest[oldest.job]
         before = self._newest.get(job.id, -1)
         self._newest[job.id] = self.end
-        self._ring[slot] = Happening(entry, number, self._machine.now_ms, what, job.id, job.tube.name, who, job.token, deadline_ms, before)
+        self._ring[slot] = JobEvent(entry, number, self._machine.now_ms, what, job.id, job.tube.name, who, job.token, deadline_ms, before)
         self.end += 1
         if self.when_more is not None:
             call, self.when_more = self.when_more, None
@@ -95,11 +95,11 @@ class Recent:
         """Whether something that happened behind `place` may be forgotten."""
         return place < self._forgotten
 
-    def __getitem__(self, position: int) -> Happening:
-        happening = self._ring[position % len(self._ring)]
-        if happening is None or not self.begin <= position < self.end:
+    def __getitem__(self, position: int) -> JobEvent:
+        event = self._ring[position % len(self._ring)]
+        if event is None or not self.begin <= position < self.end:
             raise IndexError(position)
-        return happening
+        return event
 
     def after(self, place: Place) -> int:
         """The position of the first thing behind `place`, as far as it is remembered."""
@@ -112,10 +112,10 @@ class Recent:
                 high = middle
         return low
 
-    def of_job(self, id: int) -> Iterator[Happening]:
+    def of_job(self, id: int) -> Iterator[JobEvent]:
         """What is remembered of one job, newest first."""
         position = self._newest.get(id, -1)
         while position >= self.begin:
-            happening = self[position]
-            yield happening
-            position = happening.before
+            event = self[position]
+            yield event
+            position = event.before

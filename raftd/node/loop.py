@@ -22,21 +22,21 @@ from raftd.jobs.budget import Turn
 from raftd.jobs.commands import FEATURE_LEVEL, Forward, ForwardRefused, Settings
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import load
-from raftd.limits import APPLY_BYTES, DISK_LOW_BYTES, ROOM_TICKS, TICK_MS
+from raftd.limits import APPLY_BYTES, FREE_SPACE_TICKS, MIN_FREE_DISK_BYTES, TICK_MS
 from raftd.node.admin import Administration, Answer
 from raftd.node.admission import Admission
 from raftd.node.backups import Backup
 from raftd.node.compaction import Compaction
 from raftd.node.gateway import Gateway
-from raftd.node.job_events import Recent
-from raftd.node.proposals import Housekeeping
+from raftd.node.job_events import JobEventBuffer
+from raftd.node.proposals import LeaderProposals
 from raftd.node.reads import Reads
 from raftd.node.session import Session
 from raftd.note import Note
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
 from raftd.raft.membership import decode
-from raftd.raft.messages import Address, Admin, AdminReply, AdminRequest, Configuration, Entry, EntryKind, Message, TransferLead
+from raftd.raft.messages import Admin, AdminReply, AdminRequest, Configuration, Entry, EntryKind, MemberAddress, Message, TransferLead
 from raftd.raft.ready import HardState, Ready, RoleChange
 from raftd.storage.store import Clock, Opened, Store
 from raftd.wire.peer import Hello, PeerMessage, Refusal, RefusalCode
@@ -57,7 +57,7 @@ class Transport(Protocol):
 
 class NodeConfig(msgspec.Struct, frozen=True):
     """What a node must know of itself, and who the first voters of its cluster are. Times in milliseconds. After
-    `snapshot_log_bytes` of log there is a snapshot at the latest; with less than `disk_low_bytes` free the disk is low. `level`: the
+    `snapshot_log_bytes` of log there is a snapshot at the latest; with less than `min_free_disk_bytes` free the disk is low. `level`: the
     features that this raftd knows."""
 
     node: int
@@ -67,8 +67,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     heartbeat_ms: int
     settings: Settings
     snapshot_log_bytes: int
-    addresses: dict[int, Address] = {}
-    disk_low_bytes: int = DISK_LOW_BYTES
+    addresses: dict[int, MemberAddress] = {}
+    min_free_disk_bytes: int = MIN_FREE_DISK_BYTES
     level: int = FEATURE_LEVEL
 
     @property
@@ -119,7 +119,7 @@ class Node:
             raise CorruptionError(f"{store.snapshots.directory}: the snapshot holds the state at another entry than it says")
         self._check_level()
         #: What happened to jobs lately.
-        self.recent = Recent(self.machine)
+        self.job_events = JobEventBuffer(self.machine)
         identity = opened.identity
         self.raft = Raft(
             config.node,
@@ -143,21 +143,21 @@ class Node:
         self._stopped = False
         self._awake = False  # a turn is scheduled
         self._in_turn = False
-        self._held: deque[tuple[int, list[tuple[int, Message]]]] = deque()  # until that persist is durable
+        self._waiting_for_disk: deque[tuple[int, list[tuple[int, Message]]]] = deque()  # until that persist is durable
         self._turn_ends: list[Callable[[], None]] = []
         self._route: tuple[int, int] | None = None
         self._reads = Reads(config.node, self.raft, self.gateway, 2 * config.election_timeout_ms, self.turn.reads, self.wake)
         self._admission = Admission(config.node, config.cluster, config.voters, config.level, self.raft, store)
         # leading
         self._refused: dict[int, tuple[int, int]] = {}  # node -> (incarnation, attempt) of which no more is proposed
-        self._housekeeping = Housekeeping(
+        self._proposals = LeaderProposals(
             config.node, config.settings, config.level, self.raft, clock, self.wake, observer.gateway_silent, self._admission
         )
         self.compaction = Compaction(
             config.cluster,
             config.snapshot_log_bytes,
-            config.disk_low_bytes,
-            self.machine.room_is_scarce,
+            config.min_free_disk_bytes,
+            self.machine.space_is_scarce,
             self.raft,
             store,
             clock,
@@ -169,14 +169,14 @@ class Node:
         self._configuration = self.raft.membership.latest
         self._is_gone = False
         self._is_measuring = False
-        self.gateway.room_is_scarce = self.machine.room_is_scarce
-        self._at()
+        self.gateway.space_is_scarce = self.machine.space_is_scarce
+        self._set_time()
 
-    # -- what doors and operators see ---------------------------------------------------------
+    # -- what listeners and operators see ---------------------------------------------------------
 
     @property
     def max_job_size(self) -> int:
-        """In bytes; replicated, so the same at every door of the cluster once it runs."""
+        """In bytes; replicated, so the same at every listener of the cluster once it runs."""
         settings = self.machine.settings if self.machine.settings_index else self.config.settings
         return settings.max_job_size
 
@@ -230,7 +230,7 @@ class Node:
         self._guarded(self._administer, request, answer)
 
     def _administer(self, request: AdminRequest, answer: Answer) -> None:
-        self._at()
+        self._set_time()
         self._administration.ask(request, answer)
         self.wake()
 
@@ -260,7 +260,7 @@ class Node:
         return {
             **self.gateway.pending,
             "reads under way": self._reads.pending,
-            "messages that wait for the disk": len(self._held),
+            "messages that wait for the disk": len(self._waiting_for_disk),
             "snapshots to be finished": int(self.compaction.is_taking or self.raft.is_installing),
         }
 
@@ -293,7 +293,7 @@ class Node:
         """A peer has connected: call `accept` once its messages may count, or return why it is refused."""
         refusal = self._admission.check(hello, self.machine)
         if refusal is None:
-            self._housekeeping.met(hello.node, hello.level)
+            self._proposals.met(hello.node, hello.level)
             self._admission.admit(hello, accept)
         return refusal
 
@@ -306,7 +306,7 @@ class Node:
     def stop(self, stopped: Callable[[], None]) -> None:
         """Take no more input, finish what is being written, then call `stopped`."""
         self._stopped = True
-        self._housekeeping.stop()
+        self._proposals.stop()
         self._store.close(stopped)
 
     def _guarded(self, call: Callable[..., None], *args: object) -> None:
@@ -319,19 +319,19 @@ class Node:
             self._stopped = True
             self._fail(error)
 
-    def _at(self) -> int:
+    def _set_time(self) -> int:
         now_ms = int(self._clock.seconds() * 1000)
-        self.raft.at(now_ms, int(self._wall_s() * 1000))
+        self.raft.set_time(now_ms, int(self._wall_s() * 1000))
         return self.raft.now_ms
 
     def _tick(self) -> None:
-        now_ms = self._at()
+        now_ms = self._set_time()
         self.raft.tick()
-        self._housekeeping.tick()
-        if self.raft.tick_count % ROOM_TICKS == 0 and not self._is_measuring:
+        self._proposals.tick()
+        if self.raft.tick_count % FREE_SPACE_TICKS == 0 and not self._is_measuring:
             self._is_measuring = True
-            self._store.measure_room(self._measured)
-        self.compaction.look_at_room()
+            self._store.measure_free_space(self._measured)
+        self.compaction.check_disk_space()
         self._reads.tick(now_ms)
         self._turn()
 
@@ -339,7 +339,7 @@ class Node:
         self._is_measuring = False
 
     def _receive(self, sender: int, message: PeerMessage) -> None:
-        now_ms = self._at()
+        now_ms = self._set_time()
         match message:
             case Forward():
                 self._order(sender, message)
@@ -358,7 +358,7 @@ class Node:
     def _turn(self) -> None:
         self._awake = False
         self._in_turn = True
-        now_ms = self._at()
+        now_ms = self._set_time()
         self.turn.begin()
         if self.gateway.begin_turn():
             self.wake()
@@ -368,7 +368,7 @@ class Node:
             self._send_forwards(now_ms)
             if self._route is not None:
                 self._reads.start_round(now_ms)
-            self._housekeeping.look(self.machine, now_ms)
+            self._proposals.poll(self.machine, now_ms)
             ready = self.raft.ready()
             self._carry_out(ready)
             if not ready.apply and not ready.reads:
@@ -379,16 +379,16 @@ class Node:
                 break
         else:
             self.wake()
-        self.compaction.look(self.machine)
-        self._administration.look()
-        self._look_at_members()
+        self.compaction.poll(self.machine)
+        self._administration.poll()
+        self._check_members()
         self._in_turn = False
         ends, self._turn_ends = self._turn_ends, []
         for end in ends:
             end()
         self._transport.flush()
 
-    def _look_at_members(self) -> None:
+    def _check_members(self) -> None:
         latest = self.raft.membership.latest
         if latest is not self._configuration:
             self._admission.members_changed(self.wake)
@@ -406,7 +406,7 @@ class Node:
         for to, message in ready.send_now:
             self._transport.send(to, message)
         if ready.send_after_persist and ready.after:
-            self._held.append((ready.after, ready.send_after_persist))
+            self._waiting_for_disk.append((ready.after, ready.send_after_persist))
         else:
             for to, message in ready.send_after_persist:
                 self._transport.send(to, message)
@@ -421,10 +421,10 @@ class Node:
         self._reads.run(self.machine, self._owns_its_row)
 
     def _persisted(self, number: int) -> None:
-        self._at()
+        self._set_time()
         self.raft.persisted(number)
-        while self._held and self._held[0][0] <= number:
-            for to, message in self._held.popleft()[1]:
+        while self._waiting_for_disk and self._waiting_for_disk[0][0] <= number:
+            for to, message in self._waiting_for_disk.popleft()[1]:
                 self._transport.send(to, message)
         self.wake()
 
@@ -455,17 +455,17 @@ class Node:
         self.raft.applied(machine.applied_index)
         if self.raft.is_leader:
             self.raft.notify_commit(concerned - {node})
-        self._heed_room()
+        self._follow_disk_space()
         self.compaction.applied(entries[:applied])
         if node in concerned:
             gateway.applied(machine, self.raft.now_ms)
             if gateway.is_closed:
                 self._take_new_incarnation()
 
-    def _heed_room(self) -> None:
-        is_scarce = self.machine.room_is_scarce
-        if is_scarce != self.gateway.room_is_scarce:
-            self.gateway.room_is_scarce = is_scarce
+    def _follow_disk_space(self) -> None:
+        is_scarce = self.machine.space_is_scarce
+        if is_scarce != self.gateway.space_is_scarce:
+            self.gateway.space_is_scarce = is_scarce
             text = "puts are refused: too few nodes have free disk space" if is_scarce else "puts are accepted again"
             self._observer.noted(Note(text, is_scarce))
 
@@ -478,7 +478,7 @@ class Node:
 
     def _compacting(self, call: Callable[..., None], *args: object) -> None:
         """The disk has done something for a snapshot: see what follows from it."""
-        self._at()
+        self._set_time()
         self._guarded(call, *args)
         self.wake()
 
@@ -487,8 +487,8 @@ class Node:
         self._discard(self.machine.dissolve())
         self.machine = machine
         self._check_level()
-        self.recent.follow(machine)
-        self._heed_room()
+        self.job_events.follow(machine)
+        self._follow_disk_space()
         self.gateway.installed(machine, self.raft.now_ms)
         if self.gateway.is_closed:
             self._take_new_incarnation()
@@ -527,7 +527,7 @@ class Node:
             return
         self._route = route
         self._refused.clear()
-        self._housekeeping.route_changed(self.machine)
+        self._proposals.route_changed(self.machine)
         if route is not None:
             self.gateway.resend()
             self._reads.leader_changed()

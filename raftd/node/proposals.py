@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from raftd.errors import Overloaded
-from raftd.jobs.commands import CloseGateway, Directory, Features, Room, Settings, encode_payload
+from raftd.jobs.commands import CloseGateway, Directory, DiskSpace, Features, Settings, encode_payload
 from raftd.jobs.machine import StateMachine
 from raftd.limits import PEER_STRANGERS, TICK_MS, TIMER_ENTRY_GAP_MS
 from raftd.node.admission import Admission
@@ -17,7 +17,7 @@ from raftd.raft.messages import Configuration, EntryKind
 from raftd.storage.store import Clock
 
 
-class Housekeeping:
+class LeaderProposals:
     """Of node `node`, while it leads. `level`: the features that its raftd knows. `wake` asks for a turn; `gave_up` is told (node,
     incarnation) of a gateway whose sessions are given up. `admission` knows the data directories of peers."""
 
@@ -73,21 +73,21 @@ class Housekeeping:
             self._timer_call.cancel()
             self._timer_call = None
 
-    def look(self, machine: StateMachine, now_ms: int) -> None:
+    def poll(self, machine: StateMachine, now_ms: int) -> None:
         """Several times a turn. `machine` is the state as it is applied."""
         raft = self._raft
         if not raft.is_leader or machine.applied_index < raft.first_own_index:
             return
         if machine.settings != self._settings or not machine.settings_index:
             self._propose_once(self._settings, self._settings)
-        self._look_at_gateways(machine)
-        self._look_at_room(machine)
-        self._look_at_levels(machine)
+        self._propose_gateway_closes(machine)
+        self._check_disk_space(machine)
+        self._propose_level(machine)
         if machine.level >= 2 and raft.membership.latest is not self._known_by_disk:
-            self._look_at_directories(machine)
+            self._propose_directories(machine)
         self._let_time_pass(machine, now_ms)
 
-    def _look_at_directories(self, machine: StateMachine) -> None:
+    def _propose_directories(self, machine: StateMachine) -> None:
         """R28: all members know which disk is whose, so that any of them refuses one that was wiped, also one that has never met it."""
         if machine.directories.keys() >= self._raft.membership.members:
             self._known_by_disk = self._raft.membership.latest
@@ -95,7 +95,7 @@ class Housekeeping:
             if node in self._raft.membership.members and node not in machine.directories:
                 self._propose_once(Directory(node, directory_id), Directory(node, directory_id))
 
-    def _look_at_gateways(self, machine: StateMachine) -> None:
+    def _propose_gateway_closes(self, machine: StateMachine) -> None:
         """Silence is counted in ticks, like election timeouts: a process that was stopped has not been listening."""
         tick = self._raft.tick_count
         if self._leads_since_tick is None:
@@ -106,24 +106,24 @@ class Housekeeping:
             key = (row.node, row.incarnation)
             # A row counts as heard when this leader first sees it: its node has just opened it, or the lead is new.
             silent_ticks = tick - max(self._leads_since_tick, self._heard_tick.setdefault(key, tick))
-            if silent_ticks * TICK_MS >= machine.settings.session_grace_ms and self._propose_once(key, CloseGateway(*key)):
+            if silent_ticks * TICK_MS >= machine.settings.session_timeout_ms and self._propose_once(key, CloseGateway(*key)):
                 self._gave_up(*key)
 
-    def _look_at_room(self, machine: StateMachine) -> None:
+    def _check_disk_space(self, machine: StateMachine) -> None:
         """Jobs are refused by an entry, like everything that changes what commands are answered with."""
-        self._proposed.discard(Room(machine.room_is_scarce))  # it is applied: the next may follow
-        has_room = self._raft.lead().has_room
-        if has_room is not None and has_room == machine.room_is_scarce:
-            self._propose_once(Room(not has_room), Room(not has_room))
+        self._proposed.discard(DiskSpace(machine.space_is_scarce))  # it is applied: the next may follow
+        has_space = self._raft.lead().has_space
+        if has_space is not None and has_space == machine.space_is_scarce:
+            self._propose_once(DiskSpace(not has_space), DiskSpace(not has_space))
 
-    def _look_at_levels(self, machine: StateMachine) -> None:
+    def _propose_level(self, machine: StateMachine) -> None:
         """The cluster is at the least level of its members, once all have been heard; there is no way back."""
         others = self._raft.membership.members - {self._node}
         level = min([self._level, *(self._levels.get(node, 0) for node in others)])
         if level > machine.level:
             self._propose_once(Features(level), Features(level))
 
-    def _propose_once(self, key: object, payload: Settings | CloseGateway | Room | Features | Directory) -> bool:
+    def _propose_once(self, key: object, payload: Settings | CloseGateway | DiskSpace | Features | Directory) -> bool:
         if key in self._proposed:
             return False
         try:

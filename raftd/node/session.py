@@ -97,8 +97,8 @@ class Session:
         self.is_known = False
         #: Tubes that it watches at most, as far as is known here.
         self.watched = 1
-        self._hurried = False
-        self._held = False
+        self._waits_for_nothing = False
+        self._paused = False
         self._began = False  # a command was asked for
         self._closed = False
 
@@ -108,7 +108,7 @@ class Session:
             self.local(OutOfMemory, done)
             return
         self._began = True
-        self._hold(size_of(command))
+        self._count_bytes(size_of(command))
         self._ask(_Step(Session._start_command, command, done))
 
     def read(self, query: Query, done: Done, scanned: Callable[[StateMachine], int] = looks_at_nothing_else) -> None:
@@ -124,14 +124,14 @@ class Session:
         if not self._began:
             self.submit(Touch(self.number, _NO_JOB), lambda reply, index: None)
 
-    def hurry(self) -> None:
+    def stop_waiting(self) -> None:
         """The client will say no more: from now on no reserve waits, and one that does now times out."""
-        if self._hurried or self._closed:
+        if self._waits_for_nothing or self._closed:
             return
-        self._hurried = True
+        self._waits_for_nothing = True
         if self._blocked and self._unanswered:
             # Any command ends the wait; nobody hears the answer to this one.
-            self._hold(_COMMAND_BYTES)
+            self._count_bytes(_COMMAND_BYTES)
             self._send(Touch(self.number, _NO_JOB), lambda reply, index: None)
 
     def close(self) -> None:
@@ -159,9 +159,9 @@ class Session:
         self._steps.clear()
         self._unanswered.clear()
         self.queued.clear()
-        self._hold(-self._held_bytes)
+        self._count_bytes(-self._held_bytes)
 
-    def _hold(self, size: int) -> None:
+    def _count_bytes(self, size: int) -> None:
         self._held_bytes += size
         self._gateway.held_bytes += size
 
@@ -180,9 +180,9 @@ class Session:
         """Commands that wait for their reply, in the gateway or in the log."""
         return len(self._unanswered)
 
-    def hold(self, held: bool) -> None:
+    def pause(self, is_paused: bool) -> None:
         """While its client does not read, nothing more is begun."""
-        self._held = held
+        self._paused = is_paused
         self._go_on()
 
     def go_on(self) -> None:
@@ -190,7 +190,7 @@ class Session:
         self._go_on()
 
     def _go_on(self) -> None:
-        while self._steps and not self._blocked and not self._held:
+        while self._steps and not self._blocked and not self._paused:
             start, what, done = self._steps[0]
             if self._unanswered and start is not Session._start_command:
                 return  # the answers to what came before go first, and go on here
@@ -201,7 +201,7 @@ class Session:
 
     def _start_command(self, command: Command, done: Done) -> None:
         if type(command) is Reserve and command.timeout_ms != 0:
-            if self._hurried:
+            if self._waits_for_nothing:
                 command = Reserve(self.number, 0)
             else:
                 self._blocked = True
@@ -226,7 +226,7 @@ class Session:
     def answered(self, reply: Reply, index: int) -> None:
         """The oldest unanswered command has its reply."""
         done, size = self._unanswered.popleft()
-        self._hold(-size)
+        self._count_bytes(-size)
         self._blocked = self._blocked and bool(self._unanswered)
         if type(reply) is Watching and not self._unanswered:
             self.watched = reply.count

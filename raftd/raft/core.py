@@ -148,7 +148,7 @@ class Raft:
     @property
     def is_removed(self) -> bool:
         """Whether it is committed that this node is a member no more."""
-        return self.node in self.membership.at(self.log.commit_index).removed and self.node not in self.membership.members
+        return self.node in self.membership.configuration_at(self.log.commit_index).removed and self.node not in self.membership.members
 
     @property
     def is_leader(self) -> bool:
@@ -180,7 +180,7 @@ class Raft:
 
     # -- input --------------------------------------------------------------------------------
 
-    def at(self, now_ms: int, wall_ms: int) -> None:
+    def set_time(self, now_ms: int, wall_ms: int) -> None:
         """All that follows happens at this time: the driver's monotonic clock and its wall clock."""
         self.now_ms = max(self.now_ms, now_ms)
         self.wall_ms = wall_ms
@@ -797,7 +797,7 @@ class Leadership:
     # -- room ---------------------------------------------------------------------------------
 
     @property
-    def has_room(self) -> bool | None:
+    def has_space(self) -> bool | None:
         """Whether those who are heard, and have room for what comes, could commit without the others; None if that is not known: too few
         are heard, or the lead is so new that others may be heard yet."""
         raft, progress = self._raft, self._replication.progress

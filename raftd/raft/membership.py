@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import msgspec
 
 from raftd.errors import UNDECODABLE
-from raftd.raft.messages import Address, Configuration, Entry, EntryKind
+from raftd.raft.messages import Configuration, Entry, EntryKind, MemberAddress
 from raftd.raft.outcomes import Outcome, Refused
 
 #: A name or an address, of any family.
@@ -43,10 +43,10 @@ class Membership:
     def __init__(self, configuration: Configuration, index: int, entries: Iterable[Entry]) -> None:
         """`configuration` is in effect up to `index`: that of the snapshot, or of the file for a cluster that is not born yet."""
         self._history = [(index, configuration)]
-        self._look()
+        self._update()
         self.appended(entries)
 
-    def _look(self) -> None:
+    def _update(self) -> None:
         configuration = self.latest
         #: The sets of voters of which each must agree: two while the configuration is joint.
         self.halves = tuple(frozenset(half) for half in (configuration.voters, configuration.outgoing) if half)
@@ -63,7 +63,7 @@ class Membership:
         """Of the entry that it stands in, 0 for the file's."""
         return self._history[-1][0]
 
-    def at(self, index: int) -> Configuration:
+    def configuration_at(self, index: int) -> Configuration:
         """The one that was in effect once entry `index` was applied."""
         return next(configuration for place, configuration in reversed(self._history) if place <= index)
 
@@ -72,7 +72,7 @@ class Membership:
         found = [(entry.index, decode(entry.data)) for entry in entries if entry.kind is EntryKind.CONFIG]
         if found:
             self._history += found
-            self._look()
+            self._update()
         return bool(found)
 
     def truncated(self, index: int) -> bool:
@@ -81,7 +81,7 @@ class Membership:
             return False
         while self.index >= index:
             self._history.pop()
-        self._look()
+        self._update()
         return True
 
     def applied(self, index: int) -> None:
@@ -105,7 +105,7 @@ def check_free(configuration: Configuration, index: int, commit_index: int, has_
         raise Refused(Outcome.CHANGE_IN_PROGRESS, "another change is under way: wait until it is done (`raftd member list`)")
 
 
-def add_learner(configuration: Configuration, node: int, address: Address) -> Configuration:
+def add_learner(configuration: Configuration, node: int, address: MemberAddress) -> Configuration:
     """`node` is sent everything from now on; it does not vote until it is promoted."""
     if node < 1:
         raise Refused(Outcome.INVALID, f"{node} is no id of a node: they begin with 1")

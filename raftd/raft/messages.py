@@ -37,7 +37,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unkno
         return len(self.data) + 32
 
 
-class Address(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True):
+class MemberAddress(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True):
     """Where the other nodes, and clients (port 0: nowhere), find a node."""
 
     host: str
@@ -56,7 +56,7 @@ class Configuration(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
     voters: tuple[int, ...]
     outgoing: tuple[int, ...] = ()
     learners: tuple[int, ...] = ()
-    addresses: dict[int, Address] = {}
+    addresses: dict[int, MemberAddress] = {}
     removed: tuple[int, ...] = ()
 
 
@@ -185,7 +185,7 @@ class AddMember(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False, f
     """Make `node` a learner, which becomes a voter by itself once it has caught up."""
 
     node: int
-    address: Address
+    address: MemberAddress
 
 
 class PromoteMember(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False, forbid_unknown_fields=True):

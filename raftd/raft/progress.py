@@ -46,7 +46,7 @@ class Transfer:
         self.is_asked = False
         self._reading = None
 
-    def look_for_loss(self) -> None:
+    def detect_loss(self) -> None:
         """Called now and then: without any answer since the last time, something was lost."""
         if not self._has_moved:
             self.forget()

@@ -157,7 +157,7 @@ class Replication:
         for progress in self.progress.values():
             progress.recently_active = False
             if progress.transfer is not None:
-                progress.transfer.look_for_loss()
+                progress.transfer.detect_loss()
         return active
 
     # -- from the disk ------------------------------------------------------------------------

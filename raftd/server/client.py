@@ -1,4 +1,4 @@
-"""The client door: binary frames, requests with ids, answers with the log index they were applied at."""
+"""The client listener: binary frames, requests with ids, answers with the log index they were applied at."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from raftd.jobs.budget import LONG_ANSWER_STEPS
 from raftd.jobs.replies import JobTooBig, Reply
 from raftd.limits import HELLO_FRAME_BYTES, HELLO_TIMEOUT_S, SNAPSHOT_CHUNK_BYTES, STRANGER_TEXT
 from raftd.node.loop import Node
-from raftd.raft.messages import AddMember, Address, AdminRequest, PromoteMember, RemoveMember, Snapshot, TransferLead
+from raftd.raft.messages import AddMember, AdminRequest, MemberAddress, PromoteMember, RemoveMember, Snapshot, TransferLead
 from raftd.raft.outcomes import AdminResult, Outcome
-from raftd.server.clients import Clients
-from raftd.server.door import DoorProtocol
+from raftd.server.limiter import ConnectionLimiter
+from raftd.server.protocol import ClientConnection
 from raftd.server.stats import Counters, overview
 from raftd.wire import client as w
 from raftd.wire.frames import FrameDecoder
@@ -35,13 +35,13 @@ _ABOUT_TUBES: dict[type, Callable[[int, str], c.Command]] = {
 }
 
 
-class ClientProtocol(DoorProtocol):
-    """One client of the client door."""
+class ClientProtocol(ClientConnection):
+    """One client of the client listener."""
 
     _log = Logger("raftd.client")
 
-    def __init__(self, node: Node, clock: Any, clients: Clients, counters: Counters) -> None:
-        super().__init__(node, clock, clients)
+    def __init__(self, node: Node, clock: Any, limiter: ConnectionLimiter, counters: Counters) -> None:
+        super().__init__(node, clock, limiter)
         self._counters = counters
         self._decoder = FrameDecoder()
         self._greeted = False
@@ -93,7 +93,7 @@ class ClientProtocol(DoorProtocol):
             reason = reason[:STRANGER_TEXT]
             address = self.transport.getPeer()
             who = f"{getattr(address, 'host', address)}:{getattr(address, 'port', '')}"
-            if self._clients.may_log():
+            if self._limiter.may_log():
                 self._log.info("the client at {who} is refused: {reason}", who=who, reason=reason)
             self.say(w.encode_answer(w.Answer(0, 0, w.Failed(Outcome.INVALID, reason))))
             self.finish()
@@ -212,7 +212,7 @@ def _admin_request(
         case w.TransferRequest(node=node):
             return TransferLead(node)
         case w.AddMemberRequest(node=node, host=host, peer=peer, client=client):
-            return AddMember(node, Address(host, peer, client))
+            return AddMember(node, MemberAddress(host, peer, client))
         case w.PromoteMemberRequest(node=node):
             return PromoteMember(node)
         case w.RemoveMemberRequest(node=node):
@@ -222,18 +222,18 @@ def _admin_request(
 _BAD_TUBE = "tube: expected 1 to 200 of A-Z a-z 0-9 - + / ; . $ _ ( ) and no leading dash"
 
 
-class ClientFactory(Factory):
+class ClientServerFactory(Factory):
     """`node` is set before the reactor runs."""
 
     noisy = False
     node: Node
 
-    def __init__(self, clock: Any, clients: Clients, counters: Counters) -> None:
+    def __init__(self, clock: Any, limiter: ConnectionLimiter, counters: Counters) -> None:
         self._clock = clock
-        self._clients = clients
+        self._limiter = limiter
         self._counters = counters
 
     def buildProtocol(self, addr: object) -> ClientProtocol | None:
-        if not self._clients.admit():
+        if not self._limiter.admit():
             return None
-        return ClientProtocol(self.node, self._clock, self._clients, self._counters)
+        return ClientProtocol(self.node, self._clock, self._limiter, self._counters)

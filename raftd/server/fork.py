@@ -114,17 +114,17 @@ class ForkCopier:
                 why = said.decode("utf-8", "replace") or f"it ended with status {os.waitstatus_to_exitcode(status)}"
                 done(OSError(f"the copy of this process that wrote it has failed: {why}"))
 
-        def look(before: int) -> None:
+        def poll(before: int) -> None:
             nonlocal is_given_up, watch
             size = _size(path)
             if size > before:
-                watch = self._reactor.callLater(self._stall_s, look, size)
+                watch = self._reactor.callLater(self._stall_s, poll, size)
                 return
             is_given_up = True
             os.kill(child, signal.SIGKILL)  # not reaped yet: the number is still its own
             done(OSError(f"the copy of this process that wrote it was ended: its file has not grown for {self._stall_s:g} s"))
 
-        watch = self._reactor.callLater(self._stall_s, look, -1)
+        watch = self._reactor.callLater(self._stall_s, poll, -1)
         _Report(self._reactor, report, ended)
 
     def _be_child(self, parent: int, report_to: int, path: str, parts: Callable[[], Iterator[bytes]]) -> NoReturn:

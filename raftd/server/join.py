@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from raftd.client.blocking import Address as Door
+from raftd.client import HostPort
 from raftd.client.blocking import Connection, NoAnswer, where
-from raftd.config import Address, Config
+from raftd.config import Config, NodeAddress
 from raftd.errors import ConfigError, RaftdError
 from raftd.raft.messages import Configuration
 from raftd.storage.filesystem import RealFileSystem
@@ -35,8 +35,8 @@ class Joined(NamedTuple):
     note: str
 
 
-def join(seed: Door, config: Config, node: int, has_file: bool) -> Joined:
-    """Make node `node` of `config`, which says where it listens, a member of the cluster that the client door `seed` belongs to.
+def join(seed: HostPort, config: Config, node: int, has_file: bool) -> Joined:
+    """Make node `node` of `config`, which says where it listens, a member of the cluster that the client listener `seed` belongs to.
     Without a file (`has_file`) the timings are the cluster's. Blocks. Raises ConfigError: then nothing was changed."""
     own = config.address(node)
     try:
@@ -52,7 +52,7 @@ def join(seed: Door, config: Config, node: int, has_file: bool) -> Joined:
     except RaftdError as reason:
         raise ConfigError(f"--join {where(seed)}: {reason}") from None
     known = {
-        other: Address(place.host, place.peer, client=place.client or None)
+        other: NodeAddress(place.host, place.peer, client=place.client or None)
         for other, place in members.configuration.addresses.items()
         if other != node
     }
@@ -62,7 +62,7 @@ def join(seed: Door, config: Config, node: int, has_file: bool) -> Joined:
     return Joined(config, voters, f"joined cluster {members.cluster!r} at {where(seed)}")
 
 
-def _joined_before(seed: Door, config: Config, identity: Identity, has_file: bool) -> Joined:
+def _joined_before(seed: HostPort, config: Config, identity: Identity, has_file: bool) -> Joined:
     """Its log knows the others; but a seed that answers must be of the same cluster. Raises ConfigError."""
     note = f"this data directory is of cluster {identity.cluster!r} already: nobody was asked"
     try:
@@ -87,7 +87,7 @@ def _with_timings(config: Config, members: Members, has_file: bool) -> Config:
     return msgspec.structs.replace(config, election_timeout_ms=members.election_timeout_ms, heartbeat_ms=members.heartbeat_ms)
 
 
-def _try(seed: Door, config: Config, node: int) -> None:
+def _try(seed: HostPort, config: Config, node: int) -> None:
     """What would keep this node from starting, or from being found. Raises ConfigError."""
     own = config.address(node)
     if not _is_loopback(seed[0]) and _is_loopback(own.host):
@@ -134,7 +134,7 @@ def _members(connection: Connection) -> Members:
     return reply
 
 
-def _become_member(connection: Connection, configuration: Configuration, node: int, own: Address) -> None:
+def _become_member(connection: Connection, configuration: Configuration, node: int, own: NodeAddress) -> None:
     if node in configuration.voters or node in configuration.learners:
         known = configuration.addresses.get(node)
         if known is None or (known.host, known.peer) != (own.host, own.peer):

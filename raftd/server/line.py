@@ -1,4 +1,4 @@
-"""The line door: the beanstalkd protocol on every node. The parser is `wire/line.py`; this is the loop
+"""The line listener: the beanstalkd protocol on every node. The parser is `wire/line.py`; this is the loop
 around it."""
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from raftd.jobs.budget import LONG_ANSWER_STEPS
 from raftd.jobs.model import Job
 from raftd.jobs.replies import Reply, Using
 from raftd.node.loop import Node
-from raftd.server.clients import Clients
-from raftd.server.door import DoorProtocol
+from raftd.server.limiter import ConnectionLimiter
+from raftd.server.protocol import ClientConnection
 from raftd.server.stats import Counters, stats
 from raftd.wire.line import (
     DRAINING,
@@ -73,11 +73,11 @@ _READS: dict[str, Callable[[tuple[Any, ...]], tuple[q.Query, Callable[[Any], byt
 }
 
 
-class LineProtocol(DoorProtocol):
-    """One client of the line door."""
+class LineProtocol(ClientConnection):
+    """One client of the line listener."""
 
-    def __init__(self, node: Node, clock: Any, clients: Clients, counters: Counters) -> None:
-        super().__init__(node, clock, clients)
+    def __init__(self, node: Node, clock: Any, limiter: ConnectionLimiter, counters: Counters) -> None:
+        super().__init__(node, clock, limiter)
         self._counters = counters
         self._parser = LineParser(node.max_job_size)
         self._is_producer = False
@@ -175,18 +175,18 @@ class LineProtocol(DoorProtocol):
         self.answer(cast(bytes, line), size)
 
 
-class LineFactory(Factory):
+class LineServerFactory(Factory):
     """`node` is set before the reactor runs."""
 
     noisy = False
     node: Node
 
-    def __init__(self, clock: Any, clients: Clients, counters: Counters) -> None:
+    def __init__(self, clock: Any, limiter: ConnectionLimiter, counters: Counters) -> None:
         self._clock = clock
-        self._clients = clients
+        self._limiter = limiter
         self._counters = counters
 
     def buildProtocol(self, addr: object) -> LineProtocol | None:
-        if not self._clients.admit():
+        if not self._limiter.admit():
             return None
-        return LineProtocol(self.node, self._clock, self._clients, self._counters)
+        return LineProtocol(self.node, self._clock, self._limiter, self._counters)

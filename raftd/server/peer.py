@@ -1,4 +1,4 @@
-"""The peer door: one connection per pair of nodes, dialled by the one with the higher id.
+"""The peer listener: one connection per pair of nodes, dialled by the one with the higher id.
 
 Each side says hello first; a connection carries messages only when both are content with the other's.
 """
@@ -41,8 +41,8 @@ class PeerProtocol(Protocol):
 
     transport: Any
 
-    def __init__(self, door: PeerDoor, expected: int) -> None:
-        self._door = door
+    def __init__(self, peers: PeerTransport, expected: int) -> None:
+        self._peers = peers
         self._expected = expected
         self._decoder = FrameDecoder()
         self._state = State.GREETING
@@ -52,10 +52,10 @@ class PeerProtocol(Protocol):
 
     def connectionMade(self) -> None:
         tune_peer(self.transport)
-        self._hello_timeout = self._door.clock.callLater(
+        self._hello_timeout = self._peers.clock.callLater(
             HELLO_TIMEOUT_S, self._refuse, Refusal(RefusalCode.TIMEOUT, f"no hello within {HELLO_TIMEOUT_S:g} s")
         )
-        self.transport.write(encode_hello(self._door.node.hello()))
+        self.transport.write(encode_hello(self._peers.node.hello()))
 
     def dataReceived(self, data: bytes) -> None:
         self._decoder.feed(data)
@@ -75,7 +75,7 @@ class PeerProtocol(Protocol):
             self._refuse(Refusal(RefusalCode.INVALID_MESSAGE, str(error)))
             return
         if self._state is State.OPEN and self._decoder.is_in_frame:
-            self._door.node.hearing_from(self.peer)
+            self._peers.node.hearing_from(self.peer)
 
     def _greet(self, body: bytes) -> None:
         hello = decode_hello(body)
@@ -88,7 +88,7 @@ class PeerProtocol(Protocol):
         self.peer = hello.node
         self._decoder.greeted()
         self.transport.pauseProducing()
-        refusal = self._door.node.handle_hello(hello, self._accepted)
+        refusal = self._peers.node.handle_hello(hello, self._accepted)
         if refusal is not None:
             self._refuse(refusal)
 
@@ -97,22 +97,22 @@ class PeerProtocol(Protocol):
             return  # the connection was lost meanwhile
         self._state = State.OPEN
         self.transport.resumeProducing()
-        self._door.opened(self)
+        self._peers.opened(self)
         self._read()
 
     def _message(self, message: PeerMessage) -> None:
         if isinstance(message, Refusal):
-            self._door.was_refused(self.peer, message)
+            self._peers.was_refused(self.peer, message)
             self.close()
         else:
-            self._door.heard(self.peer)
-            self._door.node.receive(self.peer, message)
+            self._peers.heard(self.peer)
+            self._peers.node.receive(self.peer, message)
 
     def _refuse(self, refusal: Refusal) -> None:
         """Tell both sides' operators why this connection is closed."""
         if self._state is State.CLOSED:
             return
-        self._door.refused(self.peer or self._expected, self.transport.getPeer(), refusal.text)
+        self._peers.refused(self.peer or self._expected, self.transport.getPeer(), refusal.text)
         self.transport.write(encode(refusal))
         self.close()
 
@@ -132,18 +132,18 @@ class PeerProtocol(Protocol):
         self._state = State.CLOSED
         if self._hello_timeout is not None and self._hello_timeout.active():
             self._hello_timeout.cancel()
-        self._door.closed(self, reason.getErrorMessage())
+        self._peers.closed(self, reason.getErrorMessage())
 
 
 class PeerFactory(Factory):
     noisy = False
 
-    def __init__(self, door: PeerDoor, expected: int = 0) -> None:
-        self._door = door
+    def __init__(self, peers: PeerTransport, expected: int = 0) -> None:
+        self._peers = peers
         self._expected = expected
 
     def buildProtocol(self, addr: object) -> PeerProtocol | None:
-        return self._door.build(self._expected)
+        return self._peers.build(self._expected)
 
 
 class PeerService(ClientService):
@@ -153,7 +153,7 @@ class PeerService(ClientService):
     _log = Logger(observer=cast(Any, lambda event: None))
 
 
-class PeerDoor:
+class PeerTransport:
     """All connections to other nodes: the node's Transport. `node` is set before the reactor runs."""
 
     node: Node
@@ -265,6 +265,6 @@ class PeerDoor:
             connection.transport.abortConnection()
 
 
-def dial(door: PeerDoor, peer: int, endpoint: Any, clock: Any) -> PeerService:
+def dial(peers: PeerTransport, peer: int, endpoint: Any, clock: Any) -> PeerService:
     """The service that keeps a connection to `peer`."""
-    return PeerService(endpoint, cast(Any, PeerFactory(door, peer)), door.retry_policy(peer), clock=clock)
+    return PeerService(endpoint, cast(Any, PeerFactory(peers, peer)), peers.retry_policy(peer), clock=clock)

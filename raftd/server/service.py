@@ -1,4 +1,4 @@
-"""One node as a Twisted service: its doors, its data directory, its timer; and how it ends.
+"""One node as a Twisted service: its listeners, its data directory, its timer; and how it ends.
 
 In order: listen, then lock and read back the data directory, then dial the other nodes. Ports come first, so
 that a second start by mistake finds them taken before it has touched anything. Nothing is served before
@@ -26,9 +26,8 @@ from raftd.errors import StorageError, TooOld
 from raftd.jobs.commands import Settings
 from raftd.limits import HAND_OVER_S, HANGUP_CHECK_S, LAST_WORDS_S, NO_LEADER_REMINDER_S, SEGMENTS_PER_SNAPSHOT, STOP_TIMEOUT_S, TICK_MS
 from raftd.node.loop import Node, NodeConfig
-from raftd.raft.messages import Address, Configuration
-from raftd.server.client import ClientFactory
-from raftd.server.clients import Clients, most_clients
+from raftd.raft.messages import Configuration, MemberAddress
+from raftd.server.client import ClientServerFactory
 from raftd.server.collector import CycleCollector
 from raftd.server.disk import DiskThread
 from raftd.server.fork import ForkCopier
@@ -37,9 +36,10 @@ from raftd.server.http.site import NO_PATH, Call, Site
 from raftd.server.http.stream import Events
 from raftd.server.http.topics import Topics
 from raftd.server.http.v1 import v1
-from raftd.server.line import LineFactory
-from raftd.server.operator import Teller
-from raftd.server.peer import PeerDoor, PeerFactory, PeerService, dial
+from raftd.server.limiter import ConnectionLimiter, most_clients
+from raftd.server.line import LineServerFactory
+from raftd.server.peer import PeerFactory, PeerService, PeerTransport, dial
+from raftd.server.reporter import EventReporter
 from raftd.server.sockets import remove_stale_socket
 from raftd.server.stats import Counters
 from raftd.storage.filesystem import RealFileSystem
@@ -98,18 +98,18 @@ class RaftdService(service.MultiService):
             self._fatal,
             config.snapshot_log_bytes // SEGMENTS_PER_SNAPSHOT,
         )
-        self._peers = PeerDoor(reactor, self._random)
+        self._peers = PeerTransport(reactor, self._random)
         counters = self._counters = Counters()
-        self._teller = Teller(node, counters, self._dial_members, self._was_removed)
-        clients = Clients(reactor, most_clients())
-        self._lines = LineFactory(reactor, clients, counters)
-        self._clients = ClientFactory(reactor, clients, counters)
-        self._http = Site(reactor, clients, counters, self._serve_http, frozenset(place.host for place in config.nodes.values()))
-        self._http_rooms: tuple[Callable[[Call], bool], ...] = ()
-        hangups = internet.TimerService(HANGUP_CHECK_S, clients.look_for_hangups)
+        self._reporter = EventReporter(node, counters, self._dial_members, self._was_removed)
+        limiter = ConnectionLimiter(reactor, most_clients())
+        self._lines = LineServerFactory(reactor, limiter, counters)
+        self._clients = ClientServerFactory(reactor, limiter, counters)
+        self._http = Site(reactor, limiter, counters, self._serve_http, frozenset(place.host for place in config.nodes.values()))
+        self._http_handlers: tuple[Callable[[Call], bool], ...] = ()
+        hangups = internet.TimerService(HANGUP_CHECK_S, limiter.check_hangups)
         hangups.clock = reactor
         hangups.setServiceParent(self)
-        self._diallers: dict[int, tuple[Address, PeerService]] = {}
+        self._diallers: dict[int, tuple[MemberAddress, PeerService]] = {}
         self._ticks: task.LoopingCall | None = None
         self._ticked = (0.0, 0.0)  # the clocks when it last did
         self._reminder = internet.TimerService(NO_LEADER_REMINDER_S, self._remind)
@@ -121,13 +121,13 @@ class RaftdService(service.MultiService):
 
     def _listen(self) -> None:
         address = self.config.address(self.node_id)
-        doors: list[tuple[int | None, Any]] = [
+        listeners: list[tuple[int | None, Any]] = [
             (address.peer, PeerFactory(self._peers)),
             (address.line, self._lines),
             (address.client, self._clients),
             (address.http, self._http),
         ]
-        for port, factory in doors:
+        for port, factory in listeners:
             if port is not None:
                 listener = strports.service(f"tcp:{port}:interface={quoteStringArgument(address.host)}:backlog=1024", factory)
                 listener.setServiceParent(self)
@@ -160,11 +160,11 @@ class RaftdService(service.MultiService):
         super().startService()
         signal.signal(signal.SIGUSR1, lambda number, frame: self._reactor.callFromThread(self._drain))
         self.node = self._peers.node = self._lines.node = self._clients.node = self._http.node = node
-        self._http_rooms = (
-            Topics(node, self._reactor, self._counters, self.config.http_leader_only, self._http_address).handles,
+        self._http_handlers = (
+            Topics(node, self._reactor, self._counters, self.config.topics_leader_only, self._http_address).handles,
             Operations(node, self._reactor, self._counters).handles,
             v1(node, self._reactor, self._counters).handles,
-            Events(node, self._reactor, self._teller).handles,
+            Events(node, self._reactor, self._reporter).handles,
         )
         self._log.info("{line}", line=self._introduction())
         for note in opened.notes:
@@ -173,7 +173,7 @@ class RaftdService(service.MultiService):
         if opened.identity.doubtful:
             self._log.warn("this node may have lost entries that it acknowledged: its votes count for less until it has caught up")
         self._dial_members(node.raft.membership.latest)
-        self._look_at_own_place(node.raft.membership.latest)
+        self._check_own_address(node.raft.membership.latest)
         self._collector = CycleCollector(self._reactor, lambda: node.machine.items)
         self._collector.setServiceParent(self)
         self._ticked = self._clocks()
@@ -197,7 +197,7 @@ class RaftdService(service.MultiService):
                 dialler.setServiceParent(self)
                 self._diallers[peer] = (address, dialler)
 
-    def _look_at_own_place(self, configuration: Configuration) -> None:
+    def _check_own_address(self, configuration: Configuration) -> None:
         known, own = configuration.addresses.get(self.node_id), self._addresses[self.node_id]
         if known is not None and (known.host, known.peer) != (own.host, own.peer):
             self._log.warn(
@@ -214,8 +214,8 @@ class RaftdService(service.MultiService):
         self._reactor.callLater(LAST_WORDS_S, self._reactor.stop)
 
     @property
-    def _addresses(self) -> dict[int, Address]:
-        return {node: Address(place.host, place.peer, place.client or 0) for node, place in self.config.nodes.items()}
+    def _addresses(self) -> dict[int, MemberAddress]:
+        return {node: MemberAddress(place.host, place.peer, place.client or 0) for node, place in self.config.nodes.items()}
 
     def _remind(self) -> None:
         """An operator who looks at a node that serves nobody finds out why."""
@@ -255,10 +255,10 @@ class RaftdService(service.MultiService):
                 config.cluster,
                 config.election_timeout_ms,
                 config.heartbeat_ms,
-                Settings(config.max_job_size, config.session_grace_ms),
+                Settings(config.max_job_size, config.session_timeout_ms),
                 config.snapshot_log_bytes,
                 self._addresses,
-                config.disk_low_bytes,
+                config.min_free_disk_bytes,
             ),
             self._reactor,
             time.time,
@@ -266,7 +266,7 @@ class RaftdService(service.MultiService):
             self._store,
             opened,
             self._random,
-            self._teller,
+            self._reporter,
             self._fatal,
         )
 
@@ -274,18 +274,18 @@ class RaftdService(service.MultiService):
         """The one line that says where this node listens and where its data is."""
         address = self.config.address(self.node_id)
         names = ("line", "client", "peer", "http")
-        doors = [f"{name} {address.host}:{port}" for name in names if (port := getattr(address, name)) is not None]
+        listeners = [f"{name} {address.host}:{port}" for name in names if (port := getattr(address, name)) is not None]
         if address.line_socket is not None:
-            doors.append(f"line {address.line_socket}")
-        where = ", ".join(doors)
+            listeners.append(f"line {address.line_socket}")
+        where = ", ".join(listeners)
         return f"node {self.node_id} of cluster {self.config.cluster!r} listens on {where}; its data is in {self._store.directory}"
 
     def _serve_http(self, call: Call) -> None:
-        if not self._http_rooms:
+        if not self._http_handlers:
             call.problem("not-ready")
         elif call.parts == [NO_PATH]:
             call.problem("bad-request", "the request names no path")
-        elif not any(handles(call) for handles in self._http_rooms):
+        elif not any(handles(call) for handles in self._http_handlers):
             call.say(404, {"success": False})
 
     def _http_address(self, node: int) -> str | None:

@@ -128,7 +128,7 @@ def overview(node: Node, counters: Counters) -> Status:
         snapshot_bytes=snapshot.size_bytes if snapshot is not None else 0,
         free_bytes=node.free_bytes,
         is_low_on_disk=raft.is_low_on_disk,
-        room_is_scarce=machine.room_is_scarce,
+        space_is_scarce=machine.space_is_scarce,
         is_draining=counters.draining,
         gateways=[(row.node, row.incarnation, row.is_open, len(row.sessions)) for _, row in sorted(machine.gateways.items())],
         jobs=(counts.ready, counts.reserved, counts.delayed, counts.buried),

@@ -37,7 +37,7 @@ from raftd.sim.disk import Disk
 from raftd.sim.model import Model
 from raftd.sim.process import Process
 from raftd.storage.snapshots import SnapshotReader
-from raftd.storage.store import look
+from raftd.storage.store import examine_directory
 from raftd.storage.vote import VoteFile
 from raftd.wire.peer import PeerMessage
 
@@ -104,7 +104,7 @@ class _Node:
         self.configured = 0  # while it is off: the entry of the newest configuration that it may have
 
 
-class _Life:
+class _ProcessRecord:
     """What the ghost knows of one process."""
 
     def __init__(self) -> None:
@@ -133,7 +133,7 @@ class Checks:
         self._nodes = {node: _Node() for node in disks}
         self._acknowledgements = 0
         self._grants: dict[tuple[int, int], dict[int, bool]] = {}  # (term, candidate) -> voter -> whether it doubts
-        self._lives: dict[Process, _Life] = {}
+        self._records: dict[Process, _ProcessRecord] = {}
         self._leaders: dict[int, int] = {}  # term -> node
         self._chains: list[int] = []  # of what is committed
         self._estimates: dict[tuple[int, int, int], int | None] = {}  # (term, candidate, voter) -> log time, as it voted
@@ -165,7 +165,7 @@ class Checks:
     @property
     def is_changing(self) -> bool:
         """Whether some log holds a configuration that is not committed, or one is joint; also one of a node that is off (seed 501484)."""
-        newest = max(life.configurations[-1].at for life in self._lives.values()) if self._lives else 0
+        newest = max(life.configurations[-1].at for life in self._records.values()) if self._records else 0
         newest = max(newest, *(node.configured for node in self._nodes.values()))
         return newest > len(self.committed) or bool(self.configuration.outgoing)
 
@@ -175,7 +175,7 @@ class Checks:
         """It has read its disk. What it promised must be there, or it must say that it doubts: a damaged disk leaves traces."""
         node, opened = self._nodes[process.node_id], process.opened
         node.configured = 0
-        life = self._lives[process] = _Life()
+        life = self._records[process] = _ProcessRecord()
         self._begin_with(life, process.node_id, opened.base)
         if opened.base.index:
             self._compare_restored(process)
@@ -203,7 +203,7 @@ class Checks:
         self._watch_step(process)
         self._watch_snapshots(process)
 
-    def _begin_with(self, life: _Life, node: int, base: Base) -> None:
+    def _begin_with(self, life: _ProcessRecord, node: int, base: Base) -> None:
         """A snapshot stands for everything up to `base`, which must be committed."""
         index = base.index
         known = self.committed[index - 1].term if 0 < index <= len(self.committed) else 0
@@ -213,14 +213,14 @@ class Checks:
         life.applied = life.commit = index
 
     def ended(self, process: Process) -> None:
-        life = self._lives.pop(process, None)
+        life = self._records.pop(process, None)
         if life is not None:
             self._nodes[process.node_id].configured = life.configurations[-1].at
 
     # -- every step ---------------------------------------------------------------------------
 
     def stepped(self, process: Process) -> None:
-        life = self._lives[process]
+        life = self._records[process]
         raft = process.node.raft
         turn = process.node.turn
         used, life.used = turn.used - life.used, turn.used
@@ -256,7 +256,7 @@ class Checks:
             there = [durable for _, durable in node.durable[index - 1 : index]]
             _require(there == [chain], "I7", f"node {process.node_id} doubts no more, and has not got entry {index} back")
 
-    def _log_changed(self, process: Process, life: _Life) -> None:
+    def _log_changed(self, process: Process, life: _ProcessRecord) -> None:
         log = process.node.raft.log
         kept = min(len(life.entries), log.last_index)
         while kept > log.forgotten_index and log.entry(kept) is not life.entries[kept - 1]:
@@ -277,7 +277,7 @@ class Checks:
         for entry in log.slice(kept + 1, log.last_index):
             self._extend(life, entry)
 
-    def _extend(self, life: _Life, entry: Entry) -> None:
+    def _extend(self, life: _ProcessRecord, entry: Entry) -> None:
         last = life.entries[-1] if life.entries else None
         _require(last is None or entry.time_ms >= last.time_ms, "I9", f"log time runs back at entry {entry.index}")
         chain = _chain(life.chains[-1] if life.chains else 0, entry)
@@ -290,7 +290,7 @@ class Checks:
             _require(_follows(before.configuration, place.configuration), "I10", f"{place} follows {before}: their quorums need not meet")
             life.configurations.append(place)
 
-    def _commit_advanced(self, process: Process, life: _Life) -> None:
+    def _commit_advanced(self, process: Process, life: _ProcessRecord) -> None:
         commit = process.node.raft.log.commit_index
         known = len(self.committed)
         _require(
@@ -315,10 +315,10 @@ class Checks:
             _require(not self.model.passed, "I21", f"a command passes a reserve that waits before it: {self.model.passed}")
 
     @staticmethod
-    def _place(life: _Life, index: int) -> tuple[int, int]:
+    def _place(life: _ProcessRecord, index: int) -> tuple[int, int]:
         return life.entries[index - 1].term, life.chains[index - 1]
 
-    def _check_leader(self, process: Process, life: _Life) -> None:
+    def _check_leader(self, process: Process, life: _ProcessRecord) -> None:
         raft = process.node.raft
         if life.leads is None or life.leads[0] != raft.term:
             other = self._leaders.setdefault(raft.term, process.node_id)
@@ -377,7 +377,7 @@ class Checks:
         furthest that any leader would be at by now, nor behind what all of them thought when they voted."""
         node, raft, now_us = process.node_id, process.node.raft, process.world.scheduler.now_us
         clock_ms = raft.clock_ms() or 0
-        votes = self._lives[process].votes
+        votes = self._records[process].votes
         estimates = [self._estimates[raft.term, node, voter] for term, voter in votes if term == raft.term]
         known = [estimate for estimate in estimates if estimate is not None]
         at_ms, at_us = self._clock
@@ -400,7 +400,7 @@ class Checks:
             self._speaks_as(process.node_id, message.incarnation)
         if type(message) is AppendEntriesReply:
             if message.success and message.index:
-                life = self._lives[process]
+                life = self._records[process]
                 if message.term < process.node.raft.term:
                     # It was true of the log when it was made (seed 101230): that is durable, whatever stands there since.
                     _require(len(node.durable) >= message.index, "I8", f"node {process.node_id} acknowledges {message.index} too early")
@@ -413,7 +413,7 @@ class Checks:
                     )
                     self._acknowledgements += 1
                     if self._acknowledgements % _LOOK_AT_DISK == 0:
-                        self._look_at_log(process, message.index)
+                        self._check_log_file(process, message.index)
             _require(
                 node.durable_term >= message.term or not message.success, "I8", f"node {process.node_id} acknowledges in a term not durable"
             )
@@ -438,22 +438,22 @@ class Checks:
         node = self._nodes[voter]
         self._grants.setdefault((term, candidate), {})[voter] = doubtful
         _require(node.voted.setdefault(term, candidate) == candidate, "I2", f"node {voter} votes for two nodes in term {term}")
-        self._look_at_vote(voter, term, candidate)
+        self._check_vote_file(voter, term, candidate)
         # In a later term it can no longer vote in this one.
         durable = node.durable_vote == (term, candidate) or node.durable_term > term
         _require(durable, "I8", f"node {voter} votes for node {candidate} in term {term} before that is durable")
 
-    def _look_at_vote(self, voter: int, term: int, candidate: int) -> None:
+    def _check_vote_file(self, voter: int, term: int, candidate: int) -> None:
         """Whatever the storage says: what would a loss of power leave?"""
         found = VoteFile(self._disks[voter].after_power_loss(), f"data/{voter}").read()
         left = (found.term, found.voted_for) if found is not None else (0, 0)
         holds = left == (term, candidate) or left[0] > term
         _require(holds, "I8", f"node {voter} votes for node {candidate} in term {term}; after a loss of power it would know {left}")
 
-    def _look_at_log(self, process: Process, index: int) -> None:
-        node, life = process.node_id, self._lives[process]
+    def _check_log_file(self, process: Process, index: int) -> None:
+        node, life = process.node_id, self._records[process]
         try:
-            _, left = look(self._disks[node].after_power_loss(), f"data/{node}")
+            _, left = examine_directory(self._disks[node].after_power_loss(), f"data/{node}")
         except CorruptionError as error:
             raise Violation(f"I8: node {node} acknowledges entry {index}; after a loss of power it could not start: {error}") from None
         place = index - left.base.index - 1
@@ -480,7 +480,7 @@ class Checks:
     def _watch_apply(self, process: Process) -> None:
         machine = process.node.machine
         apply: Callable[[int, int, bytes], Effects] = machine.apply
-        life = self._lives[process]
+        life = self._records[process]
 
         def checked(index: int, time_ms: int, data: bytes) -> Effects:
             self.stepped(process)
@@ -509,7 +509,7 @@ class Checks:
 
     def _watch_snapshots(self, process: Process) -> None:
         """I11: what a snapshot restores is the state that was, wherever it was taken."""
-        compaction, raft, node, life = process.node.compaction, process.node.raft, process.node_id, self._lives[process]
+        compaction, raft, node, life = process.node.compaction, process.node.raft, process.node_id, self._records[process]
         take, swap, installed = compaction.take, compaction.replace_state, raft.installed
 
         def checked_take(machine: StateMachine, is_due: bool) -> None:
@@ -549,7 +549,7 @@ class Checks:
 
         def checked(sender: int, message: Message) -> None:
             if type(message) is RequestVoteReply and message.granted:
-                self._lives[process].votes.add((message.term, sender))
+                self._records[process].votes.add((message.term, sender))
             if type(message) is AppendEntriesReply:
                 step(sender, message)
                 progress = raft.progress.get(sender)
@@ -600,7 +600,7 @@ class Checks:
     def compare_states(self) -> None:
         """I12, and I17 to I24: equal places, equal states; and the state is what the model says."""
         digests: dict[int, tuple[str, int]] = {}
-        for process in self._lives:
+        for process in self._records:
             if not process.alive:
                 continue
             machine = process.node.machine
@@ -615,17 +615,17 @@ class Checks:
 
     def _compare_recent(self) -> None:
         """I12: what two nodes remember of the same entries is the same, so that whoever listens to one can go on at the other."""
-        alive = [process for process in self._lives if process.alive]
+        alive = [process for process in self._records if process.alive]
         if not alive:
             return
         last = min(process.node.machine.applied_index for process in alive)
-        first = max(process.node.recent.known_from for process in alive)
+        first = max(process.node.job_events.known_from for process in alive)
         told = [
             [
                 msgspec.structs.replace(recent[place], before=0)  # a position of the process
                 for place in range(recent.after((first, 0)), recent.after((last + 1, 0)))
             ]
-            for recent in (process.node.recent for process in alive)
+            for recent in (process.node.job_events for process in alive)
         ]
         for process, mine in zip(alive, told, strict=True):
             node, other = process.node_id, alive[0].node_id

@@ -86,7 +86,7 @@ class SimClient:
         self._held: list[tuple[int, int]] = []  # (job, token)
         self._asked = 0
         self._connections = 0
-        self._hurried = False
+        self._stopped_waiting = False
 
     @property
     def process(self) -> Process | None:
@@ -101,10 +101,10 @@ class SimClient:
         if verb == "leave":
             self.leave()
             return
-        if verb == "hurry":
-            self.hurry()
+        if verb == "stop waiting":
+            self.stop_waiting()
             return
-        if self._hurried:
+        if self._stopped_waiting:
             if self.pending:
                 return
             self.disconnect()  # it has every answer
@@ -138,17 +138,17 @@ class SimClient:
         if connection is not None:
             connection.process.soon(connection.leave)
 
-    def hurry(self) -> None:
+    def stop_waiting(self) -> None:
         """The client closes its side: it says no more, and still hears answers."""
-        if self._connection is not None and not self._hurried:
-            self._hurried = True
+        if self._connection is not None and not self._stopped_waiting:
+            self._stopped_waiting = True
             for call in self.pending:
-                call.hurried = True
-            self._connection.ask(lambda session: session.hurry())
+                call.stopped_waiting = True
+            self._connection.ask(lambda session: session.stop_waiting())
 
     def forget(self) -> None:
         """The connection is gone, whoever ended it."""
-        self._hurried = False
+        self._stopped_waiting = False
         self.pending.clear()
         self._held.clear()
         self._connection = None

@@ -12,11 +12,11 @@ import msgspec
 
 from raftd.jobs.budget import COSTS
 from raftd.jobs.commands import Settings
-from raftd.limits import ELECTION_TIMEOUT_MS, HEARTBEAT_MS, MAX_JOB_BYTES, SESSION_GRACE_MS, SNAPSHOT_LOG_BYTES
+from raftd.limits import ELECTION_TIMEOUT_MS, HEARTBEAT_MS, MAX_JOB_BYTES, SESSION_TIMEOUT_MS, SNAPSHOT_LOG_BYTES
 from raftd.node.loop import Node, NodeConfig
 from raftd.raft.ready import Persist
 from raftd.sim.disk import Disk, Keep, keep_nothing
-from raftd.sim.network import Network, Weather
+from raftd.sim.network import Network, NetworkConditions
 from raftd.sim.process import Process
 from raftd.sim.scheduler import Scheduler
 from raftd.wire.peer import PeerMessage
@@ -40,7 +40,7 @@ class SimCluster:
             "sim",
             ELECTION_TIMEOUT_MS,
             HEARTBEAT_MS,
-            Settings(MAX_JOB_BYTES, SESSION_GRACE_MS),
+            Settings(MAX_JOB_BYTES, SESSION_TIMEOUT_MS),
             SNAPSHOT_LOG_BYTES,
         )
         self.disks = {node: Disk() for node in self.config.voters}
@@ -49,7 +49,7 @@ class SimCluster:
         #: Errors after which a process ended itself.
         self.failures: list[tuple[int, BaseException]] = []
         self._random = Random(seed)
-        self.network = Network(self.scheduler, self._random, Weather((_LATENCY_US, _LATENCY_US), holds=False), self)
+        self.network = Network(self.scheduler, self._random, NetworkConditions((_LATENCY_US, _LATENCY_US), holds=False), self)
 
     def __getitem__(self, node: int) -> Node:
         return self.processes[node].node

@@ -59,7 +59,7 @@ def describe_machine(machine: StateMachine) -> list[Description]:
     gateways = {row.node: [row.incarnation, row.is_open, row.seq] for row in machine.gateways.values()}
     counts = machine.counts
     once = {
-        "room is scarce, level": [machine.room_is_scarce, machine.level],
+        "space is scarce, level": [machine.space_is_scarce, machine.level],
         "topics": list(machine.topics),
         "directories": machine.directories,
         "keys": [(key, used.first, used.jobs) for key, used in machine.keys.used.items() if machine.keys.find(key, machine.now_ms)],
@@ -112,7 +112,7 @@ def describe_model(model: Model) -> list[Description]:
     }
     gateways = dict(model.gateways)
     once = {
-        "room is scarce, level": [model.room_is_scarce, model.level],
+        "space is scarce, level": [model.space_is_scarce, model.level],
         "topics": model.topics,
         "directories": model.directories,
         "keys": [(key, ids[0], len(ids)) for key, _, ids in model.known_keys()],

@@ -38,7 +38,7 @@ _MOST_CALLS = 4_000
 _WAVE_MS = 60_000
 _WORKERS = 2
 _PIPELINE = 12
-_GOING = ("disconnect", "leave", "hurry", "reserve for ever", "crowd")
+_GOING = ("disconnect", "leave", "stop waiting", "reserve for ever", "crowd")
 
 
 class ConvergenceCheck:
@@ -66,14 +66,14 @@ class ConvergenceCheck:
                 sim.broken.add(node)
                 if node in sim.running and sim.random.random() < 0.5:
                     self._deaf.add(node)
-        sim.network.weather = msgspec.structs.replace(sim.network.weather, loss=0.0, double=0.0, reorder=0.0)
+        sim.network.conditions = msgspec.structs.replace(sim.network.conditions, loss=0.0, double=0.0, reorder=0.0)
         sim.network.heal()
         sim.network.interfere = self._hears
         sim.slow_until_us.clear()
         for disk in sim.disks.values():
             disk.mend()
-            disk.make_room()
-            disk.give_room()
+            disk.make_space()
+            disk.give_space()
         for node in sorted(sim.broken & sim.running.keys() - self._deaf):
             sim.end(sim.running[node], power=True)
         for client in sim.clients:
@@ -235,7 +235,7 @@ class ConvergenceCheck:
                 other for other, row in machine.gateways.items() if row.is_open and other not in self._alive
             ]
             contents["sessions that are gone, and tubes with jobs for others"] = machine.closing or machine.unmatched
-            contents["no room, as it says"] = machine.room_is_scarce
+            contents["no disk space, as it says"] = machine.space_is_scarce
             if self._alive.keys() == sim.checks.members:
                 contents["another feature level than it could have"] = machine.level != min(sim.levels[member] for member in self._alive)
             if raft.is_leader:

@@ -217,7 +217,7 @@ class Disk(MemoryFileSystem):
         """The process is interrupted at so many writes and syncs from now."""
         self._interrupt = (operations, power)
 
-    def make_room(self) -> None:
+    def make_space(self) -> None:
         """It is full no more."""
         self.is_full = False
 
@@ -226,11 +226,11 @@ class Disk(MemoryFileSystem):
         """Bytes in all files."""
         return sum(len(image.seen) for image in self.files.values())
 
-    def leave_room(self, size: int) -> None:
-        """Only so many bytes more, until `give_room`."""
+    def leave_space(self, size: int) -> None:
+        """Only so many bytes more, until `give_space`."""
         self.capacity = self.used + size
 
-    def give_room(self) -> None:
+    def give_space(self) -> None:
         self.capacity = None
 
     def free(self, path: str) -> int:

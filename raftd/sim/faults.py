@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import permutations
 
 from raftd.jobs.commands import FEATURE_LEVEL
-from raftd.raft.messages import AddMember, Address, PromoteMember, RemoveMember, Snapshot, TransferLead
+from raftd.raft.messages import AddMember, MemberAddress, PromoteMember, RemoveMember, Snapshot, TransferLead
 from raftd.raft.outcomes import AdminResult, Outcome
 from raftd.sim.checks import Violation
 from raftd.sim.disk import DAMAGES
@@ -145,7 +145,7 @@ class Faults:
                 sim.nodes.append(new)
                 sim.start_later(new, numbers[3] % sim.options.longest_ms)
 
-        asked.soon(asked.node.administer, AddMember(new, Address("sim", new)), answered)
+        asked.soon(asked.node.administer, AddMember(new, MemberAddress("sim", new)), answered)
         return True
 
     def _remove(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
@@ -175,7 +175,7 @@ class Faults:
             sim.end(process, power=True)
         sim.unusable.add(node)
         new = sim.spares.pop(0)
-        requests: list[AddMember | RemoveMember] = [RemoveMember(node), AddMember(new, Address("sim", new))]
+        requests: list[AddMember | RemoveMember] = [RemoveMember(node), AddMember(new, MemberAddress("sim", new))]
         if numbers[2] % 2:
             requests.reverse()
         asks = iter(range(_ASKED))
@@ -183,11 +183,11 @@ class Faults:
         def ask() -> None:
             if not requests or sim.healed or next(asks, None) is None:
                 return
-            door = sim.process_for(numbers[3])
-            if door is None:
+            process = sim.process_for(numbers[3])
+            if process is None:
                 sim.scheduler.after(_ASK_AGAIN_MS * _MS, ask)
             else:
-                door.soon(door.node.administer, requests[0], answered)
+                process.soon(process.node.administer, requests[0], answered)
 
         def answered(result: AdminResult) -> None:
             request = requests[0]
@@ -364,14 +364,14 @@ class Faults:
             for step in range(4):
                 for writer in writers:
                     sim.scheduler.after(step * 20 * _MS, writer.do, "put", (0, 0, step, 3))
-            look()
+            poll()
 
-        def look() -> None:
+        def poll() -> None:
             if sim.healed or sim.network.cut is not links:
                 return
             new = next((other for one, other in sorted(sim.running.items()) if one != leader and other.node.raft.is_leader), None)
             if new is None or (numbers[2] % 4 in (0, 3) and not new.node.raft.has_committed_own_entry):
-                sim.scheduler.after(_FORK_LOOK_US, look)
+                sim.scheduler.after(_FORK_LOOK_US, poll)
             elif numbers[2] % 4 == 1:
                 self._cut({*links, *self._links_of(new.node_id)}, _FORK_MS)
                 self._figure_8(leader, new)
@@ -404,9 +404,9 @@ class Faults:
                 return
             sim.end(new, power=True)
             sim.network.heal()
-            look()
+            poll()
 
-        def look() -> None:
+        def poll() -> None:
             nonlocal was_committed
             process = sim.running.get(old)
             raft = process.node.raft if process is not None else None
@@ -424,7 +424,7 @@ class Faults:
                     return
             else:
                 was_committed = raft.log.commit_index
-            sim.scheduler.after(_FORK_LOOK_US // 10, look)
+            sim.scheduler.after(_FORK_LOOK_US // 10, poll)
 
         wait_for_the_disk()
 
@@ -457,7 +457,7 @@ class Faults:
             return False
         looks = iter(range(_SNAPSHOT_LOOKS))
 
-        def look() -> None:
+        def poll() -> None:
             if sim.healed or next(looks, None) is None:
                 return
             leader = sim.running.get(sim.leader() or 0)
@@ -465,7 +465,7 @@ class Faults:
             if leader is not None and node in leader.node.raft.progress:
                 transfer = leader.node.raft.progress[node].transfer
             if leader is None or transfer is None or not 0 < (transfer.have or 0) < transfer.snapshot.size_bytes:
-                sim.scheduler.after(_SNAPSHOT_LOOK_US, look)
+                sim.scheduler.after(_SNAPSHOT_LOOK_US, poll)
                 return
             pair = min(node, leader.node_id), max(node, leader.node_id)
             choice = numbers[3] % 4
@@ -477,7 +477,7 @@ class Faults:
             else:
                 self._power(node if choice == 2 else leader.node_id, sim.running.get(node) if choice == 2 else leader, numbers, ms)
 
-        sim.scheduler.after(_AWAY_MS * _MS, look)
+        sim.scheduler.after(_AWAY_MS * _MS, poll)
         return True
 
     def _rotted_transfer(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
@@ -487,17 +487,17 @@ class Faults:
             return False
         looks = iter(range(_SNAPSHOT_LOOKS))
 
-        def look() -> None:
+        def poll() -> None:
             if sim.healed or next(looks, None) is None:
                 return
             receiving = sim.running.get(node)
             snapshots = receiving.store.snapshots if receiving is not None else None
             if snapshots is None or not snapshots.is_incomplete or not sim.disks[node].rot_received(sim.random):
-                sim.scheduler.after(_SNAPSHOT_LOOK_US, look)
+                sim.scheduler.after(_SNAPSHOT_LOOK_US, poll)
                 return
             sim.counted("rotted transfer: came")
 
-        sim.scheduler.after(_AWAY_MS * _MS, look)
+        sim.scheduler.after(_AWAY_MS * _MS, poll)
         return True
 
     def _backup(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
@@ -534,9 +534,9 @@ class Faults:
         members = sorted(sim.checks.members)
         member, nobody = members[numbers[3] % len(members)], 1_000
         request = (
-            AddMember(member, Address("sim", nobody)),
-            AddMember(0, Address("sim", nobody)),
-            AddMember(nobody, Address("no host name", nobody)),
+            AddMember(member, MemberAddress("sim", nobody)),
+            AddMember(0, MemberAddress("sim", nobody)),
+            AddMember(nobody, MemberAddress("no host name", nobody)),
             RemoveMember(nobody),
             PromoteMember(nobody),
             TransferLead(nobody),
@@ -579,14 +579,14 @@ class Faults:
         if disk.is_full:
             return False
         disk.is_full = True
-        self._sim.scheduler.after(ms * _MS, disk.make_room)
+        self._sim.scheduler.after(ms * _MS, disk.make_space)
         return True
 
     def _low_disk(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         sim = self._sim
         for disk in sim.disks.values() if numbers[2] % 2 else [sim.disks[node]]:
-            disk.leave_room(_LOW_BYTES[numbers[3] % len(_LOW_BYTES)])
-            sim.scheduler.after((_LOW_MS + ms) * _MS, disk.give_room)
+            disk.leave_space(_LOW_BYTES[numbers[3] % len(_LOW_BYTES)])
+            sim.scheduler.after((_LOW_MS + ms) * _MS, disk.give_space)
         return True
 
     def _damaged_disk(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:

@@ -15,7 +15,7 @@ import msgspec
 
 from raftd.sim.model import BATCH, CLOSE_SESSION, LEAVE, OUT_OF_MEMORY, PUT, PUT_MANY, RESERVE, TOUCH, Model
 
-#: Answers that may come with index 0: certainly not applied. (41: a request of the client door that was wrong.)
+#: Answers that may come with index 0: certainly not applied. (41: a request of the client listener that was wrong.)
 _REFUSALS = (OUT_OF_MEMORY, 41)
 
 #: A history of which more is unknown than this proves nothing.
@@ -38,7 +38,7 @@ class Call(msgspec.Struct):
     connection: int | None = None
     session: tuple[int, int, int] | None = None
     clock_ms: int = 0
-    hurried: bool = False  # its client had no more to say before it was answered: a reserve waits no longer then
+    stopped_waiting: bool = False  # its client had no more to say before it was answered: a reserve waits no longer then
 
     @property
     def is_read(self) -> bool:
@@ -90,7 +90,7 @@ def check(entries: Sequence[LogEntry], calls: Iterable[Call], model: Model | Non
 
 
 #: What the gateway asks for instead of any reserve, for a client that will say no more.
-_HURRIED = ([RESERVE, 0],)
+_WITHOUT_WAITING = ([RESERVE, 0],)
 
 
 class _Given(NamedTuple):
@@ -108,7 +108,9 @@ def _find_answer(call: Call, answers: dict[int, list[_Given]], problems: list[st
         return
     there = answers[call.index]
     who = (call.session[0], call.session[2]) if call.session is not None else call.who
-    wanted = {(_key(what), _key(call.answer)) for what in (call.what, *_HURRIED[: call.hurried and call.what[0] == RESERVE])}
+    wanted = {
+        (_key(what), _key(call.answer)) for what in (call.what, *_WITHOUT_WAITING[: call.stopped_waiting and call.what[0] == RESERVE])
+    }
     for place, given in enumerate(there):
         if (given.what, given.answer) in wanted and who in (None, given.who):
             del there[place]  # an answer is given to one
@@ -186,8 +188,10 @@ def _follow(commands: list[_Command], asked: list[Call], problems: list[str]) ->
     calls = iter(asked)
     for command in commands:
         for call in calls:
-            hurried = command.what in _HURRIED and call.what[0] == RESERVE and (call.hurried or call.answered is None)
-            if command.what == call.what or hurried:
+            without_waiting = (
+                command.what in _WITHOUT_WAITING and call.what[0] == RESERVE and (call.stopped_waiting or call.answered is None)
+            )
+            if command.what == call.what or without_waiting:
                 break
             if call.what[0] not in (PUT, PUT_MANY) or call.answered is not None:  # (a put may have been refused, and nobody heard of it)
                 problems.append(f"order: {command.what} in entry {command.entry} comes from a connection that asked for {call.what} next")
@@ -254,7 +258,7 @@ class _Asked:
 def _find_calls(commands: list[_Command], calls: list[Call], after: dict[int, int], problems: list[str]) -> None:
     """Each command that took effect belongs to a call, one that was not refused, and was asked for before."""
     asked: dict[bytes, _Asked] = defaultdict(_Asked)
-    hurried = _Asked()
+    without_waiting = _Asked()
     for call in sorted(calls, key=lambda call: call.index):
         if call.is_read:
             continue
@@ -262,14 +266,14 @@ def _find_calls(commands: list[_Command], calls: list[Call], after: dict[int, in
             asked[_key(call.what)].unknown.append(call)
             if call.what[0] == RESERVE and call.what[1] != 0:
                 # A client that will say no more waits for nothing either: its gateway asks with a timeout of 0 (docs/protocol.md).
-                hurried.unknown.append(call)
+                without_waiting.unknown.append(call)
         elif call.index:
             asked[_key(call.what)].answered.append(call)
-            if call.hurried and call.what[0] == RESERVE:
-                hurried.answered.append(call)
+            if call.stopped_waiting and call.what[0] == RESERVE:
+                without_waiting.answered.append(call)
     known = {call.session for call in calls}
     for command in commands:
         is_known = command.session in known
         found = asked[_key(command.what)].take(command, is_known, after)
-        if not found and not (command.what in _HURRIED and hurried.take(command, is_known, after)):
+        if not found and not (command.what in _WITHOUT_WAITING and without_waiting.take(command, is_known, after)):
             problems.append(f"phantom: nobody asked for {command.what}, which stands in entry {command.entry}")

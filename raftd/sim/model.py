@@ -88,7 +88,7 @@ class Model:
         self.puts: dict[str, int] = {}  # how many jobs were ever put into each tube, while it exists
         self.deletes: dict[str, int] = {}
         self.max_job_bytes = _MAX_JOB_BYTES
-        self.room_is_scarce = False
+        self.space_is_scarce = False
         self.level = 0
         self.topics: list[str] = []
         self.directories: dict[int, bytes] = {}
@@ -232,7 +232,7 @@ class Model:
             case [tag, max_job_bytes, _] if tag == SETTINGS:
                 self.max_job_bytes = max_job_bytes
             case [tag, is_scarce] if tag == ROOM:
-                self.room_is_scarce = is_scarce
+                self.space_is_scarce = is_scarce
             case [tag, level] if tag == FEATURES:
                 self.level = max(self.level, level)
             case [tag, node, directory_id] if tag == DIRECTORY:
@@ -422,7 +422,7 @@ class Model:
     def _put(self, key: Key, session: dict[str, Any], pri: int, delay_ms: int, ttr_ms: int, body: bytes, tube: str) -> list[Any]:
         if len(body) > self.max_job_bytes:
             return [JOB_TOO_BIG]
-        if self.room_is_scarce:
+        if self.space_is_scarce:
             return [OUT_OF_MEMORY]
         return [INSERTED, self._insert(tube or session["used"], pri, delay_ms, ttr_ms, body)]
 
@@ -446,7 +446,7 @@ class Model:
             return [NOT_FOUND]
         if any(len(body) > self.max_job_bytes for *_, body in jobs):
             return [JOB_TOO_BIG]
-        if self.room_is_scarce:
+        if self.space_is_scarce:
             return [OUT_OF_MEMORY]
         self.steps += len(jobs) * self._cost["job"]
         ids = [self._insert(tube, *job) for job in jobs]

@@ -25,9 +25,9 @@ from raftd.jobs.timers import Kind
 from raftd.node import gateway
 from raftd.node.admission import Admission
 from raftd.node.gateway import Gateway
-from raftd.node.job_events import Recent
+from raftd.node.job_events import JobEventBuffer
 from raftd.node.loop import Node
-from raftd.node.proposals import Housekeeping
+from raftd.node.proposals import LeaderProposals
 from raftd.node.reads import Reads
 from raftd.node.session import Read, Session
 from raftd.raft.core import Leadership, Raft
@@ -310,7 +310,7 @@ def _any_disk_is_taken(original: Any) -> Any:
     return check
 
 
-@_mutant("directories that only the one who met them knows", Housekeeping, "_look_at_directories")
+@_mutant("directories that only the one who met them knows", LeaderProposals, "_propose_directories")
 def _directories_known_to_one(original: Any) -> Any:
     return lambda self, machine: None
 
@@ -400,7 +400,7 @@ def _match_falls(original: Any) -> Any:
 # -- sessions ----------------------------------------------------------------------------------
 
 
-@_mutant("dead gateway never closed", Housekeeping, "_propose_once")
+@_mutant("dead gateway never closed", LeaderProposals, "_propose_once")
 def _dead_gateway_never_closed(original: Any) -> Any:
     return lambda self, key, payload: False if isinstance(payload, c.CloseGateway) else original(self, key, payload)
 
@@ -623,7 +623,7 @@ def _job_given_to_two(original: Any) -> Any:
 def _close_drops_the_reservations(original: Any) -> Any:
     def close_sessions(self: StateMachine) -> None:
         for session in self.closing:
-            session.give_away()
+            session.give_to_tokens()
         original(self)
 
     return close_sessions
@@ -919,13 +919,13 @@ def _learner_counted(original: Any) -> Any:
     return advance
 
 
-@_mutant("joint halves merged", Membership, "_look")
+@_mutant("joint halves merged", Membership, "_update")
 def _joint_halves_merged(original: Any) -> Any:
-    def look(self: Membership) -> None:
+    def update(self: Membership) -> None:
         original(self)
         self.halves = (self.voters,)
 
-    return look
+    return update
 
 
 @_mutant("configuration in effect without its majority", Leadership, "committed")
@@ -970,7 +970,7 @@ def _keys_not_in_the_snapshot(original: Any) -> Any:
     return load
 
 
-@_mutant("what is left is given back", JobSession, "give_away")
+@_mutant("what is left is given back", JobSession, "give_to_tokens")
 def _left_is_given_back(original: Any) -> Any:
     return lambda self: None
 
@@ -986,9 +986,9 @@ def _undeclared_keeps_its_place(original: Any) -> Any:
     return undeclare
 
 
-@_mutant("places counted by the process", Recent, "_add")
+@_mutant("places counted by the process", JobEventBuffer, "_add")
 def _places_counted_by_the_process(original: Any) -> Any:
-    def add(self: Recent, *what: Any) -> None:
+    def add(self: JobEventBuffer, *what: Any) -> None:
         self._last = (self._machine.applied_index, self.end)
         original(self, *what)
 
@@ -998,20 +998,20 @@ def _places_counted_by_the_process(original: Any) -> Any:
 # -- room and features -------------------------------------------------------------------------
 
 
-@_mutant("puts without room", StateMachine, "_put")
-def _puts_without_room(original: Any) -> Any:
+@_mutant("puts without space", StateMachine, "_put")
+def _puts_without_space(original: Any) -> Any:
     def put(self: StateMachine, *args: Any) -> Any:
-        before, self.room_is_scarce = self.room_is_scarce, False
+        before, self.space_is_scarce = self.space_is_scarce, False
         try:
             return original(self, *args)
         finally:
-            self.room_is_scarce = before
+            self.space_is_scarce = before
 
     return put
 
 
-@_mutant("room never comes back", Replication, "answered")
-def _room_never_comes_back(original: Any) -> Any:
+@_mutant("space never comes back", Replication, "answered")
+def _space_never_comes_back(original: Any) -> Any:
     def answered(self: Replication, progress: Progress, message: AppendEntriesReply) -> bool:
         was_low = progress.is_low_on_disk
         news: bool = original(self, progress, message)
@@ -1021,10 +1021,10 @@ def _room_never_comes_back(original: Any) -> Any:
     return answered
 
 
-@_mutant("features before all know them", Housekeeping, "_look_at_levels")
+@_mutant("features before all know them", LeaderProposals, "_propose_level")
 def _features_before_all_know_them(original: Any) -> Any:
-    def look(self: Housekeeping, machine: StateMachine) -> None:
+    def poll(self: LeaderProposals, machine: StateMachine) -> None:
         if self._level > machine.level:
             self._propose_once(c.Features(self._level), c.Features(self._level))
 
-    return look
+    return poll

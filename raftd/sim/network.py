@@ -43,7 +43,7 @@ class Process(Protocol):
     def told(self, line: str) -> None: ...
 
 
-class Weather(msgspec.Struct):
+class NetworkConditions(msgspec.Struct):
     """How the network treats frames. Rates are per frame."""
 
     delay_us: tuple[int, int] = (500, 500)
@@ -89,13 +89,13 @@ class Connection:
 
 
 class Network:
-    def __init__(self, scheduler: Scheduler, random: Random, weather: Weather, observer: Observer) -> None:
-        self.weather = weather
+    def __init__(self, scheduler: Scheduler, random: Random, conditions: NetworkConditions, observer: Observer) -> None:
+        self.conditions = conditions
         #: Directed links on which nothing arrives.
         self.cut: set[tuple[int, int]] = set()
         #: How much longer a directed link takes at present, in microseconds.
         self.clogged: dict[tuple[int, int], int] = {}
-        #: For tests: decides for (sender, receiver, message) how many copies arrive; None: as the weather is.
+        #: For tests: decides for (sender, receiver, message) how many copies arrive; None: as the conditions is.
         self.interfere: Callable[[int, int, PeerMessage], int] | None = None
         self.running: dict[int, Process] = {}
         self._scheduler = scheduler
@@ -197,17 +197,17 @@ class Network:
             return
         self._observer.leaving(process.node_id, to, message)
         data = encode(message)
-        weather, random = self.weather, self._random
+        conditions, random = self.conditions, self._random
         copies = 1
         if self.interfere is not None:
             copies = self.interfere(sender, to, message)
-        elif weather.loss and random.random() < weather.loss:
+        elif conditions.loss and random.random() < conditions.loss:
             self._observer.counted("frame lost")
             copies = 0
-        elif weather.double and random.random() < weather.double:
+        elif conditions.double and random.random() < conditions.double:
             self._observer.counted("frame doubled")
             copies = 2
-        if copies and weather.reorder and random.random() < weather.reorder:
+        if copies and conditions.reorder and random.random() < conditions.reorder:
             self._observer.counted("frame overtaken")
             self._alone(connection, to, data)
             copies -= 1
@@ -236,10 +236,10 @@ class Network:
         end.process.soon(end.process.node.receive, end.peer, decode(body))
 
     def _transmit(self, connection: Connection, sender: int, to: int, data: bytes) -> None:
-        if (sender, to) in self.cut and not self.weather.holds:
+        if (sender, to) in self.cut and not self.conditions.holds:
             return
         pieces = [data]
-        if self.weather.split and len(data) > 1 and self._random.random() < self.weather.split:
+        if self.conditions.split and len(data) > 1 and self._random.random() < self.conditions.split:
             self._observer.counted("frame split")
             at = self._random.randrange(1, len(data))
             pieces = [data[:at], data[at:]]
@@ -263,7 +263,7 @@ class Network:
             self.break_connection(one, other)
 
     def _delay_us(self, sender: int, to: int) -> int:
-        least, most = self.weather.delay_us
+        least, most = self.conditions.delay_us
         delay_us = least if least == most else self._random.randrange(least, most)
         return delay_us + self.clogged.get((sender, to), 0)
 
@@ -273,7 +273,7 @@ class Network:
         if connection.is_broken or not end.process.alive:
             return
         if (end.peer, to) in self.cut:
-            if self.weather.holds:
+            if self.conditions.holds:
                 self._hold(connection, to, number, data)
             else:
                 # part of a frame is gone: no TCP goes on after that

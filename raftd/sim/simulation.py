@@ -44,7 +44,7 @@ class Simulation:
         self.disks = {node: Disk(options.sector_bytes) for node in everybody}
         self.costs = BUDGETS[options.budget]
         self.checks = Checks(self.disks, self.nodes, max(1, options.election_timeout_ms // TICK_MS), self.costs)
-        self.network = Network(self.scheduler, self.random, options.weather, self)
+        self.network = Network(self.scheduler, self.random, options.conditions, self)
         self.running: dict[int, Process] = {}
         #: Ids of jobs that any client was told of.
         self.jobs: list[int] = []
@@ -168,7 +168,7 @@ class Simulation:
             "sim",
             options.election_timeout_ms,
             options.heartbeat_ms,
-            Settings(MAX_JOB_BYTES, options.session_grace_ms),
+            Settings(MAX_JOB_BYTES, options.session_timeout_ms),
             options.snapshot_log_bytes,
             level=self.levels.setdefault(node, max(self.levels.values())),
         )

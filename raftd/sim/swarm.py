@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from raftd.jobs.budget import COSTS, Costs
-from raftd.sim.network import Weather
+from raftd.sim.network import NetworkConditions
 
 #: How long faults go on, in milliseconds, and how much is asked of the cluster meanwhile.
 FAULT_MS = 20_000
@@ -71,8 +71,8 @@ class Options(msgspec.Struct, frozen=True):
     spares: int  # more of them, which may be added
     election_timeout_ms: int
     heartbeat_ms: int
-    session_grace_ms: int
-    weather: Weather
+    session_timeout_ms: int
+    conditions: NetworkConditions
     faults: dict[str, float]
     longest_ms: int  # that a fault lasts, or that a machine is off
     disk_us: tuple[int, int]
@@ -113,7 +113,7 @@ VERBS = {
     "put once": 5,
     "undeclare": 1,
     "leave": 2,
-    "hurry": 2,
+    "stop waiting": 2,
     "hostile": 1,
     "crowd": 1,
     "flood": 1,
@@ -181,8 +181,8 @@ def draw(seed: int) -> Options:
         spares=spares,
         election_timeout_ms=election_timeout_ms,
         heartbeat_ms=random.choice((20, 50)),
-        session_grace_ms=random.choice((2 * election_timeout_ms, 1_500, 5_000)),
-        weather=Weather(
+        session_timeout_ms=random.choice((2 * election_timeout_ms, 1_500, 5_000)),
+        conditions=NetworkConditions(
             (random.choice((50, 200, 500)), slowest_ms * 1_000), rate(0.1), rate(0.1), rate(0.1), rate(0.3), random.random() < 0.6
         ),
         faults=known,

@@ -139,16 +139,16 @@ def read_log(fs: FileSystem, directory: str) -> Log:
     return Log(identity, entries, meta, recovered.tail)
 
 
-def steady(fs: FileSystem, directory: str, look: Callable[[], _T], is_good: Callable[[_T], bool]) -> _T:
+def steady(fs: FileSystem, directory: str, read: Callable[[], _T], is_good: Callable[[_T], bool]) -> _T:
     """What `look` gives. A node that runs may purge meanwhile, and what was read at two times does not fit together: then it is asked
     again. Raises what `look` raises."""
     for _ in range(_LOOKS):
         before = VoteFile(fs, directory).read()
         try:
-            found = look()
+            found = read()
             if is_good(found) or VoteFile(fs, directory).read() == before:
                 return found
         except (CorruptionError, OSError):
             if VoteFile(fs, directory).read() == before:
                 raise
-    return look()
+    return read()

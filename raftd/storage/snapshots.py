@@ -149,7 +149,7 @@ def _newest(fs: FileSystem, directory: str) -> SnapshotReader | None:
     return reader
 
 
-def look_at_snapshots(fs: FileSystem, directory: str) -> Meta | None:
+def inspect_snapshots(fs: FileSystem, directory: str) -> Meta | None:
     """What the newest is of; only that is read."""
     newest = _newest(fs, directory)
     return newest.meta if newest is not None else None

@@ -24,7 +24,7 @@ from raftd.raft.ready import NO_BASE, Base, Persist
 from raftd.storage.filesystem import FileSystem
 from raftd.storage.log import Recovered, SegmentedLog
 from raftd.storage.records import Damage, new_id
-from raftd.storage.snapshots import Copier, Meta, Snapshots, Worker, look_at_snapshots
+from raftd.storage.snapshots import Copier, Meta, Snapshots, Worker, inspect_snapshots
 from raftd.storage.vote import Identity, VoteFile
 
 Done = Callable[[], None]
@@ -78,10 +78,10 @@ def examine(fs: FileSystem, directory: str, identity: Identity, base: Base, log:
     return recovered
 
 
-def look(fs: FileSystem, directory: str) -> tuple[Identity | None, Recovered]:
+def examine_directory(fs: FileSystem, directory: str) -> tuple[Identity | None, Recovered]:
     """What a data directory holds, which is left as it is. Raises CorruptionError."""
     identity = VoteFile(fs, directory).read()
-    meta = look_at_snapshots(fs, f"{directory}/snap")
+    meta = inspect_snapshots(fs, f"{directory}/snap")
     first = identity.first_segment if identity is not None else 1
     return identity, SegmentedLog(fs, f"{directory}/log", bytes).recover(first, meta.base if meta is not None else NO_BASE)
 
@@ -247,7 +247,7 @@ class Store:
 
     # -- room ---------------------------------------------------------------------------------
 
-    def measure_room(self, done: Done) -> None:
+    def measure_free_space(self, done: Done) -> None:
         """Look anew how many bytes are free, then call `done`; every write looks too."""
 
         def measured(error: BaseException | None) -> None:

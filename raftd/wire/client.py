@@ -1,4 +1,4 @@
-"""What the client door and a client say to each other.
+"""What the client listener and a client say to each other.
 
 A client sends a hello, then requests, each with an id of its own choosing; the node answers each with
 that id and the log index at which it was applied there. Requests of one connection take effect in order.
@@ -86,7 +86,7 @@ class MembersRequest(_Request, frozen=True, tag=9):
 
 
 class AddMemberRequest(_Request, frozen=True, tag=10):
-    """Make `node` a learner, which becomes a voter by itself once it has caught up. `client` 0: it has no client door."""
+    """Make `node` a learner, which becomes a voter by itself once it has caught up. `client` 0: it has no client listener."""
 
     node: int
     host: str
@@ -162,7 +162,7 @@ class Status(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     snapshot_bytes: int
     free_bytes: int
     is_low_on_disk: bool
-    room_is_scarce: bool
+    space_is_scarce: bool
     is_draining: bool
     gateways: list[tuple[int, int, bool, int]]
     jobs: tuple[int, int, int, int]

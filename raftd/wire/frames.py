@@ -1,6 +1,6 @@
 """Length-prefixed frames: four bytes, big-endian, then that many bytes.
 
-The first frame of a connection, in each direction, is a hello: a magic that names the door, one byte of
+The first frame of a connection, in each direction, is a hello: a magic that names the listener, one byte of
 protocol version, and a struct. Everything else is one struct a frame.
 """
 

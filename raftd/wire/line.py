@@ -49,7 +49,7 @@ class Put(NamedTuple):
 
 
 def is_tube_name(name: str) -> bool:
-    """Whether every door accepts it: 1–200 of A-Za-z0-9-+/;.$_() and no leading dash."""
+    """Whether every listener accepts it: 1–200 of A-Za-z0-9-+/;.$_() and no leading dash."""
     return name.isascii() and _TUBE.fullmatch(name.encode()) is not None
 
 

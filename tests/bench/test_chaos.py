@@ -32,13 +32,13 @@ class Peer(Protocol):
         while (body := self._decoder.next_frame()) is not None:
             self.got.append(body)
         self.in_frame = self._decoder.is_in_frame
-        self._look()
+        self._poll()
 
     def connectionLost(self, reason: object = None) -> None:
         self.is_gone = True
-        self._look()
+        self._poll()
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         for count, wait in list(self._waits):
             if self.is_gone or len(self.got) >= count:
                 self._waits.remove((count, wait))
@@ -47,7 +47,7 @@ class Peer(Protocol):
     def wait_for(self, count: int) -> Deferred[None]:
         wait: Deferred[None] = Deferred()
         self._waits.append((count, wait))
-        self._look()
+        self._poll()
         return wait
 
 

@@ -159,7 +159,7 @@ def test_status_watches_until_it_is_stopped(tmp_path):
         watching = subprocess.Popen(
             [*RAFTD, "status", "--watch", "--config", str(cluster.config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        heads = [line for line in (watching.stdout.readline() for _ in range(4)) if b"client door" in line]
+        heads = [line for line in (watching.stdout.readline() for _ in range(4)) if b"client listener" in line]
         assert len(heads) == 2  # and again
         watching.send_signal(signal.SIGINT)
         watching.communicate(timeout=20)

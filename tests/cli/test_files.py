@@ -13,7 +13,7 @@ import pytest
 
 from raftd.bench.local import free_ports, wait_for
 from raftd.cli.recover import found_new_cluster
-from raftd.raft.messages import Address
+from raftd.raft.messages import MemberAddress
 from tests.cli.test_commands import RAFTD, run
 from tests.processes.harness import ProcessCluster
 
@@ -258,7 +258,7 @@ def test_a_damaged_backup_is_refused_and_nothing_is_changed(lived, tmp_path, dam
 
 
 def test_a_node_that_runs_is_not_restored_beside(lived, tmp_path):
-    """It would write into the new directory, whatever its own is called by now. What listens at its peer door is taken for it."""
+    """It would write into the new directory, whatever its own is called by now. What listens at its peer listener is taken for it."""
     cluster = ProcessCluster(tmp_path, 1)
     with socket.create_server(cluster.address(1, "peer")):
         refused = run("restore", str(lived / "backup"), "--config", str(cluster.config))
@@ -283,11 +283,11 @@ def test_nothing_of_somebody_else_is_overwritten(lived, tmp_path):
 def test_what_cannot_be_backed_up_or_restored_is_said(lived, tmp_path):
     again = run("backup", str(lived / "backup"), "--directory", str(lived / "data/1"))
     assert (again.returncode, "is there already: nothing was changed" in again.stderr) == (1, True)
-    nobody = run("backup", str(tmp_path / "file"), "--at", f"127.0.0.1:{free_ports(1)[0]}")
+    nobody = run("backup", str(tmp_path / "file"), "--endpoint", f"127.0.0.1:{free_ports(1)[0]}")
     assert (nobody.returncode, "no answer: 127.0.0.1:" in nobody.stderr) == (1, True)
     none = run("restore", str(tmp_path / "none"), "--data", str(tmp_path / "new"))
     assert (none.returncode, "there is no such file" in none.stderr) == (1, True)
-    both = run("backup", str(tmp_path / "file"), "--directory", "x", "--at", "127.0.0.1:1")
+    both = run("backup", str(tmp_path / "file"), "--directory", "x", "--endpoint", "127.0.0.1:1")
     assert both.returncode == 2
     missing = run("backup", str(tmp_path / "file"), "--directory", str(tmp_path / "nothing"))
     assert (missing.returncode, "there is no data directory" in missing.stderr) == (1, True)
@@ -381,7 +381,7 @@ def test_a_new_cluster_that_cannot_take_its_place_leaves_everything_as_it_was(li
 
     monkeypatch.setattr(os, "rename", fails_when_it_counts)
     with pytest.raises(OSError, match="no"):
-        found_new_cluster(str(data / "1"), 1, Address("127.0.0.1", free_ports(1)[0], 0), lambda text: None)
+        found_new_cluster(str(data / "1"), 1, MemberAddress("127.0.0.1", free_ports(1)[0], 0), lambda text: None)
     assert len(renamed) == 1
     assert sorted(path.relative_to(data) for path in data.rglob("*")) == before
 

@@ -1,1 +1,1 @@
-"""The served specification of `/v1`, held against what the door does, by schemathesis."""
+"""The served specification of `/v1`, held against what the listener does, by schemathesis."""

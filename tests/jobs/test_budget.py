@@ -296,7 +296,7 @@ def test_paused_tubes_that_go_are_charged():
 
 
 def test_the_number_of_a_session_that_is_being_closed_is_not_given_again():
-    """No gateway does so. The peer door knows no passwords yet: entries of a gateway that does must not stop the nodes."""
+    """No gateway does so. The peer listener knows no passwords yet: entries of a gateway that does must not stop the nodes."""
     queue = Measured()
     watching(queue, sessions=100, tubes=600, waiting=True)
     queue.do(c.CloseSession(101))

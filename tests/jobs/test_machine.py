@@ -438,9 +438,9 @@ def test_a_put_that_was_refused_leaves_its_key_free():
     queue = Queue()
     too_big = b"x" * (queue.machine.settings.max_job_size + 1)
     assert queue.do(many(b"small", too_big, key="k")) == [(1, r.JobTooBig())]
-    queue.entry(c.Room(True))
+    queue.entry(c.DiskSpace(True))
     assert queue.do(many(b"small", key="k")) == [(1, r.OutOfMemory())]
-    queue.entry(c.Room(False))
+    queue.entry(c.DiskSpace(False))
     assert queue.do(many(b"small", key="k")) == [(1, r.InsertedMany(1, 1, False))]
 
 

@@ -141,7 +141,7 @@ def test_those_who_ask_again_and_again_share_a_snapshot_and_two_stay_at_most():
 
 def test_a_node_that_is_low_on_disk_gives_no_backup():
     cluster = filled()
-    cluster.disks[2].leave_room(100_000)
+    cluster.disks[2].leave_space(100_000)
     cluster.run(1_000)
     asked = Asked(cluster, 2)
     assert asked.answers == [(None, "the disk of this node is low: ask another, or make room")]
@@ -171,6 +171,6 @@ def test_one_that_nobody_asks_for_any_more_goes_by_itself_and_at_once_on_a_low_d
     cluster.run(4_000)
     assert snapshots(cluster) == 1
     cluster = with_two()
-    cluster.disks[2].leave_room(100_000)
+    cluster.disks[2].leave_space(100_000)
     cluster.run(1_000)
     assert snapshots(cluster) == 1

@@ -14,7 +14,7 @@ from tests.node.test_loop import Client, follower, started
 
 
 def scarce(cluster: SimCluster) -> set[bool]:
-    return {process.node.machine.room_is_scarce for process in cluster.processes.values()}
+    return {process.node.machine.space_is_scarce for process in cluster.processes.values()}
 
 
 def put(cluster: SimCluster, node: int) -> object:
@@ -27,7 +27,7 @@ def put(cluster: SimCluster, node: int) -> object:
 
 def test_one_low_disk_of_three_is_no_reason_to_refuse_puts():
     cluster = started()
-    cluster.disks[follower(cluster)].leave_room(1 << 20)
+    cluster.disks[follower(cluster)].leave_space(1 << 20)
     cluster.run(3_000)
     assert scarce(cluster) == {False}
     assert type(put(cluster, cluster.leader)) is r.Inserted
@@ -42,7 +42,7 @@ def test_two_low_disks_of_three_refuse_puts_everywhere_until_there_is_room(whose
     worker = Client(cluster, others[0])
     worker.put(b"before")
     for node in low:
-        cluster.disks[node].leave_room(1 << 20)
+        cluster.disks[node].leave_space(1 << 20)
     assert cluster.run(3_000, lambda: scarce(cluster) == {True})
     assert [type(put(cluster, node)) for node in cluster.config.voters] == [r.OutOfMemory] * 3
     worker.reserve()
@@ -50,7 +50,7 @@ def test_two_low_disks_of_three_refuse_puts_everywhere_until_there_is_room(whose
     worker.submit(delete(worker))
     cluster.run(500)
     assert [type(told) for told in worker.told] == [r.Inserted, r.Reserved, r.Deleted]  # what makes room goes on
-    cluster.disks[low[0]].give_room()
+    cluster.disks[low[0]].give_space()
     assert cluster.run(3_000, lambda: scarce(cluster) == {False})
     assert type(put(cluster, leader)) is r.Inserted
 
@@ -66,11 +66,11 @@ def test_a_put_that_stands_in_the_log_behind_the_entry_is_refused_too():
     node = follower(cluster)
     cluster.network.interfere = lambda sender, to, message: 0 if to == node else 1
     for other in cluster.config.voters:
-        cluster.disks[other].leave_room(1 << 20)
-    cluster.run(1_500, lambda: cluster[cluster.leader].machine.room_is_scarce)
+        cluster.disks[other].leave_space(1 << 20)
+    cluster.run(1_500, lambda: cluster[cluster.leader].machine.space_is_scarce)
     cluster.network.interfere = None
     client = Client(cluster, node)
-    assert not cluster[node].gateway.room_is_scarce
+    assert not cluster[node].gateway.space_is_scarce
     client.put(b"too late")
     assert cluster.run(3_000, lambda: bool(client.told))
     assert client.told == [r.OutOfMemory()]
@@ -83,7 +83,7 @@ def test_a_node_that_is_not_heard_has_no_room_to_offer():
     cluster = started()
     leader = cluster.leader
     others = [node for node in cluster.config.voters if node != leader]
-    cluster.disks[others[0]].leave_room(1 << 20)
+    cluster.disks[others[0]].leave_space(1 << 20)
     cluster.run(2_000)
     assert scarce(cluster) == {False}
     cluster.crash(others[1])
@@ -95,7 +95,7 @@ def test_a_node_that_is_not_heard_has_no_room_to_offer():
 def test_a_new_leader_goes_on_with_what_was_decided():
     cluster = started()
     for disk in cluster.disks.values():
-        disk.leave_room(1 << 20)
+        disk.leave_space(1 << 20)
     assert cluster.run(3_000, lambda: scarce(cluster) == {True})
     old = cluster.leader
     cluster.crash(old)
@@ -103,7 +103,7 @@ def test_a_new_leader_goes_on_with_what_was_decided():
     cluster.run(1_000)
     assert scarce(cluster) == {True}
     for disk in cluster.disks.values():
-        disk.give_room()
+        disk.give_space()
     assert cluster.run(3_000, lambda: scarce(cluster) == {False})
 
 
@@ -119,7 +119,7 @@ def test_a_low_disk_is_compacted_sooner_and_no_generation_of_log_stays(monkeypat
         client.put(b"x" * 500)
         cluster.run(20)
     assert cluster[1].raft.log.offset == 0  # so far nothing was compacted
-    cluster.disks[1].leave_room(1 << 20)
+    cluster.disks[1].leave_space(1 << 20)
     cluster.run(2_000)
     assert scarce(cluster) == {True}
     for told in list(client.told):
@@ -148,7 +148,7 @@ def scaled(monkeypatch):
 
 def on_disks_of(size: int, count: int = 3) -> SimCluster:
     cluster = SimCluster(count)
-    cluster.config = msgspec.structs.replace(cluster.config, snapshot_log_bytes=256 * KILO, disk_low_bytes=0)
+    cluster.config = msgspec.structs.replace(cluster.config, snapshot_log_bytes=256 * KILO, min_free_disk_bytes=0)
     for disk in cluster.disks.values():
         disk.capacity = size
     cluster.start()
@@ -201,7 +201,7 @@ def test_a_snapshot_that_is_being_written_makes_no_disk_low(scaled):
     _, ids = put_until_refused(cluster, 200)
     assert len(ids) == 200
     assert cluster[1].raft.snapshot is not None
-    room = [entry for entry in all_entries(cluster) if c.decode_payload(entry) == c.Room(True)]
+    room = [entry for entry in all_entries(cluster) if c.decode_payload(entry) == c.DiskSpace(True)]
     assert not room
 
 
@@ -213,13 +213,13 @@ def all_entries(cluster: SimCluster) -> list[bytes]:
 def rooms(cluster: SimCluster, node: int, since: int) -> list[bool]:
     log = cluster[node].raft.log
     payloads = [c.decode_payload(entry.data) for entry in log.slice(since + 1, log.last_index) if entry.kind is EntryKind.BATCH]
-    return [payload.is_scarce for payload in payloads if isinstance(payload, c.Room)]
+    return [payload.is_scarce for payload in payloads if isinstance(payload, c.DiskSpace)]
 
 
 def test_a_new_leader_that_is_low_waits_for_the_others_to_say_that_they_are_not():
     cluster = started()
     heir = follower(cluster)
-    cluster.disks[heir].leave_room(KILO)
+    cluster.disks[heir].leave_space(KILO)
     cluster.run(2_000)
     since = cluster[heir].raft.log.last_index
     results: list[AdminResult] = []
@@ -233,7 +233,7 @@ def test_a_low_node_that_starts_again_says_so_at_once():
     cluster = started()
     low = [node for node in cluster.config.voters if node != cluster.leader]
     for node in low:
-        cluster.disks[node].leave_room(100 * KILO)
+        cluster.disks[node].leave_space(100 * KILO)
     assert cluster.run(3_000, lambda: scarce(cluster) == {True})
     since = cluster[cluster.leader].raft.log.last_index
     cluster.crash(low[0])
@@ -246,12 +246,12 @@ def test_a_follower_that_is_sent_a_snapshot_offers_no_room(scaled):
     cluster = started()
     leader = cluster.leader
     slow = follower(cluster)
-    cluster.disks[leader].leave_room(100 * KILO)
+    cluster.disks[leader].leave_space(100 * KILO)
     cluster.run(1_000)
     assert scarce(cluster) == {False}
     other = next(node for node in cluster.config.voters if node not in (leader, slow))
     progress = cluster[leader].raft.progress
     progress[slow].send_snapshot(Snapshot(1, 1, 1_000, 0))
-    assert cluster[leader].raft.lead().has_room is False
-    cluster.disks[leader].give_room()
+    assert cluster[leader].raft.lead().has_space is False
+    cluster.disks[leader].give_space()
     assert progress[other].transfer is None

@@ -7,7 +7,7 @@ import pytest
 
 from raftd.errors import TooOld
 from raftd.jobs.commands import FEATURE_LEVEL, Features, encode_payload
-from raftd.raft.messages import AddMember, Address, EntryKind
+from raftd.raft.messages import AddMember, EntryKind, MemberAddress
 from raftd.raft.outcomes import DONE, AdminResult
 from raftd.sim.cluster import SimCluster
 from raftd.wire.peer import RefusalCode
@@ -112,7 +112,7 @@ def test_a_level_never_sinks():
 def test_a_learner_that_has_not_been_heard_holds_the_level_back():
     cluster = started()
     results: list[AdminResult] = []
-    cluster[cluster.leader].administer(AddMember(4, Address("sim", 4)), results.append)
+    cluster[cluster.leader].administer(AddMember(4, MemberAddress("sim", 4)), results.append)
     cluster.run(500)
     assert results == [DONE]
     for node in cluster.config.voters:

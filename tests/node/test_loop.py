@@ -18,7 +18,7 @@ from raftd.jobs.budget import ABANDONED_STEPS, ANSWERS_STEPS, APPLY_STEPS, COSTS
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import dump, load
 from raftd.node.gateway import Gateway
-from raftd.raft.messages import AddMember, Address, AppendEntries, EntryKind, InstallSnapshot, RemoveMember
+from raftd.raft.messages import AddMember, AppendEntries, EntryKind, InstallSnapshot, MemberAddress, RemoveMember
 from raftd.raft.outcomes import DONE, AdminResult, Outcome
 from raftd.sim.cluster import SimCluster
 from raftd.sim.disk import Disk
@@ -408,7 +408,7 @@ def test_r28_who_said_hello_before_it_was_known_as_a_member_is_recognised_by_its
     node = cluster[follower(cluster)]
     assert node.handle_hello(hello, lambda: None) is None
     results: list[AdminResult] = []
-    cluster[cluster.leader].administer(AddMember(4, Address("127.0.0.1", 7_004)), results.append)
+    cluster[cluster.leader].administer(AddMember(4, MemberAddress("127.0.0.1", 7_004)), results.append)
     cluster.run(200)
     assert results == [DONE]
     assert node._store.identity.peers[4] == b"z" * 16
@@ -428,7 +428,7 @@ def test_a_frame_of_the_leader_that_takes_long_is_no_reason_for_an_election():
 
 def test_the_first_put_of_a_new_cluster_knows_its_settings():
     cluster = SimCluster(1)
-    cluster.config = msgspec.structs.replace(cluster.config, settings=c.Settings(200_000, limits.SESSION_GRACE_MS))
+    cluster.config = msgspec.structs.replace(cluster.config, settings=c.Settings(200_000, limits.SESSION_TIMEOUT_MS))
     cluster.start()
     client = Client(cluster, 1)
     client.put(b"x" * 100_000)
@@ -533,7 +533,7 @@ def test_a_gateway_that_was_closed_in_the_snapshot_drops_its_clients_and_opens_a
     client.reserve(None)
     cluster.run(100)
     cluster.partition({away}, {1, 2, 3} - {away})
-    cluster.run(limits.SESSION_GRACE_MS + 2_000)
+    cluster.run(limits.SESSION_TIMEOUT_MS + 2_000)
     writer = Client(cluster, cluster.leader)
     purge_beyond(cluster, away, writer)
     caught_up(cluster)
@@ -624,7 +624,7 @@ def test_what_an_operator_asks_during_an_election_waits_for_the_leader():
     cluster.run(200, lambda: cluster[asked].raft.leader == 0)
     cluster[asked].raft.leader = 0  # it has just heard that there is none
     results: list[AdminResult] = []
-    cluster[asked].administer(AddMember(9, Address("sim", 9)), results.append)
+    cluster[asked].administer(AddMember(9, MemberAddress("sim", 9)), results.append)
     assert results == []
     assert cluster.run(4_000, lambda: bool(results))
     assert results == [DONE]
@@ -638,7 +638,7 @@ def test_without_a_quorum_an_operator_hears_that_there_is_no_leader():
             cluster.crash(node)
     cluster.run(2_000)
     results: list[AdminResult] = []
-    cluster[asked].administer(AddMember(9, Address("sim", 9)), results.append)
+    cluster[asked].administer(AddMember(9, MemberAddress("sim", 9)), results.append)
     cluster.run(4_000)
     assert results == []
     cluster.run(2_000)
@@ -730,7 +730,7 @@ def test_reads_of_a_gateway_that_was_closed_are_answered_to_nobody():
     cluster.partition({away}, set(cluster.config.voters) - {away})
     for client in clients:
         client.read(queries.list_tube_used)
-    cluster.run(8_000)  # longer than the grace of its sessions
+    cluster.run(8_000)  # longer than the session timeout of its sessions
     cluster.heal()
     assert cluster.run(5_000, lambda: all(client.lost for client in clients))
     assert {told for client in clients for told in client.told[1:]} <= {"mine"}
@@ -743,7 +743,7 @@ def test_r28_a_member_that_was_added_after_a_removal_is_known_by_its_disk_everyw
     gone = follower(cluster)
     cluster[cluster.leader].administer(RemoveMember(gone), results.append)
     assert cluster.run(3_000, lambda: results == [DONE])
-    cluster[cluster.leader].administer(AddMember(4, Address("sim", 4)), results.append)
+    cluster[cluster.leader].administer(AddMember(4, MemberAddress("sim", 4)), results.append)
     assert cluster.run(3_000, lambda: results == [DONE, DONE])
     cluster.disks[4] = Disk()
     cluster.start(4)
@@ -874,14 +874,14 @@ def test_snapshots_are_due_by_what_was_applied_and_not_by_what_could_be(monkeypa
     cluster = started()
     node = cluster[cluster.leader]
     counted = 0
-    applied = node._compaction.applied
+    applied = node.compaction.applied
 
     def count(entries) -> None:
         nonlocal counted
         counted += len(list(entries))
         applied(entries)
 
-    node._compaction.applied = count
+    node.compaction.applied = count
     before = node.machine.applied_index
     client = Client(cluster, cluster.leader)
     for number in range(100):

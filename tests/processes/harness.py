@@ -1,4 +1,4 @@
-"""Real nodes on loopback, and a plain blocking client of the line door."""
+"""Real nodes on loopback, and a plain blocking client of the line listener."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Closed(Exception):
 
 
 class LineClient:
-    """One connection to a line door. Any method may raise Closed."""
+    """One connection to a line listener. Any method may raise Closed."""
 
     def __init__(self, port: int, timeout_s: float = 30.0) -> None:
         try:

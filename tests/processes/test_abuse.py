@@ -156,7 +156,7 @@ def test_more_clients_than_descriptors_are_turned_away_and_the_node_goes_on(tmp_
         for _ in range(20):
             with pytest.raises(Closed):
                 LineClient(line).ask(b"list-tube-used")
-        # strangers at the peer door take nobody's place, and no descriptor that the log will need
+        # strangers at the peer listener take nobody's place, and no descriptor that the log will need
         strangers = [LineClient(peer) for _ in range(200)]
         assert clients[0].put(b"y" * 60_000) == most + 1
         clients.pop().close()

@@ -157,7 +157,7 @@ def test_an_attack_stops_nobody(name, nodes, tmp_path, capsys):
 
 def a_node_dies(directory: Path) -> tuple[float, bool]:
     """With two hundred sessions that watch a thousand tubes each, and wait: the most work of the leader, and whether it kept the lead."""
-    with ProcessCluster(directory, 3, session_grace_ms=1_000) as cluster:
+    with ProcessCluster(directory, 3, session_timeout_ms=1_000) as cluster:
         leader = cluster.leader()
         before = lead(cluster, leader)
         follower = next(node for node in cluster.addresses if node != leader)

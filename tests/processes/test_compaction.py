@@ -15,7 +15,7 @@ BOUND = 1 << 20
 
 
 def put_many(client: LineClient, count: int, size: int) -> list[int]:
-    """Pipelined, so many at a time as the door takes."""
+    """Pipelined, so many at a time as the listener takes."""
     ids = []
     for start in range(0, count, 50):
         bodies = [b"%d " % number + b"x" * size for number in range(start, min(count, start + 50))]

@@ -75,7 +75,7 @@ def test_the_log_in_json_has_the_fields_of_events(tmp_path, mode):
         process = subprocess.Popen([*TWISTD, "-n", *options], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         pid = process.pid
     try:
-        wait_for(lambda: _try(line), what="the line door").put(b"x")
+        wait_for(lambda: _try(line), what="the line listener").put(b"x")
     finally:
         os.kill(pid, signal.SIGTERM)
     wait_for(lambda: not (tmp_path / "twistd.pid").exists(), what="the end")
@@ -99,7 +99,7 @@ def test_the_log_in_json_goes_to_standard_output_too(tmp_path):
         text=True,
     )
     try:
-        wait_for(lambda: _try(line), what="the line door").put(b"x")
+        wait_for(lambda: _try(line), what="the line listener").put(b"x")
     finally:
         process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=10)

@@ -106,13 +106,13 @@ def test_the_configuration_files_that_ship_are_good():
         assert loaded.max_job_size == 65_535
 
 
-def test_every_door_is_named_in_the_start_up_line(tmp_path):
+def test_every_listener_is_named_in_the_start_up_line(tmp_path):
     line, peer, http = free_ports(3)
     write(tmp_path / "c.yaml", nodes={1: {"host": "127.0.0.1", "line": line, "peer": peer, "http": http}})
     node = LocalNode(tmp_path / "c.yaml", 1, tmp_path / "log")
-    doors = f"listens on line 127.0.0.1:{line}, peer 127.0.0.1:{peer}, http 127.0.0.1:{http};"
+    listeners = f"listens on line 127.0.0.1:{line}, peer 127.0.0.1:{peer}, http 127.0.0.1:{http};"
     try:
-        wait_for(lambda: doors in (tmp_path / "log").read_text(), what="the start-up line")
+        wait_for(lambda: listeners in (tmp_path / "log").read_text(), what="the start-up line")
     finally:
         node.kill()
 
@@ -127,7 +127,7 @@ def test_data_overrides_the_file(tmp_path):
         stdout=subprocess.DEVNULL,
     )
     try:
-        client = wait_for(lambda: _try(port), what="the line door")
+        client = wait_for(lambda: _try(port), what="the line listener")
         client.put(b"x")
     finally:
         process.send_signal(signal.SIGTERM)
@@ -141,7 +141,7 @@ def test_twistd_lists_it_from_anywhere():
     assert "raftd" in listed.stdout
 
 
-def test_a_unix_socket_with_the_line_door_replaces_a_stale_one(tmp_path):
+def test_a_unix_socket_with_the_line_listener_replaces_a_stale_one(tmp_path):
     (peer,) = free_ports(1)
     write(tmp_path / "c.yaml", nodes={1: {"host": "127.0.0.1", "peer": peer, "line_socket": "line.sock"}})
     path = tmp_path / "line.sock"
@@ -184,16 +184,16 @@ BAD = {
     "an unknown key": ("cluster: t\ndata: d\nnodes: {}\nfsync: off", "unknown key `fsync`"),
     "a port that is none": ("cluster: t\ndata: d\nnodes: {1: {host: h, peer: 70000}}", "nodes.1.peer: expected a whole number <= 65535"),
     "a port that is a word": ("cluster: t\ndata: d\nnodes: {1: {host: h, peer: p}}", "nodes.1.peer: expected a whole number, got a text"),
-    "an unknown door": ("cluster: t\ndata: d\nnodes: {1: {host: h, peer: 1, ftp: 2}}", "nodes.1: unknown key `ftp`"),
+    "an unknown listener": ("cluster: t\ndata: d\nnodes: {1: {host: h, peer: 1, ftp: 2}}", "nodes.1: unknown key `ftp`"),
     "one port twice": ("cluster: t\ndata: d\nnodes: {1: {host: h, peer: 9, line: 9}}", "nodes.1.line: h:9 is nodes.1.peer already"),
     "an id that is a word": ("cluster: t\ndata: d\nnodes: {one: {host: h, peer: 9}}", "nodes: expected whole numbers as the ids of nodes"),
     "nothing": ("", "expected a mapping, got nothing"),
     "a key twice": ("cluster: t\ncluster: u", "the key 'cluster' stands twice"),
     "an id of zero": ("cluster: t\ndata: d\nnodes: {0: {host: h, peer: 9}}", "nodes.0: expected an id of at least 1"),
     "a timing": ("cluster: t\ndata: d\nnodes: {1: {host: h, peer: 9}}\nheartbeat_ms: 200", "heartbeat_ms: expected at most half"),
-    "a grace": (
+    "a session timeout": (
         "cluster: t\ndata: d\nnodes: {1: {host: h, peer: 9}}\nelection_timeout_ms: 3000",
-        "session_grace_ms: expected at least twice",
+        "session_timeout_ms: expected at least twice",
     ),
     "a size": (
         "cluster: t\ndata: d\nnodes: {1: {host: h, peer: 9}}\nmax_job_size: 99999999",
@@ -316,7 +316,7 @@ def test_r17_a_disk_that_fails_ends_the_process_with_status_70_and_says_why(tmp_
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
     )
-    client = wait_for(lambda: _try(port), what="the line door")
+    client = wait_for(lambda: _try(port), what="the line listener")
     acknowledged = 0
     try:
         while True:
@@ -336,11 +336,11 @@ def test_r17_a_disk_that_fails_ends_the_process_with_status_70_and_says_why(tmp_
         assert found >= acknowledged > 0
 
 
-def test_hostile_bytes_at_every_door_leave_the_node_serving_and_no_traceback(tmp_path):
+def test_hostile_bytes_at_every_listener_leave_the_node_serving_and_no_traceback(tmp_path):
     noise = random.Random(7)
     with ProcessCluster(tmp_path, 1) as cluster:
         client = cluster.client(1)
-        for door in ("line", "client", "peer"):
+        for listener in ("line", "client", "peer"):
             for junk in (
                 b"",
                 b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -352,7 +352,7 @@ def test_hostile_bytes_at_every_door_leave_the_node_serving_and_no_traceback(tmp
                 b"\x00\x00\x00\x0draftd-client\x01",
                 *(noise.randbytes(noise.randrange(1, 400)) for _ in range(20)),
             ):
-                with socket.create_connection(("127.0.0.1", cluster.addresses[1][door]), timeout=5) as stranger:
+                with socket.create_connection(("127.0.0.1", cluster.addresses[1][listener]), timeout=5) as stranger:
                     try:
                         stranger.sendall(junk)
                     except OSError:

@@ -1,4 +1,4 @@
-"""The HTTP door of real nodes: what operators and their tools ask, and who must not hurt it."""
+"""The HTTP listener of real nodes: what operators and their tools ask, and who must not hurt it."""
 
 from __future__ import annotations
 

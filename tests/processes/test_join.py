@@ -19,9 +19,9 @@ from tests.processes.harness import TWISTD, LineClient, ProcessCluster
 def options(cluster: ProcessCluster, node: int, seed: int, ports: list[int], *more: str) -> list[str]:
     line, client, peer = map(str, ports)
     (http,) = map(str, free_ports(1))
-    door = ":".join(map(str, cluster.address(seed, "client")))
+    listener = ":".join(map(str, cluster.address(seed, "client")))
     where = ["--data", str(cluster.directory / "joined"), "--line", line, "--client", client, "--peer", peer, "--http", http]
-    return [*TWISTD, "-n", "--pidfile=", "raftd", "--join", door, "--node", str(node), *where, *more]
+    return [*TWISTD, "-n", "--pidfile=", "raftd", "--join", listener, "--node", str(node), *where, *more]
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def test_a_cluster_of_one_grows_by_joining(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--join", "nowhere", "--node", "4"], "--join nowhere: expected HOST:PORT, the client door of a member"),
+        (["--join", "nowhere", "--node", "4"], "--join nowhere: expected HOST:PORT, the client listener of a member"),
         (["--join", "127.0.0.1:1"], "--join needs --node ID: an id that no node of the cluster ever had, from 1 on"),
         (["--join", "127.0.0.1:1", "--node", "x"], "--join needs --node ID: an id that no node of the cluster ever had, from 1 on"),
         (["--join", "127.0.0.1:1", "--node", "4", "--line", "many"], "--line many: expected a port"),
@@ -193,8 +193,8 @@ def test_a_node_that_hangs_does_not_keep_others_from_being_asked(tmp_path: Path)
             cluster.running[1].process.send_signal(signal.SIGCONT)
 
 
-def test_a_line_door_is_told_from_a_client_door(tmp_path: Path):
+def test_a_line_listener_is_told_from_a_client_listener(tmp_path: Path):
     with ProcessCluster(tmp_path, 1) as cluster:
         cluster.leader()
-        asked = run("member", "list", "--at", ":".join(map(str, cluster.line_address(1))))
-        assert (asked.returncode, "is that a line door? The client door is wanted" in asked.stderr) == (1, True)
+        asked = run("member", "list", "--endpoint", ":".join(map(str, cluster.line_address(1))))
+        assert (asked.returncode, "is that a line listener? The client listener is wanted" in asked.stderr) == (1, True)

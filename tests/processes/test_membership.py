@@ -36,8 +36,8 @@ class Growing(ProcessCluster):
         return self.directory / f"{node}.yaml"
 
     def raftd(self, *arguments: str, at: int = 1) -> subprocess.CompletedProcess[str]:
-        door = "127.0.0.1:{}".format(self.addresses[at]["client"])
-        return subprocess.run([RAFTD, *arguments, "--at", door], capture_output=True, text=True, timeout=60, check=False)
+        listener = "127.0.0.1:{}".format(self.addresses[at]["client"])
+        return subprocess.run([RAFTD, *arguments, "--endpoint", listener], capture_output=True, text=True, timeout=60, check=False)
 
     def members(self, at: int = 1) -> dict[int, str]:
         said = self.raftd("member", "list", "--json", at=at)
@@ -94,7 +94,7 @@ def test_a_cluster_grows_loses_a_disk_and_shrinks_under_load(tmp_path, capsys):
         cluster.add(6)
         assert set(cluster.members()) == {1, 2, 4, 5, 6}
         for target in (4 if cluster.leader() != 4 else 1, 5):
-            assert cluster.raftd("transfer", str(target)).returncode == 0
+            assert cluster.raftd("leader", "transfer", str(target)).returncode == 0
             wait_for(lambda target=target: cluster.find_leader() == target, what="the new leader")
         cluster.remove(5, at=1)  # which leads
         cluster.leader()

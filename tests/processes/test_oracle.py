@@ -1,4 +1,4 @@
-"""The line door beside a real beanstalkd: the same bytes to both, the same answers back.
+"""The line listener beside a real beanstalkd: the same bytes to both, the same answers back.
 
 Job ids are mapped by order of appearance, and what depends on time or on the machine is masked.
 ORACLE_STREAMS and ORACLE_START choose the random streams (2,000 for a release; a part of them here).

@@ -132,7 +132,7 @@ def test_a_body_over_every_limit_is_turned_away(caller):
     assert connection.getresponse().status == 413
 
 
-def test_other_doors_see_the_same_messages(tmp_path):
+def test_other_listeners_see_the_same_messages(tmp_path):
     with ProcessCluster(tmp_path, 1) as cluster:
         cluster.leader()
         caller, line = Caller(cluster, 1), cluster.client(1)
@@ -177,7 +177,7 @@ def test_without_a_quorum_everything_but_status_is_503_in_time_and_nothing_is_lo
 
 
 def test_with_http_leader_only_the_others_name_the_leader(tmp_path):
-    with ProcessCluster(tmp_path, 3, http_leader_only=True) as cluster:
+    with ProcessCluster(tmp_path, 3, topics_leader_only=True) as cluster:
         leader = cluster.leader()
         other = leader % 3 + 1
         wait_for(lambda: (stats := cluster.stats(other)) and stats["leader"] == str(leader), what="the node knowing its leader")

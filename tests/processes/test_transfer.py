@@ -32,7 +32,7 @@ def test_the_lead_goes_to_another_node_and_a_stopping_leader_hands_over_first(tm
             target = next(node for node in cluster.nodes if node != leader)
             time.sleep(0.5)  # of load
             started = time.monotonic()
-            said = raftd("transfer", str(target), "--config", str(cluster.config))
+            said = raftd("leader", "transfer", str(target), "--config", str(cluster.config))
             assert (said.returncode, said.stdout) == (0, f"node {target} leads now\n"), said.stderr
             wait_for(lambda target=target: cluster.find_leader() == target, what="the new leader")
             time.sleep(0.5)  # of load
@@ -64,12 +64,15 @@ def test_a_transfer_that_cannot_be_done_says_why(tmp_path):
         wait_for(lambda: (stats := cluster.stats(asked)) and stats["leader"] == str(leader), what="the node knowing its leader")
         at = "127.0.0.1:{}".format(cluster.addresses[asked]["client"])
         for target, reason in ((leader, "leads already"), (9, "is no voter of this cluster: 1, 2, 3 are")):
-            said = raftd("transfer", str(target), "--at", at)
+            said = raftd("leader", "transfer", str(target), "--endpoint", at)
             assert (said.returncode, reason in said.stderr) == (1, True), said
         cluster.kill(dead)
-        wait_for(lambda: "has not been heard" in raftd("transfer", str(dead), "--at", at).stderr, what="a dead node being noticed")
+        wait_for(
+            lambda: "has not been heard" in raftd("leader", "transfer", str(dead), "--endpoint", at).stderr,
+            what="a dead node being noticed",
+        )
         assert cluster.leader() == leader
-        said = raftd("transfer", "1", "--at", "127.0.0.1:{}".format(cluster.addresses[dead]["client"]))
+        said = raftd("leader", "transfer", "1", "--endpoint", "127.0.0.1:{}".format(cluster.addresses[dead]["client"]))
         assert (said.returncode, "no answer" in said.stderr) == (1, True)
-        said = raftd("transfer", "1", "--at", "127.0.0.1:{}".format(cluster.addresses[leader]["line"]), "--timeout", "2")
+        said = raftd("leader", "transfer", "1", "--endpoint", "127.0.0.1:{}".format(cluster.addresses[leader]["line"]), "--timeout", "2")
         assert said.returncode == 1

@@ -81,7 +81,7 @@ class Peer:
         )
         self.raft.snapshot = snapshot_of(disk.base) if disk.base.index else None
         self.have = 0  # bytes of a leader's snapshot
-        self.raft.at(0, WALL_MS)
+        self.raft.set_time(0, WALL_MS)
 
     def pump(self) -> list[tuple[int, Message]]:
         """Run ready() and the writes that may finish; what leaves."""
@@ -187,7 +187,7 @@ class Cluster:
             self.now_ms += 10
             for node in nodes or self.voters:
                 if node not in self.dead:
-                    self[node].at(self.now_ms, WALL_MS + self.now_ms)
+                    self[node].set_time(self.now_ms, WALL_MS + self.now_ms)
                     self[node].tick()
             self.settle()
 
@@ -216,7 +216,7 @@ class Cluster:
         """Lose everything but the disk."""
         old = self.peers[node]
         self.peers[node] = Peer(node, self.voters, Disk(old.disk.entries, old.disk.hard_state, old.disk.base), old.incarnation + 1)
-        self[node].at(self.now_ms, WALL_MS + self.now_ms)
+        self[node].set_time(self.now_ms, WALL_MS + self.now_ms)
         self.dead.discard(node)
         return self.peers[node]
 

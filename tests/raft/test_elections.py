@@ -453,7 +453,7 @@ def test_log_time_survives_an_election_and_a_wrong_wall_clock():
     cluster.elect(1)
     cluster.tick(100)
     before = cluster[1].clock_ms()
-    cluster[2].at(cluster.now_ms, WALL_MS + 10**9)  # node 2's wall clock is eleven days ahead
+    cluster[2].set_time(cluster.now_ms, WALL_MS + 10**9)  # node 2's wall clock is eleven days ahead
     cluster.dead.add(1)
     cluster.elect(2)
     after = cluster[2].clock_ms()
@@ -469,7 +469,7 @@ def test_log_time_of_a_restarted_cluster_is_the_lowest_wall_clock_but_never_runs
     cluster.put(1, b"x")
     for node in cluster.voters:
         cluster.restart(node)
-        cluster[node].at(cluster.now_ms, WALL_MS + 10**9 if node == 1 else WALL_MS - 10**9)
+        cluster[node].set_time(cluster.now_ms, WALL_MS + 10**9 if node == 1 else WALL_MS - 10**9)
     cluster.elect(1)
     assert stamp <= cluster[1].clock_ms() <= stamp + 10
 
@@ -498,12 +498,12 @@ def test_a_heartbeat_that_was_delayed_sets_no_clock_back():
     """It carries a later value than the one before, and still an older one than what has passed since."""
     peer = alone(term=1)
     peer.raft.step(2, append(1, clock=WALL_MS))
-    peer.raft.at(1_000, WALL_MS)
+    peer.raft.set_time(1_000, WALL_MS)
     peer.raft.step(2, append(1, clock=WALL_MS + 50))
     assert peer.raft.clock_ms() == WALL_MS + 1_000
-    peer.raft.at(1_400, WALL_MS)
+    peer.raft.set_time(1_400, WALL_MS)
     assert peer.raft.clock_ms() == WALL_MS + 1_000  # it waits for the leader's
-    peer.raft.at(2_000, WALL_MS)
+    peer.raft.set_time(2_000, WALL_MS)
     assert peer.raft.clock_ms() == WALL_MS + 1_050
 
 
@@ -520,7 +520,7 @@ def test_an_estimate_follows_a_slower_leader_without_going_back():
 def nobody_of_the_majority_knows_log_time():
     """Nodes 1 and 2 have just started, with wall clocks that are wrong by years; node 3 has run all the time."""
     peer = alone(voters=3, log=entries(1), term=1)
-    peer.raft.at(0, WALL_MS + 10**11)
+    peer.raft.set_time(0, WALL_MS + 10**11)
     peer.raft.campaign("test")
     peer.raft.step(2, PreVoteReply(2, True))
     peer.pump()
@@ -552,7 +552,7 @@ def test_stamps_come_from_log_time_and_not_from_the_wall_clock():
     peer = alone(log=entries(1), term=1)
     win(peer)
     before = peer.raft.log.last_time_ms
-    peer.raft.at(700, WALL_MS + 10**9)
+    peer.raft.set_time(700, WALL_MS + 10**9)
     peer.raft.propose([(EntryKind.BATCH, b"")])
     assert peer.raft.log.last_time_ms == before + 700
 
@@ -571,7 +571,7 @@ def test_r01_a_vote_that_is_asked_for_again_waits_for_the_disk_again():
 
 def test_a_stamp_is_never_below_the_one_before():
     peer = alone(1, voters=1, log=entries(1), term=1)
-    peer.raft.at(0, WALL_MS - 10**6)
+    peer.raft.set_time(0, WALL_MS - 10**6)
     peer.raft.tick()
     peer.pump()
     assert peer.raft.log.last_time_ms >= WALL_MS
@@ -593,7 +593,7 @@ def test_log_time_counts_an_outage_while_one_node_lives():
 def test_a_slow_disk_does_not_shorten_the_wait_for_a_living_estimate():
     """Votes are asked for once the own is durable: the wait begins then, not with the election."""
     peer = alone(voters=5, log=entries(1), term=1)
-    peer.raft.at(0, WALL_MS + 10**11)
+    peer.raft.set_time(0, WALL_MS + 10**11)
     peer.stalled = True
     peer.raft.campaign("test")
     for voter in (2, 3):
@@ -625,6 +625,6 @@ def test_a_heartbeat_leaves_by_the_clock_when_ticks_come_late():
     win(peer)
     peer.raft.tick()
     peer.pump()
-    peer.raft.at(peer.raft.now_ms + 10 * HEARTBEAT + 10, WALL_MS)
+    peer.raft.set_time(peer.raft.now_ms + 10 * HEARTBEAT + 10, WALL_MS)
     peer.raft.tick()  # one, where there should have been six
     assert sent(peer, AppendEntries)

@@ -8,12 +8,12 @@ from raftd.errors import NotLeader
 from raftd.raft import membership
 from raftd.raft.membership import Membership, add_learner, leave_joint, promote, remove
 from raftd.raft.messages import (
-    Address,
     AppendEntries,
     AppendEntriesReply,
     Configuration,
     Entry,
     EntryKind,
+    MemberAddress,
     PreVote,
     RequestVote,
     RequestVoteReply,
@@ -23,7 +23,7 @@ from raftd.raft.quorum import Tally, has_majority, majority_value
 from raftd.raft.ready import HardState, Role
 from tests.raft.harness import Cluster, Disk, Peer, T, alone, led, refused
 
-PLACES = {node: Address("127.0.0.1", 7_000 + node) for node in range(1, 9)}
+PLACES = {node: MemberAddress("127.0.0.1", 7_000 + node) for node in range(1, 9)}
 
 
 def join(cluster: Cluster, node: int) -> None:
@@ -314,9 +314,9 @@ def test_a_removal_that_would_leave_no_majority_that_is_heard_is_refused():
 def test_a_configuration_is_that_of_its_place_in_the_log():
     first, second, third = (Configuration(b"", (1, 2, 3), learners=learners) for learners in ((), (4,), (4, 5)))
     members = Membership(first, 0, [config_entry(3, 1, second), config_entry(7, 2, third)])
-    assert [members.at(index) for index in (0, 2, 3, 6, 7, 9)] == [first, first, second, second, third, third]
+    assert [members.configuration_at(index) for index in (0, 2, 3, 6, 7, 9)] == [first, first, second, second, third, third]
     members.applied(5)
-    assert members.at(5) == second
+    assert members.configuration_at(5) == second
     assert members.truncated(7)
     assert not members.truncated(7)
     assert members.latest == second
@@ -335,13 +335,13 @@ def test_a_restarted_node_finds_the_members_in_its_log():
 @pytest.mark.parametrize(
     "address",
     [
-        Address("", 1),
-        Address("a b", 1),
-        Address("[/x]", 1),
-        Address("\x1b[31m", 1),
-        Address("h", 0),
-        Address("h", 65_536),
-        Address("h", 1, -1),
+        MemberAddress("", 1),
+        MemberAddress("a b", 1),
+        MemberAddress("[/x]", 1),
+        MemberAddress("\x1b[31m", 1),
+        MemberAddress("h", 0),
+        MemberAddress("h", 65_536),
+        MemberAddress("h", 1, -1),
     ],
 )
 def test_a_member_has_an_address_that_is_one(address):

@@ -1,1 +1,1 @@
-"""The doors, over transports in memory: send this, expect that. They run under trial too."""
+"""The listeners, over transports in memory: send this, expect that. They run under trial too."""

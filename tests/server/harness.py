@@ -1,4 +1,4 @@
-"""A cluster in memory with real door protocols on it, each on a transport in memory."""
+"""A cluster in memory with real listener protocols on it, each on a transport in memory."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 from twisted.internet.protocol import Protocol
 from twisted.internet.testing import StringTransport
 
-from raftd.server.client import ClientFactory
-from raftd.server.clients import Clients
-from raftd.server.line import LineFactory
+from raftd.server.client import ClientServerFactory
+from raftd.server.limiter import ConnectionLimiter
+from raftd.server.line import LineServerFactory
 from raftd.server.stats import Counters
 from raftd.sim.cluster import SimCluster
 from raftd.wire import client as w
@@ -29,7 +29,7 @@ class MemoryTransport(StringTransport):
         self.noDelay = enabled
 
 
-class Door:
+class Listener:
     """One connection to a node."""
 
     def __init__(self, cluster: SimCluster, protocol: Protocol) -> None:
@@ -62,8 +62,8 @@ class Door:
         return self.transport.disconnecting or self.transport.aborted
 
 
-class Doors:
-    """A cluster with a leader, and doors on any node."""
+class Listeners:
+    """A cluster with a leader, and listeners on any node."""
 
     def __init__(self, count: int = 1) -> None:
         self.cluster = SimCluster(count)
@@ -72,21 +72,21 @@ class Doors:
         self.cluster.run(100)
         self.counters = {node: Counters() for node in self.cluster.config.voters}
         clock: Any = self.cluster.scheduler
-        self.clients = {node: Clients(clock, 1_000) for node in self.cluster.config.voters}
+        self.limiter = {node: ConnectionLimiter(clock, 1_000) for node in self.cluster.config.voters}
 
-    def _door(self, make: type[LineFactory | ClientFactory], node: int) -> Door:
+    def _listener(self, make: type[LineServerFactory | ClientServerFactory], node: int) -> Listener:
         clock: Any = self.cluster.scheduler
-        factory = make(clock, self.clients[node], self.counters[node])
+        factory = make(clock, self.limiter[node], self.counters[node])
         factory.node = self.cluster[node]
         protocol = factory.buildProtocol(None)
         assert protocol is not None
-        return Door(self.cluster, protocol)
+        return Listener(self.cluster, protocol)
 
-    def line(self, node: int = 1) -> Door:
-        return self._door(LineFactory, node)
+    def line(self, node: int = 1) -> Listener:
+        return self._listener(LineServerFactory, node)
 
-    def client(self, node: int = 1) -> Door:
-        return self._door(ClientFactory, node)
+    def client(self, node: int = 1) -> Listener:
+        return self._listener(ClientServerFactory, node)
 
 
 def answers(data: bytes) -> list[w.Answer]:

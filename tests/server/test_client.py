@@ -1,4 +1,4 @@
-"""The client door: frames in, answers with their index out."""
+"""The client listener: frames in, answers with their index out."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from raftd.jobs.replies import Deleted, Inserted, JobTooBig, NotFound, Reserved,
 from raftd.limits import HELLO_FRAME_BYTES, HELLO_TIMEOUT_S
 from raftd.wire import client as w
 from raftd.wire.frames import FrameDecoder, frame
-from tests.server.harness import Doors, answers
+from tests.server.harness import Listeners, answers
 
 
-class ClientDoor(SynchronousTestCase):
+class ClientListener(SynchronousTestCase):
     def setUp(self) -> None:
-        self.doors = Doors(3)
-        leader = self.doors.cluster.leader
+        self.listeners = Listeners(3)
+        leader = self.listeners.cluster.leader
         self.node = next(node for node in (1, 2, 3) if node != leader)
-        self.door = self.doors.client(self.node)
+        self.listener = self.listeners.client(self.node)
 
     def greet(self) -> None:
         decoder = FrameDecoder()
-        decoder.feed(self.door.send(w.encode_hello(w.ClientHello("sim"))))
+        decoder.feed(self.listener.send(w.encode_hello(w.ClientHello("sim"))))
         hello = w.decode_node_hello(decoder.next_frame() or b"")
         self.assertEqual((hello.cluster, hello.node, hello.max_job_size), ("sim", self.node, 65_535))
 
     def ask(self, *requests: w.Request) -> list[w.Answer]:
-        return answers(self.door.send(b"".join(w.encode_request(request) for request in requests)))
+        return answers(self.listener.send(b"".join(w.encode_request(request) for request in requests)))
 
     def test_put_reserve_delete_each_with_its_index(self) -> None:
         self.greet()
@@ -45,8 +45,8 @@ class ClientDoor(SynchronousTestCase):
 
     def test_status_answers_at_once_also_without_a_quorum(self) -> None:
         self.greet()
-        self.doors.cluster.partition({1}, {2}, {3})
-        self.doors.cluster.run(2_000)
+        self.listeners.cluster.partition({1}, {2}, {3})
+        self.listeners.cluster.run(2_000)
         (answer,) = self.ask(w.StatusRequest(1))
         assert isinstance(answer.reply, w.Status)
         self.assertEqual((answer.reply.node, answer.reply.leader, answer.reply.nodes), (self.node, 0, 3))
@@ -66,7 +66,7 @@ class ClientDoor(SynchronousTestCase):
             self.assertIn("expected", answer.reply.reason)
         (answer,) = self.ask(w.PutRequest(7, b"x" * 65_536))
         self.assertEqual(answer.reply, JobTooBig())
-        self.assertEqual(self.doors.cluster[self.node].machine.jobs, {})
+        self.assertEqual(self.listeners.cluster[self.node].machine.jobs, {})
 
     def test_strangers_are_refused(self) -> None:
         for junk in (
@@ -76,50 +76,50 @@ class ClientDoor(SynchronousTestCase):
             (HELLO_FRAME_BYTES + 1).to_bytes(4, "big"),
             w.encode_hello(w.ClientHello("another")),
         ):
-            door = self.doors.client(self.node)
-            (answer,) = answers(door.send(junk))
+            listener = self.listeners.client(self.node)
+            (answer,) = answers(listener.send(junk))
             assert isinstance(answer.reply, w.Failed)
-            self.assertTrue(door.is_closed, junk)
+            self.assertTrue(listener.is_closed, junk)
         self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_a_frame_that_is_no_request_closes_the_connection(self) -> None:
         self.greet()
-        self.door.send(frame(b"\xc1"))
-        self.assertTrue(self.door.is_closed)
+        self.listener.send(frame(b"\xc1"))
+        self.assertTrue(self.listener.is_closed)
         self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_text_that_is_no_utf8_closes_the_connection_and_nothing_else(self) -> None:
         """Behind 128 requests in flight the frame is read at the end of a turn of the node, which it ended."""
         bad = frame(b"\x93\x02\x01\xa2\xff\xfe")
         for before in (0, 1, 200):
-            door = self.doors.client(self.node)
-            door.send(w.encode_hello(w.ClientHello()))
-            door.send(b"".join(w.encode_request(w.PutRequest(number, b"x")) for number in range(before)) + bad, ms=200)
-            self.assertTrue(door.is_closed)
-        self.assertEqual(self.doors.cluster.failures, [])
+            listener = self.listeners.client(self.node)
+            listener.send(w.encode_hello(w.ClientHello()))
+            listener.send(b"".join(w.encode_request(w.PutRequest(number, b"x")) for number in range(before)) + bad, ms=200)
+            self.assertTrue(listener.is_closed)
+        self.assertEqual(self.listeners.cluster.failures, [])
         self.assertEqual(self.flushLoggedErrors(), [])
 
-    def test_a_bug_in_a_door_costs_its_connection_and_not_the_node(self) -> None:
+    def test_a_bug_in_a_listener_costs_its_connection_and_not_the_node(self) -> None:
         self.greet()
-        self.door.send(b"".join(w.encode_request(w.PutRequest(number, b"x")) for number in range(128)), ms=0)
-        self.door.protocol._handle = None  # type: ignore[attr-defined]
-        self.door.send(w.encode_request(w.PutRequest(999, b"x")))
-        self.assertTrue(self.door.transport.aborted)
-        self.assertEqual(self.doors.cluster.failures, [])
+        self.listener.send(b"".join(w.encode_request(w.PutRequest(number, b"x")) for number in range(128)), ms=0)
+        self.listener.protocol._handle = None  # type: ignore[attr-defined]
+        self.listener.send(w.encode_request(w.PutRequest(999, b"x")))
+        self.assertTrue(self.listener.transport.aborted)
+        self.assertEqual(self.listeners.cluster.failures, [])
         self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
 
     def test_reserves_in_flight_count_what_their_answers_may_hold(self) -> None:
         self.greet()
-        self.door.send(b"".join(w.encode_request(w.ReserveRequest(number, 0)) for number in range(100)), ms=0)
-        self.assertEqual(self.door.transport.producerState, "paused")
-        self.assertLess(self.door.protocol._in_flight, 20)  # type: ignore[attr-defined]
-        self.assertEqual(len(answers(self.door.later(100))), 100)
+        self.listener.send(b"".join(w.encode_request(w.ReserveRequest(number, 0)) for number in range(100)), ms=0)
+        self.assertEqual(self.listener.transport.producerState, "paused")
+        self.assertLess(self.listener.protocol._in_flight, 20)  # type: ignore[attr-defined]
+        self.assertEqual(len(answers(self.listener.later(100))), 100)
 
     def test_who_says_nothing_is_closed(self) -> None:
-        self.door.later(HELLO_TIMEOUT_S * 1000 + 10)
-        self.assertTrue(self.door.is_closed)
+        self.listener.later(HELLO_TIMEOUT_S * 1000 + 10)
+        self.assertTrue(self.listener.is_closed)
 
     def test_a_greeted_client_may_be_silent(self) -> None:
         self.greet()
-        self.door.later(2 * HELLO_TIMEOUT_S * 1000)
-        self.assertFalse(self.door.is_closed)
+        self.listener.later(2 * HELLO_TIMEOUT_S * 1000)
+        self.assertFalse(self.listener.is_closed)

@@ -9,8 +9,8 @@ import pytest
 
 from raftd.server.collector import CycleCollector
 from raftd.server.http.exchange import Exchange
-from tests.server.harness import Doors
-from tests.server.test_api import PUT, with_door
+from tests.server.harness import Listeners
+from tests.server.test_api import PUT, with_listener
 
 
 class Collected:
@@ -42,53 +42,53 @@ def test_a_small_queue_is_collected_a_large_one_set_aside_and_what_is_new_in_it_
 
 @pytest.mark.parametrize("how", ["hangs up", "quits", "is lost"])
 def test_a_connection_that_ends_is_in_no_cycle(how):
-    doors = Doors(1)
+    listeners = Listeners(1)
     gc.collect()
     gc.disable()
     try:
-        door = doors.line(doors.cluster.config.voters[0])
-        assert door.send(b"put 0 0 60 1\r\nx\r\n") == b"INSERTED 1\r\n"
-        door.send(b"peek 1\r\nwatch a\r\nreserve-with-timeout 0\r\n")
-        protocol, session = weakref.ref(door.protocol), weakref.ref(door.protocol.session)
+        listener = listeners.line(listeners.cluster.config.voters[0])
+        assert listener.send(b"put 0 0 60 1\r\nx\r\n") == b"INSERTED 1\r\n"
+        listener.send(b"peek 1\r\nwatch a\r\nreserve-with-timeout 0\r\n")
+        protocol, session = weakref.ref(listener.protocol), weakref.ref(listener.protocol.session)
         if how == "quits":
-            door.send(b"quit\r\n")
+            listener.send(b"quit\r\n")
         elif how == "is lost":
-            doors.cluster[1].gateway.forget(door.protocol.session)
-            door.protocol.session.abandon()
-        door.hang_up()
-        doors.cluster.run(15_000)
-        del door
+            listeners.cluster[1].gateway.forget(listener.protocol.session)
+            listener.protocol.session.abandon()
+        listener.hang_up()
+        listeners.cluster.run(15_000)
+        del listener
         assert (protocol(), session()) == (None, None)
     finally:
         gc.enable()
 
 
-def put(door):
-    return door.answered("POST", PUT, {"body": "x"})
+def put(listener):
+    return listener.answered("POST", PUT, {"body": "x"})
 
 
-def show(door):
-    return door.answered("GET", "/v1/tubes/default")
+def show(listener):
+    return listener.answered("GET", "/v1/tubes/default")
 
 
-def reserve(door):
-    put(door)
-    call = door.answered("POST", "/v1/reserve", {"tubes": ["t"]})
+def reserve(listener):
+    put(listener)
+    call = listener.answered("POST", "/v1/reserve", {"tubes": ["t"]})
     call.left(True)
     call.left = None
     return call
 
 
-def wait_and_hang_up(door):
-    call = door.begin("POST", "/v1/reserve", {"tubes": ["t"], "timeout_s": 30})
-    door.cluster.run(200)
+def wait_and_hang_up(listener):
+    call = listener.begin("POST", "/v1/reserve", {"tubes": ["t"], "timeout_s": 30})
+    listener.cluster.run(200)
     call.hang_up()
     return call
 
 
-def wait_for_nothing(door):
-    call = door.begin("POST", "/v1/reserve", {"tubes": ["t"], "timeout_s": 1})
-    door.cluster.run(2_000)
+def wait_for_nothing(listener):
+    call = listener.begin("POST", "/v1/reserve", {"tubes": ["t"], "timeout_s": 1})
+    listener.cluster.run(2_000)
     assert call.said is not None
     if call.left is not None:
         call.left(True)
@@ -98,15 +98,15 @@ def wait_for_nothing(door):
 
 @pytest.mark.parametrize("ask", [put, show, reserve, wait_and_hang_up, wait_for_nothing])
 def test_a_call_over_http_that_is_over_is_in_no_cycle(ask):
-    _, door = with_door()
-    ask(door)  # whatever is made once
-    door.cluster.run(100_000)
+    _, listener = with_listener()
+    ask(listener)  # whatever is made once
+    listener.cluster.run(100_000)
     gc.collect()
     before = set(map(id, exchanges()))
     gc.disable()
     try:
-        call = weakref.ref(ask(door))
-        door.cluster.run(100_000)  # what was to be called later is over
+        call = weakref.ref(ask(listener))
+        listener.cluster.run(100_000)  # what was to be called later is over
         assert [exchange for exchange in exchanges() if id(exchange) not in before] == []
         assert call() is None
     finally:

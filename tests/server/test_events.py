@@ -9,18 +9,18 @@ from raftd.limits import EVENT_BEAT_S, EVENT_STREAMS, EVENTS_PER_TURN
 from raftd.note import Note
 from raftd.raft.messages import AppendEntries
 from raftd.server.http.stream import Events, Listening
-from raftd.server.operator import Teller
+from raftd.server.reporter import EventReporter
 from raftd.server.stats import Counters
 from raftd.sim.cluster import SimCluster
 from tests.node.test_loop import Client, follower, started
 from tests.server.calls import FakeCall, FakeStream
 
 
-class Door:
+class Listener:
     def __init__(self, cluster: SimCluster, node: int) -> None:
         self.node = cluster[node]
-        self.teller = Teller(node, Counters(), lambda configuration: None, lambda: None)
-        self.events = Events(self.node, cluster.processes[node].store._clock, self.teller)
+        self.reporter = EventReporter(node, Counters(), lambda configuration: None, lambda: None)
+        self.events = Events(self.node, cluster.processes[node].store._clock, self.reporter)
 
     def ask(self, path: str = "/events", method: str = "GET", **headers: str) -> FakeCall:
         call = FakeCall(method, path, None, headers)
@@ -53,8 +53,8 @@ def put(cluster: SimCluster, *bodies: bytes, tube: str = "t") -> None:
 
 def test_whoever_listens_hears_first_who_leads_and_then_what_happens():
     cluster = started()
-    door = Door(cluster, follower(cluster))
-    stream = door.listen()
+    listener = Listener(cluster, follower(cluster))
+    stream = listener.listen()
     ((id, event, data),) = stream.told()
     assert (id, event, data["role"], data["leader"]) == ("", "role", "follower", cluster.leader)
     put(cluster, b"one", b"two")
@@ -68,7 +68,7 @@ def test_whoever_listens_hears_first_who_leads_and_then_what_happens():
 def test_the_same_ids_are_told_at_every_node_and_one_goes_on_at_another():
     cluster = started()
     here, there = follower(cluster), cluster.leader
-    first, second = Door(cluster, here), Door(cluster, there)
+    first, second = Listener(cluster, here), Listener(cluster, there)
     stream, other = first.listen(), second.listen()
     put(cluster, b"one", b"two", b"three")
     told = jobs(stream)
@@ -84,15 +84,15 @@ def test_the_same_ids_are_told_at_every_node_and_one_goes_on_at_another():
 def test_a_node_that_is_behind_tells_nothing_twice():
     cluster = started()
     behind = follower(cluster)
-    ahead = Door(cluster, cluster.leader)
+    ahead = Listener(cluster, cluster.leader)
     stream = ahead.listen()
     cluster.network.interfere = lambda sender, to, message: (
         0 if to == behind and isinstance(message, AppendEntries) and message.entries else 1
     )
     put(cluster, b"one", b"two")
     told = jobs(stream)
-    door = Door(cluster, behind)
-    late = door.listen(**{"Last-Event-ID": told[-1][2]})
+    listener = Listener(cluster, behind)
+    late = listener.listen(**{"Last-Event-ID": told[-1][2]})
     cluster.network.interfere = None
     cluster.run(2_000)
     put(cluster, b"three")
@@ -101,25 +101,25 @@ def test_a_node_that_is_behind_tells_nothing_twice():
 
 def test_tubes_and_kinds_can_be_chosen():
     cluster = started()
-    door = Door(cluster, cluster.leader)
-    of_tube, of_roles = door.listen("/events?tube=a&tube=b"), door.listen("/events?kind=role&kind=members")
+    listener = Listener(cluster, cluster.leader)
+    of_tube, of_roles = listener.listen("/events?tube=a&tube=b"), listener.listen("/events?kind=role&kind=members")
     put(cluster, b"1", tube="a")
     put(cluster, b"2", tube="b")
     put(cluster, b"3", tube="c")
     assert [job for _, job, _ in jobs(of_tube)] == [1, 2]
-    door.teller.gateway_silent(3, 7)
-    door.teller.members_changed(door.node.raft.membership.latest)
+    listener.reporter.gateway_silent(3, 7)
+    listener.reporter.members_changed(listener.node.raft.membership.latest)
     assert [event for _, event, _ in of_roles.told()] == ["role", "members"]
     assert [event for _, event, _ in of_tube.told()] == ["gateway-silent", "members"]
 
 
 def test_what_is_not_remembered_any_more_is_said_to_be_missing(monkeypatch):
     cluster = started()
-    door = Door(cluster, cluster.leader)
-    recent = door.node.recent
+    listener = Listener(cluster, cluster.leader)
+    recent = listener.node.job_events
     recent._ring = [None] * 4
     put(cluster, *(b"%d" % number for number in range(8)))
-    stream = door.listen(**{"Last-Event-ID": "1.1"})
+    stream = listener.listen(**{"Last-Event-ID": "1.1"})
     cluster.run(50)
     told = stream.told()
     assert [event for _, event, _ in told] == ["role", "gap", *["job"] * 4]
@@ -128,13 +128,13 @@ def test_what_is_not_remembered_any_more_is_said_to_be_missing(monkeypatch):
 
 def test_what_is_forgotten_of_one_entry_is_missing_too():
     cluster = started()
-    door = Door(cluster, cluster.leader)
-    door.node.recent._ring = [None] * 4
+    listener = Listener(cluster, cluster.leader)
+    listener.node.job_events._ring = [None] * 4
     client = Client(cluster, cluster.leader)
     client.submit(c.PutMany(client.session.number, "t", [c.NewJob(1, 0, 60_000, b"x")] * 6))
     assert cluster.run(2_000, lambda: bool(client.told))
-    first = door.node.recent[door.node.recent.begin]
-    stream = door.listen(**{"Last-Event-ID": f"{first.entry}.1"})
+    first = listener.node.job_events[listener.node.job_events.begin]
+    stream = listener.listen(**{"Last-Event-ID": f"{first.entry}.1"})
     cluster.run(50)
     assert [event for _, event, _ in stream.told()] == ["role", "gap", *["job"] * 4]
 
@@ -142,8 +142,8 @@ def test_what_is_forgotten_of_one_entry_is_missing_too():
 def test_a_place_of_another_log_is_no_place_here():
     """After a restore from an older backup: nothing is kept from the client until the log has come as far."""
     cluster = started()
-    door = Door(cluster, cluster.leader)
-    stream = door.listen(**{"Last-Event-ID": "99999.1"})
+    listener = Listener(cluster, cluster.leader)
+    stream = listener.listen(**{"Last-Event-ID": "99999.1"})
     cluster.run(500)
     assert [event for _, event, _ in stream.told()] == ["role", "gap"]
     put(cluster, b"x")
@@ -152,21 +152,21 @@ def test_a_place_of_another_log_is_no_place_here():
 
 def test_a_page_of_another_site_takes_no_stream():
     cluster = started()
-    door = Door(cluster, cluster.leader)
-    assert door.ask(Host="127.0.0.1:1", Origin="http://evil.example").problem_name == "cross-site"
-    assert door.ask(Host="127.0.0.1:1", Origin="http://127.0.0.1:1").said == (200, None)
+    listener = Listener(cluster, cluster.leader)
+    assert listener.ask(Host="127.0.0.1:1", Origin="http://evil.example").problem_name == "cross-site"
+    assert listener.ask(Host="127.0.0.1:1", Origin="http://127.0.0.1:1").said == (200, None)
 
 
 def test_who_does_not_keep_up_hears_of_the_gap_and_who_reads_nothing_goes():
     cluster = started()
-    door = Door(cluster, cluster.leader)
-    door.node.recent._ring = [None] * 4
-    stream = door.listen()
-    listening = door.last
+    listener = Listener(cluster, cluster.leader)
+    listener.node.job_events._ring = [None] * 4
+    stream = listener.listen()
+    listening = listener.last
     listening.pauseProducing()
     stream.told()
     put(cluster, *(b"%d" % number for number in range(8)))
-    door.teller.noted(Note("something"))
+    listener.reporter.noted(Note("something"))
     assert stream.told() == []
     listening.resumeProducing()
     cluster.run(50)
@@ -176,15 +176,15 @@ def test_who_does_not_keep_up_hears_of_the_gap_and_who_reads_nothing_goes():
     cluster.run(2 * EVENT_BEAT_S * 1_000 + 100)
     assert stream.is_aborted
     listening.stopProducing()
-    assert not door.events._listening
+    assert not listener.events._listening
 
 
 def test_a_flood_of_events_is_told_in_turns():
     cluster = started()
-    door = Door(cluster, cluster.leader)
+    listener = Listener(cluster, cluster.leader)
     put(cluster, *(b"x" for _ in range(3 * EVENTS_PER_TURN)))
-    streams = [door.listen(**{"Last-Event-ID": "0.0"}) for _ in range(2)]
-    door.events._pump()
+    streams = [listener.listen(**{"Last-Event-ID": "0.0"}) for _ in range(2)]
+    listener.events._pump()
     assert [len(jobs(stream)) for stream in streams] == [EVENTS_PER_TURN // 2] * 2
     cluster.run(200)
     assert [len(jobs(stream)) for stream in streams] == [3 * EVENTS_PER_TURN - EVENTS_PER_TURN // 2] * 2
@@ -192,13 +192,13 @@ def test_a_flood_of_events_is_told_in_turns():
 
 def test_a_sign_of_life_comes_now_and_then():
     cluster = started()
-    stream = Door(cluster, cluster.leader).listen()
+    stream = Listener(cluster, cluster.leader).listen()
     stream.written = b""
     cluster.run(EVENT_BEAT_S * 1_000 + 100)
     assert stream.written == b":\n\n"
     put(cluster, b"x", tube="other")
-    door = Door(cluster, cluster.leader)
-    filtered = door.listen("/events?tube=t")
+    listener = Listener(cluster, cluster.leader)
+    filtered = listener.listen("/events?tube=t")
     put(cluster, b"y", tube="other")
     assert jobs(filtered) == []
     cluster.run(EVENT_BEAT_S * 1_000 + 100)
@@ -219,14 +219,14 @@ def test_a_sign_of_life_comes_now_and_then():
 )
 def test_a_bad_request_for_events_is_refused(path, headers):
     cluster = started()
-    assert Door(cluster, cluster.leader).ask(path, **headers).problem_name == "bad-request"
+    assert Listener(cluster, cluster.leader).ask(path, **headers).problem_name == "bad-request"
 
 
 def test_only_so_many_listen_and_only_by_get():
     cluster = started()
-    door = Door(cluster, cluster.leader)
-    assert door.ask(method="POST").said_headers == {"Allow": "GET, HEAD"}
-    assert door.ask(method="HEAD").said == (200, None)
+    listener = Listener(cluster, cluster.leader)
+    assert listener.ask(method="POST").said_headers == {"Allow": "GET, HEAD"}
+    assert listener.ask(method="HEAD").said == (200, None)
     for _ in range(EVENT_STREAMS):
-        door.ask()
-    assert door.ask().problem_name == "too-many-streams"
+        listener.ask()
+    assert listener.ask().problem_name == "too-many-streams"

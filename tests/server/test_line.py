@@ -1,4 +1,4 @@
-"""The line door: send this line, expect that line; on one node and through a follower of three."""
+"""The line listener: send this line, expect that line; on one node and through a follower of three."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from raftd.jobs.budget import ANSWERS_STEPS, COSTS, LINE_STEPS, READ_ITEM_STEPS,
 from raftd.jobs.commands import Settings
 from raftd.limits import CONNECTION_IN_FLIGHT, MAX_JOB_BYTES_CEILING, NO_PROGRESS_S, REPLY_BYTES
 from raftd.node.gateway import Gateway
-from raftd.server import door
-from tests.server.harness import Door, Doors
+from raftd.server import protocol
+from tests.server.harness import Listener, Listeners
 
 
 class OneNode(SynchronousTestCase):
     nodes = 1
 
     def setUp(self) -> None:
-        self.doors = Doors(self.nodes)
-        self.node = self.doors.cluster.config.voters[-1]
-        self.door = self.doors.line(self.node)
+        self.listeners = Listeners(self.nodes)
+        self.node = self.listeners.cluster.config.voters[-1]
+        self.listener = self.listeners.line(self.node)
 
-    def expect(self, *exchange: bytes, door: Door | None = None) -> None:
+    def expect(self, *exchange: bytes, listener: Listener | None = None) -> None:
         """Alternately what is sent and what comes back."""
         for sent, back in zip(exchange[::2], exchange[1::2], strict=True):
-            self.assertEqual((door or self.door).send(sent), back)
+            self.assertEqual((listener or self.listener).send(sent), back)
 
     def test_put_reserve_delete(self) -> None:
         self.expect(
@@ -65,44 +65,44 @@ class OneNode(SynchronousTestCase):
 
     def test_a_waiting_reserve_holds_back_what_follows(self) -> None:
         self.expect(b"reserve\r\nuse t\r\nstats\r\nbad\r\n", b"")
-        producer = self.doors.line(1)
-        self.expect(b"put 0 0 9 1\r\na\r\n", b"INSERTED 1\r\n", door=producer)
-        answer = self.door.later(30)
+        producer = self.listeners.line(1)
+        self.expect(b"put 0 0 9 1\r\na\r\n", b"INSERTED 1\r\n", listener=producer)
+        answer = self.listener.later(30)
         self.assertTrue(answer.startswith(b"RESERVED 1 1\r\na\r\nUSING t\r\nOK "))
         self.assertTrue(answer.endswith(b"\r\nUNKNOWN_COMMAND\r\n"))
 
     def test_a_reserve_times_out_at_its_time_and_not_before(self) -> None:
-        self.assertEqual(self.door.send(b"reserve-with-timeout 1\r\n", ms=985), b"")
-        self.assertEqual(self.door.later(60), b"TIMED_OUT\r\n")
+        self.assertEqual(self.listener.send(b"reserve-with-timeout 1\r\n", ms=985), b"")
+        self.assertEqual(self.listener.later(60), b"TIMED_OUT\r\n")
 
     def test_a_delay_of_a_second_is_over_after_a_second(self) -> None:
         self.expect(b"put 0 1 9 1\r\na\r\n", b"INSERTED 1\r\n")
-        self.assertEqual(self.door.send(b"reserve\r\n", ms=940), b"")
-        self.assertEqual(self.door.later(60), b"RESERVED 1 1\r\na\r\n")
+        self.assertEqual(self.listener.send(b"reserve\r\n", ms=940), b"")
+        self.assertEqual(self.listener.later(60), b"RESERVED 1 1\r\na\r\n")
 
     def test_deadline_soon(self) -> None:
         self.expect(b"put 0 0 2 1\r\na\r\nreserve\r\n", b"INSERTED 1\r\nRESERVED 1 1\r\na\r\n")
-        self.assertEqual(self.door.send(b"reserve\r\n", ms=900), b"")
-        self.assertEqual(self.door.later(150), b"DEADLINE_SOON\r\n")
+        self.assertEqual(self.listener.send(b"reserve\r\n", ms=900), b"")
+        self.assertEqual(self.listener.later(150), b"DEADLINE_SOON\r\n")
 
     def test_a_closed_connection_gives_its_jobs_back_at_once(self) -> None:
         self.expect(b"put 0 0 99 1\r\na\r\nreserve\r\n", b"INSERTED 1\r\nRESERVED 1 1\r\na\r\n")
-        waiter = self.doors.line(1)
-        self.expect(b"reserve\r\n", b"", door=waiter)
-        self.door.hang_up()
+        waiter = self.listeners.line(1)
+        self.expect(b"reserve\r\n", b"", listener=waiter)
+        self.listener.hang_up()
         self.assertEqual(waiter.later(30), b"RESERVED 1 1\r\na\r\n")
 
     def test_quit_closes_after_what_came_before(self) -> None:
         self.expect(b"put 0 0 9 1\r\na\r\nquit\r\nput 0 0 9 1\r\nb\r\n", b"INSERTED 1\r\n")
-        self.assertTrue(self.door.is_closed)
-        self.assertEqual(len(self.doors.cluster[1].machine.jobs), 1)
+        self.assertTrue(self.listener.is_closed)
+        self.assertEqual(len(self.listeners.cluster[1].machine.jobs), 1)
 
     def test_what_comes_behind_quit_is_not_kept(self) -> None:
-        self.door.send(b"reserve\r\nquit\r\n")
+        self.listener.send(b"reserve\r\nquit\r\n")
         for _ in range(20):
-            self.door.send(bytes(50_000), ms=0)
-        self.assertEqual(len(self.door.protocol._parser._buffer), 0)  # type: ignore[attr-defined]
-        self.assertEqual(self.door.transport.producerState, "paused")
+            self.listener.send(bytes(50_000), ms=0)
+        self.assertEqual(len(self.listener.protocol._parser._buffer), 0)  # type: ignore[attr-defined]
+        self.assertEqual(self.listener.transport.producerState, "paused")
 
     def test_a_body_that_is_too_big(self) -> None:
         big = b"x" * 65_536
@@ -111,13 +111,13 @@ class OneNode(SynchronousTestCase):
     def test_bytes_in_any_portions(self) -> None:
         out = b""
         for byte in b"put 0 0 9 5\r\nhello\r\nreserve\r\ndelete 1\r\n":
-            out += self.door.send(bytes([byte]), ms=0)
-        self.assertEqual(out + self.door.later(60), b"INSERTED 1\r\nRESERVED 1 5\r\nhello\r\nDELETED\r\n")
+            out += self.listener.send(bytes([byte]), ms=0)
+        self.assertEqual(out + self.listener.later(60), b"INSERTED 1\r\nRESERVED 1 5\r\nhello\r\nDELETED\r\n")
 
     def test_stats_have_beanstalkds_keys_in_order_and_then_our_own(self) -> None:
         self.expect(b"put 0 0 9 1\r\na\r\nput 0 0 9 99999\r\n" + b"x" * 99_999 + b"\r\n", b"INSERTED 1\r\nJOB_TOO_BIG\r\n")
-        self.door.send(b"reserve-with-timeout 0\r\n")
-        text = self.door.send(b"stats\r\n").decode()
+        self.listener.send(b"reserve-with-timeout 0\r\n")
+        text = self.listener.send(b"stats\r\n").decode()
         head, _, body = text.partition("\r\n")
         self.assertEqual(head, f"OK {len(body) - 2}")
         lines = body.strip().split("\n")
@@ -145,80 +145,80 @@ class OneNode(SynchronousTestCase):
             b"GET / HTTP/1.1\r\n\r\n",
             b"delete " + b"9" * 99 + b"\r\n",
         ):
-            self.door.send(junk)
+            self.listener.send(junk)
         self.expect(b"use ok\r\n", b"USING ok\r\n")
         self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_reading_pauses_while_too_much_is_unanswered(self) -> None:
-        self.door.protocol.dataReceived(b"put 0 0 9 1\r\na\r\n" * (3 * CONNECTION_IN_FLIGHT))
-        self.assertEqual(self.door.transport.producerState, "paused")
-        out = self.door.later(200)
+        self.listener.protocol.dataReceived(b"put 0 0 9 1\r\na\r\n" * (3 * CONNECTION_IN_FLIGHT))
+        self.assertEqual(self.listener.transport.producerState, "paused")
+        out = self.listener.later(200)
         self.assertEqual(out.count(b"INSERTED"), 3 * CONNECTION_IN_FLIGHT)
-        self.assertEqual(self.door.transport.producerState, "producing")
+        self.assertEqual(self.listener.transport.producerState, "producing")
 
     def test_a_flood_of_cheap_commands_takes_turns(self) -> None:
         count = 20 * CONNECTION_IN_FLIGHT
-        self.door.protocol.dataReceived(b"x\r\n" * count)
-        self.assertEqual(self.door.transport.producerState, "paused")
-        self.assertEqual(self.door.later(100).count(b"UNKNOWN_COMMAND"), count)
-        self.assertEqual(self.door.transport.producerState, "producing")
+        self.listener.protocol.dataReceived(b"x\r\n" * count)
+        self.assertEqual(self.listener.transport.producerState, "paused")
+        self.assertEqual(self.listener.later(100).count(b"UNKNOWN_COMMAND"), count)
+        self.assertEqual(self.listener.transport.producerState, "producing")
 
     def test_a_client_that_does_not_read_is_not_read_and_at_last_dropped(self) -> None:
-        self.door.protocol.pauseProducing()  # its socket is full
-        self.assertEqual(self.door.send(b"put 0 0 9 1\r\na\r\n"), b"")
-        self.assertEqual(self.door.transport.producerState, "paused")
-        self.door.protocol.resumeProducing()
-        self.assertEqual(self.door.later(30), b"INSERTED 1\r\n")
-        self.patch(door, "unsent", lambda transport: REPLY_BYTES + self.door.protocol.node.max_job_size + 1)
-        self.door.protocol.say(b"x")
-        self.door.later(10)
-        self.assertTrue(self.door.transport.aborted)
+        self.listener.protocol.pauseProducing()  # its socket is full
+        self.assertEqual(self.listener.send(b"put 0 0 9 1\r\na\r\n"), b"")
+        self.assertEqual(self.listener.transport.producerState, "paused")
+        self.listener.protocol.resumeProducing()
+        self.assertEqual(self.listener.later(30), b"INSERTED 1\r\n")
+        self.patch(protocol, "unsent", lambda transport: REPLY_BYTES + self.listener.protocol.node.max_job_size + 1)
+        self.listener.protocol.say(b"x")
+        self.listener.later(10)
+        self.assertTrue(self.listener.transport.aborted)
 
     def test_nothing_more_is_begun_while_its_answers_are_not_read(self) -> None:
-        self.assertEqual(self.door.send(b"put 0 0 9 1\r\na\r\n"), b"INSERTED 1\r\n")
-        self.door.protocol.dataReceived(b"peek 1\r\n" * 10 + b"stats-job 7\r\nnonsense\r\n")
-        self.door.protocol.pauseProducing()
-        before = self.door.later(200).count(b"FOUND 1 ")
+        self.assertEqual(self.listener.send(b"put 0 0 9 1\r\na\r\n"), b"INSERTED 1\r\n")
+        self.listener.protocol.dataReceived(b"peek 1\r\n" * 10 + b"stats-job 7\r\nnonsense\r\n")
+        self.listener.protocol.pauseProducing()
+        before = self.listener.later(200).count(b"FOUND 1 ")
         self.assertLess(before, 2)
-        self.door.protocol.resumeProducing()
-        rest = self.door.later(200)
+        self.listener.protocol.resumeProducing()
+        rest = self.listener.later(200)
         self.assertEqual(before + rest.count(b"FOUND 1 "), 10)
         self.assertTrue(rest.endswith(b"NOT_FOUND\r\nUNKNOWN_COMMAND\r\n"))
 
     def test_answers_that_were_held_back_come_in_turns(self) -> None:
         """Hundreds of connections that wait for one job, each with a pipeline of statistics behind it."""
-        doors = [self.doors.line(self.node) for _ in range(30)]
-        for one in doors:
+        listeners = [self.listeners.line(self.node) for _ in range(30)]
+        for one in listeners:
             one.send(b"reserve-with-timeout 1\r\n" + b"nonsense\r\n" * 100, ms=1)
         turns: list[int] = []
         begin = Gateway.begin_turn
 
         def counted(gateway: Gateway) -> bool:
-            turns.append(sum(one.transport.value().count(b"UNKNOWN") for one in doors))
+            turns.append(sum(one.transport.value().count(b"UNKNOWN") for one in listeners))
             return begin(gateway)
 
         self.patch(Gateway, "begin_turn", counted)
-        self.doors.cluster.run(1_500)
+        self.listeners.cluster.run(1_500)
         self.assertLessEqual(max(after - before for before, after in itertools.pairwise(turns)), ANSWERS_STEPS // LINE_STEPS + 1)
-        for one in doors:
+        for one in listeners:
             self.assertEqual(one.later(0), b"TIMED_OUT\r\n" + b"UNKNOWN_COMMAND\r\n" * 100)
 
     def test_long_lists_for_many_are_read_in_turns(self) -> None:
         for tube in range(200):
-            self.door.send(b"watch tube%d\r\n" % tube, ms=1)
-        self.door.later(200)
-        doors = [self.doors.line(self.node) for _ in range(300)]
-        for one in doors:
+            self.listener.send(b"watch tube%d\r\n" % tube, ms=1)
+        self.listener.later(200)
+        listeners = [self.listeners.line(self.node) for _ in range(300)]
+        for one in listeners:
             one.protocol.dataReceived(b"list-tubes\r\n")
         turns: list[int] = []
         begin = Gateway.begin_turn
 
         def counted(gateway: Gateway) -> bool:
-            turns.append(sum(bool(one.transport.value()) for one in doors))
+            turns.append(sum(bool(one.transport.value()) for one in listeners))
             return begin(gateway)
 
         self.patch(Gateway, "begin_turn", counted)
-        self.doors.cluster.run(500)
+        self.listeners.cluster.run(500)
         self.assertEqual(turns[-1], 300)
         self.assertLessEqual(
             max(after - before for before, after in itertools.pairwise(turns)), READS_STEPS // (READ_STEPS + 201 * READ_ITEM_STEPS) + 1
@@ -226,33 +226,33 @@ class OneNode(SynchronousTestCase):
 
     def test_a_kick_moves_so_many_and_says_it(self) -> None:
         """As many as one entry has budget for; the answer says how many, and the next kick moves more."""
-        self.door.send((b"put 0 100 60 0\r\n\r\n") * 2_000, ms=5_000)
+        self.listener.send((b"put 0 100 60 0\r\n\r\n") * 2_000, ms=5_000)
         moved = []
         while not moved or moved[-1]:
-            answer = self.door.send(b"kick 9999999\r\n")
+            answer = self.listener.send(b"kick 9999999\r\n")
             moved.append(int(answer.removeprefix(b"KICKED ")))
         self.assertEqual(sum(moved), 2_000)
         self.assertEqual(moved[0], (COSTS.entry - COSTS.commands) // COSTS.kicked + 1)
 
     def test_who_has_closed_its_side_and_gets_no_answer_is_dropped(self) -> None:
-        for node in self.doors.cluster.config.voters:
+        for node in self.listeners.cluster.config.voters:
             if node != self.node:
-                self.doors.cluster.crash(node)
+                self.listeners.cluster.crash(node)
         if self.nodes == 1:
-            self.doors.cluster.processes[self.node].worker.stalled = True
-        self.door.send(b"put 0 0 9 1\r\na\r\n", ms=100)
-        self.door.protocol.readConnectionLost()
-        self.door.later(1_000 * NO_PROGRESS_S - 1_000)
-        self.assertFalse(self.door.is_closed)
-        self.door.later(2_000)
-        self.assertTrue(self.door.transport.aborted)
+            self.listeners.cluster.processes[self.node].worker.stalled = True
+        self.listener.send(b"put 0 0 9 1\r\na\r\n", ms=100)
+        self.listener.protocol.readConnectionLost()
+        self.listener.later(1_000 * NO_PROGRESS_S - 1_000)
+        self.assertFalse(self.listener.is_closed)
+        self.listener.later(2_000)
+        self.assertTrue(self.listener.transport.aborted)
 
     def test_a_client_that_hung_up_while_it_was_not_read_waits_for_no_job(self) -> None:
-        self.assertEqual(self.door.send(b"reserve\r\nquit\r\n"), b"")
-        self.door.protocol.hung_up(False)
-        self.assertEqual(self.door.later(50), b"TIMED_OUT\r\n")
-        self.assertTrue(self.door.is_closed)
-        other = self.doors.line(self.node)
+        self.assertEqual(self.listener.send(b"reserve\r\nquit\r\n"), b"")
+        self.listener.protocol.hung_up(False)
+        self.assertEqual(self.listener.later(50), b"TIMED_OUT\r\n")
+        self.assertTrue(self.listener.is_closed)
+        other = self.listeners.line(self.node)
         other.send(b"reserve\r\nquit\r\n")
         other.protocol.hung_up(True)
         self.assertTrue(other.transport.aborted)
@@ -306,53 +306,53 @@ class OneNode(SynchronousTestCase):
         )
 
     def test_statistics_of_a_job_and_a_tube(self) -> None:
-        self.door.send(b"put 5 0 10 1\r\na\r\nreserve\r\n")
-        job = self.door.send(b"stats-job 1\r\n")
+        self.listener.send(b"put 5 0 10 1\r\na\r\nreserve\r\n")
+        job = self.listener.send(b"stats-job 1\r\n")
         for line in (b'tube: "default"', b"state: reserved", b"pri: 5", b"ttr: 10", b"time-left: 9", b"reserves: 1", b"file: 0"):
             self.assertIn(b"\n" + line + b"\n", job)
-        tube = self.door.send(b"stats-tube default\r\n")
+        tube = self.listener.send(b"stats-tube default\r\n")
         for line in (b'name: "default"', b"current-jobs-reserved: 1", b"total-jobs: 1", b"current-using: 1", b"current-watching: 1"):
             self.assertIn(b"\n" + line + b"\n", tube)
 
     def test_a_first_read_counts_its_own_connection(self) -> None:
-        self.assertIn(b"\ncurrent-using: 1\ncurrent-watching: 1\n", self.door.send(b"stats-tube default\r\n"))
+        self.assertIn(b"\ncurrent-using: 1\ncurrent-watching: 1\n", self.listener.send(b"stats-tube default\r\n"))
 
     def test_a_half_closed_connection_is_answered_to_the_end(self) -> None:
-        self.door.protocol.dataReceived(b"put 0 0 9 1\r\na\r\nreserve\r\nreserve\r\nuse t\r\nreserve\r\nput 0 0 9 100\r\nhalf")
-        self.door.protocol.readConnectionLost()
-        self.assertEqual(self.door.later(100), b"INSERTED 1\r\nRESERVED 1 1\r\na\r\nTIMED_OUT\r\nUSING t\r\nTIMED_OUT\r\n")
-        self.assertTrue(self.door.is_closed)
+        self.listener.protocol.dataReceived(b"put 0 0 9 1\r\na\r\nreserve\r\nreserve\r\nuse t\r\nreserve\r\nput 0 0 9 100\r\nhalf")
+        self.listener.protocol.readConnectionLost()
+        self.assertEqual(self.listener.later(100), b"INSERTED 1\r\nRESERVED 1 1\r\na\r\nTIMED_OUT\r\nUSING t\r\nTIMED_OUT\r\n")
+        self.assertTrue(self.listener.is_closed)
 
     def test_a_half_closed_connection_that_waits_for_nothing_closes_at_once(self) -> None:
-        self.door.protocol.readConnectionLost()
-        self.assertTrue(self.door.is_closed)
+        self.listener.protocol.readConnectionLost()
+        self.assertTrue(self.listener.is_closed)
 
     def test_a_long_pipeline_is_answered_to_the_end_of_a_half_closed_connection(self) -> None:
-        self.door.protocol.dataReceived(b"put 0 0 9 1\r\na\r\n" * (3 * CONNECTION_IN_FLIGHT))
-        self.door.protocol.readConnectionLost()
-        self.assertEqual(self.door.later(300).count(b"INSERTED"), 3 * CONNECTION_IN_FLIGHT)
-        self.assertTrue(self.door.is_closed)
+        self.listener.protocol.dataReceived(b"put 0 0 9 1\r\na\r\n" * (3 * CONNECTION_IN_FLIGHT))
+        self.listener.protocol.readConnectionLost()
+        self.assertEqual(self.listener.later(300).count(b"INSERTED"), 3 * CONNECTION_IN_FLIGHT)
+        self.assertTrue(self.listener.is_closed)
 
     def test_a_waiting_reserve_never_stops_reading_whatever_size_a_job_may_have(self) -> None:
         """A connection that is not read does not notice that its client is gone, and would keep its jobs."""
-        node = self.doors.cluster[self.node]
+        node = self.listeners.cluster[self.node]
         node.machine.settings = Settings(MAX_JOB_BYTES_CEILING, 5_000)
         self.expect(b"put 0 0 99 1\r\na\r\nreserve\r\n", b"INSERTED 1\r\nRESERVED 1 1\r\na\r\n")
         self.expect(b"reserve\r\n", b"")
-        self.assertEqual(self.door.transport.producerState, "producing")
+        self.assertEqual(self.listener.transport.producerState, "producing")
 
     def test_a_wait_ended_by_a_half_close_gives_back_what_it_was_granted_meanwhile(self) -> None:
         self.expect(b"reserve\r\n", b"")
-        self.door.protocol.readConnectionLost()
-        other = self.doors.line(1)
+        self.listener.protocol.readConnectionLost()
+        other = self.listeners.line(1)
         other.send(b"put 0 0 99 1\r\na\r\n")
-        self.assertEqual(self.door.later(50), b"TIMED_OUT\r\n")
-        self.door.hang_up()
-        self.expect(b"reserve-with-timeout 1\r\n", b"RESERVED 1 1\r\na\r\n", door=other)
+        self.assertEqual(self.listener.later(50), b"TIMED_OUT\r\n")
+        self.listener.hang_up()
+        self.expect(b"reserve-with-timeout 1\r\n", b"RESERVED 1 1\r\na\r\n", listener=other)
 
     def test_a_draining_node_refuses_puts_only(self) -> None:
-        self.door.send(b"put 0 0 9 1\r\na\r\n")
-        self.doors.counters[self.node].draining = True
+        self.listener.send(b"put 0 0 9 1\r\na\r\n")
+        self.listeners.counters[self.node].draining = True
         self.expect(
             b"put 0 0 9 1\r\nb\r\n",
             b"DRAINING\r\n",
@@ -361,13 +361,13 @@ class OneNode(SynchronousTestCase):
             b"\r\nreserve\r\n",
             b"UNKNOWN_COMMAND\r\nRESERVED 1 1\r\na\r\n",
         )
-        self.assertIn(b"\ndraining: true\n", self.door.send(b"stats\r\n"))
+        self.assertIn(b"\ndraining: true\n", self.listener.send(b"stats\r\n"))
 
     def test_connection_counters(self) -> None:
-        counters = self.doors.counters[self.node]
-        self.door.send(b"put 0 0 9 1\r\na\r\nreserve\r\n")
+        counters = self.listeners.counters[self.node]
+        self.listener.send(b"put 0 0 9 1\r\na\r\nreserve\r\n")
         self.assertEqual((counters.connections, counters.producers, counters.workers), (1, 1, 1))
-        self.door.hang_up()
+        self.listener.hang_up()
         self.assertEqual((counters.connections, counters.producers, counters.workers, counters.total_connections), (0, 0, 0, 1))
 
 
@@ -378,29 +378,29 @@ class FollowerOfThree(OneNode):
 
     def setUp(self) -> None:
         super().setUp()
-        leader = self.doors.cluster.leader
-        self.node = next(node for node in self.doors.cluster.config.voters if node != leader)
-        self.door.hang_up()
-        self.doors.counters[self.node].total_connections = 0
-        for node in self.doors.counters:
-            self.doors.counters[node] = type(self.doors.counters[node])()
-        self.door = self.doors.line(self.node)
+        leader = self.listeners.cluster.leader
+        self.node = next(node for node in self.listeners.cluster.config.voters if node != leader)
+        self.listener.hang_up()
+        self.listeners.counters[self.node].total_connections = 0
+        for node in self.listeners.counters:
+            self.listeners.counters[node] = type(self.listeners.counters[node])()
+        self.listener = self.listeners.line(self.node)
 
     def test_without_a_quorum_writes_wait_and_stats_answer_at_once(self) -> None:
-        cluster = self.doors.cluster
+        cluster = self.listeners.cluster
         cluster.partition({1}, {2}, {3})
-        self.assertEqual(self.door.send(b"put 0 0 9 1\r\na\r\n", ms=2_000), b"")
-        other = self.doors.line(self.node)
+        self.assertEqual(self.listener.send(b"put 0 0 9 1\r\na\r\n", ms=2_000), b"")
+        other = self.listeners.line(self.node)
         self.assertIn(b"\nleader: 0\n", other.send(b"stats\r\n"))
         cluster.heal()
-        self.assertEqual(self.door.later(2_000), b"INSERTED 1\r\n")
+        self.assertEqual(self.listener.later(2_000), b"INSERTED 1\r\n")
 
     def test_a_node_given_up_by_the_cluster_drops_its_clients(self) -> None:
-        cluster = self.doors.cluster
-        self.door.send(b"put 0 0 9 1\r\na\r\nreserve\r\n")
+        cluster = self.listeners.cluster
+        self.listener.send(b"put 0 0 9 1\r\na\r\nreserve\r\n")
         cluster.partition({self.node}, set(cluster.config.voters) - {self.node})
         cluster.run(7_000)
         cluster.heal()
         cluster.run(1_000)
-        self.assertTrue(self.door.transport.aborted)
-        self.expect(b"reserve\r\n", b"RESERVED 1 1\r\na\r\n", door=self.doors.line(self.node))
+        self.assertTrue(self.listener.transport.aborted)
+        self.expect(b"reserve\r\n", b"RESERVED 1 1\r\na\r\n", listener=self.listeners.line(self.node))

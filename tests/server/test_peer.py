@@ -1,4 +1,4 @@
-"""The peer door: who is let in, and what is said to the others."""
+"""The peer listener: who is let in, and what is said to the others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from raftd.limits import HELLO_TIMEOUT_S, PEER_STRANGERS
 from raftd.raft.messages import PreVote, PreVoteReply
-from raftd.server.peer import PeerDoor, PeerProtocol
+from raftd.server.peer import PeerProtocol, PeerTransport
 from raftd.wire.frames import FrameDecoder, frame
 from raftd.wire.peer import Hello, Refusal, RefusalCode, decode, decode_hello, encode, encode_hello
 from tests.server.harness import MemoryTransport
@@ -58,12 +58,12 @@ class FakeNode:
 HELLO = encode_hello(Hello("demo", (1, 2), b"", 2, 1, b"e" * 16, 1))
 
 
-class PeerDoorTests(SynchronousTestCase):
+class PeerTransportTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.node = FakeNode()
-        self.door = PeerDoor(self.clock, Random(1))
-        self.door.node = self.node  # type: ignore[assignment]
+        self.listener = PeerTransport(self.clock, Random(1))
+        self.listener.node = self.node  # type: ignore[assignment]
         self.lines: list[str] = []
         globalLogPublisher.addObserver(self.note)
         self.addCleanup(globalLogPublisher.removeObserver, self.note)
@@ -73,7 +73,7 @@ class PeerDoorTests(SynchronousTestCase):
             self.lines.append(event["log_format"].format(**event))
 
     def connect(self, expected: int = 0) -> PeerProtocol:
-        protocol = self.door.build(expected)
+        protocol = self.listener.build(expected)
         protocol.makeConnection(MemoryTransport())
         return protocol
 
@@ -93,9 +93,9 @@ class PeerDoorTests(SynchronousTestCase):
         protocol.dataReceived(HELLO + encode(PreVote(3, 2, 1)))
         self.assertEqual(self.node.heard, [(2, PreVote(3, 2, 1))])
         self.assertEqual(self.node.links, [2])
-        self.door.send(2, PreVoteReply(3, True))
-        self.door.send(9, PreVoteReply(3, True))  # nobody there
-        self.door.flush()
+        self.listener.send(2, PreVoteReply(3, True))
+        self.listener.send(9, PreVoteReply(3, True))  # nobody there
+        self.listener.flush()
         self.assertEqual(self.said(protocol), [self.node.hello(), PreVoteReply(3, True)])
 
     def test_byte_by_byte(self) -> None:
@@ -121,7 +121,7 @@ class PeerDoorTests(SynchronousTestCase):
             self.assertTrue(protocol.transport.disconnecting)
             self.assertEqual(self.said(protocol)[-1], Refusal(RefusalCode.OTHER_CLUSTER, self.node.reason))
         self.assertEqual(len([line for line in self.lines if "node 2 is refused: it belongs to cluster" in line]), 1)
-        self.assertEqual(self.door.retry_policy(2)(0), 1.0)
+        self.assertEqual(self.listener.retry_policy(2)(0), 1.0)
         self.node.reason = None
         self.connect().dataReceived(HELLO + encode(PreVote(3, 2, 1)))
         self.assertEqual(self.lines[-1], "connected with node 2")
@@ -171,8 +171,8 @@ class PeerDoorTests(SynchronousTestCase):
         newer.dataReceived(HELLO)
         self.assertTrue(older.transport.disconnecting)
         older.connectionLost(Failure(ConnectionDone()))
-        self.door.send(2, PreVoteReply(3, True))
-        self.door.flush()
+        self.listener.send(2, PreVoteReply(3, True))
+        self.listener.flush()
         self.assertEqual(self.said(newer)[-1], PreVoteReply(3, True))
         newer.connectionLost(Failure(ConnectionDone()))
         self.assertEqual(self.node.links, [2, 2, 2])
@@ -180,9 +180,9 @@ class PeerDoorTests(SynchronousTestCase):
     def test_messages_that_wait_when_a_connection_is_lost_go_nowhere(self) -> None:
         protocol = self.connect()
         protocol.dataReceived(HELLO)
-        self.door.send(2, PreVoteReply(3, True))
+        self.listener.send(2, PreVoteReply(3, True))
         protocol.connectionLost(Failure(ConnectionDone()))
-        self.door.flush()
+        self.listener.flush()
         self.assertEqual(self.said(protocol), [self.node.hello()])
 
     def test_of_too_many_strangers_the_oldest_goes(self) -> None:
@@ -195,8 +195,8 @@ class PeerDoorTests(SynchronousTestCase):
         self.assertFalse(strangers[1].transport.aborted)
         # Those sent away keep their descriptors until they are closed: at last nobody more is let in.
         more = 0
-        while self.door.build(0) is not None:
-            self.door._strangers.popitem()
+        while self.listener.build(0) is not None:
+            self.listener._strangers.popitem()
             self.connect()
             more += 1
         self.assertEqual(more, PEER_STRANGERS)

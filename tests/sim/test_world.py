@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from raftd.raft.messages import ReadIndex
 from raftd.sim.disk import Disk
-from raftd.sim.network import Network, Weather
+from raftd.sim.network import Network, NetworkConditions
 from raftd.sim.scheduler import NodeClock, Scheduler
 
 
@@ -77,9 +77,9 @@ class _Silent:
     def counted(self, fault) -> None: ...
 
 
-def network(weather: Weather) -> tuple[Scheduler, Network, _Process, _Process]:
+def network(conditions: NetworkConditions) -> tuple[Scheduler, Network, _Process, _Process]:
     scheduler = Scheduler()
-    world = Network(scheduler, Random(1), weather, _Silent())
+    world = Network(scheduler, Random(1), conditions, _Silent())
     one, two = _Process(1), _Process(2)
     world.started(one)
     world.started(two)
@@ -94,9 +94,9 @@ LINKS = st.sampled_from([frozenset(), frozenset({(1, 2)}), frozenset({(2, 1)}), 
 STEPS = st.lists(st.one_of(st.just("send"), LINKS, st.integers(1, 60_000)), max_size=40)
 
 
-def play(weather: Weather, steps: list[object]) -> tuple[Network, int, list[int]]:
+def play(conditions: NetworkConditions, steps: list[object]) -> tuple[Network, int, list[int]]:
     """Node 1 sends numbered messages while links are cut and healed; how many, and those that node 2 got."""
-    scheduler, world, one, two = network(weather)
+    scheduler, world, one, two = network(conditions)
     sent = 0
     for step in steps:
         if step == "send":
@@ -114,19 +114,19 @@ def play(weather: Weather, steps: list[object]) -> tuple[Network, int, list[int]
 @given(STEPS)
 def test_a_stream_keeps_its_order_whatever_is_cut_and_healed_meanwhile(steps):
     """A piece once arrived before one that had been held at an earlier cut (seeds 20101 and 20126, of the simulator's own)."""
-    _, sent, got = play(Weather((500, 40_000), split=0.5), steps)
+    _, sent, got = play(NetworkConditions((500, 40_000), split=0.5), steps)
     assert got == list(range(1, sent + 1))
 
 
 @given(STEPS)
 def test_a_link_that_loses_never_gives_half_a_frame_back(steps):
-    world, _, got = play(Weather((500, 40_000), split=0.5, holds=False), steps)
+    world, _, got = play(NetworkConditions((500, 40_000), split=0.5, holds=False), steps)
     assert got == sorted(set(got))
     assert world.is_connected(1, 2)
 
 
 def test_a_broken_connection_loses_what_is_on_its_way_and_is_made_anew():
-    scheduler, world, one, two = network(Weather((10_000, 10_000)))
+    scheduler, world, one, two = network(NetworkConditions((10_000, 10_000)))
     world.send(one, 2, ReadIndex(1, 1))
     world.break_connection(1, 2)
     world.send(one, 2, ReadIndex(1, 2))
@@ -139,7 +139,7 @@ def test_a_broken_connection_loses_what_is_on_its_way_and_is_made_anew():
 
 
 def test_a_link_that_is_cut_for_too_long_breaks_its_connection():
-    scheduler, world, one, two = network(Weather())
+    scheduler, world, one, two = network(NetworkConditions())
     world.partition([1, 2], {1}, {2})
     world.send(one, 2, ReadIndex(1, 1))
     scheduler.run(scheduler.now_us + 60_000_000)

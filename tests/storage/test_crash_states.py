@@ -129,11 +129,11 @@ def moments(life: Callable[[Known], object], disk: MemoryFileSystem | None = Non
     machine = Known(disk)
     found: list[Moment] = []
 
-    def look(operation: str) -> None:
+    def examine(operation: str) -> None:
         if operation != "read":
             found.append(Moment(machine))
 
-    machine.disk.fault = look
+    machine.disk.fault = examine
     life(machine)
     found.append(Moment(machine))
     yield from found

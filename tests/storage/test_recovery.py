@@ -283,7 +283,7 @@ def test_a_torn_tail_is_cut_with_a_copy_and_nothing_is_doubted():
     opened = machine.start()
     assert [item.index for item in opened.entries] == [1]
     assert not opened.identity.doubtful
-    assert "never acknowledged" in opened.notes[1]
+    assert "never acknowledged" in opened.notes[1].text
     assert any(".torn-at-" in name for name in machine.disk.names(f"{DATA}/log"))
     machine.write([entry(2)])
     assert [item.index for item in machine.power_cycle().entries] == [1, 2]
@@ -317,7 +317,7 @@ def test_a_doubtful_only_voter_cuts_warns_and_serves():
     rot_last_batch(machine)
     opened = machine.start(only_voter=True)
     assert not opened.identity.doubtful
-    assert "no other node has a copy" in opened.notes[1]
+    assert "no other node has a copy" in opened.notes[1].text
 
 
 def test_after_an_idle_moment_the_same_damage_is_corruption():

@@ -92,7 +92,7 @@ def test_a_node_starts_from_its_snapshot_and_the_log_behind_it(monkeypatch):
     assert [item.index for item in opened.entries] == [9, 10]
     assert opened.older == [(5, 1)]
     assert list(machine.store.snapshots.pieces()) == PIECES
-    assert "that of a snapshot" in opened.notes[1]
+    assert "a snapshot holds" in opened.notes[1].text
     assert machine.disk.names(f"{DATA}/snap") == ["0000000000000008-1.snap"]
     assert machine.segment(0).rpartition("/")[2].startswith("00000005-")
 

@@ -1,1 +1,1 @@
-"""The HTTP door: routes of our own on twisted.web's protocol."""
+"""The HTTP listener: routes of our own on twisted.web's protocol."""

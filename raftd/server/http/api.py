@@ -276,7 +276,7 @@ class Api:
             elif isinstance(reply, r.NotFound):
                 ask.call.problem("draining")
             else:
-                ask.call.problem("job-too-large" if isinstance(reply, r.JobTooBig) else "no-room")
+                ask.call.problem("job-too-large" if isinstance(reply, r.JobTooBig) else "overloaded")
 
         if not self._counters.draining:
             self._command(ask, lambda session: c.PutMany(session, tube, jobs, key, fingerprint), answered)
@@ -393,11 +393,11 @@ class Api:
         id = ask.parts["id"]
 
         def query(machine: StateMachine, now_ms: int) -> s.History:
-            recent = self._node.recent
+            recent = self._node.job_events
             job: Job | None = machine.jobs.get(id)
             newest = list(islice(recent.of_job(id), HISTORY_EVENTS + 1))
             known_from = newest.pop().entry + 1 if len(newest) > HISTORY_EVENTS else recent.known_from
-            events = [s.job_event(happening) for happening in reversed(newest)]
+            events = [s.job_event(event) for event in reversed(newest)]
             return s.History(id, known_from, events, s.job_view(job, now_ms, with_body=False) if job is not None else None)
 
         def answered(history: s.History) -> None:

@@ -1,4 +1,4 @@
-"""`/v1/cluster`: who is a member, who leads, and changing both. What `raftd member` and `raftd transfer` ask, over HTTP."""
+"""`/v1/cluster`: who is a member, who leads, and changing both. What `raftd member` and `raftd leader transfer` ask, over HTTP."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from raftd.limits import HTTP_ANSWER_S
 from raftd.node.loop import Node
-from raftd.raft.messages import AddMember, Address, AdminRequest, PromoteMember, RemoveMember, TransferLead
+from raftd.raft.messages import AddMember, AdminRequest, MemberAddress, PromoteMember, RemoveMember, TransferLead
 from raftd.raft.outcomes import AdminResult, Outcome
 from raftd.server.http import shapes as s
 from raftd.server.http.routes import Ask, route
@@ -68,7 +68,7 @@ class ClusterApi:
     def _add(self, ask: Ask) -> None:
         """Add a member, as a learner."""
         new = ask.body
-        self._ask(ask, AddMember(new.node, Address(new.host, new.peer, new.client)))
+        self._ask(ask, AddMember(new.node, MemberAddress(new.host, new.peer, new.client)))
 
     @route("POST", "/v1/cluster/members/{node}/promote", s.Cluster, problems=_PROBLEMS)
     def _promote(self, ask: Ask) -> None:

@@ -67,7 +67,7 @@ class NodeCollector(Collector):
         yield GaugeMetricFamily("raftd_snapshot_index", "Its entry.", value=snapshot.index if snapshot else 0)
         yield GaugeMetricFamily("raftd_disk_free_bytes", "Free where the data is.", value=node.free_bytes)
         yield GaugeMetricFamily("raftd_disk_low", "1 if that is too little.", value=float(raft.is_low_on_disk))
-        yield GaugeMetricFamily("raftd_puts_refused", "1 while too few nodes have room.", value=float(node.machine.room_is_scarce))
+        yield GaugeMetricFamily("raftd_puts_refused", "1 while too few nodes have room.", value=float(node.machine.space_is_scarce))
 
     def _queue(self) -> Iterable[Metric]:
         machine = self._node.machine
@@ -95,11 +95,11 @@ class NodeCollector(Collector):
 
     def _clients(self) -> Iterable[Metric]:
         node, counters = self._node, self._counters
-        yield GaugeMetricFamily("raftd_connections", "Clients connected to the line door.", value=counters.connections)
+        yield GaugeMetricFamily("raftd_connections", "Clients connected to the line listener.", value=counters.connections)
         yield CounterMetricFamily("raftd_connections_made", "Ever.", value=counters.total_connections)
-        yield GaugeMetricFamily("raftd_sessions", "Clients of this node, on all doors.", value=len(node.gateway.sessions))
+        yield GaugeMetricFamily("raftd_sessions", "Clients of this node, on all listeners.", value=len(node.gateway.sessions))
         yield GaugeMetricFamily("raftd_held_bytes", "Of clients' commands that are not answered.", value=node.gateway.held_bytes)
-        commands = CounterMetricFamily("raftd_commands", "Commands of the line door.", labels=["command"])
+        commands = CounterMetricFamily("raftd_commands", "Commands of the line listener.", labels=["command"])
         for name, count in sorted(counters.commands.items()):
             commands.add_metric([name], count)
         yield commands

@@ -1,6 +1,6 @@
 """Whose page asks: no page of another site may change anything through the browser of somebody who can reach a node.
 
-A node knows no passwords on this door, so a browser inside the network would be as good as its user. Browsers say where a request
+A node knows no passwords on this listener, so a browser inside the network would be as good as its user. Browsers say where a request
 comes from in several ways, none of them always; programs that are no browsers say nothing, and are let through.
 """
 

@@ -48,7 +48,7 @@ PROBLEMS: dict[str, ProblemKind] = {
     "not-ready": ProblemKind(503, "The node is starting", "Ask again, or ask another node."),
     "stopping": ProblemKind(503, "The node is stopping", "What was asked may happen or not. Ask another node."),
     "draining": ProblemKind(503, "The node takes no more jobs", "Put on another node."),
-    "no-room": ProblemKind(
+    "overloaded": ProblemKind(
         503, "There is no room for more jobs", "This call put nothing; one before with the same key may have. Ask again later."
     ),
     "not-committed": ProblemKind(503, "The cluster did not answer in time", "Nothing was done, and nothing of it will be. Ask again."),

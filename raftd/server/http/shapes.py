@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from raftd.jobs.model import Job, State, Tube, What
+from raftd.jobs.model import Job, JobEventKind, State, Tube
 from raftd.limits import JOBS_PER_PUT, KICKED_JOBS, RESERVE_TUBES, RESERVE_WAIT_S
-from raftd.node.job_events import Happening
+from raftd.node import job_events
 
 _U32 = 0xFFFF_FFFF
 
@@ -108,8 +108,8 @@ class Transfer(_Given):
 class NewMember(_Given):
     node: NodeId
     host: Annotated[str, Meta(min_length=1, max_length=253, pattern=r"^[!-~]+$(?!\n)")]
-    peer: Annotated[int, Meta(ge=1, le=65_535, description="The port of its peer door.")]
-    client: Annotated[int, Meta(ge=0, le=65_535, description="The port of its client door, 0 if it has none.")] = 0
+    peer: Annotated[int, Meta(ge=1, le=65_535, description="The port of its peer listener.")]
+    client: Annotated[int, Meta(ge=0, le=65_535, description="The port of its client listener, 0 if it has none.")] = 0
 
 
 # -- what they are told ------------------------------------------------------------------------
@@ -205,7 +205,7 @@ class JobEvent(Struct):
     entry: int
     number: int
     time: str
-    what: What
+    what: JobEventKind
     job: JobId
     tube: str
     by: Who | None
@@ -326,15 +326,15 @@ def tube_view(tube: Tube, now_ms: int) -> TubeView:
     )
 
 
-def job_event(happening: Happening) -> JobEvent:
+def job_event(event: job_events.JobEvent) -> JobEvent:
     return JobEvent(
-        happening.entry,
-        happening.number,
-        moment(happening.time_ms),
-        happening.what,
-        happening.job,
-        happening.tube,
-        Who(*happening.who) if happening.who is not None else None,
-        happening.token or None,
-        moment(happening.deadline_ms) if happening.deadline_ms else None,
+        event.entry,
+        event.number,
+        moment(event.time_ms),
+        event.what,
+        event.job,
+        event.tube,
+        Who(*event.who) if event.who is not None else None,
+        event.token or None,
+        moment(event.deadline_ms) if event.deadline_ms else None,
     )

@@ -30,9 +30,9 @@ from raftd.limits import (
     NO_PROGRESS_S,
 )
 from raftd.node.loop import Node
-from raftd.server.clients import Clients
 from raftd.server.http import problems
 from raftd.server.http.origin import is_foreign
+from raftd.server.limiter import ConnectionLimiter
 from raftd.server.sockets import unsent
 from raftd.server.stats import Counters
 
@@ -184,7 +184,7 @@ class _Request(http.Request):
         if self._arrived > self._most:
             self._too_large()
         elif self.channel.site.arriving_bytes > HTTP_ARRIVING_BYTES:
-            self._refuse("no-room", "bodies of too many requests are on their way here at once: send it again")
+            self._refuse("overloaded", "bodies of too many requests are on their way here at once: send it again")
         else:
             super().handleContentChunk(data)
 
@@ -208,14 +208,14 @@ class _Request(http.Request):
 
     def process(self) -> None:
         """It has arrived whole. A thousand at once take turns with all other clients: none may cost a heartbeat."""
-        clients = self.channel.site.clients
+        limiter = self.channel.site.limiter
         if self._refused:
             return
         self._has_arrived()
-        if clients.has_time():
+        if limiter.has_time():
             self._serve()
         else:
-            clients.wait(self)
+            limiter.wait(self)
 
     def go_on(self) -> None:
         """The turn that it waited for has come."""
@@ -226,7 +226,7 @@ class _Request(http.Request):
 
     def connectionLost(self, reason: Failure) -> None:
         if self.channel is not None:
-            self.channel.site.clients.forget(self)
+            self.channel.site.limiter.forget(self)
             self._has_arrived()
         super().connectionLost(reason)
 
@@ -260,9 +260,9 @@ class Channel(http.HTTPChannel):
 
     def leaving(self, left: Callable[[bool], None]) -> None:
         """As `Call.leaving`: not in this turn, for a caller who has hung up may be heard of in the next."""
-        self.callLater(0, partial(self._look_at_leaving, left, unsent(self.transport), 0.0))
+        self.callLater(0, partial(self._poll_leaving, left, unsent(self.transport), 0.0))
 
-    def _look_at_leaving(self, left: Callable[[bool], None], before: int, idle_s: float) -> None:
+    def _poll_leaving(self, left: Callable[[bool], None], before: int, idle_s: float) -> None:
         """`before`: what was unsent at the last look; for so long none of it has been taken."""
         now = unsent(self.transport)
         if self._is_lost or not now:
@@ -272,7 +272,7 @@ class Channel(http.HTTPChannel):
             left(False)
         else:
             idle_s = idle_s + LEAVING_CHECK_S if now >= before else 0.0
-            self.callLater(LEAVING_CHECK_S, partial(self._look_at_leaving, left, now, idle_s))
+            self.callLater(LEAVING_CHECK_S, partial(self._poll_leaving, left, now, idle_s))
 
     def dataReceived(self, data: bytes) -> None:
         if self._is_refused:
@@ -347,7 +347,7 @@ class Channel(http.HTTPChannel):
         self._said_all = not unsent(self.transport)
         self._has_arrived()
         super().connectionLost(reason)
-        self.site.clients.left()
+        self.site.limiter.left()
 
 
 class Site(http.HTTPFactory):
@@ -357,11 +357,11 @@ class Site(http.HTTPFactory):
     protocol = cast(Any, Channel)
     node: Node
 
-    def __init__(self, clock: Any, clients: Clients, counters: Counters, handler: Handler, names: frozenset[str]) -> None:
+    def __init__(self, clock: Any, limiter: ConnectionLimiter, counters: Counters, handler: Handler, names: frozenset[str]) -> None:
         """`names`: those by which nodes of the cluster are known."""
         super().__init__(timeout=HTTP_IDLE_S, reactor=clock)
         self.counters = counters
-        self.clients = clients
+        self.limiter = limiter
         self.handler = handler
         self.names = names
         self.open_calls: set[Call] = set()
@@ -374,7 +374,7 @@ class Site(http.HTTPFactory):
             call.problem("stopping")
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        if not self.clients.admit():
+        if not self.limiter.admit():
             return None
         channel = super().buildProtocol(addr)
         cast(Any, channel).site = self

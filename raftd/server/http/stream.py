@@ -14,12 +14,12 @@ from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
 from raftd.limits import EVENT_BEAT_S, EVENT_STREAMS, EVENTS_PER_TURN
-from raftd.node.job_events import Happening
+from raftd.node.job_events import JobEvent
 from raftd.node.loop import Node
 from raftd.server.http import shapes as s
 from raftd.server.http.routes import BadRequest, read_query
 from raftd.server.http.site import Call, Stream
-from raftd.server.operator import Teller
+from raftd.server.reporter import EventReporter
 
 _KIND = "text/event-stream; charset=utf-8"
 _PLACE = re.compile(r"([0-9]{1,18})\.([0-9]{1,9})")
@@ -37,7 +37,7 @@ class _Wanted(msgspec.Struct, forbid_unknown_fields=True):
 class Events:
     """All who listen at this node."""
 
-    def __init__(self, node: Node, clock: Any, teller: Teller) -> None:
+    def __init__(self, node: Node, clock: Any, reporter: EventReporter) -> None:
         self._node = node
         self._clock = clock
         self._listening: dict[Listening, None] = {}
@@ -45,8 +45,8 @@ class Events:
         self._is_due = False
         self._encoded: dict[int, bytes] = {}  # of the newest, by position: many listen to the same
         self._wait()
-        teller.listeners.append(self._tell_all)
-        self._beat = task.LoopingCall(self._look)
+        reporter.listeners.append(self._tell_all)
+        self._beat = task.LoopingCall(self._poll)
         self._beat.clock = clock
         self._beat.start(EVENT_BEAT_S, now=False)
 
@@ -64,7 +64,7 @@ class Events:
         return True
 
     def _begin(self, call: Call) -> None:
-        recent = self._node.recent
+        recent = self._node.job_events
         try:
             wanted = read_query(call.query, _Wanted)
             named = call.header("Last-Event-ID") or wanted.last_event_id
@@ -113,7 +113,7 @@ class Events:
     # -- what happens -------------------------------------------------------------------------
 
     def _wait(self) -> None:
-        self._node.recent.when_more = self._more
+        self._node.job_events.when_more = self._more
 
     def _more(self) -> None:
         """Something has happened to a job: the turn may hold many such things."""
@@ -147,7 +147,7 @@ class Events:
         for listening in self._listening:
             listening.tell(event, fields)
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         for listening in list(self._listening):
             listening.beat(self._node)
 
@@ -156,9 +156,9 @@ class Events:
         if data is None:
             if len(self._encoded) >= EVENTS_PER_TURN:
                 self._encoded.clear()
-            happening = self._node.recent[position]
-            id = f"{happening.entry}.{happening.number}"
-            data = self._encoded[position] = _event("job", s.job_event(happening), id)
+            event = self._node.job_events[position]
+            id = f"{event.entry}.{event.number}"
+            data = self._encoded[position] = _event("job", s.job_event(event), id)
         return data
 
 
@@ -188,7 +188,7 @@ class Listening:
 
     def give(self, node: Node, most: int) -> bool:
         """So many of what has happened to jobs; whether there is more."""
-        recent = node.recent
+        recent = node.job_events
         if self._is_paused or (self._kinds and "job" not in self._kinds):
             return False
         if self._position < recent.begin:
@@ -201,15 +201,15 @@ class Listening:
             self.stream.write(data)
         return until < recent.end
 
-    def _wants(self, happening: Happening) -> bool:
+    def _wants(self, event: JobEvent) -> bool:
         # This node may be behind the one that the client has listened to before.
-        return happening.place > self._after and (not self._tubes or happening.tube in self._tubes)
+        return event.place > self._after and (not self._tubes or event.tube in self._tubes)
 
     def begin_again_behind(self, node: Node) -> None:
         """What the client has heard was of another log, if this one has not come so far."""
         if self._after[0] > node.machine.applied_index:
             self._after = (0, 0)
-            self._position = node.recent.end
+            self._position = node.job_events.end
             self.miss(node.machine.applied_index + 1)
 
     def beat(self, node: Node) -> None:
@@ -219,7 +219,7 @@ class Listening:
         if self._is_paused and unsent >= self._unsent > 0:
             self.stream.abort()
         elif not self._is_paused:
-            last = node.recent[self._position - 1] if node.recent.begin < self._position else None
+            last = node.job_events[self._position - 1] if node.job_events.begin < self._position else None
             known = last is not None and last.place > self._after
             self.stream.write(f"id: {last.entry}.{last.number}\n\n".encode() if last is not None and known else b":\n\n")
         self._unsent = unsent

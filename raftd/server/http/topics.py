@@ -44,7 +44,7 @@ _message_decoder = msgspec.json.Decoder(_Message)
 
 
 class Topics:
-    """`leader_address` tells where a node's HTTP door is, None if that is not known."""
+    """`leader_address` tells where a node's HTTP listener is, None if that is not known."""
 
     def __init__(self, node: Node, clock: Any, counters: Counters, leader_only: bool, leader_address: Callable[[int], str | None]) -> None:
         self._node = node

@@ -1,4 +1,4 @@
-"""What the doors for clients share: a session per connection, answers in order, and bounds.
+"""What the listeners for clients share: a session per connection, answers in order, and bounds.
 
 A turn of the node answers many commands; each connection writes once at its end. Reading pauses while too
 much is unanswered or unsent, so a client that floods, or does not read, costs a bounded amount of memory
@@ -19,23 +19,23 @@ from zope.interface import implementer
 from raftd.limits import CLIENT_SHARE_MS, CONNECTION_BYTES, CONNECTION_IN_FLIGHT, NO_PROGRESS_S, REPLY_BYTES
 from raftd.node.loop import Node
 from raftd.node.session import Session
-from raftd.server.clients import Clients
+from raftd.server.limiter import ConnectionLimiter
 from raftd.server.sockets import tune, unsent, write_at_once
 
 
 @implementer(IPushProducer, IHalfCloseableProtocol)
-class DoorProtocol(Protocol, ABC):
+class ClientConnection(Protocol, ABC):
     """One client. A subclass says how requests are read."""
 
     transport: Any
-    _log = Logger("raftd.door")
+    _log = Logger("raftd")
 
-    def __init__(self, node: Node, clock: Any, clients: Clients) -> None:
-        """`clients` has admitted this one."""
+    def __init__(self, node: Node, clock: Any, limiter: ConnectionLimiter) -> None:
+        """`limiter` has admitted this one."""
         self.node = node
         self.session: Session
         self._clock = clock
-        self._clients = clients
+        self._limiter = limiter
         self._out: list[bytes] = []
         self._in_flight = 0
         self._bytes_in_flight = 0
@@ -114,8 +114,8 @@ class DoorProtocol(Protocol, ABC):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._closed = True
-        self._clients.forget(self)
-        self._clients.left()
+        self._limiter.forget(self)
+        self._limiter.left()
         for watch in (self._progress, self._patience):
             if watch is not None:
                 watch.cancel()
@@ -126,9 +126,9 @@ class DoorProtocol(Protocol, ABC):
     def readConnectionLost(self) -> None:
         """The client will send no more: what it has sent is still executed and answered."""
         self._half_closed = True
-        self._clients.reading(self, True)  # there is nothing more to hear
+        self._limiter.reading(self, True)  # there is nothing more to hear
         self._watch_answers()
-        self.session.hurry()
+        self.session.stop_waiting()
         self.node.wake()
         self._read()
         self._finish_if_done()
@@ -139,14 +139,14 @@ class DoorProtocol(Protocol, ABC):
     def pauseProducing(self) -> None:
         """The transport has more than it likes to hold."""
         self._full = True
-        self.session.hold(True)
+        self.session.pause(True)
         self._watch_progress()
         self._set_reading(False)
 
     def resumeProducing(self) -> None:
         """All of it is sent."""
         self._full = False
-        self.session.hold(False)
+        self.session.pause(False)
         self.node.wake()
         self._read()
         self._finish_if_done()
@@ -159,16 +159,16 @@ class DoorProtocol(Protocol, ABC):
         if is_gone:
             self.abort()
         else:
-            self.session.hurry()
+            self.session.stop_waiting()
             self.node.wake()
 
     def _watch_answers(self) -> None:
         """A client that has closed its side, and gets no answer to what it has asked, has probably given up: without a
         quorum it would be kept, and what it asked for done after all, whenever that comes back."""
         if self._patience is None:
-            self._patience = self._clock.callLater(NO_PROGRESS_S, self._look_at_answers, self._answers)
+            self._patience = self._clock.callLater(NO_PROGRESS_S, self._check_answers, self._answers)
 
-    def _look_at_answers(self, before: int) -> None:
+    def _check_answers(self, before: int) -> None:
         self._patience = None
         if self._answers == before and self._in_flight:
             self._log.info("a client is dropped: it has closed its side, and there was no answer for {seconds:g} s", seconds=NO_PROGRESS_S)
@@ -180,9 +180,9 @@ class DoorProtocol(Protocol, ABC):
         """Something waits for the client to read: it must take some of it, time and again."""
         if self._progress is None:
             self._taken = self._written - unsent(self.transport)
-            self._progress = self._clock.callLater(NO_PROGRESS_S, self._look_at_progress)
+            self._progress = self._clock.callLater(NO_PROGRESS_S, self._check_progress)
 
-    def _look_at_progress(self) -> None:
+    def _check_progress(self) -> None:
         self._progress = None
         left = unsent(self.transport)
         if left and self._written - left == self._taken:
@@ -202,7 +202,7 @@ class DoorProtocol(Protocol, ABC):
             if self._closed or self._deaf or self._full or self._has_enough:
                 self._set_reading(False)
                 return
-            if not self._clients.has_time() or self._clock.seconds() > until_s:
+            if not self._limiter.has_time() or self._clock.seconds() > until_s:
                 break
             if not self._take():
                 self._set_reading(True)
@@ -210,7 +210,7 @@ class DoorProtocol(Protocol, ABC):
         # More may be there, but others wait too.
         self._set_reading(False)
         self._waits = True
-        self._clients.wait(self)
+        self._limiter.wait(self)
 
     @property
     def _has_enough(self) -> bool:
@@ -227,7 +227,7 @@ class DoorProtocol(Protocol, ABC):
     def _set_reading(self, reading: bool) -> None:
         if reading is not self._reading and not self._closed and not self._half_closed:
             self._reading = reading
-            self._clients.reading(self, reading)
+            self._limiter.reading(self, reading)
             if reading:
                 self.transport.resumeProducing()
             else:

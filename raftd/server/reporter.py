@@ -19,7 +19,7 @@ def _list(nodes: tuple[int, ...]) -> str:
     return ", ".join(map(str, nodes))
 
 
-class Teller:
+class EventReporter:
     """Says what happened, and why, in words a newcomer understands. Each event has a name and fields, which a log in JSON has too."""
 
     _log = Logger("raftd")
@@ -68,11 +68,11 @@ class Teller:
 
     def gateway_closed(self, incarnation: int) -> None:
         text = (
-            "the cluster had not heard this node for the session grace and gave its clients' reservations back; "
+            "the cluster had not heard this node for the session timeout and gave its clients' reservations back; "
             f"their connections are dropped, and it goes on as incarnation {incarnation}"
         )
         self._tell("gateway-closed", text, True, incarnation=incarnation)
 
     def gateway_silent(self, node: int, incarnation: int) -> None:
-        text = f"node {node} (incarnation {incarnation}) was not heard for the session grace: its clients' reservations are given back"
+        text = f"node {node} (incarnation {incarnation}) was not heard for the session timeout: its clients' reservations are given back"
         self._tell("gateway-silent", text, True, silent=node, incarnation=incarnation)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from twisted.trial.unittest import SynchronousTestCase
 
 from raftd.limits import CLIENT_TURN_MS, LEAST_CLIENTS, MOST_DESCRIPTORS, RESERVED_DESCRIPTORS
-from raftd.server import clients as it
-from raftd.server.clients import Clients
+from raftd.server import limiter
+from raftd.server.limiter import ConnectionLimiter
 
 
 class TurnClock:
@@ -35,14 +35,14 @@ class TurnClock:
 class Busy:
     """A connection with `requests` to make, each of which takes `cost_ms`."""
 
-    def __init__(self, name: str, clock: TurnClock, clients: Clients, requests: int, cost_ms: float, log: list[str]) -> None:
-        self.name, self.clock, self.clients = name, clock, clients
+    def __init__(self, name: str, clock: TurnClock, limiter: ConnectionLimiter, requests: int, cost_ms: float, log: list[str]) -> None:
+        self.name, self.clock, self.limiter = name, clock, limiter
         self.requests, self.cost_ms, self.log = requests, cost_ms, log
 
     def go_on(self) -> None:
         while self.requests:
-            if not self.clients.has_time():
-                self.clients.wait(self)
+            if not self.limiter.has_time():
+                self.limiter.wait(self)
                 return
             self.requests -= 1
             self.clock.now_s += self.cost_ms / 1000
@@ -52,16 +52,16 @@ class Busy:
 class Crowds(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = TurnClock()
-        self.clients = Clients(self.clock, 3)
+        self.limiter = ConnectionLimiter(self.clock, 3)
         self.log: list[str] = []
 
     def busy(self, name: str, requests: int, cost_ms: float) -> Busy:
-        return Busy(name, self.clock, self.clients, requests, cost_ms, self.log)
+        return Busy(name, self.clock, self.limiter, requests, cost_ms, self.log)
 
     def test_so_many_and_no_more_until_one_has_left(self) -> None:
-        self.assertEqual([self.clients.admit() for _ in range(5)], [True, True, True, False, False])
-        self.clients.left()
-        self.assertEqual([self.clients.admit(), self.clients.admit()], [True, False])
+        self.assertEqual([self.limiter.admit() for _ in range(5)], [True, True, True, False, False])
+        self.limiter.left()
+        self.assertEqual([self.limiter.admit(), self.limiter.admit()], [True, False])
 
     def test_a_turn_gives_all_clients_together_so_much_time(self) -> None:
         for name in "abc":
@@ -87,18 +87,18 @@ class Crowds(SynchronousTestCase):
 
     def test_who_is_gone_does_not_go_on(self) -> None:
         first, second = self.busy("a", 1, 0), self.busy("b", 1, 0)
-        self.clients.wait(first)
-        self.clients.wait(second)
-        self.clients.forget(first)
+        self.limiter.wait(first)
+        self.limiter.wait(second)
+        self.limiter.forget(first)
         self.clock.next_turn()
         self.assertEqual(self.log, ["b"])
 
     def test_the_next_turn_has_time_again(self) -> None:
-        self.assertTrue(self.clients.has_time())
+        self.assertTrue(self.limiter.has_time())
         self.clock.now_s += CLIENT_TURN_MS / 1000
-        self.assertFalse(self.clients.has_time())
+        self.assertFalse(self.limiter.has_time())
         self.clock.next_turn()
-        self.assertTrue(self.clients.has_time())
+        self.assertTrue(self.limiter.has_time())
         self.clock.next_turn()
         self.assertEqual(self.clock.calls, [])
 
@@ -107,9 +107,9 @@ class Descriptors(SynchronousTestCase):
     def limits(self, soft: int, hard: int) -> int:
         """What `most_clients` gives under these; `self.raised` is what it set."""
         self.raised: list[tuple[int, int]] = []
-        self.patch(it.resource, "getrlimit", lambda which: (soft, hard))
-        self.patch(it.resource, "setrlimit", lambda which, both: self.raised.append(both))
-        return it.most_clients()
+        self.patch(limiter.resource, "getrlimit", lambda which: (soft, hard))
+        self.patch(limiter.resource, "setrlimit", lambda which, both: self.raised.append(both))
+        return limiter.most_clients()
 
     def test_the_limit_is_raised_as_far_as_it_may_be(self) -> None:
         self.assertEqual(self.limits(1_024, 4_096), 4_096 - RESERVED_DESCRIPTORS)

@@ -1,6 +1,6 @@
 """All clients of this process together: how many there may be, and how much of a turn is theirs.
 
-One connection is bounded by itself (`door.py`). A thousand that flood are bounded here: a turn of the reactor gives
+One connection is bounded by itself (`protocol.py`). A thousand that flood are bounded here: a turn of the reactor gives
 clients so many milliseconds, and who has more to say waits in a queue for the next turns, first come, first served.
 Between two turns ticks, heartbeats and messages of other nodes have theirs, so no crowd costs the node its lead.
 """
@@ -29,10 +29,10 @@ class Connection(Protocol):
         """While it was not read its client has closed its side, or is gone altogether."""
 
 
-class Clients:
-    """`most` connections at once, on all doors for clients."""
+class ConnectionLimiter:
+    """`most` connections at once, on all listeners for clients."""
 
-    _log = Logger("raftd.door")
+    _log = Logger("raftd")
 
     def __init__(self, clock: Any, most: int) -> None:
         self.most = most
@@ -106,7 +106,7 @@ class Clients:
         else:
             self._unread[connection] = None
 
-    def look_for_hangups(self) -> None:
+    def check_hangups(self) -> None:
         """Called every HANGUP_CHECK_S: who waits for a job, and is not read meanwhile, may have gone."""
         poll = select.poll()
         places: dict[int, Connection] = {}
