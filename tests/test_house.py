@@ -163,3 +163,14 @@ def test_no_code_compares_messages(module):
 def test_every_rule_has_a_test_of_its_name(number):
     pattern = re.compile(rf"def test_r{number:02d}_\w+|^# R{number}\b", re.MULTILINE)
     assert any(pattern.search(path.read_text()) for path in (ROOT / "tests").rglob("*.py"))
+
+
+@pytest.mark.parametrize("name", [*(f"R{number}" for number in range(1, 36)), *(f"I{number}" for number in range(1, 25))])
+def test_every_rule_and_invariant_is_documented(name):
+    assert f"\n| {name} | " in (ROOT / "docs" / "rules.md").read_text()
+
+
+def test_documents_refer_only_to_files_that_exist():
+    text = "\n".join(path.read_text() for path in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
+    for path in re.findall(r"`((?:raftd|tests|docs|conf)/[\w/.-]+\.\w+)`", text):
+        assert (ROOT / path).exists(), path

@@ -130,9 +130,21 @@ def _is_given(name: str) -> bool:
 @click.option("--jobs", "-j", type=click.IntRange(1, 256), default=os.cpu_count() or 1, show_default="all processors", help="Processes.")
 @click.option("--seed", type=click.IntRange(0), help="Run this one, and print what it drew and the hash of its trace.")
 @click.option("--trace", is_flag=True, help="With --seed: print everything that happens.")
-@click.option("--minimise", is_flag=True, help="With --seed: if it goes wrong, the least of its plan that still does.")
+@click.option("--plan", type=click.Path(dir_okay=False, path_type=Path), help="Run this saved plan instead of a seed.")
+@click.option("--minimise", is_flag=True, help="With --seed or --plan: if it fails, the smallest part of its plan that still fails.")
+@click.option("--save", type=click.Path(dir_okay=False, path_type=Path), help="With --minimise: write that part to this file.")
 @click.option("--mutants", is_flag=True, help="Instead: how many seeds it takes to catch each broken variant (at most --seeds).")
-def sim(seeds: int, start: int, jobs: int, seed: int | None, trace: bool, minimise: bool, mutants: bool) -> None:
+def sim(
+    seeds: int,
+    start: int,
+    jobs: int,
+    seed: int | None,
+    trace: bool,
+    plan: Path | None,
+    minimise: bool,
+    save: Path | None,
+    mutants: bool,
+) -> None:
     """Whole clusters of production code on a virtual clock, network and disk, under faults, every invariant checked.
 
     Ends with status 1 if any is violated, naming the seed; the same seed always does the same.
@@ -141,17 +153,23 @@ def sim(seeds: int, start: int, jobs: int, seed: int | None, trace: bool, minimi
 
     from raftd.cli import sim as runs
 
-    if seed is None and (trace or minimise):
-        raise click.UsageError("--trace and --minimise are for one seed: --seed NUMBER")
+    if seed is None and plan is None and (trace or minimise):
+        raise click.UsageError("--trace and --minimise are for one seed or plan: --seed NUMBER or --plan FILE")
+    if seed is not None and plan is not None:
+        raise click.UsageError("--seed and --plan: give one of them")
+    if save is not None and not minimise:
+        raise click.UsageError("--save is for what --minimise finds: give both")
     given = {name for name in ("seeds", "start", "jobs", "mutants") if _is_given(name)}
-    if seed is not None and given:
-        raise click.UsageError(f"--seed is for one seed: leave out --{sorted(given)[0]}")
+    if (seed is not None or plan is not None) and given:
+        raise click.UsageError(f"--seed and --plan are for one run: leave out --{sorted(given)[0]}")
     if mutants and "start" in given:
         raise click.UsageError("--start: mutants are looked for from seed 1 on")
     console = Console()
     with working():
         if seed is not None:
-            good = runs.replay(seed, trace, minimise, console)
+            good = runs.replay(runs.plan_of(seed), trace, minimise, save, console)
+        elif plan is not None:
+            good = runs.replay(runs.load_plan(plan), trace, minimise, save, console)
         elif mutants:
             good = runs.run_mutants(seeds, jobs, console)
         else:

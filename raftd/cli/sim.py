@@ -9,16 +9,19 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from hashlib import blake2b
+from pathlib import Path
 
+import msgspec
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from raftd.errors import UNDECODABLE, CommandRefused
 from raftd.sim import mutants
 from raftd.sim.minimise import minimise
 from raftd.sim.seed import Outcome, SeedRun
-from raftd.sim.swarm import Event, describe, draw, plan
+from raftd.sim.swarm import Event, Options, Plan, describe, draw, plan
 
 #: Mutants are looked for in clusters up to this size: a larger one finds nothing that a small one does not, slowly.
 _MUTANT_NODES = 5
@@ -143,10 +146,24 @@ def _hash_of_all(outcomes: list[Outcome]) -> str:
     return digest.hexdigest()
 
 
-def replay(seed: int, with_trace: bool, with_minimum: bool, console: Console) -> bool:
-    """One seed: what it drew, its trace hash, its trace, the least of its plan that goes wrong; whether all is well."""
+def load_plan(path: Path) -> Plan:
+    """Read a plan that was saved. Raises OSError, or CommandRefused if the file holds no plan of this simulator."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Plan)
+    except UNDECODABLE as error:
+        raise CommandRefused(f"{path} is not a plan of this simulator: {error}") from None
+
+
+def plan_of(seed: int) -> Plan:
+    """Return what a seed draws."""
     options = draw(seed)
-    events = plan(options)
+    return Plan(options, plan(options))
+
+
+def replay(what: Plan, with_trace: bool, with_minimum: bool, save: Path | None, console: Console) -> bool:
+    """Run a plan; print what it drew, its trace hash and, if asked, its trace and the smallest part of it that still fails. Return
+    whether no invariant was violated. Raises OSError if the smallest part cannot be saved."""
+    options, events = what.options, what.events
     run = SeedRun(options, events, keep_trace=with_trace)
     outcome = run.run()
     if with_trace:
@@ -157,12 +174,13 @@ def replay(seed: int, with_trace: bool, with_minimum: bool, console: Console) ->
     print(f"trace hash: {outcome.trace_hash}")
     print(f"violation: {outcome.violation or 'none'}")
     if with_minimum and outcome.violation:
-        _minimum(seed, events, outcome, console)
+        least = _minimum(options, events, outcome, console)
+        if save is not None:
+            save.write_bytes(msgspec.json.format(msgspec.json.encode(Plan(options, least, outcome.violation)), indent=1))
     return not outcome.violation
 
 
-def _minimum(seed: int, events: list[Event], outcome: Outcome, console: Console) -> None:
-    options = draw(seed)
+def _minimum(options: Options, events: list[Event], outcome: Outcome, console: Console) -> list[Event]:
     invariant = outcome.violation.partition(":")[0]
 
     def fails(fewer: list[Event]) -> bool:
@@ -178,6 +196,7 @@ def _minimum(seed: int, events: list[Event], outcome: Outcome, console: Console)
     print("\nits trace:")
     for line in run.trace:
         print(line)
+    return least
 
 
 #: What a mutant ends with whose method has got other arguments since: that shows nothing.

@@ -1,4 +1,4 @@
-"""The invariants of raft-rules part 2, against a ghost of the cluster that stands outside its nodes.
+"""The invariants of `docs/rules.md`, checked against a record of the cluster that is kept outside its nodes.
 
 The ghost knows what every node has made durable, every chain of entries that ever existed, what is committed, and what
 the plain model makes of it. Cheap checks follow every step of a process; whole states are compared now and then.
@@ -250,7 +250,7 @@ class Checks:
             life.matches.clear()
 
     def _sound_again(self, process: Process, node: _Node, index: int, chain: int) -> None:
-        """What it may have lost and others committed with its help must be there again (DESIGN §5)."""
+        """What it may have lost and others committed with its help must be there again."""
         node.owed = None
         if self._chains[index - 1 : index] == [chain]:
             there = [durable for _, durable in node.durable[index - 1 : index]]
@@ -361,7 +361,7 @@ class Checks:
                 raise Violation(f"R34: node {node} still leads, and its disk writes nothing")
 
     def _check_votes(self, leader: int, term: int, halves: list[tuple[int, ...]]) -> None:
-        """A majority of sound votes, or so many of any kind that one of them holds whatever was committed (DESIGN §5)."""
+        """A majority of sound votes, or so many of any kind that one of them holds whatever was committed."""
         if halves == [(leader,)]:
             return
         doubts = self._grants.get((term, leader), {})

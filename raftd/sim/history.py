@@ -1,4 +1,4 @@
-"""Was what the clients saw possible? A recorded history beside the committed log (raft-rules, part 4).
+"""Was what the clients saw possible? A recorded history beside the committed log.
 
 Every answer carries the index at which it was applied, so there is nothing to search: one replay of the log through the
 plain model gives all answers there are, and each that a client got must be one of them. It works on simulated

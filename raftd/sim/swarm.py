@@ -91,6 +91,15 @@ class Options(msgspec.Struct, frozen=True):
     budget: int  # place in BUDGETS
 
 
+class Plan(msgspec.Struct, frozen=True):
+    """A whole run: what was drawn, and the events that are left of it. Stored as JSON, it means the same after the simulator draws
+    other things from its seed. `about`: which bug it shows."""
+
+    options: Options
+    events: list[Event]
+    about: str = ""
+
+
 #: Weights of what clients ask.
 VERBS = {
     "put": 30,

@@ -9,7 +9,7 @@ doubled or moved unseen. A batch header begins with the segment's random id, whi
 no job's body can forge one. It names its own offset, which is the end of the batch before: since a batch
 is written only when the one before is durable, *a valid header proves all batches before it durable*.
 
-Reading stops at the first bad place. Then there are three cases (DESIGN §5):
+Reading stops at the first bad place. Then there are three cases:
 
 - A valid batch header stands behind it: CORRUPT, for what is damaged was durable.
 - Otherwise it is the last batch. If the damage is what a crash leaves of bytes never fsynced (the file

@@ -1,4 +1,4 @@
-"""Sentences of the protocol and of DESIGN §4, one test each."""
+"""The state machine, one test for each sentence of the protocol."""
 
 from __future__ import annotations
 

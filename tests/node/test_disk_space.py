@@ -1,4 +1,4 @@
-"""A disk that is nearly full: puts are refused before it is too late, all else goes on (DESIGN §5)."""
+"""A disk that is nearly full: puts are refused before it is too late, all else goes on."""
 
 from __future__ import annotations
 

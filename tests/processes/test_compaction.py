@@ -55,7 +55,7 @@ def test_the_disk_stays_bounded_and_a_restart_begins_with_a_snapshot(tmp_path, c
         assert int(stats["total-jobs"]) > 2_020
         found = [again.reserve(0)[0] for _ in kept]
         assert found == kept
-        assert "that of a snapshot" in log_of(cluster, 1)
+        assert "a snapshot holds the state" in log_of(cluster, 1)
     with capsys.disabled():
         print(f"\n  20 MB of jobs put and deleted: the data directory had {largest / 1e6:.1f} MB at most")
 

@@ -337,7 +337,7 @@ def test_r08_a_lower_term_append_gets_an_answer_with_the_higher_term():
     assert (stale[1].term, stale[1].role) == (6, Role.FOLLOWER)
 
 
-# -- doubtful voters (DESIGN: reading back) -------------------------------------------------------
+# -- doubtful voters -------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Reading back: every prefix and every damaged sector of a short log, the three cases of DESIGN §5."""
+"""Reading back: every prefix and every damaged sector of a short log, the three cases of `records.py`."""
 
 from __future__ import annotations
 
