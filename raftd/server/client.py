@@ -83,13 +83,13 @@ class ClientProtocol(ClientConnection):
         self.say(w.encode_hello(w.NodeHello(config.cluster, config.node, self.node.max_job_size)))
 
     def _said_no_hello(self) -> None:
-        if self._waits:  # perhaps it did, and waits its turn in a crowd
+        if self._is_queued:  # perhaps it did, and waits its turn in a crowd
             self._hello_timeout = self._clock.callLater(HELLO_TIMEOUT_S, self._said_no_hello)
         else:
             self._refuse(f"it said no hello within {HELLO_TIMEOUT_S:g} s")
 
     def _refuse(self, reason: str) -> None:
-        if not self._closed:
+        if not self.is_closed:
             reason = reason[:STRANGER_TEXT]
             address = self.transport.getPeer()
             who = f"{getattr(address, 'host', address)}:{getattr(address, 'port', '')}"
@@ -178,7 +178,7 @@ class ClientProtocol(ClientConnection):
 
     def _say(self, id: int, size: int, reply: w.NodeReply) -> None:
         """An answer of the node, not of the log."""
-        if not self._closed:
+        if not self.is_closed:
             self._answered(id, size, reply, 0)
 
     def _back_up(self, id: int, size: int, result: object, index: int) -> None:

@@ -8,6 +8,7 @@ and, per turn of the reactor, a bounded amount of work.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from enum import Enum, auto
 from typing import Any
 
 from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer
@@ -23,9 +24,48 @@ from raftd.server.limiter import ConnectionLimiter
 from raftd.server.sockets import tune, unsent, write_at_once
 
 
+class State(Enum):
+    """The life of a connection."""
+
+    OPEN = auto()  # requests are read and answered
+    HALF_CLOSED = auto()  # the client sends no more; what has arrived is executed and answered
+    QUIT = auto()  # nothing more is read; what was asked is answered
+    ENDING = auto()  # both: it closes with the last answer
+    CLOSED = auto()
+
+
+class Event(Enum):
+    """What moves it on."""
+
+    CLIENT_CLOSED = auto()  # its side
+    CLIENT_QUIT = auto()
+    CLOSE = auto()  # this node closes, or the connection is lost
+
+
+_NEXT = {
+    State.OPEN: {Event.CLIENT_CLOSED: State.HALF_CLOSED, Event.CLIENT_QUIT: State.QUIT, Event.CLOSE: State.CLOSED},
+    State.HALF_CLOSED: {Event.CLIENT_QUIT: State.ENDING, Event.CLOSE: State.CLOSED},
+    State.QUIT: {Event.CLIENT_CLOSED: State.ENDING, Event.CLIENT_QUIT: State.QUIT, Event.CLOSE: State.CLOSED},
+    State.ENDING: {Event.CLIENT_QUIT: State.ENDING, Event.CLOSE: State.CLOSED},
+    State.CLOSED: {Event.CLIENT_CLOSED: State.CLOSED, Event.CLIENT_QUIT: State.CLOSED, Event.CLOSE: State.CLOSED},
+}
+_TAKES_REQUESTS = (State.OPEN, State.HALF_CLOSED)
+_CLOSES_WHEN_ANSWERED = (State.HALF_CLOSED, State.ENDING)
+
+
 @implementer(IPushProducer, IHalfCloseableProtocol)
 class ClientConnection(Protocol, ABC):
-    """One client. A subclass says how requests are read."""
+    """The connection of one client. A subclass says how requests are read.
+
+                     CLIENT_CLOSED
+            OPEN ───────────────────▶ HALF_CLOSED ──┐ answered
+              │ CLIENT_QUIT              │ CLIENT_QUIT   │
+              ▼      CLIENT_CLOSED       ▼               ▼
+            QUIT ───────────────────▶ ENDING ────────▶ CLOSED      CLOSE leads there from every state
+
+    Beside that, three conditions stop reading for a while: the output is full, the connection is queued for its share of a turn, or
+    enough requests are not answered yet.
+    """
 
     transport: Any
     _log = Logger("raftd")
@@ -44,12 +84,10 @@ class ClientConnection(Protocol, ABC):
         self._progress: Any = None
         self._answers = 0  # so far
         self._patience: Any = None
-        self._full = False
-        self._reading = True
-        self._waits = False  # with the rest of what has arrived, for another turn of the reactor
-        self._closed = False
-        self._deaf = False  # nothing more will be read
-        self._half_closed = False  # nothing more will come; what is here is answered, then the connection closes
+        self._state = State.OPEN
+        self._output_full = False
+        self._is_reading = True
+        self._is_queued = False  # with the rest of what has arrived, for another turn of the reactor
 
     # -- for the subclass ---------------------------------------------------------------------
 
@@ -61,6 +99,13 @@ class ClientConnection(Protocol, ABC):
     def _take(self) -> bool:
         """Handle the next request that has arrived whole; False if there is none."""
 
+    @property
+    def is_closed(self) -> bool:
+        return self._state is State.CLOSED
+
+    def _advance(self, event: Event) -> None:
+        self._state = _NEXT[self._state][event]
+
     def began(self, size: int) -> None:
         """A request of `size` bytes waits for its answer."""
         self._in_flight += 1
@@ -68,13 +113,13 @@ class ClientConnection(Protocol, ABC):
 
     def answer(self, data: bytes, size: int) -> None:
         """The answer to a request that `began` with `size`."""
-        if self._closed:
+        if self.is_closed:
             return
         self._in_flight -= 1
         self._answers += 1
         self._bytes_in_flight -= size
         self.say(data)
-        if self._half_closed:
+        if self._state in _CLOSES_WHEN_ANSWERED:
             self.node.at_turn_end(self._finish_if_done)
 
     def say(self, data: bytes) -> None:
@@ -84,20 +129,20 @@ class ClientConnection(Protocol, ABC):
         self._out.append(data)
 
     def stop_reading(self) -> None:
-        """Whatever else comes on this connection is not wanted."""
-        self._deaf = True
+        """The client has quit: read nothing more of it."""
+        self._advance(Event.CLIENT_QUIT)
 
     def finish(self) -> None:
         """Close once everything said is sent."""
         self._flush()
-        self._closed = True
+        self._advance(Event.CLOSE)
         self._watch_progress()
         self.transport.unregisterProducer()
         self.transport.loseConnection()
 
     def abort(self) -> None:
         """Close now: the client is lost, or what it asked has an unknown outcome."""
-        self._closed = True
+        self._advance(Event.CLOSE)
         self.transport.abortConnection()
 
     # -- Twisted's side -----------------------------------------------------------------------
@@ -108,12 +153,12 @@ class ClientConnection(Protocol, ABC):
         self.session = self.node.open_session(self.abort)
 
     def dataReceived(self, data: bytes) -> None:
-        if not self._deaf:
+        if self._state in _TAKES_REQUESTS:
             self._feed(data)
             self._read()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._closed = True
+        self._advance(Event.CLOSE)
         self._limiter.forget(self)
         self._limiter.left()
         for watch in (self._progress, self._patience):
@@ -125,7 +170,7 @@ class ClientConnection(Protocol, ABC):
 
     def readConnectionLost(self) -> None:
         """The client will send no more: what it has sent is still executed and answered."""
-        self._half_closed = True
+        self._advance(Event.CLIENT_CLOSED)
         self._limiter.reading(self, True)  # there is nothing more to hear
         self._watch_answers()
         self.session.stop_waiting()
@@ -138,14 +183,14 @@ class ClientConnection(Protocol, ABC):
 
     def pauseProducing(self) -> None:
         """The transport has more than it likes to hold."""
-        self._full = True
+        self._output_full = True
         self.session.pause(True)
         self._watch_progress()
         self._set_reading(False)
 
     def resumeProducing(self) -> None:
         """All of it is sent."""
-        self._full = False
+        self._output_full = False
         self.session.pause(False)
         self.node.wake()
         self._read()
@@ -173,7 +218,7 @@ class ClientConnection(Protocol, ABC):
         if self._answers == before and self._in_flight:
             self._log.info("a client is dropped: it has closed its side, and there was no answer for {seconds:g} s", seconds=NO_PROGRESS_S)
             self.abort()
-        elif not self._closed:
+        elif not self.is_closed:
             self._watch_answers()
 
     def _watch_progress(self) -> None:
@@ -195,11 +240,11 @@ class ClientConnection(Protocol, ABC):
 
     def _read(self) -> None:
         """Handle what has arrived, as far as the bounds allow."""
-        if self._waits:
+        if self._is_queued:
             return
         until_s = self._clock.seconds() + CLIENT_SHARE_MS / 1000
         for _ in range(CONNECTION_IN_FLIGHT):
-            if self._closed or self._deaf or self._full or self._has_enough:
+            if self._state not in _TAKES_REQUESTS or self._output_full or self._has_enough:
                 self._set_reading(False)
                 return
             if not self._limiter.has_time() or self._clock.seconds() > until_s:
@@ -209,7 +254,7 @@ class ClientConnection(Protocol, ABC):
                 return
         # More may be there, but others wait too.
         self._set_reading(False)
-        self._waits = True
+        self._is_queued = True
         self._limiter.wait(self)
 
     @property
@@ -220,13 +265,13 @@ class ClientConnection(Protocol, ABC):
 
     def go_on(self) -> None:
         """The turn that it waited for has come."""
-        self._waits = False
+        self._is_queued = False
         self._read_guarded()
         self._finish_if_done()
 
     def _set_reading(self, reading: bool) -> None:
-        if reading is not self._reading and not self._closed and not self._half_closed:
-            self._reading = reading
+        if reading is not self._is_reading and self._state in (State.OPEN, State.QUIT):
+            self._is_reading = reading
             self._limiter.reading(self, reading)
             if reading:
                 self.transport.resumeProducing()
@@ -234,12 +279,12 @@ class ClientConnection(Protocol, ABC):
                 self.transport.pauseProducing()
 
     def _finish_if_done(self) -> None:
-        if self._half_closed and not self._closed and not self._in_flight and not self._waits and not self._full:
+        if self._state in _CLOSES_WHEN_ANSWERED and not (self._in_flight or self._is_queued or self._output_full):
             self.finish()
 
     def _end_of_turn(self) -> None:
         self._flush()
-        if not self._reading or self._half_closed:
+        if not self._is_reading or self._state in _CLOSES_WHEN_ANSWERED:
             self._read_guarded()
 
     def _read_guarded(self) -> None:
@@ -251,7 +296,7 @@ class ClientConnection(Protocol, ABC):
             self.abort()
 
     def _flush(self) -> None:
-        if self._closed or not self._out:
+        if self.is_closed or not self._out:
             return
         data = b"".join(self._out)
         self._out.clear()

@@ -63,7 +63,7 @@ class ClientListener(SynchronousTestCase):
         ]
         for answer in self.ask(*wrong):
             assert isinstance(answer.reply, w.Failed)
-            self.assertIn("expected", answer.reply.reason)
+            self.assertIn("expected", answer.reply.text)
         (answer,) = self.ask(w.PutRequest(7, b"x" * 65_536))
         self.assertEqual(answer.reply, JobTooBig())
         self.assertEqual(self.listeners.cluster[self.node].machine.jobs, {})

@@ -27,6 +27,8 @@ from tests.storage import test_crash_states as crash_states
 START = int(os.environ.get("SIM_START", "1"))
 SEEDS = int(os.environ.get("SIM_SEEDS", "50"))
 RAFTD = str(Path(sys.executable).parent / "raftd")
+
+
 def test_no_seed_goes_wrong():
     with ProcessPoolExecutor(2) as pool:
         outcomes = list(pool.map(live, range(START, START + SEEDS)))
