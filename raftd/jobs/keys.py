@@ -10,7 +10,13 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 from raftd.jobs.replies import InsertedMany, KeyReused
-from raftd.limits import KEY_WINDOW_MS, KEYS_FORGOTTEN, KEYS_KEPT
+from raftd.limits import KEYS_KEPT
+
+#: Idempotency keys are remembered for so long (milliseconds of log time: an hour), the newest so many of them: some 30 MB of memory
+#: on every node. A producer that repeats itself does so within seconds or minutes.
+KEY_WINDOW_MS = 3_600_000
+#: Keys forgotten at most when one more is remembered.
+KEYS_FORGOTTEN = 16
 
 
 class Used(NamedTuple):

@@ -8,11 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from raftd.errors import NotLeader
-from raftd.limits import ADMIN_ASKED, ADMIN_TICKS, LAST_WORD_TICKS, LEADER_TICKS
 from raftd.raft.core import Change, Raft
 from raftd.raft.membership import add_learner, promote, remove
 from raftd.raft.messages import AddMember, Admin, AdminReply, AdminRequest, PromoteMember, RemoveMember, TransferLead
 from raftd.raft.outcomes import DONE, AdminResult, Outcome, Refused
+
+#: How long a request waits for the answer of a leader that leads no more, in ticks.
+LAST_WORD_TICKS = 100
+#: How long an operator's request waits for the leader's answer, in ticks: an election and a half of the slowest kind fit in.
+ADMIN_TICKS = 1_000
+#: How long an operator's request waits for a leader to be elected, in ticks: as long as the slowest usual election takes.
+LEADER_TICKS = 500
+#: What operators ask of one node and is not answered yet.
+ADMIN_ASKED = 64
 
 #: Called once, when a request has ended.
 Answer = Callable[[AdminResult], None]

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from raftd.limits import BACKUP_HOLD_TICKS, BACKUP_TICKS, BACKUPS_HELD
 from raftd.raft.messages import Snapshot
+
+#: How long a snapshot that somebody takes a copy of stays without being asked for, in ticks: a minute. So many do at most, and one is
+#: written this often at most, in ticks, for those who have asked meanwhile: ten seconds.
+BACKUP_HOLD_TICKS = 6_000
+BACKUPS_HELD = 2
+BACKUP_TICKS = 1_000
 
 #: Called with a snapshot, or with None and why there is none.
 Backup = Callable[[Snapshot | None, str], None]

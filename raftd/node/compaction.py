@@ -14,7 +14,7 @@ from functools import partial
 
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import Loader, dump
-from raftd.limits import LOW_SNAPSHOT_TICKS, SNAPSHOT_FACTOR, SNAPSHOT_LEAST_BYTES, SNAPSHOT_RETRY_TICKS, SNAPSHOT_WAITS, TICK_MS
+from raftd.limits import SNAPSHOT_LEAST_BYTES, TICK_MS
 from raftd.node.backups import Backup, Backups
 from raftd.node.disk_space import DiskSpace
 from raftd.note import Note
@@ -23,6 +23,16 @@ from raftd.raft.messages import Entry, InstallSnapshot, Snapshot
 from raftd.raft.ready import ChunkFetch, EntriesFetch
 from raftd.storage.snapshots import Meta
 from raftd.storage.store import Clock, Store
+
+#: The next snapshot is due when so many times the size of the last one has been applied since, or this many bytes if that is
+#: more; but no later than the configuration says. So writing them costs a fixed share of what is written anyway.
+SNAPSHOT_FACTOR = 2
+#: So many snapshots long the log stays on which a transfer to a follower would go on, then the transfer begins anew.
+SNAPSHOT_WAITS = 4
+#: After a snapshot that failed or was given up the next attempt comes after so many ticks: ten seconds.
+SNAPSHOT_RETRY_TICKS = 1_000
+#: On a low disk there is a snapshot this often, in ticks, if anything was applied: ten seconds. It makes room once jobs were deleted.
+LOW_SNAPSHOT_TICKS = 1_000
 
 Guarded = Callable[..., None]
 

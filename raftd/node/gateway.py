@@ -30,8 +30,11 @@ from raftd.jobs.commands import (
     encode_payload,
 )
 from raftd.jobs.machine import StateMachine
-from raftd.limits import BATCH_BYTES, GATEWAY_BYTES, GATEWAY_IN_FLIGHT
+from raftd.limits import GATEWAY_BYTES, GATEWAY_IN_FLIGHT
 from raftd.node.session import Read, Session, size_of
+
+#: Commands of one gateway batch, in bytes: this many, or one command. How many there may be: `jobs/budget.py`.
+BATCH_BYTES = 512 << 10
 
 #: Steps that the commands of one batch ask for.
 BATCH_STEPS = COSTS.commands

@@ -12,7 +12,9 @@ import msgspec
 
 from raftd.jobs.machine import Key, StateMachine, ignore_job_event
 from raftd.jobs.model import Job, JobEventKind, State
-from raftd.limits import RECENT_EVENTS
+
+#: What happened to jobs, as each node remembers it for `/events` and for a job's history: so many things (some 20 MB).
+RECENT_EVENTS = 65_536
 
 Place = tuple[int, int]
 _MANY = 1 << 62  # more than happens in one entry

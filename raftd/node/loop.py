@@ -22,7 +22,7 @@ from raftd.jobs.budget import Turn
 from raftd.jobs.commands import FEATURE_LEVEL, Forward, ForwardRefused, Settings
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import load
-from raftd.limits import APPLY_BYTES, FREE_SPACE_TICKS, MIN_FREE_DISK_BYTES, TICK_MS
+from raftd.limits import APPLY_BYTES, MIN_FREE_DISK_BYTES, TICK_MS
 from raftd.node.admin import Administration, Answer
 from raftd.node.admission import Admission
 from raftd.node.backups import Backup
@@ -40,6 +40,9 @@ from raftd.raft.messages import Admin, AdminReply, AdminRequest, Configuration, 
 from raftd.raft.ready import HardState, Ready, RoleChange
 from raftd.storage.store import Clock, Opened, Store
 from raftd.wire.peer import Hello, PeerMessage, Refusal, RefusalCode
+
+#: How often a node that writes nothing looks how much room there is, in ticks: half a second.
+FREE_SPACE_TICKS = 50
 
 #: How often effects are collected within one turn before the reactor gets its turn again.
 _ROUNDS_PER_TURN = 4

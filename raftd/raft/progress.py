@@ -17,9 +17,11 @@ from __future__ import annotations
 from collections import deque
 from enum import Enum
 
-from raftd.limits import SNAPSHOT_CHUNK_BYTES, SNAPSHOT_CHUNKS_IN_FLIGHT, WINDOW_BYTES, WINDOW_MESSAGES
+from raftd.limits import SNAPSHOT_CHUNK_BYTES, SNAPSHOT_CHUNKS_IN_FLIGHT, WINDOW_MESSAGES
 from raftd.raft.messages import Entry, Snapshot
 from raftd.raft.ready import ChunkFetch, EntriesFetch
+
+WINDOW_BYTES = 16 << 20
 
 
 class State(Enum):

@@ -21,8 +21,11 @@ from twisted.internet.main import CONNECTION_DONE
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from raftd.limits import MOST_DESCRIPTORS, SNAPSHOT_STALL_S
+from raftd.limits import MOST_DESCRIPTORS
 from raftd.storage.snapshots import Done
+
+#: A snapshot whose file has not grown for so long (seconds) is given up: longer than the fsync of a large one takes on a slow disk.
+SNAPSHOT_STALL_S = 120.0
 
 _PR_SET_PDEATHSIG = 1
 _NICE = 5  # the parent's clients come first

@@ -14,7 +14,16 @@ from typing import Any, Protocol
 
 from twisted.logger import Logger
 
-from raftd.limits import CLIENT_TURN_MS, LEAST_CLIENTS, MOST_DESCRIPTORS, RESERVED_DESCRIPTORS, STRANGER_LINES
+from raftd.limits import MOST_DESCRIPTORS, STRANGER_LINES
+
+#: How much of one turn of the reactor clients' requests may take (milliseconds). What is left of them waits its turn
+#: behind ticks and the other nodes: a crowd must not cost a heartbeat.
+CLIENT_TURN_MS = 10
+#: So many of them are never clients': the log, other nodes, strangers at the peer listener, listeners. Without
+#: a descriptor for its next segment a node would have to end.
+RESERVED_DESCRIPTORS = 192
+#: Clients that are let in even if that leaves too few: a node for nobody would be no use.
+LEAST_CLIENTS = 16
 
 
 class Connection(Protocol):

@@ -17,11 +17,19 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from raftd.limits import CLIENT_SHARE_MS, CONNECTION_BYTES, CONNECTION_IN_FLIGHT, NO_PROGRESS_S, REPLY_BYTES
+from raftd.limits import NO_PROGRESS_S, REPLY_BYTES
 from raftd.node.loop import Node
 from raftd.node.session import Session
 from raftd.server.limiter import ConnectionLimiter
 from raftd.server.sockets import tune, unsent, write_at_once
+
+#: And how much of that one connection may take at a time (milliseconds), so that one more is served soon among a
+#: thousand that flood.
+CLIENT_SHARE_MS = 1
+#: Commands of one line or client connection that are not answered yet, in number and in bytes, before
+#: reading pauses. A reserve counts the largest job; one command alone never pauses it.
+CONNECTION_IN_FLIGHT = 128
+CONNECTION_BYTES = 1 << 20
 
 
 class State(Enum):

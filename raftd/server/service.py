@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from raftd.config import Config
 from raftd.errors import StorageError, TooOld
 from raftd.jobs.commands import Settings
-from raftd.limits import HAND_OVER_S, HANGUP_CHECK_S, LAST_WORDS_S, NO_LEADER_REMINDER_S, SEGMENTS_PER_SNAPSHOT, STOP_TIMEOUT_S, TICK_MS
+from raftd.limits import HANGUP_CHECK_S, TICK_MS
 from raftd.node.loop import Node, NodeConfig
 from raftd.raft.messages import Configuration, MemberAddress
 from raftd.server.client import ClientServerFactory
@@ -45,6 +45,18 @@ from raftd.server.stats import Counters
 from raftd.storage.filesystem import RealFileSystem
 from raftd.storage.store import Opened, Store
 from raftd.storage.vote import Identity
+
+#: While no leader is known, the log says so this often (seconds).
+NO_LEADER_REMINDER_S = 10.0
+#: How long a node that was removed stays (seconds), so that the others hear its last words: that this is committed.
+LAST_WORDS_S = 0.5
+#: How long an orderly stop waits for another node to take the lead (seconds), before the write in flight. Together they must leave
+#: room in the two seconds.
+HAND_OVER_S = 0.5
+#: How long an orderly stop waits for the write in flight (seconds). SIGTERM must end a node in 2 s.
+STOP_TIMEOUT_S = 1.0
+#: Only whole segments are ever removed: with a smaller bound on the log between two snapshots they are smaller too.
+SEGMENTS_PER_SNAPSHOT = 4
 
 _EXIT_FATAL = 70  # EX_SOFTWARE of sysexits.h
 

@@ -16,7 +16,7 @@ import msgspec
 
 from raftd.errors import ADVICE, CorruptionError, StorageError
 from raftd.histogram import LATENCIES, Histogram
-from raftd.limits import APPEND_BYTES, SEAL_IDLE_MS, SEGMENT_BYTES
+from raftd.limits import APPEND_BYTES, SEGMENT_BYTES
 from raftd.note import Note
 from raftd.raft.membership import decode
 from raftd.raft.messages import Entry, EntryKind, Snapshot
@@ -26,6 +26,10 @@ from raftd.storage.log import Recovered, SegmentedLog
 from raftd.storage.records import Damage, new_id
 from raftd.storage.snapshots import Copier, Meta, Snapshots, Worker, inspect_snapshots
 from raftd.storage.vote import Identity, VoteFile
+
+#: An idle log is sealed after this long (milliseconds), so that damage to its last batch is told
+#: apart from a torn write.
+SEAL_IDLE_MS = 50
 
 Done = Callable[[], None]
 

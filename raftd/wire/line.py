@@ -11,8 +11,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from raftd.jobs import replies as r
-from raftd.limits import LINE_BYTES, TUBE_NAME_BYTES
 from raftd.wire.buffer import Buffer
+
+#: A line of the line listener with its CRLF, in bytes (beanstalkd's LINE_BUF_SIZE).
+LINE_BYTES = 224
+#: A tube's name, in bytes (beanstalkd's MAX_TUBE_NAME_LEN less its NUL).
+TUBE_NAME_BYTES = 200
 
 BAD_FORMAT = b"BAD_FORMAT\r\n"
 UNKNOWN_COMMAND = b"UNKNOWN_COMMAND\r\n"

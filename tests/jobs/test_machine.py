@@ -12,8 +12,9 @@ from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs import replies as r
 from raftd.jobs.budget import COSTS, COSTS_BEFORE_LEVEL_2
+from raftd.jobs.keys import KEY_WINDOW_MS, KEYS_FORGOTTEN
 from raftd.jobs.machine import StateMachine
-from raftd.limits import KEY_WINDOW_MS, KEYS_FORGOTTEN, WATCHED_TUBES
+from raftd.limits import WATCHED_TUBES
 
 NOW = 1_700_000_000_000
 

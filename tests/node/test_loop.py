@@ -17,6 +17,7 @@ from raftd.jobs import replies as r
 from raftd.jobs.budget import ABANDONED_STEPS, ANSWERS_STEPS, APPLY_STEPS, COSTS, LONG_ANSWER_STEPS, Share
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import dump, load
+from raftd.node.compaction import SNAPSHOT_WAITS
 from raftd.node.gateway import Gateway
 from raftd.raft.messages import AddMember, AppendEntries, EntryKind, InstallSnapshot, MemberAddress, RemoveMember
 from raftd.raft.outcomes import DONE, AdminResult, Outcome
@@ -589,7 +590,7 @@ def test_the_log_stays_a_while_for_a_snapshot_that_is_on_its_way(small_logs, mon
     cluster.start(away)
     assert cluster.run(3_000, lambda: (t := cluster[leader].raft.progress[away].transfer) is not None and bool(t.have))
     transfer = cluster[leader].raft.progress[away].transfer
-    for _ in range(limits.SNAPSHOT_WAITS):
+    for _ in range(SNAPSHOT_WAITS):
         another_generation()
         cluster.run(100)
         assert cluster[leader].raft.progress[away].transfer is transfer

@@ -18,7 +18,7 @@ import yaml
 
 from raftd.bench.load import Result, Spec
 from raftd.bench.local import LocalNode, free_ports, wait_for
-from raftd.limits import RESERVED_DESCRIPTORS
+from raftd.server.limiter import RESERVED_DESCRIPTORS
 from tests.processes.harness import Closed, LineClient, ProcessCluster
 
 ROOT = Path(__file__).parent.parent.parent

@@ -13,7 +13,8 @@ from contextlib import suppress
 import pytest
 
 from raftd.bench.local import wait_for
-from raftd.limits import HTTP_ARRIVING_BYTES, HTTP_BODY_BYTES
+from raftd.limits import HTTP_BODY_BYTES
+from raftd.server.http.site import HTTP_ARRIVING_BYTES
 from tests.processes.harness import ProcessCluster
 from tests.processes.test_http import metrics
 

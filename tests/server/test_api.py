@@ -8,8 +8,9 @@ import json
 import msgspec
 import pytest
 
-from raftd.limits import HISTORY_EVENTS, HTTP_ANSWER_S, HTTP_BODY_BYTES, REPLY_BYTES
+from raftd.limits import HTTP_ANSWER_S, HTTP_BODY_BYTES, REPLY_BYTES
 from raftd.raft.messages import AppendEntries
+from raftd.server.http.api import HISTORY_EVENTS
 from raftd.server.http.v1 import v1
 from raftd.server.stats import Counters
 from raftd.sim.cluster import SimCluster

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from raftd.jobs import commands as c
-from raftd.limits import EVENT_BEAT_S, EVENT_STREAMS, EVENTS_PER_TURN
 from raftd.note import Note
 from raftd.raft.messages import AppendEntries
-from raftd.server.http.stream import Events, Listening
+from raftd.server.http.stream import EVENT_BEAT_S, EVENT_STREAMS, EVENTS_PER_TURN, Events, Listening
 from raftd.server.reporter import EventReporter
 from raftd.server.stats import Counters
 from raftd.sim.cluster import SimCluster

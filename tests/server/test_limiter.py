@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from raftd.limits import CLIENT_TURN_MS, LEAST_CLIENTS, MOST_DESCRIPTORS, RESERVED_DESCRIPTORS
+from raftd.limits import MOST_DESCRIPTORS
 from raftd.server import limiter
-from raftd.server.limiter import ConnectionLimiter
+from raftd.server.limiter import CLIENT_TURN_MS, LEAST_CLIENTS, RESERVED_DESCRIPTORS, ConnectionLimiter
 
 
 class TurnClock:

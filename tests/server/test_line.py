@@ -8,9 +8,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from raftd.jobs.budget import ANSWERS_STEPS, COSTS, LINE_STEPS, READ_ITEM_STEPS, READ_STEPS, READS_STEPS
 from raftd.jobs.commands import Settings
-from raftd.limits import CONNECTION_IN_FLIGHT, MAX_JOB_BYTES_CEILING, NO_PROGRESS_S, REPLY_BYTES
+from raftd.limits import MAX_JOB_BYTES_CEILING, NO_PROGRESS_S, REPLY_BYTES
 from raftd.node.gateway import Gateway
 from raftd.server import protocol
+from raftd.server.protocol import CONNECTION_IN_FLIGHT
 from tests.server.harness import Listener, Listeners
 
 

@@ -15,8 +15,7 @@ from twisted.internet.task import deferLater
 
 from raftd import config
 from raftd.bench.local import free_ports
-from raftd.limits import STOP_TIMEOUT_S
-from raftd.server.service import RaftdService
+from raftd.server.service import STOP_TIMEOUT_S, RaftdService
 
 
 class Talker(Protocol):

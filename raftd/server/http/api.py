@@ -18,13 +18,16 @@ from raftd.jobs import commands as c
 from raftd.jobs import replies as r
 from raftd.jobs.machine import DEFAULT_TUBE, StateMachine
 from raftd.jobs.model import Job
-from raftd.limits import HISTORY_EVENTS, HTTP_ANSWER_S, HTTP_BODY_BYTES, KEY_CHARACTERS, REPLY_BYTES
+from raftd.limits import HTTP_ANSWER_S, HTTP_BODY_BYTES, KEY_CHARACTERS, REPLY_BYTES
 from raftd.node.loop import Node
 from raftd.node.session import looks_at_nothing_else
 from raftd.server.http import shapes as s
 from raftd.server.http.exchange import Exchange
 from raftd.server.http.routes import RAW, Ask, BadRequest, convert, route
 from raftd.server.stats import Counters
+
+#: The newest things of a job that its history over HTTP tells.
+HISTORY_EVENTS = 1_000
 
 Key = Annotated[str, msgspec.Meta(min_length=1, max_length=KEY_CHARACTERS, pattern=r"^[!-~]+$(?!\n)")]
 _LATE = ("not-committed", "outcome-unknown")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from raftd.limits import METRICS_FRESH_S, READY_LAG_ENTRIES
 from raftd.node.loop import Node
 from raftd.server.http.metrics import KIND, Metrics
 from raftd.server.http.site import Call
 from raftd.server.stats import Counters
+
+#: A node that is so many entries behind what it knows to be committed is not ready.
+READY_LAG_ENTRIES = 10_000
+#: Metrics are made anew at most this often (seconds).
+METRICS_FRESH_S = 0.2
 
 _ROOT = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>raftd</title>

@@ -12,9 +12,11 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from raftd.errors import UNDECODABLE
-from raftd.limits import WHOLE_NUMBER_BYTES
 from raftd.server.http.shapes import PARTS, TUBE_NAME
 from raftd.server.http.site import JSON, Call
+
+#: A body up to this size is read again if a whole number in it may be written with a point (bytes): it takes Python.
+WHOLE_NUMBER_BYTES = 16 << 10
 
 RAW = "application/octet-stream"
 _MOST_PARAMETERS = 100

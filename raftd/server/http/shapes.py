@@ -11,8 +11,13 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from raftd.jobs.model import Job, JobEventKind, State, Tube
-from raftd.limits import JOBS_PER_PUT, KICKED_JOBS, RESERVE_TUBES, RESERVE_WAIT_S
+from raftd.limits import JOBS_PER_PUT, KICKED_JOBS
 from raftd.node import job_events
+
+#: The longest that a call may wait for jobs (seconds): less than a minute, after which proxies and clients give up.
+RESERVE_WAIT_S = 55
+#: Tubes that one call over HTTP may reserve from: each is a command.
+RESERVE_TUBES = 100
 
 _U32 = 0xFFFF_FFFF
 

@@ -19,22 +19,25 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http
 
-from raftd.limits import (
-    HTTP_ARRIVAL_S,
-    HTTP_ARRIVING_BYTES,
-    HTTP_BODY_BYTES,
-    HTTP_BODY_SLACK,
-    HTTP_IDLE_S,
-    HTTP_LINGER_S,
-    LEAVING_CHECK_S,
-    NO_PROGRESS_S,
-)
+from raftd.limits import HTTP_BODY_BYTES, NO_PROGRESS_S
 from raftd.node.loop import Node
 from raftd.server.http import problems
 from raftd.server.http.origin import is_foreign
 from raftd.server.limiter import ConnectionLimiter
 from raftd.server.sockets import unsent
 from raftd.server.stats import Counters
+
+#: How often an answer that has not left at once is looked at (seconds).
+LEAVING_CHECK_S = 0.1
+#: A request that is refused before it has arrived whole is read on for so long (seconds), or the client would not get to read why.
+HTTP_LINGER_S = 1.0
+#: A request over HTTP must have arrived by then (seconds), and a connection between two requests may be idle for so long.
+HTTP_ARRIVAL_S = 10.0
+HTTP_IDLE_S = 60
+#: The most that bodies under way to this node may take together (bytes).
+HTTP_ARRIVING_BYTES = 64 << 20
+#: What a body over HTTP may have besides the job itself, which JSON may make twice as long (bytes).
+HTTP_BODY_SLACK = 64 << 10
 
 JSON = "application/json"
 #: The only part of a target that is no path, as `*` and `host:80` are.

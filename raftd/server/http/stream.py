@@ -13,13 +13,18 @@ from twisted.internet import task
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
-from raftd.limits import EVENT_BEAT_S, EVENT_STREAMS, EVENTS_PER_TURN
 from raftd.node.job_events import JobEvent
 from raftd.node.loop import Node
 from raftd.server.http import shapes as s
 from raftd.server.http.routes import BadRequest, read_query
 from raftd.server.http.site import Call, Stream
 from raftd.server.reporter import EventReporter
+
+#: Clients that listen to events of one node; how much they are told in one turn, together; and how often they hear that the node is
+#: still there, and must have read something (seconds).
+EVENT_STREAMS = 256
+EVENTS_PER_TURN = 4_000
+EVENT_BEAT_S = 10.0
 
 _KIND = "text/event-stream; charset=utf-8"
 _PLACE = re.compile(r"([0-9]{1,18})\.([0-9]{1,9})")

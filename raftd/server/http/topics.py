@@ -17,12 +17,14 @@ from raftd.errors import UNDECODABLE
 from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs import replies as r
-from raftd.limits import TOPIC_ANSWER_S
 from raftd.node.loop import Node
 from raftd.server.http.exchange import Exchange
 from raftd.server.http.site import Call
 from raftd.server.stats import Counters
 from raftd.wire.line import is_tube_name
+
+#: Every call of the topic and message contract is answered within this time (seconds): its callers wait for one second.
+TOPIC_ANSWER_S = 0.85
 
 _PRI = 65_536
 _TTR_MS = 60_000
