@@ -167,7 +167,7 @@ def test_every_rule_has_a_test_of_its_name(number):
 
 @pytest.mark.parametrize("name", [*(f"R{number}" for number in range(1, 36)), *(f"I{number}" for number in range(1, 25))])
 def test_every_rule_and_invariant_is_documented(name):
-    assert f"\n| {name} | " in (ROOT / "docs" / "rules.md").read_text()
+    assert f"\n- **{name}**: " in (ROOT / "docs" / "rules.md").read_text()
 
 
 def test_documents_refer_only_to_files_that_exist():

@@ -1,7 +1,7 @@
 """The load of `raftd bench`, in a process of its own: raw sockets, one epoll, nothing else.
 
 A connection has `in_flight` requests under way, and sends the next when their answers have come. For *put* each
-answer makes room for one put. For *cycle* it puts, then reserves, then deletes, `in_flight` of each at once.
+answer allows one more put. For *cycle* it puts, then reserves, then deletes, `in_flight` of each at once.
 Bodies hold no line break, so every answer is one line, a reservation's two.
 """
 

@@ -161,7 +161,7 @@ def table(addresses: list[HostPort], answers: list[Answer], width: int) -> Rende
     if len({status.cluster_id for status in said if status.cluster_id}) > 1:
         remarks.append("these nodes are not of one cluster: each of them has the jobs of its own")
     if any(status.space_is_scarce for status in said):
-        remarks.append("puts are refused: too few nodes have room on their disks. Delete jobs, or make room")
+        remarks.append("puts are refused: too few nodes have free disk space. Delete jobs, or free some space")
     if said and not any(status.leader for status in said):
         remarks.append("nobody here knows a leader: commands wait until a majority of the nodes hear each other")
     lines: list[RenderableType] = [Text(remark, style="red") for remark in remarks]

@@ -199,7 +199,7 @@ class Settings(_Payload, frozen=True, tag=4):
 
 
 class DiskSpace(_Payload, frozen=True, tag=5):
-    """Whether so many disks of the cluster are nearly full that nothing more may be put. What makes room goes on."""
+    """Whether puts are refused because too many disks of the cluster are nearly full. All other commands work."""
 
     is_scarce: bool
 

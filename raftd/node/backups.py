@@ -17,7 +17,7 @@ Backup = Callable[[Snapshot | None, str], None]
 
 
 class Backups:
-    """Those who ask within a while share a snapshot: each costs a copy of the process, and room on the disk."""
+    """Requests within `BACKUP_TICKS` share a snapshot: each snapshot costs a fork of the process, and disk space."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[int, Backup]] = []  # (of which entry at least, who waits for it)

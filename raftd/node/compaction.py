@@ -4,7 +4,7 @@
     chunks arrive ──▶ whole, durable, read back ──▶ loaded, a piece a turn ──▶ named, the log goes ──▶ the state is swapped
 
 One generation of log stays behind the newest snapshot: a follower that is slow by less needs no snapshot. On a disk that is low
-none stays, and snapshots follow sooner: they are what makes room once jobs are deleted.
+none stays, and snapshots follow sooner: only they free the space of deleted jobs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SNAPSHOT_FACTOR = 2
 SNAPSHOT_WAITS = 4
 #: After a snapshot that failed or was given up the next attempt comes after so many ticks: ten seconds.
 SNAPSHOT_RETRY_TICKS = 1_000
-#: On a low disk there is a snapshot this often, in ticks, if anything was applied: ten seconds. It makes room once jobs were deleted.
+#: Ticks between snapshots on a low disk, if anything was applied: ten seconds. They free the space of deleted jobs.
 LOW_SNAPSHOT_TICKS = 1_000
 
 Guarded = Callable[..., None]
@@ -53,8 +53,8 @@ class Compaction:
         replace_state: Callable[[StateMachine], None],
         note: Callable[[Note], None],
     ) -> None:
-        """`most_bytes` of log are applied at most before the next snapshot. `low_bytes`: see `DiskSpace`; `was_scarce`: room was, in the
-        state that this node begins with."""
+        """`most_bytes` of log are applied at most before the next snapshot. `low_bytes`: see `DiskSpace`. `was_scarce`: whether the state
+        that this node begins with refuses puts."""
         self._cluster = cluster
         self._most_bytes = most_bytes
         self._raft = raft
@@ -78,7 +78,7 @@ class Compaction:
         self._generation = raft.snapshot.index if raft.snapshot is not None else 0  # the log before that one goes with the next
         self.check_disk_space()
 
-    # -- room ---------------------------------------------------------------------------------
+    # -- disk space ---------------------------------------------------------------------------------
 
     def check_disk_space(self) -> None:
         """See whether the disk is low."""
@@ -122,7 +122,7 @@ class Compaction:
         newest = self._snapshots.newest
         enough = max(SNAPSHOT_LEAST_BYTES, SNAPSHOT_FACTOR * newest.size_bytes if newest is not None else 0)
         if self._space.is_low:
-            # Few bytes of deletes may have made much room: so now and then even for them.
+            # A few bytes of deletes may free much space.
             enough = 1 if self._raft.tick_count - self._taken_tick >= LOW_SNAPSHOT_TICKS else self._store.segment_bytes
         return self._due_bytes >= max(1, min(enough, self._most_bytes))
 
@@ -139,7 +139,7 @@ class Compaction:
             self._retry_tick = None
         configuration = self._raft.membership.configuration_at(index)
         meta = Meta(self._cluster, configuration, index, term, machine.now_ms)
-        # The log must be able to go on meanwhile: else this would end the node that it is to make room for.
+        # The snapshot must leave space for the log meanwhile.
         free_bytes = self._store.free_bytes
         most_bytes = max(free_bytes // 2, free_bytes - self._space.kept_bytes // 2)
         self._snapshots.take(meta, lambda: dump(machine), most_bytes, partial(self._guarded, self._taken, is_due))
@@ -187,7 +187,7 @@ class Compaction:
     def backup(self, index: int, done: Backup) -> None:
         """Call `done` with a snapshot of the state at entry `index`, which is applied, or at a later one; or with why there is none."""
         if self._space.is_low:
-            done(None, "the disk of this node is low: ask another, or make room")
+            done(None, "disk space is low on this node: ask another node, or free some space")
         else:
             self._backups.ask(index, self._snapshots.newest, done, self._raft.tick_count)
 

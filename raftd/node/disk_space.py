@@ -1,4 +1,4 @@
-"""Whether the disk of a node is low: before it is full, so that what makes room still finds some."""
+"""Whether disk space is low on a node, announced while there is still enough for what frees space."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class DiskSpace:
         return max(self._low_bytes, 2 * self._segment_bytes)
 
     def update(self, free_bytes: int, next_snapshot_bytes: int, is_settled: bool) -> None:
-        """While a snapshot is written, received or removed (not `is_settled`) it takes the room that was kept for it: then only what
-        is kept for the log counts. Between two of them there must be room for the next, too."""
+        """While a snapshot is written, received or removed (not `is_settled`) it uses the space that was reserved for it, so only the
+        reserve of the log counts. Between two snapshots there must be space for the next one, too."""
         mark = self.kept_bytes + (next_snapshot_bytes if is_settled else 0)
         enough = int(mark * FREE_DISK_FACTOR)
         was_low = self.is_low

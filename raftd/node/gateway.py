@@ -178,7 +178,7 @@ class Gateway:
         return forwards
 
     def _make_batch(self, now_ms: int) -> None:
-        """Sessions take turns; each gives all it has, in order, as far as the batch has room."""
+        """Make a batch: sessions take turns, and each adds its commands in order until the batch is full."""
         commands: list[Command] = []
         size = steps = 0
         while self._closes and steps < BATCH_STEPS:

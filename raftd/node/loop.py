@@ -41,7 +41,7 @@ from raftd.raft.ready import HardState, Ready, RoleChange
 from raftd.storage.store import Clock, Opened, Store
 from raftd.wire.peer import Hello, PeerMessage, Refusal, RefusalCode
 
-#: How often a node that writes nothing looks how much room there is, in ticks: half a second.
+#: Ticks between two measurements of free disk space on a node that writes nothing: half a second.
 FREE_SPACE_TICKS = 50
 
 #: How often effects are collected within one turn before the reactor gets its turn again.

@@ -1,4 +1,4 @@
-"""What the leader proposes by itself: settings, the end of silent gateways, whether there is room, what features all know, and time
+"""What the leader proposes by itself: settings, the end of silent gateways, whether disk space is scarce, what features all know, and time
 that passes.
 """
 

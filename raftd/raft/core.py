@@ -794,12 +794,12 @@ class Leadership:
         if self._target and self._raft.tick_count >= self._give_up_tick:
             self._target = 0
 
-    # -- room ---------------------------------------------------------------------------------
+    # -- disk space ---------------------------------------------------------------------------------
 
     @property
     def has_space(self) -> bool | None:
-        """Whether those who are heard, and have room for what comes, could commit without the others; None if that is not known: too few
-        are heard, or the lead is so new that others may be heard yet."""
+        """Whether the nodes that are heard and have disk space could commit without the others. None if unknown: too few are heard, or
+        this leader is so new that others may still be heard."""
         raft, progress = self._raft, self._replication.progress
         heard = {peer for peer in progress if self._replication.hears(peer, self._heard_since)} | {raft.node}
         # Who is sent a snapshot takes no part in committing.

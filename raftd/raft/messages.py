@@ -118,7 +118,7 @@ class AppendEntriesReply(_Message, frozen=True, tag=6):
     """`success`: `index` is durable here and equals the leader's log up to it. `doubtful` as in votes.
 
     Otherwise `index` echoes the refused prev_log_index, and (`hint_index`, `hint_term`) is the greatest
-    place up to which the logs can agree (R13). `is_low_on_disk`: there is little room left for what the log needs.
+    place up to which the logs can agree (R13). `is_low_on_disk`: disk space is low on the follower.
     """
 
     success: bool

@@ -170,7 +170,7 @@ class PeerTransport:
         self._backoff = backoffPolicy(_RETRY_FIRST_S, _RETRY_LAST_S, 1.5, random.random)
 
     def build(self, expected: int) -> PeerProtocol | None:
-        """None if there is no room: those that were sent away keep their descriptors for a moment."""
+        """Return None if too many unknown connections are open: closed ones keep their descriptors for a moment."""
         if not expected and len(self._strangers) >= 2 * PEER_STRANGERS:
             return None
         protocol = PeerProtocol(self, expected)

@@ -50,8 +50,8 @@ from raftd.storage.vote import Identity
 NO_LEADER_REMINDER_S = 10.0
 #: How long a node that was removed stays (seconds), so that the others hear its last words: that this is committed.
 LAST_WORDS_S = 0.5
-#: How long an orderly stop waits for another node to take the lead (seconds), before the write in flight. Together they must leave
-#: room in the two seconds.
+#: How long an orderly stop waits for another node to take the lead (seconds), before the write in flight. Together they must be
+#: shorter than two seconds.
 HAND_OVER_S = 0.5
 #: How long an orderly stop waits for the write in flight (seconds). SIGTERM must end a node in 2 s.
 STOP_TIMEOUT_S = 1.0

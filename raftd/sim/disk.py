@@ -203,7 +203,7 @@ class Disk(MemoryFileSystem):
     def __init__(self, sector: int = SECTOR_BYTES) -> None:
         super().__init__(sector)
         self.is_full = False
-        #: How many bytes find room in all; None: any number.
+        #: The size of the disk in bytes; None: unlimited.
         self.capacity: int | None = None
         self._armed: dict[str, BaseException] = {}
         self._interrupt: tuple[int, bool] | None = None  # (in so many operations, whether power is lost)

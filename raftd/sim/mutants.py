@@ -995,7 +995,7 @@ def _places_counted_by_the_process(original: Any) -> Any:
     return add
 
 
-# -- room and features -------------------------------------------------------------------------
+# -- disk space and features -------------------------------------------------------------------------
 
 
 @_mutant("puts without space", StateMachine, "_put")

@@ -49,7 +49,7 @@ class FileSystem(Protocol):
         """In bytes."""
 
     def free(self, path: str) -> int:
-        """How many bytes more there is room for on the disk that `path` is on."""
+        """Return the free bytes of the disk that `path` is on."""
 
     def open(self, path: str) -> File:
         """Open for writing, created if missing. The name is durable after `sync_directory`."""
@@ -139,8 +139,8 @@ class RealFileSystem:
         return os.path.getsize(path)
 
     def free(self, path: str) -> int:
-        room = os.statvfs(path)
-        return room.f_bavail * room.f_frsize if room.f_blocks else _NO_LIMIT  # some file systems in memory count no blocks
+        disk = os.statvfs(path)
+        return disk.f_bavail * disk.f_frsize if disk.f_blocks else _NO_LIMIT  # some file systems in memory count no blocks
 
     def open(self, path: str) -> File:
         return RealFile(path)

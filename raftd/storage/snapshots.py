@@ -242,7 +242,7 @@ class Snapshots:
 
         def written(error: BaseException | None) -> None:
             if error is not None:
-                # what was written of it would take the room that the log needs
+                # the partial snapshot would take space that the log needs
                 self._run(lambda: self._remove_if_there(path), lambda: done(None, str(error)))
             else:
                 self._run(verify, verified)

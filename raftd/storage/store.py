@@ -249,7 +249,7 @@ class Store:
             f"configuration that it was made for, or another data directory"
         )
 
-    # -- room ---------------------------------------------------------------------------------
+    # -- disk space ---------------------------------------------------------------------------------
 
     def measure_free_space(self, done: Done) -> None:
         """Look anew how many bytes are free, then call `done`; every write looks too."""

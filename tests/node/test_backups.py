@@ -144,7 +144,7 @@ def test_a_node_that_is_low_on_disk_gives_no_backup():
     cluster.disks[2].leave_space(100_000)
     cluster.run(1_000)
     asked = Asked(cluster, 2)
-    assert asked.answers == [(None, "the disk of this node is low: ask another, or make room")]
+    assert asked.answers == [(None, "disk space is low on this node: ask another node, or free some space")]
 
 
 def test_one_that_nobody_asks_for_any_more_goes_by_itself_and_at_once_on_a_low_disk(monkeypatch):

@@ -49,7 +49,7 @@ def test_two_low_disks_of_three_refuse_puts_everywhere_until_there_is_room(whose
     cluster.run(500)
     worker.submit(delete(worker))
     cluster.run(500)
-    assert [type(told) for told in worker.told] == [r.Inserted, r.Reserved, r.Deleted]  # what makes room goes on
+    assert [type(told) for told in worker.told] == [r.Inserted, r.Reserved, r.Deleted]  # commands that free space work
     cluster.disks[low[0]].give_space()
     assert cluster.run(3_000, lambda: scarce(cluster) == {False})
     assert type(put(cluster, leader)) is r.Inserted
@@ -169,7 +169,7 @@ def put_until_refused(cluster: SimCluster, most: int) -> tuple[Client, list[int]
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_puts_are_taken_again_once_the_jobs_are_deleted_though_nothing_else_happens(scaled, count):
-    """Deletes are so small that no snapshot was due for them, and it alone lets the room go."""
+    """Deletes are so small that no snapshot was due for them, and it alone frees the space."""
     cluster = on_disks_of(2_000 * KILO, count)
     client, ids = put_until_refused(cluster, 500)
     assert 100 < len(ids) < 500
@@ -196,13 +196,13 @@ def test_the_snapshot_that_makes_room_never_fills_the_disk(scaled, size):
 
 
 def test_a_snapshot_that_is_being_written_makes_no_disk_low(scaled):
-    """For a moment there are two of them; the room for the next one was kept for just that."""
+    """For a moment there are two of them; the space for the next one was reserved for just that."""
     cluster = on_disks_of(4_000 * KILO)
     _, ids = put_until_refused(cluster, 200)
     assert len(ids) == 200
     assert cluster[1].raft.snapshot is not None
-    room = [entry for entry in all_entries(cluster) if c.decode_payload(entry) == c.DiskSpace(True)]
-    assert not room
+    scarce = [entry for entry in all_entries(cluster) if c.decode_payload(entry) == c.DiskSpace(True)]
+    assert not scarce
 
 
 def all_entries(cluster: SimCluster) -> list[bytes]:
@@ -210,7 +210,7 @@ def all_entries(cluster: SimCluster) -> list[bytes]:
     return [entry.data for entry in log.slice(log.forgotten_index + 1, log.last_index)]
 
 
-def rooms(cluster: SimCluster, node: int, since: int) -> list[bool]:
+def announced(cluster: SimCluster, node: int, since: int) -> list[bool]:
     log = cluster[node].raft.log
     payloads = [c.decode_payload(entry.data) for entry in log.slice(since + 1, log.last_index) if entry.kind is EntryKind.BATCH]
     return [payload.is_scarce for payload in payloads if isinstance(payload, c.DiskSpace)]
@@ -226,7 +226,7 @@ def test_a_new_leader_that_is_low_waits_for_the_others_to_say_that_they_are_not(
     cluster[cluster.leader].administer(TransferLead(heir), results.append)
     cluster.run(3_000)
     assert results == [DONE]
-    assert rooms(cluster, heir, since) == []
+    assert announced(cluster, heir, since) == []
 
 
 def test_a_low_node_that_starts_again_says_so_at_once():
@@ -239,7 +239,7 @@ def test_a_low_node_that_starts_again_says_so_at_once():
     cluster.crash(low[0])
     cluster.start(low[0])
     cluster.run(3_000)
-    assert rooms(cluster, cluster.leader, since) == []
+    assert announced(cluster, cluster.leader, since) == []
 
 
 def test_a_follower_that_is_sent_a_snapshot_offers_no_room(scaled):

@@ -200,7 +200,7 @@ def test_bodies_on_their_way_are_bounded_together(tmp_path):
         wait_for(lambda: metrics(cluster, 1).get(refused, 0) >= 4, what="those that are too many being refused")
         for connection in crowd:
             connection.close()
-        wait_for(lambda: _puts(cluster), what="room again")
+        wait_for(lambda: _puts(cluster), what="puts again")
 
 
 def _puts(cluster: ProcessCluster) -> bool:

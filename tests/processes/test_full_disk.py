@@ -49,8 +49,8 @@ def fill(client: LineClient, most: int) -> tuple[list[int], bytes]:
 
 
 def free(place: Path) -> int:
-    room = os.statvfs(place)
-    return room.f_bavail * room.f_frsize
+    disk = os.statvfs(place)
+    return disk.f_bavail * disk.f_frsize
 
 
 def inserts(client: LineClient) -> bool:
@@ -70,13 +70,13 @@ def test_puts_are_refused_before_the_disk_is_full_deletes_go_on_and_it_recovers(
         assert any("disk space is low" in cluster.log(node) for node in cluster.nodes)
         second = cluster.client(2)
         wait_for(lambda: int(second.stats()["current-jobs-ready"]) == len(ids), what="node 2 having all that was acknowledged")
-        # every node refuses, and everything that makes room goes on, at every node
+        # every node refuses, and every command that frees space works, on every node
         others = [second, cluster.client(3)]
         assert [inserts(other) for other in others] == [False, False]
         half = len(ids) // 2
         for place, id in enumerate(ids[:half]):
             assert others[place % 2].delete(id)
-        wait_for(lambda: inserts(client), what="a put once there is room")
+        wait_for(lambda: inserts(client), what="a put once there is space")
         cluster.check()
         last = cluster.client(3)
         assert all(last.reserve_and_delete(id) for id in ids[half:])

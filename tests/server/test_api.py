@@ -265,8 +265,8 @@ def test_a_repeat_is_answered_where_nothing_more_may_be_put():
     _, listener = with_listener()
     headers = {**JSON, "Idempotency-Key": "k"}
     assert listener.ask("POST", PUT, {"body": "x"}, headers) == (201, {"ids": [1]})
-    for refuse in ("room", "draining"):
-        listener.node.gateway.space_is_scarce = refuse == "room"
+    for refuse in ("space", "draining"):
+        listener.node.gateway.space_is_scarce = refuse == "space"
         listener.counters.draining = refuse == "draining"
         assert listener.ask("POST", PUT, {"body": "x"}, headers) == (201, {"ids": [1]})
         assert listener.problem("POST", PUT, {"body": "y"}, headers) == (422, "key-reused")

@@ -86,8 +86,8 @@ class _Reserving:
 
     def reserve(self, timeout_ms: int) -> None:
         """One that is waited for; or as many as are sure to fit: an answer must not be larger than what may wait for a slow client."""
-        room = max(1, (REPLY_BYTES - self._size) // self._node.max_job_size)
-        self._asked = 1 if timeout_ms else min(self._most - len(self._found), room)
+        most = max(1, (REPLY_BYTES - self._size) // self._node.max_job_size)
+        self._asked = 1 if timeout_ms else min(self._most - len(self._found), most)
         for _ in range(self._asked):
             self._exchange.ask(c.Reserve(self._exchange.number, timeout_ms), self._replied)
 

@@ -69,7 +69,11 @@ class NodeCollector(Collector):
         yield GaugeMetricFamily("raftd_snapshot_index", "Its entry.", value=snapshot.index if snapshot else 0)
         yield GaugeMetricFamily("raftd_disk_free_bytes", "Free where the data is.", value=node.free_bytes)
         yield GaugeMetricFamily("raftd_disk_low", "1 if that is too little.", value=float(raft.is_low_on_disk))
-        yield GaugeMetricFamily("raftd_puts_refused", "1 while too few nodes have room.", value=float(node.machine.space_is_scarce))
+        yield GaugeMetricFamily(
+            "raftd_puts_refused",
+            "1 while puts are refused because too few nodes have free disk space.",
+            value=float(node.machine.space_is_scarce),
+        )
 
     def _queue(self) -> Iterable[Metric]:
         machine = self._node.machine

@@ -49,7 +49,7 @@ PROBLEMS: dict[str, ProblemKind] = {
     "stopping": ProblemKind(503, "The node is stopping", "What was asked may happen or not. Ask another node."),
     "draining": ProblemKind(503, "The node takes no more jobs", "Put on another node."),
     "overloaded": ProblemKind(
-        503, "There is no room for more jobs", "This call put nothing; one before with the same key may have. Ask again later."
+        503, "The cluster cannot take more jobs now", "This call put nothing; one before with the same key may have. Ask again later."
     ),
     "not-committed": ProblemKind(503, "The cluster did not answer in time", "Nothing was done, and nothing of it will be. Ask again."),
     "outcome-unknown": ProblemKind(

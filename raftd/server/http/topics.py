@@ -130,7 +130,7 @@ class Topics:
         def answered(reply: object) -> None:
             if isinstance(reply, r.InsertedMany):
                 exchange.end(200, _YES)
-            else:  # no such topic, too large for settings that have just changed, or no room: certainly not put
+            else:  # no such topic, too large for settings that have just changed, or no space: certainly not put
                 exchange.end(404 if isinstance(reply, r.NotFound) else 400 if isinstance(reply, r.JobTooBig) else 503, _NO)
 
         exchange.ask(
