@@ -106,7 +106,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.YAMLError(f"the key {key!r} stands twice, near line {node.start_mark.line + 1}")
+                raise yaml.YAMLError(f"duplicate key {key!r}, near line {node.start_mark.line + 1}")
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
 

@@ -1,4 +1,4 @@
-"""How often something took how long, or was how large: counted cheaply, for whoever asks later."""
+"""Histograms of durations and sizes, counted cheaply."""
 
 from __future__ import annotations
 

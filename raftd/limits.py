@@ -70,7 +70,7 @@ LOG_MEMORY_BYTES = 16 << 20
 #: A log segment is closed when it has grown past this many bytes.
 SEGMENT_BYTES = 64 << 20
 
-#: No snapshot is due before so many bytes of log were applied since the last.
+#: Bytes of log that are applied before a snapshot is due.
 SNAPSHOT_LEAST_BYTES = 16 << 20
 
 #: The default and the minimum of `snapshot_log_bytes`, in bytes: it bounds the disk, and how long a start takes.
@@ -102,7 +102,7 @@ MOST_DESCRIPTORS = 1 << 16
 #: Connections to the peer listener that have not been recognised. When one more comes, the oldest goes.
 PEER_STRANGERS = 64
 
-#: Lines of the log about strangers, per second, and how much of what they say stands in one, in characters.
+#: Log lines about unknown connections, per second, and characters of their text in a line.
 STRANGER_LINES = 10
 STRANGER_TEXT = 200
 
@@ -134,7 +134,7 @@ WATCHED_TUBES = 1_024
 KICKED_JOBS = 4_096
 
 #: Committed entries applied at a time, in number and in bytes, or one entry if that is larger. A turn does so four times at most, and
-#: not again after so many bytes, so a node that replays a long log, or has many commands to answer, keeps its heartbeats.
+#: not again after this many bytes, so a node that replays a long log, or has many commands to answer, keeps its heartbeats.
 APPLY_ENTRIES = 512
 APPLY_BYTES = 64 << 10
 

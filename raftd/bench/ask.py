@@ -28,7 +28,7 @@ def ask_stats(address: tuple[str, int], timeout_s: float) -> dict[str, str]:
 
 
 def _answer(connection: socket.socket, deadline_s: float) -> bytes:
-    """What stands between `OK <size>` and the end of that many bytes."""
+    """Return the body of an `OK <size>` answer."""
     got = b""
     while True:
         head, end, rest = got.partition(b"\r\n")

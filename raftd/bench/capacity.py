@@ -1,6 +1,6 @@
 """`raftd bench capacity`: how large a queue may become on this machine, and what that costs.
 
-Three of four nodes run. They are filled, or churned: so many jobs put and deleted. Then the nodes are started again, and the
+Three of four nodes run. They are filled with jobs, or the jobs are put and deleted. Then the nodes are started again, and the
 fourth, which has seen nothing so far, catches up. What is printed was measured; nothing is judged.
 """
 
@@ -185,7 +185,7 @@ class Scale:
         return reply
 
     def _pause(self, nodes: list[int]) -> str:
-        """In which one of them heard nobody, but for the forks, since it started; and the most work in one."""
+        """Return the longest pause of these nodes since they started, forks excepted, and the longest work in one turn."""
         longest, work = 0.0, 0.0
         for node in nodes:
             status = self._status(node)

@@ -1,7 +1,7 @@
-"""What stands between real nodes in `raftd chaos`: every connection between two of them passes here, frame by frame.
+"""The proxy between real nodes in `raftd chaos`: every connection between two nodes passes here, frame by frame.
 
 Each ordered pair of nodes has a port, on which the first dials the second, and a `Link`, the way from the first to the
-second, whoever dialled. A link can be slow, and it can be cut: then it holds frames, as a network does from which
+second, whichever dialled. A link can be slow, and it can be cut: then it holds frames, as a network does from which
 packets vanish for a while, or loses them, which is more than TCP does and which Raft promises to bear.
 """
 
@@ -52,7 +52,7 @@ class Link:
         self._let_go()
 
     def _let_go(self) -> None:
-        """What was held goes on its way."""
+        """Release what was held."""
         if not self.is_cut:
             held, self._held = self._held, deque()
             for to, data in held:

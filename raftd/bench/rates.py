@@ -180,7 +180,7 @@ def measure(server: Server, work: Work, options: Options) -> tuple[Counter[int],
 
 
 def _begin_together(loads: list[subprocess.Popen[bytes]]) -> None:
-    """Each says a line when it is connected, and begins when it is told to. One that has failed says why in the end."""
+    """Start all loads at once: each prints a line when it is connected, and begins when it reads one. A failed load reports why later."""
     for load in loads:
         assert load.stdout is not None
         load.stdout.readline()

@@ -146,7 +146,7 @@ class RecordedClient:
         self._reactor.connectTCP(host, port, _Dial(build, again), timeout=1)
 
     def _lost(self, connection: Connection) -> None:
-        """Nobody will ever know what became of what is pending."""
+        """The outcome of pending calls stays unknown."""
         if connection is not self._connection:
             return
         self._connection = None
@@ -206,7 +206,7 @@ class RecordedClient:
     def _answered(self, answer: w.Answer) -> None:
         call = self._pending.pop(answer.id, None)
         if call is None:
-            self.problems.append(f"client {self._number} gets an answer that nobody waits for: {answer}")
+            self.problems.append(f"client {self._number} gets an answer that was not asked for: {answer}")
             return
         _, *args = call.answer = msgspec.msgpack.decode(msgspec.msgpack.encode(answer.reply))
         call.answered = time.monotonic()

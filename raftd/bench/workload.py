@@ -1,4 +1,4 @@
-"""Producers and workers that go on through any failure, and remember what they were told.
+"""Producers and workers that continue through any failure, and record every answer.
 
 Each is a thread with a plain beanstalkd client (greenstalk) that knows nothing of raftd; when its connection is
 lost it goes to the next node. What a client cannot know is kept apart from what it knows: a put whose answer never
@@ -79,7 +79,7 @@ class Workload:
             thread.start()
 
     def stop_putting(self) -> None:
-        """Producers end after the answer they wait for; nobody waits for them."""
+        """Stop the producers after their current answers, without waiting."""
         self._stop_putting.set()
 
     def finish_putting(self) -> None:

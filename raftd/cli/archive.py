@@ -59,12 +59,12 @@ def back_up(connection: Connection, path: str, progress: Progress) -> Meta:
 
 
 def back_up_directory(directory: str, path: str, note: Callable[[str], None]) -> Meta:
-    """The same from the data directory of a node that does not run: all that stands in it, also what may not have been committed.
+    """The same from the data directory of a node that does not run: all its entries, also those that may not have been committed.
     `note` tells what is missing. Raises RaftdError or OSError."""
     check_new(path)
     fs = RealFileSystem()
     check_directory(directory)
-    fs.lock(f"{directory}/lock")  # nobody purges meanwhile
+    fs.lock(f"{directory}/lock")  # no purge meanwhile
     try:
         log = read_log(fs, directory)
         if log.tail is not None and log.tail.damage is Damage.DOUBTFUL:

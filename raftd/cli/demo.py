@@ -94,7 +94,7 @@ class Demo:
         return self._conclude()
 
     def _count_vanished(self) -> int:
-        """Jobs that are gone, though nobody deleted them. A worker whose node was killed may not know what became of
+        """Return the jobs that are gone although no worker deleted them. A worker whose node was killed may not know what became of
         its delete; the cluster does, and counts."""
         with connect(self._cluster.line_address(self._cluster.leader())) as client:
             tube = client.stats_tube("default")
@@ -170,7 +170,7 @@ class Demo:
         table.add_row("duplicated (deleted twice)", f"{doubled:,}", style="red" if doubled else "green")
         for number, kill in enumerate(self._kills, 1):
             table.add_row(f"put gap at kill {number} (node {kill.node}, then node {kill.successor} led)", f"{kill.put_gap_s:.2f} s")
-        table.add_row("puts cut off with their node (done or not: nobody was told)", f"{load.unanswered_puts:,}")
+        table.add_row("puts cut off with their node (outcome unknown)", f"{load.unanswered_puts:,}")
         table.add_row("jobs handed out again (their worker's node was killed)", f"{again:,}")
         wide(self._console).print(table)
         good = not lost and not doubled

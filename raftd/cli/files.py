@@ -32,7 +32,7 @@ def _progress(what: str) -> Iterator[Progress]:
 
 @click.group(short_help="The files of a node: list, verify, dump.")
 def log() -> None:
-    """What stands in the data directory of a node. Nothing is changed, and the node may run meanwhile; what it is writing just then
+    """Show the data directory of a node. Nothing is changed, and the node may run meanwhile; what it is writing just then
     looks unfinished."""
 
 
@@ -131,12 +131,12 @@ def job(id: int, config: str | None, node: str | None, data: str | None, as_json
 def backup(file: str, endpoint: HostPort | None, config: str | None, timeout: float, offline: str | None) -> None:
     """Write a consistent copy of the whole queue to FILE, while the cluster works: everything acknowledged before, from any node.
 
-    With --directory all that stands in the data directory of a node that does not run, for a cluster that has lost its majority.
+    With --directory, back up everything in the data directory of a stopped node, for a cluster that has lost its majority.
     """
     from raftd.cli import archive
 
     if offline is not None and (endpoint is not None or config is not None):
-        raise click.UsageError("--directory asks nobody: leave out --endpoint and --config")
+        raise click.UsageError("--directory reads files only: leave out --endpoint and --config")
     with working():
         if offline is not None:
             meta = archive.back_up_directory(offline.rstrip("/"), file, lambda line: click.echo(f"raftd: WARNING: {line}", err=True))
@@ -160,7 +160,7 @@ def restore(file: str, config: str | None, node: str | None, data: str | None) -
     """Make a new cluster with the jobs of the backup FILE: this node's data directory, which must be empty, of which it is the only
     member. Start it, then start the others with --join.
 
-    What clients had reserved is ready again; ids of jobs go on.
+    Reserved jobs are ready again; job ids continue.
     """
     from raftd.cli import archive
     from raftd.config import choose_node, load

@@ -1,4 +1,4 @@
-"""`raftd log`: what stands in the data directory of a node, read from outside."""
+"""`raftd log`: the data directory of a node, read from outside."""
 
 from __future__ import annotations
 

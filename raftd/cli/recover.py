@@ -32,7 +32,7 @@ def recover(directory: str, accept_tail: bool) -> list[str]:
 
 
 def found_new_cluster(directory: str, node: int, address: MemberAddress, note: Callable[[str], None]) -> tuple[str, Meta]:
-    """Make of all that stands in `directory`, committed or not, a new cluster with `node` as its only member: the way out when no
+    """Make a new cluster with `node` as its only member of everything in `directory`, committed or not: the last resort when no
     majority can be had again. The old directory stays beside it. Returns its new name, and what the new one was made of. `note` tells
     what is missing. Raises RaftdError or OSError; then nothing was changed."""
     fs = RealFileSystem()
@@ -84,7 +84,9 @@ def _recover(fs: RealFileSystem, directory: str, accept_tail: bool) -> list[str]
     last, term = (newest.index, newest.term) if newest is not None else (0, 0)
     found = [f"node {identity.node} of cluster {identity.cluster!r}: everything up to entry {last}, of term {term}, is sound"]
     if is_going:
-        found.append("its removal had begun, and may never be committed: if the others cannot go on, --new-cluster makes a cluster of this")
+        found.append(
+            "its removal had begun, and may never be committed: if the others cannot continue, --new-cluster makes a cluster of this"
+        )
     tail = log.tail
     doubtful_tail = tail is not None and tail.damage is Damage.DOUBTFUL
     if tail is not None:

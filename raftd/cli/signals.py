@@ -1,4 +1,4 @@
-"""What a command has started ends with it, also when it is told to go: Ctrl-C, SIGTERM and SIGHUP become SystemExit, which
+"""What a command has started ends with it, also on a signal: Ctrl-C, SIGTERM and SIGHUP become SystemExit, which
 passes every `finally`, with 128 and the signal's number as status."""
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _end_all_the_same(unraisable: sys.UnraisableHookArgs) -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """A signal waits until this is over: in the middle of starting a process it would leave one that nobody knows."""
+    """A signal waits until this is over: in the middle of starting a process it would leave an unknown process."""
     global _held, _pending
     _held += 1
     try:

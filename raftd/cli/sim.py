@@ -75,7 +75,7 @@ def _plain(text: str) -> str:
 
 @contextmanager
 def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end at once if this one is told to go, whatever is left for them to do."""
+    """Worker processes that end at once when this process is stopped."""
     pool = ProcessPoolExecutor(jobs)
     try:
         yield pool

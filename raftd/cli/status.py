@@ -163,7 +163,7 @@ def table(addresses: list[HostPort], answers: list[Answer], width: int) -> Rende
     if any(status.space_is_scarce for status in said):
         remarks.append("puts are refused: too few nodes have free disk space. Delete jobs, or free some space")
     if said and not any(status.leader for status in said):
-        remarks.append("nobody here knows a leader: commands wait until a majority of the nodes hear each other")
+        remarks.append("no leader is known: commands wait until a majority of the nodes can reach each other")
     lines: list[RenderableType] = [Text(remark, style="red") for remark in remarks]
     return Group(*([_fitting(cells, width)] if said else []), *lines)
 

@@ -1,4 +1,4 @@
-"""What clients ask of the queue, as it stands in the log; and what gateways and the leader say about it.
+"""Commands of clients as they are stored in the log, and the entries of gateways and of the leader.
 
 Times are in milliseconds of log time, relative. A command names the session (the connection) it comes
 from by its number within its gateway; its first command opens the session.
@@ -48,7 +48,7 @@ class ReserveJob(_Command, frozen=True, tag=6):
 
 
 class Delete(_Command, frozen=True, tag=7):
-    """`token`, here and below: 0 means "held by this session"; another means that reservation, whoever asks."""
+    """`token`, here and below: 0 means "held by this session"; any other number names a reservation, of any session."""
 
     id: int
     token: int = 0
@@ -100,7 +100,7 @@ class Declare(_Command, frozen=True, tag=15):
 
 
 class PutBack(_Command, frozen=True, tag=16):
-    """A job that was deleted stands where it stood: who deleted it could not be told in time."""
+    """Put a deleted job back in its place: the client could not be answered in time."""
 
     id: int
     tube: str
@@ -120,7 +120,7 @@ class NewJob(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unkn
 
 class PutMany(_Command, frozen=True, tag=17):
     """All of them or none. With a `key` that was used not long ago, nothing is put and the answer is that of the first time, if
-    `fingerprint`, which stands for all that was asked, is the same too. Without a key ("") there is nothing to remember.
+    `fingerprint`, a digest of the request, is the same too. Without a key ("") there is nothing to remember.
     `only_topic`: only if the tube is one."""
 
     tube: str
@@ -131,7 +131,7 @@ class PutMany(_Command, frozen=True, tag=17):
 
 
 class Leave(_Command, frozen=True, tag=18):
-    """The session ends, and what it holds stays reserved until its time to run is over: whoever knows the token holds it now."""
+    """The session ends, and its jobs stay reserved until their time to run is over: the token holds them now."""
 
 
 class Undeclare(_Command, frozen=True, tag=19):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from raftd.jobs.replies import InsertedMany, KeyReused
 from raftd.limits import KEYS_KEPT
 
-#: Idempotency keys are remembered for so long (milliseconds of log time: an hour), the newest so many of them: some 30 MB of memory
+#: How long idempotency keys are kept (milliseconds of log time: an hour), and how many at most: some 30 MB of memory
 #: on every node. A producer that repeats itself does so within seconds or minutes.
 KEY_WINDOW_MS = 3_600_000
 #: Keys forgotten at most when one more is remembered.
@@ -20,7 +20,7 @@ KEYS_FORGOTTEN = 16
 
 
 class Used(NamedTuple):
-    """`time_ms`: log time of the first use. The jobs put then are so many, with ids from `first` on."""
+    """`time_ms`: log time of the first use. It put `count` jobs, with ids from `first` on."""
 
     time_ms: int
     fingerprint: bytes

@@ -86,7 +86,7 @@ class StateMachine:
         self.closing: deque[Session] = deque()
         #: Of these, those that still watch tubes. Their numbers are not free yet: no gateway gives one again, and none may.
         self.closed: dict[SessionId, Session] = {}
-        #: Tubes with ready jobs and waiting sessions for which the budget was not enough. Nobody overtakes those who wait.
+        #: Tubes with ready jobs and waiting sessions for which the budget was not enough. No other session overtakes them.
         self.unmatched: OrderedDict[str, Tube] = OrderedDict()
         #: Steps of work done so far, for the budgets of entries and turns; no part of the state.
         self.steps = 0
@@ -284,7 +284,7 @@ class StateMachine:
         for due_ms, kind in ((session.wait_until_ms, Kind.WAIT), (session.soon_ms, Kind.SOON)):
             if due_ms:
                 timer = (due_ms, kind, session.timer_id)
-                if not session.is_closed or timer in self.timers:  # it may have fired, and was heard by nobody
+                if not session.is_closed or timer in self.timers:  # it may have fired without effect
                     self.timers.remove(timer)
         session.wait_until_ms = session.soon_ms = 0
 
@@ -364,7 +364,7 @@ class StateMachine:
         self.on_job_event(what, job, who)
 
     def _take_out(self, job: Job) -> None:
-        """Remove a job that nobody holds from the queue it stands in; its state says which."""
+        """Remove a job that is not reserved from its queue; its state says which."""
         tube = job.tube
         state, job.state = job.state, State.RESERVED
         if state is State.READY:
@@ -400,7 +400,7 @@ class StateMachine:
         return r.Reserved(job.id, job.body, job.token)
 
     def _unreserve(self, job: Job) -> None:
-        """Nobody holds `job` any more; the caller gives it its next state."""
+        """End the reservation of `job`; the caller gives it its next state."""
         job.tube.reserved -= 1
         self.counts.reserved -= 1
         self.timers.remove((job.deadline_ms, Kind.TTR, job.id))
@@ -441,7 +441,7 @@ class StateMachine:
             node, number, incarnation = cast(tuple[int, int, int], id)
             session = self.session(node, number)
             if session is None or session.incarnation != incarnation:
-                self.timers.remove(timer)  # it is closed, and nobody hears
+                self.timers.remove(timer)  # it is closed
                 return
             first_ms = session.first_deadline_ms(self.jobs)
             soon_ms = 0 if first_ms is None else first_ms - DEADLINE_SOON_MS

@@ -77,8 +77,8 @@ class JobEventKind(StrEnum):
     TOUCHED = "touched"
     TIMED_OUT = "timed-out"  # its time to run was over
     DELAY_OVER = "delay-over"
-    GIVEN_BACK = "given-back"  # whoever held it is gone
-    PUT_BACK = "put-back"  # after a deletion of which nobody could be told
+    GIVEN_BACK = "given-back"  # its holder is gone
+    PUT_BACK = "put-back"  # after a deletion that could not be answered
 
 
 #: Told what happened to a job, as it is after that, and which session did it: None if time did.

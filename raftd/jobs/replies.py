@@ -96,7 +96,7 @@ class KeyReused(_Reply, frozen=True, tag=19):
 
 
 class NotEmpty(_Reply, frozen=True, tag=20):
-    """The tube holds so many jobs."""
+    """The tube still has `jobs` jobs."""
 
     count: int
 

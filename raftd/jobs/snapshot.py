@@ -232,7 +232,7 @@ def _closing_piece(session: Session, machine: StateMachine) -> _Closing | _Close
     if not session.watched:
         return _Closing(session.key)
     soon, wait = ((due_ms, kind, session.timer_id) for due_ms, kind in ((session.soon_ms, Kind.SOON), (session.wait_until_ms, Kind.WAIT)))
-    # A timer that has fired was heard by nobody, and does not fire again.
+    # A timer of a closed session that has fired does not fire again.
     waits = (session.waiting, wait[0] if wait in machine.timers else 0, soon[0] if soon in machine.timers else 0)
     return _Closed(session.key, session.incarnation, session.used.name, list(session.watched), *waits)
 
@@ -250,7 +250,7 @@ def _dump_jobs(machine: StateMachine, numbers: dict[str, int]) -> Iterator[bytes
     for id in sorted(machine.jobs):
         job = machine.jobs[id]
         _, tube, *row = msgspec.structs.astuple(job)
-        if not job.has_deadline:  # then what stands there means nothing, and differs between nodes
+        if not job.has_deadline:  # the field has no meaning then, and differs between nodes
             row[_DEADLINE] = 0
         rows.append((id, numbers[tube.name], *row))
         size += len(job.body) + _ITEM_BYTES
@@ -392,7 +392,7 @@ class Loader:
     def _load_holds(self, session: Session, reserved: list[tuple[int, int]]) -> None:
         jobs = self._machine.jobs
         for id, token in reserved:
-            if session.is_closed:  # it may be somebody else's by now, or gone
+            if session.is_closed:  # another session may hold it by now, or it is gone
                 session.reserved.add((token, id))
             elif jobs[id].token == token:
                 session.add_reservation(jobs[id], jobs)

@@ -1,7 +1,7 @@
 """Jobs by their ids, in pages.
 
 A dict grows by making another and moving everything: with 700,000 jobs that stopped a node for a fifth of a second. A page has
-so few that nobody notices, and is dropped with the last of them.
+so few that this takes microseconds, and is dropped with its last job.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class JobTable(MutableMapping[int, Job]):
         self._pages: dict[int, dict[int, Job]] = {}
         self._count = 0
 
-    def get(self, id: int) -> Job | None:  # type: ignore[override]  # nobody wants another default
+    def get(self, id: int) -> Job | None:  # type: ignore[override]  # None is the only default
         page = self._pages.get(id >> _PAGE_BITS)
         return page.get(id) if page is not None else None
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from raftd.raft.messages import Snapshot
 
-#: How long a snapshot that somebody takes a copy of stays without being asked for, in ticks: a minute. So many do at most, and one is
+#: How long a snapshot for backups is kept after the last read, in ticks: a minute. At most BACKUPS_HELD are kept, and one is
 #: written this often at most, in ticks, for those who have asked meanwhile: ten seconds.
 BACKUP_HOLD_TICKS = 6_000
 BACKUPS_HELD = 2

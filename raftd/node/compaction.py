@@ -24,12 +24,12 @@ from raftd.raft.ready import ChunkFetch, EntriesFetch
 from raftd.storage.snapshots import Meta
 from raftd.storage.store import Clock, Store
 
-#: The next snapshot is due when so many times the size of the last one has been applied since, or this many bytes if that is
+#: The next snapshot is due when this many times the size of the last one has been applied, or SNAPSHOT_LEAST_BYTES if that is
 #: more; but no later than the configuration says. So writing them costs a fixed share of what is written anyway.
 SNAPSHOT_FACTOR = 2
-#: So many snapshots long the log stays on which a transfer to a follower would go on, then the transfer begins anew.
+#: For this many snapshots the log that a transfer to a follower needs is kept; then the transfer begins again.
 SNAPSHOT_WAITS = 4
-#: After a snapshot that failed or was given up the next attempt comes after so many ticks: ten seconds.
+#: After a snapshot that failed or was given up the next attempt comes after this many ticks: ten seconds.
 SNAPSHOT_RETRY_TICKS = 1_000
 #: Ticks between snapshots on a low disk, if anything was applied: ten seconds. They free the space of deleted jobs.
 LOW_SNAPSHOT_TICKS = 1_000
@@ -92,7 +92,7 @@ class Compaction:
             return
         if self._space.is_low and not was_low:
             self._purge(newest)
-        # On a low disk nobody's copy is worth what the queue needs.
+        # On a low disk the queue needs the space more than a backup.
         if self._backups.drop() if self._space.is_low else self._backups.expire(self._raft.tick_count):
             self._remove_older()
 
@@ -105,7 +105,7 @@ class Compaction:
         self._due_bytes += size
 
     def poll(self, machine: StateMachine) -> None:
-        """Once a turn: a snapshot is taken if enough was applied since the last, or if somebody waits for one."""
+        """Called once a turn: take a snapshot if enough was applied since the last, or if a backup waits for one."""
         if not self._raft.is_installing:
             self._snapshots.forget_received(self._raft.log.commit_index)
         # Nor before the term is durable in which it says that its last entry is: a start would take the vote file for an old copy.

@@ -5,7 +5,7 @@ kept until it is seen applied here, and sent again, with all behind it, whenever
 new leader or term, a new connection to it, a refusal, a gap in the own apply, no progress for a while. The
 state machine skips repeats. Answers come from the own apply, never from the leader.
 
-Pure: it is told the time, and gives what is to be sent.
+Pure: the caller passes the time, and sends what `collect` returns.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ class Gateway:
         }
 
     def begin_turn(self) -> bool:
-        """Sessions whose local answers were too many for the last turn go on, and more are told that their gateway is closed; whether
-        some are left again."""
+        """Continue sessions whose local answers did not fit the last turn, and notify more sessions of a closed gateway. Return whether
+        some are left."""
         while self._abandoned and self._share.left > 0:
             self._share.spend(ABANDONED_STEPS)
             self._abandoned.popleft().abandon()
@@ -113,7 +113,7 @@ class Gateway:
         return bool(self._deferred or self._abandoned)
 
     def has_time(self, session: Session, steps: int) -> bool:
-        """Whether this turn has time for one more local answer, of `steps`; if not, `session` goes on in the next."""
+        """Whether this turn has time for one more local answer, of `steps`; if not, `session` continues in the next."""
         if self._share.left <= 0:
             self._deferred[session] = None
             return False
@@ -240,7 +240,7 @@ class Gateway:
 
     def installed(self, machine: StateMachine, now_ms: int) -> None:
         """A snapshot has taken the place of the state: what it covers was applied elsewhere, and its answers were never seen here.
-        Who waits for one is told that the outcome is unknown; only a reserve that still waits in the state goes on waiting.
+        Their sessions are abandoned, for the outcome is unknown; only a reserve that still waits in the state keeps waiting.
         """
         self.applied(machine, now_ms)
         row = machine.gateways.get(self.node)
@@ -271,7 +271,7 @@ class Gateway:
         self._reset()
 
     def reopen(self, incarnation: int) -> None:
-        """Begin again as `incarnation`, which is durable. Sessions opened since the close go on in it."""
+        """Begin again as `incarnation`, which is durable. Sessions opened since the close continue in it."""
         self.incarnation = incarnation
         self.is_closed = False
         self._open()

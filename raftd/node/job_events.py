@@ -1,7 +1,7 @@
 """What happened to jobs lately, as this node has applied it: for `/events`, and for a job's history.
 
 Everything that happens in an entry has a number in it, so a place is (entry, number): the same on every node, and after a restart.
-What is remembered is bounded; who asks for more is told how far back it reaches.
+The buffer is bounded; `known_from` says how far back it reaches.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 from raftd.jobs.machine import Key, StateMachine, ignore_job_event
 from raftd.jobs.model import Job, JobEventKind, State
 
-#: What happened to jobs, as each node remembers it for `/events` and for a job's history: so many things (some 20 MB).
+#: Job events that each node keeps for `/events` and for the history of jobs (some 20 MB).
 RECENT_EVENTS = 65_536
 
 Place = tuple[int, int]
@@ -48,7 +48,7 @@ class JobEventBuffer:
         self._newest: dict[int, int] = {}  # job -> the position of what happened to it last
         #: The position of the next.
         self.end = 0
-        #: Called once when something more has happened; whoever was called sets it again.
+        #: Called once at the next event; the callee sets it again.
         self.when_more: Callable[[], None] | None = None
         self._machine = machine
         self.follow(machine)

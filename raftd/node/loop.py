@@ -94,7 +94,7 @@ class Observer(Protocol):
         """It is committed that this node is no member any more: it must end."""
 
     def gateway_closed(self, incarnation: int) -> None:
-        """The cluster gave this node up; its clients' connections are dropped, it goes on as `incarnation`."""
+        """The cluster closed this node's gateway: clients' connections are dropped, and the node continues as `incarnation`."""
 
     def gateway_silent(self, node: int, incarnation: int) -> None:
         """This leader gives up the sessions of a node."""
@@ -514,7 +514,7 @@ class Node:
         self._observer.gateway_closed(incarnation)
 
         def durable() -> None:
-            # Not before: a crash would let the next process take the same number, and nobody would see it reborn.
+            # Not before: a crash would let the next process take the same number, and no other node would notice the restart.
             self.raft.incarnation = incarnation
             self.gateway.reopen(incarnation)
             self.wake()

@@ -22,7 +22,7 @@ TIMER_ENTRY_GAP_MS = 10
 
 
 class LeaderProposals:
-    """Of node `node`, while it leads. `level`: the features that its raftd knows. `wake` asks for a turn; `gave_up` is told (node,
+    """Of node `node`, while it leads. `level`: the features that its raftd knows. `wake` asks for a turn; `gave_up` is called with (node,
     incarnation) of a gateway whose sessions are given up. `admission` knows the data directories of peers."""
 
     def __init__(

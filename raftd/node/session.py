@@ -130,7 +130,7 @@ class Session:
             return
         self._waits_for_nothing = True
         if self._blocked and self._unanswered:
-            # Any command ends the wait; nobody hears the answer to this one.
+            # Any command ends the wait; the answer to this one is dropped.
             self._count_bytes(_COMMAND_BYTES)
             self._send(Touch(self.number, _NO_JOB), lambda reply, index: None)
 
@@ -147,7 +147,7 @@ class Session:
             self._gateway.forget(self, Leave(self.number))
 
     def abandon(self) -> None:
-        """The gateway was closed under it: no answer will come. The owner of the connection is told."""
+        """Its gateway was closed, so no answer will come: call `lost`."""
         if not self._closed:
             lost = self.lost
             self._drop()
@@ -193,7 +193,7 @@ class Session:
         while self._steps and not self._blocked and not self._paused:
             start, what, done = self._steps[0]
             if self._unanswered and start is not Session._start_command:
-                return  # the answers to what came before go first, and go on here
+                return  # earlier answers come first; they call this again
             if start is Session._start_local and not self._gateway.has_time(self, what[1]):
                 return
             self._steps.popleft()
@@ -235,7 +235,7 @@ class Session:
 
     def read_answered(self, read: Read, result: object, index: int) -> None:
         if self._closed or self.number not in self._gateway.sessions:
-            return  # nobody hears, or the client will be told that its gateway was closed
+            return  # it is closed, or its gateway is
         self._blocked = False
         read.done(result, index)
         self._go_on()

@@ -1,4 +1,4 @@
 """The consensus core: Raft without I/O. Messages and ticks go in, batches of effects come out.
 
-The driver's contract stands in `core.py`; the messages are the paper's, in `messages.py`.
+`core.py` has the driver's contract, `messages.py` the messages of the paper.
 """

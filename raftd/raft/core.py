@@ -62,7 +62,7 @@ class Raft:
 
     `election_ticks` is T; an election timeout is drawn from [T, 2T). `incarnation` numbers this process
     among all that ever ran on the data directory, from 1. `doubtful` in `hard_state` is never set for
-    the only voter: nobody could outvote it.
+    the only voter: no other node could outvote it.
     """
 
     def __init__(
@@ -93,13 +93,13 @@ class Raft:
         self._heartbeat_ticks = heartbeat_ticks
         self._timeout_ticks = 0
         self._elapsed_ticks = 0
-        self._leader_speaks = False  # on the connection that stands
+        self._leader_speaks = False  # on the present connection
         self._heartbeat_elapsed_ticks = 0
         self._heartbeat_sent_ms = 0
         self.tick_count = 0
         self._draw_timeout()
         if self.voters == {self.node}:
-            self._timeout_ticks = 1  # there is nobody to wait for
+            self._timeout_ticks = 1  # no other voter to wait for
         # an election
         self._tally = Tally(self.membership.halves)
         self._estimates: list[int | None] = []
@@ -261,7 +261,7 @@ class Raft:
 
     @property
     def hears_leader(self) -> bool:
-        """Whether this follower has heard its leader within the election timeout: it helps nobody to depose it (R5)."""
+        """Whether this follower has heard its leader within the election timeout: then it ignores candidates (R5)."""
         return self.role is Role.FOLLOWER and self.leader != 0 and self._elapsed_ticks < self._election_ticks
 
     @property
@@ -436,7 +436,7 @@ class Raft:
         self.voted_for = 0
         self._hard_state_changed = True
         self._sound_at_index = 0
-        # R14: what an earlier leader sent may be replaced before it reaches the disk; nobody needs to hear that it came
+        # R14: what an earlier leader sent may be replaced before it reaches the disk, and needs no acknowledgement
         self._send_after = [(to, message) for to, message in self._send_after if type(message) is not AppendEntriesReply]
         self._become(Role.FOLLOWER, 0, reason)
 
@@ -486,7 +486,7 @@ class Raft:
     # -- elections ----------------------------------------------------------------------------
 
     def _is_disturbed_by(self, candidate: int) -> bool:
-        """R5: with a live leader nobody needs an election. Checked before the message's term is looked
+        """R5: with a live leader no election is needed. Checked before the message's term is looked
         at, so that it raises none. The leader itself may ask: it knows best that it leads no more. Who was
         removed disturbs always (R27)."""
         if candidate in self.membership.latest.removed and candidate not in self.membership.members:
@@ -547,7 +547,7 @@ class Raft:
         return self.is_hard_state_durable and not self._disk_stalled and not self.is_installing and self.node in self.voters
 
     def _settle_election(self) -> None:
-        """Nobody was asked before the own vote was durable, so whoever wins has it counted.
+        """Votes are requested only after the own vote is durable, so it counts for the winner.
 
         If all who voted have just started, none of them knows log time, but another voter may: its answer is waited for, until a
         heartbeat's time after the votes were asked for. Wall clocks count only if there is no such answer.
@@ -632,7 +632,7 @@ class Raft:
             return
         snapshot = message.snapshot
         if snapshot.index > self.log.commit_index and self.log.term_at(snapshot.index) == snapshot.term:
-            self.log.commit_to(snapshot.index)  # R29: what stands behind it stays
+            self.log.commit_to(snapshot.index)  # R29: later entries stay
         if snapshot.index <= self.log.commit_index:
             if self.is_hard_state_durable:
                 self._acknowledge(sender)

@@ -36,14 +36,14 @@ class Log:
     def __init__(self, entries: Sequence[Entry] = (), base: Base = NO_BASE, older: Sequence[tuple[int, int]] = ()) -> None:
         """`base` is the last entry of the snapshot; `entries` behind it are durable already: they were read back from the disk.
         `older` are the (first index, term) of runs up to `base` that the disk holds too."""
-        # What stands before the first of them is gone, and its term too: so it counts as gone itself.
+        # The entry before the first is gone, and its term too, so the first counts as gone.
         self.offset, self.offset_term = older[0] if older else (base.index, base.term)
         #: All up to here have left memory.
         self.forgotten_index = base.index
         self._entries: list[Entry] = list(entries)
         for position, entry in enumerate(self._entries):
             if entry.index != base.index + 1 + position:
-                raise ValueError(f"entry {entry.index} stands where {base.index + 1 + position} should")
+                raise ValueError(f"entry {entry.index} is where {base.index + 1 + position} should be")
         self._runs: list[_Run] = []
         for place, (first, term) in enumerate(older):
             last = older[place + 1][0] - 1 if place + 1 < len(older) else base.index

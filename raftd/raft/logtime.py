@@ -6,7 +6,7 @@ carries it. Any other node estimates it as the newest value heard plus its own m
 election shortens no hold, an outage counts, and a wrong wall clock moves nothing while one node lives.
 
 An estimate never falls. A message that was delayed carries a value that is older than what this node knows; a clock that runs fast
-is ahead of the leader's. In both cases the estimate stands still until the leader's clock has passed it.
+is ahead of the leader's. In both cases the estimate does not move until the leader's clock has passed it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class LogClock:
         self._term, self._heard_ms, self._heard_at_ms = term, clock_ms, now_ms
 
     def lead(self, term: int, last_stamp_ms: int, estimates: Iterable[int | None], walls: Iterable[int], now_ms: int) -> None:
-        """Start the leader's clock. The wall clocks count only if nobody has an estimate, and then the
+        """Start the leader's clock. The wall clocks count only if no node has an estimate, and then the
         lowest: a single node whose clock is far ahead must not run all timers out."""
         known = [estimate for estimate in estimates if estimate is not None]
         start = max(known) if known else min(walls)

@@ -24,7 +24,7 @@ decode = _decoder.decode
 
 
 def is_sound(prev: int, entries: Iterable[Entry]) -> bool:
-    """Whether these can follow entry `prev`: numbered without gaps, and every configuration one that somebody votes in."""
+    """Whether these can follow entry `prev`: numbered without gaps, and every configuration with a voter."""
     for place, entry in enumerate(entries, prev + 1):
         if entry.index != place:
             return False
@@ -60,7 +60,7 @@ class Membership:
 
     @property
     def index(self) -> int:
-        """Of the entry that it stands in, 0 for the file's."""
+        """The index of its entry, 0 for the configuration of the file."""
         return self._history[-1][0]
 
     def configuration_at(self, index: int) -> Configuration:

@@ -1,7 +1,7 @@
 """What Raft nodes say to each other, and the entries they agree on.
 
 The names are those of the paper ("In Search of an Understandable Consensus Algorithm", extended
-version). The sender is known from the connection and stands in no message. Every message carries the
+version). The sender is known from the connection and is not in the message. Every message carries the
 sender's term, except that a PreVote and its grant carry the term that the asker would campaign in.
 """
 
@@ -78,7 +78,7 @@ class PreVoteReply(_Message, frozen=True, tag=2):
 
 
 class RequestVote(_Message, frozen=True, tag=3):
-    """§5.2, §5.4.1. `transfer`: the leader itself has asked for this election, so nobody protects it from it (R5)."""
+    """§5.2, §5.4.1. `transfer`: the leader requested this election, so voters do not protect it (R5)."""
 
     last_log_index: int
     last_log_term: int
@@ -132,7 +132,7 @@ class AppendEntriesReply(_Message, frozen=True, tag=6):
 
 
 class Snapshot(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True):
-    """A snapshot file: the last entry that it stands for, its size in bytes, and the CRC that it ends with."""
+    """A snapshot file: the last entry that it contains, its size in bytes, and the CRC that it ends with."""
 
     index: int
     term: int

@@ -35,7 +35,7 @@ class Transfer:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
-        #: It has said that it has so many bytes; None: it has not been asked, or has not answered.
+        #: Bytes that the follower has; None: it has not answered yet.
         self.have: int | None = None
         self.is_asked = False
         self._has_moved = True
@@ -144,7 +144,7 @@ class Progress:
         self.transfer = None
 
     def send_snapshot(self, snapshot: Snapshot) -> Transfer:
-        """What it needs stands in no log any more."""
+        """The log no longer has what it needs."""
         self.state = State.SNAPSHOT
         self._clear()
         self.transfer = Transfer(snapshot)

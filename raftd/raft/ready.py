@@ -47,7 +47,7 @@ class ReadState(msgspec.Struct, frozen=True):
 
 
 class Base(msgspec.Struct, frozen=True):
-    """The last entry that a snapshot stands for; all 0 without one. `time_ms` is log time in its state."""
+    """The last entry of a snapshot; all 0 without one. `time_ms` is log time in its state."""
 
     index: int = 0
     term: int = 0

@@ -16,7 +16,7 @@ class Replication:
 
     def __init__(self, term: int, log: Log, peers: Collection[int], send: Callable[[int, Message], None]) -> None:
         self.progress = {peer: Progress(log.last_index + 1) for peer in peers}
-        #: To be read from the disk; whoever looks takes them.
+        #: To be read from the disk; the reader takes them.
         self.fetches: list[EntriesFetch | ChunkFetch] = []
         self._term = term
         self._log = log

@@ -33,6 +33,6 @@ class DiskThread:
             error: BaseException | None = None
             try:
                 job()
-            except BaseException as raised:  # handed on: whatever it is, the process must not go on
+            except BaseException as raised:  # passed on: the process must not continue after any error
                 error = raised
             self._reactor.callFromThread(done, error)

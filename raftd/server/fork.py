@@ -169,7 +169,7 @@ def _size(path: str) -> int:
 
 
 def _own_memory() -> str:
-    """What this process shares with nobody."""
+    """Return the memory that this process does not share."""
     try:
         with open("/proc/self/smaps_rollup", encoding="ascii") as file:
             kib = sum(int(line.split()[1]) for line in file if line.startswith("Private_"))

@@ -1,7 +1,7 @@
 """`twistd raftd --join`: a new node of a cluster that lives already, with no file that names the others.
 
 It asks any member who they are and to be one of them, before it starts. From then on the cluster's log tells it who they are: a later
-start with the same options only looks whether that is still the same cluster, and goes on if nobody answers. What can go wrong here
+start with the same options only checks that the cluster is the same, and continues without an answer. What can go wrong here
 is tried first: an id that is taken by a node which cannot start is of no use to anybody.
 """
 
@@ -64,7 +64,7 @@ def join(seed: HostPort, config: Config, node: int, has_file: bool) -> Joined:
 
 def _joined_before(seed: HostPort, config: Config, identity: Identity, has_file: bool) -> Joined:
     """Its log knows the others; but a seed that answers must be of the same cluster. Raises ConfigError."""
-    note = f"this data directory is of cluster {identity.cluster!r} already: nobody was asked"
+    note = f"this data directory is of cluster {identity.cluster!r} already: no other node was asked"
     try:
         with Connection(seed, _LOOK_S) as connection:
             members = _members(connection)
@@ -74,7 +74,7 @@ def _joined_before(seed: HostPort, config: Config, identity: Identity, has_file:
         if members.configuration.cluster_id not in (b"", identity.cluster_id):
             raise ConfigError(
                 f"that is another cluster ({members.cluster!r}) than the one of which {config.data}/{identity.node} holds data "
-                f"({identity.cluster!r}): move that directory away to join, or leave out --join to go on in the old one"
+                f"({identity.cluster!r}): move that directory away to join, or leave out --join to stay in the old one"
             )
         config = _with_timings(config, members, has_file)
         note = f"a member of cluster {identity.cluster!r} already"

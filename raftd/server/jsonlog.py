@@ -1,6 +1,6 @@
 """`--log-format json`: the log, a JSON object a line, for programs that collect logs.
 
-Every line has `time`, `level`, `system` and `message`; what the message speaks of stands in fields of its own, and what is an event of
+Every line has `time`, `level`, `system` and `message`; the values in the message have fields of their own, and what is an event of
 `/events` has its name in `event` and the same fields as there.
 """
 

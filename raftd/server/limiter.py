@@ -1,7 +1,7 @@
 """All clients of this process together: how many there may be, and how much of a turn is theirs.
 
 One connection is bounded by itself (`protocol.py`). A thousand that flood are bounded here: a turn of the reactor gives
-clients so many milliseconds, and who has more to say waits in a queue for the next turns, first come, first served.
+clients CLIENT_TURN_MS; connections with more to say wait in a queue for the next turns, first come, first served.
 Between two turns ticks, heartbeats and messages of other nodes have theirs, so no crowd costs the node its lead.
 """
 
@@ -22,7 +22,7 @@ CLIENT_TURN_MS = 10
 #: So many of them are never clients': the log, other nodes, strangers at the peer listener, listeners. Without
 #: a descriptor for its next segment a node would have to end.
 RESERVED_DESCRIPTORS = 192
-#: Clients that are let in even if that leaves too few: a node for nobody would be no use.
+#: Clients that are let in even if that leaves too few: a node without clients is useless.
 LEAST_CLIENTS = 16
 
 
@@ -87,7 +87,7 @@ class ConnectionLimiter:
         return now_s < self._turn_ends_s
 
     def wait(self, connection: Connection) -> None:
-        """`connection` goes on when its turn comes."""
+        """Queue `connection`; it continues in a later turn."""
         self._waiting[connection] = None
         if self._turn_ends_s is None:
             self._turn_ends_s = self._clock.seconds()

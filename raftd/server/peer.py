@@ -222,7 +222,7 @@ class PeerTransport:
 
     @property
     def reachable(self) -> set[int]:
-        """The nodes with which a connection stands."""
+        """The nodes with an open connection."""
         return set(self._open)
 
     def closed(self, connection: PeerProtocol, reason: str) -> None:

@@ -300,7 +300,7 @@ class ClientConnection(Protocol, ABC):
         try:
             self._read()
         except Exception:
-            self._log.failure("a bug in raftd: the connection is closed, the node goes on")
+            self._log.failure("a bug in raftd: the connection is closed, the node continues")
             self.abort()
 
     def _flush(self) -> None:

@@ -1,4 +1,4 @@
-"""What an operator is told of a node: in the log, in words; and the same with its fields to whoever listens (`/events`)."""
+"""Reports events of a node: to its log as text, and to listeners (`/events`) with their fields."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class EventReporter:
     def gateway_closed(self, incarnation: int) -> None:
         text = (
             "the cluster had not heard this node for the session timeout and gave its clients' reservations back; "
-            f"their connections are dropped, and it goes on as incarnation {incarnation}"
+            f"their connections are dropped, and the node continues as incarnation {incarnation}"
         )
         self._tell("gateway-closed", text, True, incarnation=incarnation)
 

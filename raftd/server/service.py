@@ -78,8 +78,8 @@ def use_monotonic_time(reactor: Any) -> None:
 
 
 class RaftdService(service.MultiService):
-    """Node `node` of `config`. `cannot_start` is told why, in one line, and does not return. `voters`: of a cluster that lives already;
-    None if those of the file are to be a new one."""
+    """Node `node` of `config`. `cannot_start` is called with the reason, in one line, and does not return. `voters`: those of an existing
+    cluster; None to begin a new one with those of the file."""
 
     _log = Logger("raftd")
 
@@ -230,7 +230,7 @@ class RaftdService(service.MultiService):
         return {node: MemberAddress(place.host, place.peer, place.client or 0) for node, place in self.config.nodes.items()}
 
     def _remind(self) -> None:
-        """An operator who looks at a node that serves nobody finds out why."""
+        """Log why this node serves no commands."""
         if self.node is None or self.node.raft.leader:
             return
         nodes = sorted(self.node.raft.voters)
@@ -305,7 +305,7 @@ class RaftdService(service.MultiService):
         return f"{place.host}:{place.http}" if place is not None and place.http is not None else None
 
     def _drain(self) -> None:
-        """SIGUSR1, as with beanstalkd: this node takes no more puts; everything else goes on. There is no way back."""
+        """SIGUSR1, as with beanstalkd: this node refuses puts from now on; all other commands work. It cannot be undone."""
         self._counters.draining = True
         self._log.info("draining: this node refuses puts from now on, until it is started again")
 

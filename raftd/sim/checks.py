@@ -41,15 +41,15 @@ from raftd.storage.store import examine_directory
 from raftd.storage.vote import VoteFile
 from raftd.wire.peer import PeerMessage
 
-#: Every so many acknowledgements the disk itself is looked at: too costly for each.
+#: Every 50th acknowledgement is checked against the disk itself: too costly for each.
 _LOOK_AT_DISK = 50
 #: Monotonic clocks differ by 2 % at most; and what rounding may add up to.
 _FASTEST_CLOCK = 1.02
 _CLOCK_SLACK_MS = 500
-#: One operation that begins within the budget of an entry: so many commands' worth, and tubes that are looked at.
+#: One operation that begins within the budget of an entry: measured in commands, and tubes that are visited.
 _LONGEST = 4
 _MOST_WATCHED = 4 * 12
-#: What a turn may take: so many entries' worth (its shares, and one entry beyond them), a read and an answer.
+#: What a turn may take: its shares in entries and one entry beyond them, a read and an answer.
 _TURN_ENTRIES = 3
 _TURN_SLACK = 1_000
 
@@ -69,7 +69,7 @@ def _chain(before: int, entry: Entry) -> int:
 
 
 class _Place(NamedTuple):
-    """A configuration, and the entry that it stands in."""
+    """A configuration, and the index of its entry."""
 
     at: int
     configuration: Configuration
@@ -204,7 +204,7 @@ class Checks:
         self._watch_snapshots(process)
 
     def _begin_with(self, life: _ProcessRecord, node: int, base: Base) -> None:
-        """A snapshot stands for everything up to `base`, which must be committed."""
+        """A snapshot contains everything up to `base`, which must be committed."""
         index = base.index
         known = self.committed[index - 1].term if 0 < index <= len(self.committed) else 0
         _require(known == base.term, "I14", f"node {node} has a snapshot of entry {index} of term {base.term}, which was not committed")
@@ -402,7 +402,7 @@ class Checks:
             if message.success and message.index:
                 life = self._records[process]
                 if message.term < process.node.raft.term:
-                    # It was true of the log when it was made (seed 101230): that is durable, whatever stands there since.
+                    # It was true of the log when it was made (seed 101230): that is durable, whatever replaced it since.
                     _require(len(node.durable) >= message.index, "I8", f"node {process.node_id} acknowledges {message.index} too early")
                 elif len(life.chains) >= message.index:
                     place = self._place(life, message.index)
@@ -521,7 +521,7 @@ class Checks:
         def checked_installed(snapshot: Snapshot, base: Base, configuration: Configuration) -> None:
             _require(base.index > life.commit, "R29", f"node {node} installs a snapshot of {base.index}, and has committed {life.commit}")
             kept = life.chains[base.index - 1 : base.index] == self._chains[base.index - 1 : base.index]
-            _require(not kept, "R29", f"node {node} drops a log that goes on from the snapshot of entry {base.index}")
+            _require(not kept, "R29", f"node {node} drops a log that continues the snapshot of entry {base.index}")
             installed(snapshot, base, configuration)
             self._begin_with(life, node, base)
             self._nodes[node].durable = [(entry.term, chain) for entry, chain in zip(life.entries, life.chains, strict=True)]
@@ -543,7 +543,7 @@ class Checks:
         _require(machine.digest() == was, "I11", f"node {process.node_id} restores another state at entry {machine.applied_index}")
 
     def _watch_step(self, process: Process) -> None:
-        """R5: who hears a leader lets nobody disturb it."""
+        """R5: a node that hears its leader ignores candidates."""
         raft = process.node.raft
         step: Callable[[int, Message], None] = raft.step
 
@@ -575,7 +575,7 @@ class Checks:
     # -- clients ------------------------------------------------------------------------------
 
     def answered(self, index: int, is_read: bool, known_when_asked: int) -> None:
-        """A client was told something that holds at `index`; when it asked, somebody knew of `known_when_asked`."""
+        """A client got an answer of `index`; when it asked, some client had an answer of `known_when_asked`."""
         if is_read:
             self._reads += 1
             _require(
@@ -614,7 +614,7 @@ class Checks:
         self._compare_recent()
 
     def _compare_recent(self) -> None:
-        """I12: what two nodes remember of the same entries is the same, so that whoever listens to one can go on at the other."""
+        """I12: what two nodes remember of the same entries is the same, so that a listener can continue at another node."""
         alive = [process for process in self._records if process.alive]
         if not alive:
             return

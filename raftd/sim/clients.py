@@ -73,7 +73,7 @@ class SimClient:
         """`jobs`: ids that anybody was told of, shared by all clients. `home`: the only node that it connects to, 0: any."""
         self._home = home
         self.calls: list[Call] = []
-        #: Calls without an answer on a connection that stands, in order.
+        #: Calls without an answer on the open connection, in order.
         self.pending: list[Call] = []
         #: Called after each answer.
         self.when_answered: Callable[[], object] = lambda: None
@@ -131,7 +131,7 @@ class SimClient:
             connection.process.soon(connection.close)
 
     def leave(self) -> None:
-        """The connection ends, and what it holds stays reserved for whoever knows the token."""
+        """The connection ends; its jobs stay reserved for their tokens."""
         connection, held = self._connection, list(self._held)
         self.forget()
         self._held += held
@@ -147,14 +147,14 @@ class SimClient:
             self._connection.ask(lambda session: session.stop_waiting())
 
     def forget(self) -> None:
-        """The connection is gone, whoever ended it."""
+        """The connection has ended."""
         self._stopped_waiting = False
         self.pending.clear()
         self._held.clear()
         self._connection = None
 
     def _connected(self, number: int) -> _Connection | None:
-        """Nobody can connect to a process that is stopped; what a connection that stands sends to it waits there."""
+        """A stopped process accepts no connection; what arrives on an open one waits there."""
         if self._connection is None:
             process = self._world.process_at(self._home) if self._home else self._world.process_for(number)
             if process is not None:
@@ -316,7 +316,7 @@ class SimClient:
             if connection.is_closed:
                 raise Violation(f"an answer on a connection that has ended: {call}")
             if connection is not self._connection:
-                return  # nobody is there to hear it
+                return  # the connection is gone
             if self.pending[:1] != [call]:
                 raise Violation(f"{call} is answered before what was asked before it, or twice")
             self.pending.pop(0)

@@ -117,7 +117,7 @@ class SimCluster:
     def interrupted(self, process: Process, power: bool) -> None:
         self.crash(process.node_id)
 
-    # Whoever checks invariants wants to know these.
+    # For checks of invariants; unused here.
 
     def stepped(self, process: Process) -> None: ...
 

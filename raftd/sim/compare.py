@@ -84,7 +84,7 @@ def describe_machine(machine: StateMachine) -> list[Description]:
 
 
 def _is_held(machine: StateMachine, job: Job) -> bool:
-    """By a session; else whoever knows the token holds it."""
+    """Held by a session; otherwise by the token."""
     session = machine.session(*job.holder)
     return session is not None and session.holds(job)
 

@@ -1,7 +1,7 @@
 """After the faults: a random majority is healed, the rest stays broken for good, and the cluster must come to rest.
 
 There must be a leader soon, every command that waits must end, all must agree, every due timer fires, nothing stays in
-any buffer, what dead nodes held is given back, new clients are served, and nobody calls another election.
+any buffer, what dead nodes held is given back, new clients are served, and no other election starts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from raftd.sim.process import Process
 from raftd.sim.simulation import Simulation
 from raftd.wire.peer import PeerMessage
 
-#: After healing: a leader within so many election timeouts, and the time that it takes to dial again.
+#: After healing: election timeouts until there must be a leader, and the time that it takes to dial again.
 _LEADER_TIMEOUTS = 10
 _DIAL_MS = 1_000
 #: So many times longer where one is in doubt: all the others must vote for the same (seed 102304).
@@ -111,7 +111,7 @@ class ConvergenceCheck:
         sim = self._sim
         sim.wait(_START_MS, self._all_run, lambda: "a node does not start")
         if not self._is_enough(self._alive):
-            sim.counted("(too few nodes are left to go on)")
+            sim.counted("(too few nodes are left)")
             return
         longest_ms = _LEADER_TIMEOUTS * sim.options.election_timeout_ms + _DIAL_MS
         if sim.doubtful():
@@ -215,7 +215,7 @@ class ConvergenceCheck:
 
     def _left_over(self) -> list[str]:
         """What a cluster at rest may not hold: buffers that something was left in, peers that are never found equal (R33), nodes
-        that doubt though all are up, sessions of nobody."""
+        that are doubtful though all are up, sessions without a client."""
         found = []
         sim = self._sim
         for node, process in self._alive.items():
@@ -230,7 +230,7 @@ class ConvergenceCheck:
             if row is None or not row.is_open or row.incarnation != gateway.incarnation:
                 contents["no open gateway"] = True
             else:
-                contents["sessions that nobody has"] = row.sessions.keys() - gateway.sessions.keys()
+                contents["sessions without a client"] = row.sessions.keys() - gateway.sessions.keys()
             contents["open gateways of dead nodes"] = [
                 other for other, row in machine.gateways.items() if row.is_open and other not in self._alive
             ]

@@ -112,7 +112,7 @@ class MemoryFileSystem:
             image.dirty.clear()
 
     def copy(self) -> MemoryFileSystem:
-        """Another disk with the same on it, in nobody's use."""
+        """Return an unused copy of this disk."""
         copy = MemoryFileSystem(self.sector)
         copy.directories = set(self.directories)
         copy.files = {path: image.copy() for path, image in self.files.items()}
@@ -121,7 +121,7 @@ class MemoryFileSystem:
         return copy
 
     def exit(self) -> None:
-        """The process is gone, the machine goes on: only locks go."""
+        """The process has ended, the machine runs: release the locks."""
         self._locked.clear()
 
     # -- the FileSystem interface -------------------------------------------------------------
@@ -198,7 +198,7 @@ class Interrupted(BaseException):
 
 
 class Disk(MemoryFileSystem):
-    """One that can be told to fail, and whose files can be damaged while nobody uses it."""
+    """A disk that can fail on request, and whose files can be damaged while it is unused."""
 
     def __init__(self, sector: int = SECTOR_BYTES) -> None:
         super().__init__(sector)
@@ -206,7 +206,7 @@ class Disk(MemoryFileSystem):
         #: The size of the disk in bytes; None: unlimited.
         self.capacity: int | None = None
         self._armed: dict[str, BaseException] = {}
-        self._interrupt: tuple[int, bool] | None = None  # (in so many operations, whether power is lost)
+        self._interrupt: tuple[int, bool] | None = None  # (operations until then, whether power is lost)
         self.fault = self._fault
 
     def fail_next(self, operation: str, number: int = errno.EIO) -> None:
@@ -214,7 +214,7 @@ class Disk(MemoryFileSystem):
         self._armed[operation] = OSError(number, "simulated")
 
     def interrupt_in(self, operations: int, power: bool) -> None:
-        """The process is interrupted at so many writes and syncs from now."""
+        """Interrupt the process at a later write or sync, counted from now."""
         self._interrupt = (operations, power)
 
     def make_space(self) -> None:
@@ -227,7 +227,7 @@ class Disk(MemoryFileSystem):
         return sum(len(image.seen) for image in self.files.values())
 
     def leave_space(self, size: int) -> None:
-        """Only so many bytes more, until `give_space`."""
+        """Limit the free bytes until `give_space`."""
         self.capacity = self.used + size
 
     def give_space(self) -> None:
@@ -263,7 +263,7 @@ class Disk(MemoryFileSystem):
         for path, image in {**self._removed, **self.files}.items():
             if image.named:
                 left = found.files[path] = _Image()
-                left.seen = left.platter = image.platter  # nobody writes on it
+                left.seen = left.platter = image.platter  # it is unused
         return found
 
     # -- damage, while it is not in use -------------------------------------------------------
@@ -287,7 +287,7 @@ class Disk(MemoryFileSystem):
             del image.platter[size:]
             return self._damaged(path, f"truncated to {size} bytes")
         if which == "tail":
-            path = paths[-1]  # in the last batch, of which nobody can tell whether it was acknowledged
+            path = paths[-1]  # in the last batch, which may or may not have been acknowledged
             image = self.files[path]
             place = random.randrange(self._last_batch(path), len(image.platter))
             image.platter[place] ^= 1 << random.randrange(8)
@@ -328,7 +328,7 @@ class Disk(MemoryFileSystem):
         return scan.last_batch
 
 
-#: Rot in the last batch is the only damage of which nobody can tell whether anything was acknowledged: it comes more often.
+#: Rot in the last batch is the only ambiguous damage: it comes more often.
 DAMAGES = (
     *("rot tail",) * 4,
     *("rot log", "stale log", "truncated log", "gone log"),

@@ -1,6 +1,6 @@
 """What goes wrong: each fault of the plan, carried out. One that finds nothing to spoil is not counted.
 
-Half of the faults or more aim at whoever leads, if the seed has drawn so.
+Many faults aim at the leader, if the seed has drawn so.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class Faults:
         return True
 
     def _remove(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
-        """But not so many that a majority is hard to have."""
+        """Remove a node, unless too few would remain."""
         sim = self._sim
         asked = sim.process_for(numbers[2])
         voters = sim.checks.configuration.voters
@@ -204,7 +204,7 @@ class Faults:
         return True
 
     def _upgrade(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
-        if process is None or process.stopped:  # nobody could stop it in order (seed 801225)
+        if process is None or process.stopped:  # a stopped process cannot be stopped in order (seed 801225)
             return False
         sim = self._sim
         sim.levels[node] = FEATURE_LEVEL + 1
@@ -299,7 +299,7 @@ class Faults:
         return True
 
     def _deaf_leader(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
-        """It hears answers late, and then nobody hears it; or it hears nobody, and all hear it."""
+        """A leader hears answers late, then its messages are lost; or it hears nothing while all hear it."""
         sim = self._sim
         leader = sim.leader()
         others = [other for other in sim.nodes if other != leader]
@@ -612,9 +612,9 @@ class Faults:
         """Damage the disk of a node that does not run."""
         on_votes = [one for one in (kind, *self._sim.damage.kinds) if one.endswith("vote")]
         if kind in on_votes and len(on_votes) > 1 and "stale vote" in on_votes:
-            return False  # an old copy in one slot, and the other bad too: nobody could tell (seed 41092)
+            return False  # an old copy in one slot, and the other bad too: no node could tell (seed 41092)
         if len(self._sim.checks.configuration.voters) == 1 or self._sim.checks.is_changing:
-            return False  # nobody else would have a copy
+            return False  # no other node would have a copy
         done = self._sim.disks[node].damage(kind, self._sim.random)
         if done is None:
             return False

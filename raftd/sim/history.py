@@ -2,7 +2,7 @@
 
 Every answer carries the index at which it was applied, so there is nothing to search: one replay of the log through the
 plain model gives all answers there are, and each that a client got must be one of them. It works on simulated
-histories and on those of real clusters, where nobody knows which session a client was.
+histories and on those of real clusters, where the session of a client is not known.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MOST_UNKNOWN = 0.2
 
 
 class Call(msgspec.Struct):
-    """Something a client asked for. `what` is the command as it stands in the log without its session ([tag, …]), or for a
+    """Something a client asked for. `what` is the command as in the log, without its session ([tag, …]), or for a
     read its name and arguments (["peek", id]). `clock_ms`: log time at a read. Times count in any unit. Without an answer
     `answered` is None: it may have happened or not. `index` 0 with an answer: certainly not applied. `who` is (node, session)
     where known. Calls of one `connection` were asked in this order; `session` (node, incarnation, number) is filled in where
@@ -160,7 +160,7 @@ def _replay(
 
 
 def _recognise(commands: list[_Command], calls: list[Call], problems: list[str]) -> None:
-    """Which session was which connection? A put whose body nobody else has put tells. What a session did is then the beginning of
+    """Which session was which connection? A put with a unique body tells. What a session did is then the beginning of
     what its connection asked, in the same order."""
     asked: dict[int, list[Call]] = defaultdict(list)
     for call in calls:
@@ -193,7 +193,7 @@ def _follow(commands: list[_Command], asked: list[Call], problems: list[str]) ->
             )
             if command.what == call.what or without_waiting:
                 break
-            if call.what[0] not in (PUT, PUT_MANY) or call.answered is not None:  # (a put may have been refused, and nobody heard of it)
+            if call.what[0] not in (PUT, PUT_MANY) or call.answered is not None:  # (a put may have been refused without an answer)
                 problems.append(f"order: {command.what} in entry {command.entry} comes from a connection that asked for {call.what} next")
                 return
         else:
@@ -215,7 +215,7 @@ def _disorder(calls: list[Call], problems: list[str]) -> dict[int, int]:
         moments.append((call.asked, 0, call))
         if call.answered is not None and call.index:
             moments.append((call.answered, 1, call))
-    moments.sort(key=lambda moment: moment[:2])  # of one moment nobody knows what came first
+    moments.sort(key=lambda moment: moment[:2])  # calls of one moment have no order
     newest = 0
     after: dict[int, int] = {}
     for _, is_answered, call in moments:
@@ -276,4 +276,4 @@ def _find_calls(commands: list[_Command], calls: list[Call], after: dict[int, in
         is_known = command.session in known
         found = asked[_key(command.what)].take(command, is_known, after)
         if not found and not (command.what in _WITHOUT_WAITING and without_waiting.take(command, is_known, after)):
-            problems.append(f"phantom: nobody asked for {command.what}, which stands in entry {command.entry}")
+            problems.append(f"phantom: no client asked for {command.what}, which is in entry {command.entry}")

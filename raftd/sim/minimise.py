@@ -9,7 +9,7 @@ from raftd.sim.swarm import Event
 
 def minimise(events: list[Event], fails: Callable[[list[Event]], bool], progress: Callable[[int], None] = lambda left: None) -> list[Event]:
     """Drop events as long as what is left `fails`: halves first, then ever smaller pieces, at last one by one, until none
-    can go. `progress` is told how many are left."""
+    can go. `progress` is called with the number of events left."""
     size = max(1, len(events) // 2)
     while True:
         dropped = False

@@ -342,7 +342,7 @@ class Model:
 
     def _close_gateway(self, node: int) -> None:
         gone = [self.sessions.pop(key) for key in list(self.sessions) if key[0] == node]
-        for session in gone:  # nobody of them may be given what another of them held
+        for session in gone:  # none of them may get what another of them held
             self._close(session)
         if self._cost is _OLD:
             for session in gone:

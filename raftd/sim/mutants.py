@@ -48,7 +48,7 @@ from raftd.storage.store import Store
 from raftd.storage.vote import Identity, VoteFile
 from raftd.wire.peer import Refusal
 
-#: (class, attribute, what to put there, given what stands there)
+#: (class, attribute, how to make the replacement from the original)
 Patch = tuple[Any, str, Callable[[Any], Any]]
 MUTANTS: dict[str, list[Patch]] = {}
 #: Those that `raftd sim --mutants` leaves out, since 150 seeds need not meet them: what they break takes a coincidence that a test

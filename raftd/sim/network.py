@@ -276,7 +276,7 @@ class Network:
             if self.conditions.holds:
                 self._hold(connection, to, number, data)
             else:
-                # part of a frame is gone: no TCP goes on after that
+                # part of a frame is lost, which ends a TCP connection
                 self.break_connection(*sorted((to, end.peer)))
             return
         self._observer.happened("arrives", end.peer, to, detail=f"{len(data)} bytes")
@@ -301,7 +301,7 @@ class Network:
     # -- partitions ---------------------------------------------------------------------------
 
     def cut_off(self, links: set[tuple[int, int]]) -> None:
-        """Nothing arrives on these directed links from now on; all others work: what they held goes on its way."""
+        """Nothing arrives on these directed links from now on; all others work, and deliver what they held."""
         self.cut = links
         for _, connection in sorted(self._connections.items()):
             held, connection.held, connection.held_since_us = sorted(connection.held), [], None

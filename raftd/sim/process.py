@@ -282,7 +282,7 @@ class Process:
         self.world.was_removed(self)
 
     def gateway_closed(self, incarnation: int) -> None:
-        self.told(f"its sessions were given up by the cluster, it goes on as incarnation {incarnation}")
+        self.told(f"the cluster closed its gateway; it continues as incarnation {incarnation}")
 
     def gateway_silent(self, node: int, incarnation: int) -> None:
         self.told(f"gives up the sessions of node {node}")

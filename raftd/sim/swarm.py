@@ -14,7 +14,7 @@ import msgspec
 from raftd.jobs.budget import COSTS, Costs
 from raftd.sim.network import NetworkConditions
 
-#: How long faults go on, in milliseconds, and how much is asked of the cluster meanwhile.
+#: How long faults last, in milliseconds, and how many commands clients send meanwhile.
 FAULT_MS = 20_000
 OPERATIONS = 500
 
@@ -83,11 +83,11 @@ class Options(msgspec.Struct, frozen=True):
     clients: int
     pipeline: int  # commands of one client under way at most
     verbs: dict[str, int]
-    aims: float  # how many of the faults aim at whoever leads
+    aims: float  # the share of faults that aim at the leader
     tubes: int
     snapshot_log_bytes: int
     limits: dict[str, int]
-    broken_at_the_end: int  # so many nodes stay broken when the world heals
+    broken_at_the_end: int  # nodes that stay broken when the others are healed
     budget: int  # place in BUDGETS
 
 

@@ -61,7 +61,7 @@ class FileSystem(Protocol):
         """Durable after `sync_directory`."""
 
     def rename(self, path: str, to: str) -> None:
-        """Give the file another name in the same directory, which nobody has. Durable after `sync_directory`."""
+        """Rename the file to an unused name in the same directory. Durable after `sync_directory`."""
 
     def sync_directory(self, path: str) -> None:
         """Make the names in `path` durable."""

@@ -1,4 +1,4 @@
-"""A data directory looked at from outside: nothing is changed, and damage is told, not refused.
+"""Inspects a data directory: nothing is changed, and damage is reported, not refused.
 
 A node that runs may write and purge meanwhile: what it writes looks unfinished, and a file may go (FileNotFoundError).
 """
@@ -107,7 +107,7 @@ def find_snapshots(fs: FileSystem, directory: str, whole: bool) -> Iterator[Snap
 
 class Log(NamedTuple):
     """The entries of a directory that stand (those that were replaced do not), ascending without gaps; its newest snapshot; and the end
-    that cannot be read, if there is one. The last entries may not be committed: nobody can tell from one disk."""
+    that cannot be read, if there is one. The last entries may not be committed: one disk cannot tell."""
 
     identity: Identity
     entries: list[Entry]

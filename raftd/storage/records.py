@@ -11,7 +11,7 @@ is written only when the one before is durable, *a valid header proves all batch
 
 Reading stops at the first bad place. Then there are three cases:
 
-- A valid batch header stands behind it: CORRUPT, for what is damaged was durable.
+- A valid batch header follows: CORRUPT, for the damaged part was durable.
 - Otherwise it is the last batch. If the damage is what a crash leaves of bytes never fsynced (the file
   ends early, or whole sectors are zeros), nothing in it was acknowledged: TORN.
 - Any other bytes: the batch may have been acknowledged: DOUBTFUL.

@@ -6,7 +6,7 @@
 Every CRC continues the one before it, so each piece is checked by itself, and the last CRC is that of the whole. A file
 gets its name when all of it is durable and has been read back: what is called *.snap was whole once.
 
-The file of a new snapshot is written by somebody with a copy of this process's memory (`Copier`), that of a leader's from
+The file of a new snapshot is written by a copy of this process (`Copier`), that of a leader's from
 the pieces that arrive. Reading for followers, and reading back, happen in a thread of their own.
 """
 
@@ -38,7 +38,7 @@ _RECEIVED = "received.part"
 
 
 class Meta(msgspec.Struct, frozen=True):
-    """What a snapshot is of: the cluster, who its members are then, and the last entry that it stands for. `time_ms` is the log time
+    """What a snapshot is of: the cluster, its members at that time, and its last entry. `time_ms` is the log time
     of its state."""
 
     cluster: str
@@ -159,10 +159,10 @@ Done = Callable[[BaseException | None], None]
 
 
 class Copier(Protocol):
-    """Writes with a copy of this process's memory, so that the process can go on."""
+    """Writes with a copy of this process's memory, while the process continues."""
 
     def write(self, path: str, parts: Callable[[], Iterator[bytes]], done: Done) -> None:
-        """Write what `parts()` gives, as everything stands now, durably to a new file at `path`; then call `done`."""
+        """Write what `parts()` yields for the present state durably to a new file at `path`; then call `done`."""
 
 
 class Worker(Protocol):
@@ -280,7 +280,7 @@ class Snapshots:
     # -- for a follower -----------------------------------------------------------------------
 
     def fetch(self, snapshot: Snapshot, offset: int, done: Callable[[bytes], None]) -> None:
-        """Read a chunk. Nothing is called if the file is gone: it was, as soon as nobody was sent it any more."""
+        """Read a chunk. Nothing is called if the file is gone: it is removed once no follower needs it."""
         read: list[bytes] = []
         path = self._path(snapshot)
 

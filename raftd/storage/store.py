@@ -1,7 +1,7 @@
 """The data directory of one node: its lock, its recovery, and group commit.
 
 While one write runs, in a thread of its own, what comes next gathers; then it goes out as one write and
-one fdatasync. At most one is in flight. Nobody hears of durability but through the callbacks here.
+one fdatasync. At most one is in flight. Only the callbacks here announce durability.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Clock(Protocol):
 
 
 class Opened(NamedTuple):
-    """A data directory ready for use: the entries behind `base`, which a snapshot stands for. `notes` tell the operator what
+    """A data directory ready for use: the entries after `base`, the last entry of the snapshot. `notes` tell the operator what
     recovery found. `older`: (first index, term) of each run of entries up to `base` that the disk still holds."""
 
     identity: Identity
@@ -129,7 +129,7 @@ class Store:
         self.batches_written = 0
         #: How long each took, in seconds.
         self.write_s = Histogram(LATENCIES)
-        #: On the disk, for whoever may write here; as of the last write, or the last look.
+        #: Free bytes of the disk, at the last write or measurement.
         self.free_bytes = 0
         self._fs = fs
         self._random = random
@@ -158,7 +158,7 @@ class Store:
     def open(self) -> Opened:
         """Lock, read back, repair. Raises StorageError before anything is changed, or OSError.
 
-        Nobody else could have what the doubtful tail of an only voter held: it is cut, and the node serves.
+        No other node has the doubtful tail of an only voter: it is cut, and the node serves.
         """
         self._fs.make_directory(self.directory)
         self._fs.lock(f"{self.directory}/lock")

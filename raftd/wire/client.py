@@ -65,7 +65,7 @@ class ReserveRequest(_Request, frozen=True, tag=5):
 
 
 class DeleteRequest(_Request, frozen=True, tag=6):
-    """`token` 0: held by this connection, or by nobody."""
+    """`token` 0: held by this connection, or not reserved."""
 
     job: int
     token: int = 0
@@ -138,8 +138,8 @@ class Status(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
     `leader` is 0 if it knows none. `match` is for a leader only: how far each other member is known to have the log. `snapshot_index`
     is 0 without a snapshot. `gateways`: (node, incarnation, whether it is open, clients). `jobs`: ready, reserved, delayed, buried.
-    `longest_pause_ms`: in which the process heard nobody, since it started, but for the forks that snapshots take; `longest_work_ms`: the
-    most work in one, for it may just not have had a processor.
+    `longest_pause_ms`: the longest time since the start in which the process read no socket, forks for snapshots excepted.
+    `longest_work_ms`: the most processor time in such a pause.
     """
 
     node: int

@@ -155,7 +155,7 @@ class LineParser:
         self.max_job_size = max_job_size
         self._buffer = Buffer()
         self._put: Put | None = None  # its body comes next
-        self._skip = 0  # so many bytes are counted away, then comes …
+        self._skip = 0  # bytes of a refused body that are still to be dropped; then …
         self._after_skip: Request | None = None
         self._discarding = False  # an overlong line, up to its end
 

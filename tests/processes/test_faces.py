@@ -188,7 +188,7 @@ BAD = {
     "one port twice": ("cluster: t\ndata: d\nnodes: {1: {host: h, peer: 9, line: 9}}", "nodes.1.line: h:9 is nodes.1.peer already"),
     "an id that is a word": ("cluster: t\ndata: d\nnodes: {one: {host: h, peer: 9}}", "nodes: expected whole numbers as the ids of nodes"),
     "nothing": ("", "expected a mapping, got nothing"),
-    "a key twice": ("cluster: t\ncluster: u", "the key 'cluster' stands twice"),
+    "a key twice": ("cluster: t\ncluster: u", "duplicate key 'cluster'"),
     "an id of zero": ("cluster: t\ndata: d\nnodes: {0: {host: h, peer: 9}}", "nodes.0: expected an id of at least 1"),
     "a timing": ("cluster: t\ndata: d\nnodes: {1: {host: h, peer: 9}}\nheartbeat_ms: 200", "heartbeat_ms: expected at most half"),
     "a session timeout": (

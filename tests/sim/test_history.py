@@ -49,7 +49,7 @@ def test_who_a_client_was_need_not_be_known():
         ({"put": {"answer": [1, 2]}}, "lost: "),
         ({"delete": {"answer": [10]}}, "lost: [7, 1, 0] was answered with [10] at entry 4"),
         ({"delete": {"who": (2, 7)}}, "lost: "),
-        ({"put": {"answered": 2.0, "index": 0, "answer": [16]}}, "phantom: nobody asked for [1, 0, 0, 60000, b'a', '']"),
+        ({"put": {"answered": 2.0, "index": 0, "answer": [16]}}, "phantom: no client asked for [1, 0, 0, 60000, b'a', '']"),
         ({"reserve": {"asked": 7.0, "answered": 8.0}}, "order: [5, 0] was applied at 3, though 5 or later"),
         ({"peek": {"answer": None}}, "read: ['peek', 1] at entry 3 gave None and should have given b'a'"),
         ({"peek": {"asked": 6.5, "answered": 7.0}}, "order: ['peek', 1] was applied at 3, though 4 or later"),
@@ -62,7 +62,7 @@ def test_each_lie_is_found(change, problem):
 
 def test_what_nobody_asked_for_is_found():
     without = [call for call in calls() if call.what[0] != 7]
-    assert check(ENTRIES, without).problems == ["phantom: nobody asked for [7, 1, 0], which stands in entry 4"]
+    assert check(ENTRIES, without).problems == ["phantom: no client asked for [7, 1, 0], which is in entry 4"]
 
 
 def test_without_an_answer_it_may_have_happened_or_not():
@@ -77,7 +77,7 @@ def test_a_reserve_of_a_client_that_went_may_stand_in_the_log_without_its_wait()
     without = [call for call in calls() if call.what[0] != 5]
     assert check(ENTRIES, [*without, waiting]).problems == []
     answered = Call([5, 1_000], 3.0, None, 4.0, 3, [6, 1, b"a", 1])
-    assert check(ENTRIES, [*without, answered]).problems[-1] == "phantom: nobody asked for [5, 0], which stands in entry 3"
+    assert check(ENTRIES, [*without, answered]).problems[-1] == "phantom: no client asked for [5, 0], which is in entry 3"
 
 
 def test_an_answer_belongs_to_its_command():
@@ -112,7 +112,7 @@ def test_nothing_happens_before_it_was_asked_for():
     told = Call([2, "t"], 1.0, None, 2.0, 3, [3, "t"])
     assert check(entries, [told, Call(PUT, 1.5)]).problems == []
     assert check(entries, [told, Call(PUT, 2.5)]).problems == [
-        "phantom: nobody asked for [1, 0, 0, 60000, b'a', ''], which stands in entry 2"
+        "phantom: no client asked for [1, 0, 0, 60000, b'a', ''], which is in entry 2"
     ]
 
 

@@ -24,7 +24,7 @@ def _nobody_is_late(may_have_left: bool) -> None:
 
 
 class Exchange:
-    """`late` answers the call when `within_s` are over, or when nobody will ever know what happened; it is told whether anything of it
+    """`late` answers the call when `within_s` are over, or when the outcome will stay unknown; its argument says whether anything of it
     may have left this node."""
 
     _log = Logger("raftd.http")
@@ -34,7 +34,7 @@ class Exchange:
         self._call = call
         self._late = late
         self._too_late: Any = clock.callLater(within_s, self._give_up)
-        #: What to do when nobody waits for the answer any more: drop what has not left, and give back what was reserved.
+        #: Called when the answer is no longer wanted: drop what has not left, and give back what was reserved.
         self.when_over: Callable[[], None] = self.close
         self.session: Session = node.open_session(self._lost)
         call.when_gone = self._gone
@@ -46,7 +46,7 @@ class Exchange:
 
     @property
     def is_open(self) -> bool:
-        """Whether somebody waits for the answer."""
+        """Whether the caller still waits for the answer."""
         return self._call.is_open
 
     def ask(self, command: c.Command, then: Callable[[Any], None]) -> None:
@@ -67,7 +67,7 @@ class Exchange:
         try:
             then(what)
         except Exception:
-            self._log.failure("a bug in raftd: a call is answered with 500, the node goes on")
+            self._log.failure("a bug in raftd: a call is answered with 500, the node continues")
             self._call.problem("internal")
             self.close()
 
@@ -92,7 +92,7 @@ class Exchange:
         self._node.wake()
 
     def _release(self) -> None:
-        """It is over. Exchange, call and connection refer to each other until now, and nobody would collect them (`collector.py`)."""
+        """It is over. Exchange, call and connection refer to each other until now, and would not be collected (`collector.py`)."""
         self.when_over = self._call.when_gone = _nothing
         self._late = _nobody_is_late
 
@@ -105,6 +105,6 @@ class Exchange:
         self.when_over()
 
     def _lost(self) -> None:
-        """The cluster has closed this node's gateway: nobody knows what has happened."""
+        """The cluster has closed this node's gateway: the outcome is unknown."""
         self.in_time()
         self._late(True)

@@ -9,7 +9,7 @@ from raftd.server.http.metrics import KIND, Metrics
 from raftd.server.http.site import Call
 from raftd.server.stats import Counters
 
-#: A node that is so many entries behind what it knows to be committed is not ready.
+#: A node that is further behind the commit index than this is not ready (entries).
 READY_LAG_ENTRIES = 10_000
 #: Metrics are made anew at most this often (seconds).
 METRICS_FRESH_S = 0.2
@@ -67,7 +67,7 @@ class Operations:
         call.say(503 if why else 200, {"ready": not why, "reason": why, "leader": raft.leader, "lag": lag})
 
     def _measure(self, call: Call) -> None:
-        """Who asks within a moment of somebody else gets the same."""
+        """Requests shortly after each other get the same answer."""
         now_s = self._clock.seconds()
         if now_s - self._measured_s >= METRICS_FRESH_S:
             self._measured, self._measured_s = self._metrics.text(), now_s

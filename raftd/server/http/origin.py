@@ -1,4 +1,4 @@
-"""Whose page asks: no page of another site may change anything through the browser of somebody who can reach a node.
+"""Refuses requests that a page of another site makes through the browser of a user who can reach a node.
 
 A node knows no passwords on this listener, so a browser inside the network would be as good as its user. Browsers say where a request
 comes from in several ways, none of them always; programs that are no browsers say nothing, and are let through.
@@ -16,7 +16,7 @@ _OWN = ("same-origin", "none")
 
 def is_foreign(method: str, header: Callable[[str], str | None], names: Container[str]) -> bool:
     """Whether the request with these headers comes from a page of another site, or a browser will not tell from which. `names` are those
-    of the cluster's nodes: a browser may have been led here by another name, which somebody else can point anywhere (rebinding)."""
+    of the cluster's nodes: another name may belong to an attacker who points it here (DNS rebinding)."""
     host, site, origin, referer = header("Host"), header("Sec-Fetch-Site"), header("Origin"), header("Referer")
     # An image on a page that hides where it is: from a browser, over plain HTTP, with none of these. (With other methods than GET a
     # browser always names its origin; and tools that only call themselves Mozilla speak no language.)

@@ -1,4 +1,4 @@
-"""What can go wrong with a call of `/v1`, as RFC 9457 has it told: a type that stays the same, and a detail for whoever reads it."""
+"""Problems of calls to `/v1`, in the form of RFC 9457: a stable type, and a detail for people."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ProblemKind(NamedTuple):
 
 
 PROBLEMS: dict[str, ProblemKind] = {
-    "bad-request": ProblemKind(400, "The request is not as the API has it", "The detail says where, and what was expected."),
+    "bad-request": ProblemKind(400, "The request does not follow the API", "The detail says where, and what was expected."),
     "cross-site": ProblemKind(
         403, "The request comes from a page of another site", "Only pages of the same host and port may ask for changes."
     ),
@@ -30,9 +30,9 @@ PROBLEMS: dict[str, ProblemKind] = {
     "stale-token": ProblemKind(
         409,
         "The token is not that of the job's reservation",
-        "That reservation is over, and the job ready or somebody else's; or there never was one.",
+        "That reservation has ended, and the job is ready or reserved again; or it never existed.",
     ),
-    "reserved": ProblemKind(409, "The job is reserved", "Only whoever holds its token can do that now; DELETE takes it as ?token=."),
+    "reserved": ProblemKind(409, "The job is reserved", "Only a call with its token can do that now; DELETE takes it as ?token=."),
     "not-kickable": ProblemKind(409, "The job is neither buried nor delayed", "There is nothing to kick."),
     "tube-not-empty": ProblemKind(409, "The tube holds jobs", "Delete them first."),
     "refused": ProblemKind(409, "The cluster refused that", "The detail says why. Nothing was changed."),
@@ -42,7 +42,7 @@ PROBLEMS: dict[str, ProblemKind] = {
         415, "The body is of a type that this path does not take", "The detail names those that it takes."
     ),
     "key-reused": ProblemKind(422, "The idempotency key was used for something else", "Take a new key for each thing that you ask."),
-    "not-declared": ProblemKind(409, "The tube was not declared", "It goes by itself when it is empty and nobody uses it."),
+    "not-declared": ProblemKind(409, "The tube was not declared", "An undeclared tube is removed when it is empty and unused."),
     "internal": ProblemKind(500, "A bug in raftd", "The node's log has the traceback. Please report it."),
     "too-many-streams": ProblemKind(503, "Too many listen to events at this node", "Listen at another node."),
     "not-ready": ProblemKind(503, "The node is starting", "Ask again, or ask another node."),

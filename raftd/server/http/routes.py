@@ -198,7 +198,7 @@ def read_query(text: str, kind: type[msgspec.Struct]) -> Any:
         if name in lists:
             found.setdefault(name, []).append(value)
         elif name in found:
-            raise BadRequest(f"the parameter {name} stands twice")
+            raise BadRequest(f"the parameter {name} is given twice")
         else:
             found[name] = value
     return convert(found, kind, "the parameters")

@@ -78,7 +78,12 @@ class Reserve(_Given):
 
     tubes: Annotated[list[TubeName], Meta(min_length=1, max_length=RESERVE_TUBES)] = field(default_factory=lambda: ["default"])
     count: Annotated[
-        int, Meta(ge=1, le=1_000, description="At most so many; fewer come if no more are ready, or once they have 4 MiB together.")
+        int,
+        Meta(
+            ge=1,
+            le=1_000,
+            description="The most jobs to reserve; fewer are returned if no more are ready, or once they have 4 MiB together.",
+        ),
     ] = 1
     timeout_s: Annotated[float, Meta(ge=0, le=RESERVE_WAIT_S, description="How long to wait for the first.")] = 0
 

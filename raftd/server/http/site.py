@@ -1,6 +1,6 @@
 """HTTP as twisted.web speaks it, bounded: connections, sizes, and how slowly a request may come.
 
-A request that has arrived whole becomes a `Call`, which whoever serves it answers once, now or later.
+A complete request becomes a `Call`, which its handler answers once, now or later.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Call:
 
     @property
     def is_open(self) -> bool:
-        """Whether somebody waits for an answer still."""
+        """Whether the client still waits for an answer."""
         return self._request is not None
 
     def header(self, name: str) -> str | None:
@@ -87,7 +87,7 @@ class Call:
         return request
 
     def answer(self, status: int, body: bytes, kind: str = JSON, headers: Mapping[str, str] | None = None) -> None:
-        """Once; nothing if nobody waits any more."""
+        """Answer once; do nothing if the client is gone."""
         request = self._take()
         if request is None:
             return
@@ -112,7 +112,7 @@ class Call:
         self._channel.leaving(left)
 
     def stream(self, kind: str, producer: Any) -> Stream | None:
-        """Answer bit by bit. `producer` (an IPushProducer) is told when to pause, and stopped when the client has gone."""
+        """Answer bit by bit. `producer` (an IPushProducer) is paused when needed, and stopped when the client has gone."""
         request = self._take()
         if request is None:
             return None
@@ -163,7 +163,7 @@ def _begin(request: _Request, status: int, kind: str, headers: Mapping[str, str]
 
 class Handler(Protocol):
     def __call__(self, call: Call) -> None:
-        """Answer it, now or later. An exception is a bug: the client gets 500, the node goes on."""
+        """Answer it, now or later. An exception is a bug: the client gets 500, the node continues."""
 
 
 class _Request(http.Request):
@@ -179,7 +179,7 @@ class _Request(http.Request):
         self._most: int = self.channel.most_bytes()
         if length is not None and length > self._most:
             self._too_large()
-        self.content = BytesIO()  # Twisted would take a temporary file for more than 100 kB, and a descriptor that nobody has counted
+        self.content = BytesIO()  # Twisted would take a temporary file for more than 100 kB, and a descriptor that is not counted
 
     def handleContentChunk(self, data: bytes) -> None:
         self._arrived += len(data)
@@ -237,7 +237,7 @@ class _Request(http.Request):
         try:
             self.channel.site.handler(Call(self))
         except Exception:  # of ours, in one request: it must cost that one, and not the connection's reader or the turn
-            self._log.failure("a bug in raftd: a request is answered with 500, the node goes on")
+            self._log.failure("a bug in raftd: a request is answered with 500, the node continues")
             if not self.finished and not self._disconnected:
                 body = problems.encode("internal")
                 _begin(self, 500, problems.KIND, {"Content-Length": str(len(body))})
@@ -289,8 +289,8 @@ class Channel(http.HTTPChannel):
             super().lineReceived(line)
 
     def rawDataReceived(self, data: bytes) -> None:
-        """Nobody is made to send the next request before he has the answer to the last: what comes all the same is dropped, and the
-        connection closed behind that answer. Reading goes on, so a caller who hangs up is heard."""
+        """A request that arrives before the last one is answered is dropped, and the connection closes after that answer. Reading
+        continues, so a hang-up is noticed."""
         if self._is_refused:
             return
         if not self._handlingRequest:
@@ -372,7 +372,7 @@ class Site(http.HTTPFactory):
         self.arriving_bytes = 0
 
     def stop(self) -> None:
-        """Whoever waits for an answer is told why there is none."""
+        """Answer the open calls with the reason why they fail."""
         for call in list(self.open_calls):
             call.problem("stopping")
 
@@ -384,4 +384,4 @@ class Site(http.HTTPFactory):
         return channel
 
     def log(self, request: Any) -> None:
-        """No access log: whoever wants one puts a proxy in front."""
+        """There is no access log; a proxy can write one."""

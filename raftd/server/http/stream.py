@@ -1,5 +1,5 @@
 """`/events`: what happens, as server-sent events. What happens to jobs has the place in the log as its id, the same on every node, so
-whoever comes again with Last-Event-ID, at any node, misses nothing and hears nothing twice, as far as the node remembers.
+a client that returns with Last-Event-ID, to any node, misses nothing and gets nothing twice, as far as the node remembers.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Events:
         if call.method not in ("GET", "HEAD"):
             call.problem("no-such-method", headers={"Allow": "GET, HEAD"})
         elif call.is_foreign and (call.header("Origin") or call.header("Sec-Fetch-Site")):
-            call.problem("cross-site")  # it could not read them, and would take the place of somebody who can
+            call.problem("cross-site")  # it could not read them, and would take the place of another client
         elif len(self._listening) >= EVENT_STREAMS:
             call.problem("too-many-streams")
         else:
@@ -183,7 +183,7 @@ class Listening:
         self._unsent = 0  # when it was last looked at
 
     def tell(self, event: str, fields: dict[str, object]) -> None:
-        """Something about the node. Whoever does not read misses it."""
+        """An event of the node. A client that does not read misses it."""
         if not self._is_paused and (not self._kinds or event in self._kinds):
             self.stream.write(_event(event, fields))
 

@@ -153,7 +153,7 @@ class Topics:
                 exchange.end(404, _NO)
                 return
             job = self._node.machine.jobs.get(reply.id)
-            if job is None:  # deleted in the same entry, by somebody who knew the token
+            if job is None:  # deleted in the same entry, with the token
                 exchange.end(503, _NO)
                 return
             exchange.deleting(c.PutBack(number, job.id, name, job.pri, job.ttr_ms, job.body))
@@ -162,7 +162,7 @@ class Topics:
         def removed(body: bytes, reply: object) -> None:
             if isinstance(reply, r.Deleted):
                 exchange.end(200, _as_message(body))
-            else:  # its time to run was over before: somebody else may have it
+            else:  # its time to run was over before: another session may have it
                 exchange.end(503, _NO)
 
         exchange.if_topic(name, reserve)
