@@ -29,7 +29,7 @@ class Link:
         self._cut_until_s = 0.0
         self._holds = False
         self._proxy = proxy
-        self._held: deque[tuple[_Side, bytes]] = deque()
+        self._delayed: deque[tuple[_Side, bytes]] = deque()
         self._under_way: deque[tuple[float, _Side, bytes]] = deque()  # (when it arrives, …)
 
     @property
@@ -54,7 +54,7 @@ class Link:
     def _let_go(self) -> None:
         """Release what was held."""
         if not self.is_cut:
-            held, self._held = self._held, deque()
+            held, self._delayed = self._delayed, deque()
             for to, data in held:
                 self.carry(to, data)
 
@@ -64,7 +64,7 @@ class Link:
         if self.is_cut:
             counts["frames held" if self._holds else "frames lost"] += 1
             if self._holds:
-                self._held.append((to, data))
+                self._delayed.append((to, data))
             return
         self._let_go()  # of what came before it
         counts["frames carried"] += 1

@@ -105,7 +105,7 @@ class RecordedClient:
         self._pause_s = pause_s
         self._connection: Connection | None = None
         self._pending: dict[int, Call] = {}
-        self._held: list[tuple[int, int]] = []  # (job, token)
+        self._reserved: list[tuple[int, int]] = []  # (job, token)
         self._asked = 0
         self._connections = 0
         self._finishing = False
@@ -151,7 +151,7 @@ class RecordedClient:
             return
         self._connection = None
         self._pending.clear()
-        self._held.clear()
+        self._reserved.clear()
         if not self._done:
             self._reactor.callLater(_REDIAL_S, self._dial)
 
@@ -189,11 +189,11 @@ class RecordedClient:
             tube = random.choice(("", *_TUBES))
             pri, delay_ms, ttr_ms = random.randrange(3), random.choice(_DELAYS_MS), random.choice(_TTRS_MS)
             return [PUT, pri, delay_ms, ttr_ms, body, tube], w.PutRequest(id, body, tube, pri, delay_ms, ttr_ms)
-        if choice < 0.62 or (choice < 0.95 and not self._held):
+        if choice < 0.62 or (choice < 0.95 and not self._reserved):
             timeout_ms = random.choice(_WAITS_MS)
             return [RESERVE, timeout_ms], w.ReserveRequest(id, timeout_ms)
         if choice < 0.95:
-            job, token = self._held.pop(random.randrange(len(self._held)))
+            job, token = self._reserved.pop(random.randrange(len(self._reserved)))
             token *= random.randrange(2)
             return [DELETE, job, token], w.DeleteRequest(id, job, token)
         tube = random.choice(_TUBES)
@@ -212,7 +212,7 @@ class RecordedClient:
         call.answered = time.monotonic()
         call.index = 0 if isinstance(answer.reply, w.Failed) else answer.index  # 0: certainly not applied
         if call.what[0] == RESERVE and len(args) == 3:
-            self._held.append((args[0], args[2]))
+            self._reserved.append((args[0], args[2]))
 
 
 class Visitor(RecordedClient):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _AGAIN_S = 0.01
-_held = 0
+_depth = 0
 _pending: int | None = None
 
 
@@ -19,7 +19,7 @@ def end_in_order() -> None:
 
     def end(number: int, frame: object) -> None:
         global _pending
-        if _held:
+        if _depth:
             _pending = number
             return
         for any_number in _NUMBERS:  # cleaning up is quick, and is not interrupted by a second Ctrl-C
@@ -49,12 +49,12 @@ def _end_all_the_same(unraisable: sys.UnraisableHookArgs) -> None:
 @contextmanager
 def held() -> Iterator[None]:
     """A signal waits until this is over: in the middle of starting a process it would leave an unknown process."""
-    global _held, _pending
-    _held += 1
+    global _depth, _pending
+    _depth += 1
     try:
         yield
     finally:
-        _held -= 1
-    if not _held and _pending is not None:
+        _depth -= 1
+    if not _depth and _pending is not None:
         number, _pending = _pending, None
         signal.raise_signal(number)

@@ -21,24 +21,24 @@ class Backups:
 
     def __init__(self) -> None:
         self._waiting: list[tuple[int, Backup]] = []  # (of which entry at least, who waits for it)
-        self._held: dict[Snapshot, int] = {}  # -> until which tick
+        self._kept: dict[Snapshot, int] = {}  # -> until which tick
         self._next_tick = 0
 
     @property
     def held(self) -> list[Snapshot]:
-        """Their files must stay."""
-        return list(self._held)
+        """The snapshots whose files must not be removed."""
+        return list(self._kept)
 
     def expire(self, tick: int) -> bool:
-        """Whether one need not stay any more."""
-        before = len(self._held)
-        self._held = {held: until for held, until in self._held.items() if until > tick}
-        return len(self._held) < before
+        """Drop backups that were not read for BACKUP_HOLD_TICKS; return whether any was dropped."""
+        before = len(self._kept)
+        self._kept = {held: until for held, until in self._kept.items() if until > tick}
+        return len(self._kept) < before
 
     def drop(self) -> bool:
-        """None stays; whether there was one."""
-        had_any = bool(self._held)
-        self._held.clear()
+        """Release all backups; return whether any was kept."""
+        had_any = bool(self._kept)
+        self._kept.clear()
         return had_any
 
     def ask(self, index: int, newest: Snapshot | None, done: Backup, tick: int) -> None:
@@ -70,13 +70,13 @@ class Backups:
             done(snapshot, "")
 
     def _hold(self, snapshot: Snapshot, tick: int) -> None:
-        self._held.pop(snapshot, None)
-        self._held[snapshot] = tick + BACKUP_HOLD_TICKS
-        self._held = dict(list(self._held.items())[-BACKUPS_HELD:])
+        self._kept.pop(snapshot, None)
+        self._kept[snapshot] = tick + BACKUP_HOLD_TICKS
+        self._kept = dict(list(self._kept.items())[-BACKUPS_HELD:])
 
     def find(self, index: int, tick: int) -> Snapshot | None:
         """The one of entry `index`, if it is held still; it is for a while longer then."""
-        snapshot = next((held for held in self._held if held.index == index), None)
+        snapshot = next((held for held in self._kept if held.index == index), None)
         if snapshot is not None:
             self._hold(snapshot, tick)
         return snapshot

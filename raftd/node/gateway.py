@@ -38,8 +38,11 @@ BATCH_BYTES = 512 << 10
 
 #: Steps that the commands of one batch ask for.
 BATCH_STEPS = COSTS.commands
-_RETRY_MS = 20  # after a refusal
-_LONGEST_RETRY_MS = 4_000
+#: After a refusal, and twice as long after each further one without progress: what is sent again takes space in the log again.
+_RETRY_MS = 20
+_LONGEST_RETRY_MS = 500
+#: Without progress, at first after the timeout of the gateway.
+_LONGEST_PATIENCE_MS = 4_000
 
 
 class _Unapplied(NamedTuple):
@@ -82,6 +85,7 @@ class Gateway:
         self._attempt = 1
         self._sent = 0  # how many of the unapplied have left in this attempt
         self._retry_at_ms: int | None = None
+        self._retry_ms = _RETRY_MS
         self._waited_since_ms: int | None = None
         self._patience_ms = self._timeout_ms
 
@@ -162,7 +166,7 @@ class Gateway:
                 return []
             self.resend()
         if self._waited_since_ms is not None and now_ms - self._waited_since_ms >= self._patience_ms:
-            self._patience_ms = min(2 * self._patience_ms, _LONGEST_RETRY_MS)
+            self._patience_ms = min(2 * self._patience_ms, _LONGEST_PATIENCE_MS)
             self._waited_since_ms = now_ms
             self.resend()
         while (self._waiting or self._closes) and len(self._unapplied) < GATEWAY_IN_FLIGHT:
@@ -206,6 +210,11 @@ class Gateway:
         payload = encode_payload(Batch(self.node, self.incarnation, self._seq, commands))
         self._unapplied.append(_Unapplied(self._seq, payload, now_ms))
 
+    def leader_changed(self) -> None:
+        """Send everything to the new leader at once."""
+        self._retry_ms = _RETRY_MS
+        self.resend()
+
     def resend(self) -> None:
         """Everything unapplied goes out anew, in order."""
         self._retry_at_ms = None
@@ -215,7 +224,8 @@ class Gateway:
     def refused(self, refusal: ForwardRefused, now_ms: int) -> None:
         """The leader did not propose it, nor anything behind it."""
         if (refusal.incarnation, refusal.attempt) == (self.incarnation, self._attempt) and self._retry_at_ms is None:
-            self._retry_at_ms = now_ms + _RETRY_MS
+            self._retry_at_ms = now_ms + self._retry_ms
+            self._retry_ms = min(2 * self._retry_ms, _LONGEST_RETRY_MS)
 
     # -- from the own apply -------------------------------------------------------------------
 
@@ -237,6 +247,7 @@ class Gateway:
             self._sent = max(0, self._sent - 1)
             self._waited_since_ms = now_ms if self._unapplied else None
             self._patience_ms = self._timeout_ms
+            self._retry_ms = _RETRY_MS
 
     def installed(self, machine: StateMachine, now_ms: int) -> None:
         """A snapshot has taken the place of the state: what it covers was applied elsewhere, and its answers were never seen here.

@@ -345,7 +345,7 @@ class Node:
         now_ms = self._set_time()
         match message:
             case Forward():
-                self._order(sender, message)
+                self._propose_forward(sender, message)
             case ForwardRefused():
                 self.gateway.refused(message, now_ms)
             case Admin() | AdminReply():
@@ -532,7 +532,7 @@ class Node:
         self._refused.clear()
         self._proposals.route_changed(self.machine)
         if route is not None:
-            self.gateway.resend()
+            self.gateway.leader_changed()
             self._reads.leader_changed()
 
     def _send_forwards(self, now_ms: int) -> None:
@@ -541,11 +541,11 @@ class Node:
         leader = self._route[0]
         for forward in self.gateway.collect(now_ms):
             if leader == self.config.node:
-                self._order(leader, forward)
+                self._propose_forward(leader, forward)
             else:
                 self._transport.send(leader, forward)
 
-    def _order(self, sender: int, forward: Forward) -> None:
+    def _propose_forward(self, sender: int, forward: Forward) -> None:
         """A gateway's payload for this leader to propose. After refusing one, the rest of that attempt is
         refused too, or a later one could overtake it."""
         attempt = (forward.incarnation, forward.attempt)

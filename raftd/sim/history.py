@@ -236,22 +236,29 @@ class _Asked:
         self.answered: deque[Call] = deque()  # by index
         self.unknown: list[Call] = []
 
-    def take(self, command: _Command, is_known: bool, after: dict[int, int]) -> bool:
-        """One that this command may be: one that must be found rather than one that may never have happened, one of this node and
-        session rather than one of anybody, and of those the one that must be soonest. `is_known`: the session was recognised."""
+    def take_answered(self, command: _Command, is_known: bool, after: dict[int, int]) -> bool:
+        """Take an answered call that this command may be. Only a reserve that can wait is answered by a later entry than its own."""
         while self.answered and self.answered[0].index < command.entry:
             self.answered.popleft()
+        can_wait = command.what[0] == RESERVE and command.what[1] != 0
+        return self._take(self.answered, None if can_wait else command.entry, command, is_known, after)
+
+    def take_unknown(self, command: _Command, is_known: bool, after: dict[int, int]) -> bool:
+        """Take a call without an answer that this command may be."""
+        return self._take(self.unknown, None, command, is_known, after)
+
+    @staticmethod
+    def _take(calls: deque[Call] | list[Call], last_index: int | None, command: _Command, is_known: bool, after: dict[int, int]) -> bool:
+        """Take one of this node and session rather than one of any, and of those the first. `is_known`: the session was recognised."""
         owners: list[tuple[object, object]] = [(command.session, None)] if is_known else [(None, command.who), (None, None)]
-        for calls in (self.answered, self.unknown):
-            for whose in owners:
-                for place, call in enumerate(calls):
-                    # Only a reserve is answered by a later entry than its own.
-                    if call.answered is not None and call.index > command.entry and call.what[0] != RESERVE:
-                        break
-                    known = (call.session, None if call.session is not None else call.who)
-                    if known == whose and after[id(call)] < command.entry:
-                        del calls[place]
-                        return True
+        for whose in owners:
+            for place, call in enumerate(calls):
+                if last_index is not None and call.index > last_index:
+                    break
+                known = (call.session, None if call.session is not None else call.who)
+                if known == whose and after[id(call)] < command.entry:
+                    del calls[place]
+                    return True
         return False
 
 
@@ -274,6 +281,10 @@ def _find_calls(commands: list[_Command], calls: list[Call], after: dict[int, in
     known = {call.session for call in calls}
     for command in commands:
         is_known = command.session in known
-        found = asked[_key(command.what)].take(command, is_known, after)
-        if not found and not (command.what in _WITHOUT_WAITING and without_waiting.take(command, is_known, after)):
+        asked_for = [asked[_key(command.what)], *([without_waiting] if command.what in _WITHOUT_WAITING else [])]
+        # Answered calls must be found; a call without an answer may never have happened.
+        found = any(calls.take_answered(command, is_known, after) for calls in asked_for) or any(
+            calls.take_unknown(command, is_known, after) for calls in asked_for
+        )
+        if not found:
             problems.append(f"phantom: no client asked for {command.what}, which is in entry {command.entry}")

@@ -92,6 +92,29 @@ def test_messages_doubled_and_lost_change_nothing_but_time():
         assert len({cluster[node].machine.digest() for node in (1, 2, 3)}) == 1
 
 
+def test_refusals_without_progress_double_the_wait():
+    """Seed 3003447: a node that waited for a snapshot was refused and sent its batches again every 20 ms, which kept the leader's log
+    growing faster than the snapshot could be sent."""
+    gateway = Gateway(1, 1, 500, Share())
+    waits = []
+    now_ms = 0
+    for _ in range(8):
+        (forward,) = gateway.collect(now_ms)
+        gateway.refused(c.ForwardRefused(1, forward.attempt, 0), now_ms)
+        began_ms = now_ms
+        while not gateway.collect(now_ms + 1):
+            now_ms += 1
+        waits.append(now_ms + 1 - began_ms)
+        gateway.resend()
+        now_ms += 1
+    assert waits == [20, 40, 80, 160, 320, 500, 500, 500]
+    gateway.leader_changed()
+    (forward,) = gateway.collect(now_ms)
+    gateway.refused(c.ForwardRefused(1, forward.attempt, 0), now_ms)
+    assert gateway.collect(now_ms + 19) == []
+    assert gateway.collect(now_ms + 20) != []
+
+
 def test_batches_keep_their_order_through_refusals(monkeypatch):
     monkeypatch.setattr("raftd.raft.core.UNCOMMITTED_BYTES", 4_000)
     monkeypatch.setattr("raftd.node.gateway.BATCH_BYTES", 1_500)

@@ -162,3 +162,12 @@ def test_what_one_connection_asks_happens_in_its_order():
 
 def test_a_log_with_a_gap_is_found():
     assert check([ENTRIES[0], ENTRIES[2]], []).problems[0] == "lost: the log has entry 3 in place 2"
+
+
+def test_a_reserve_that_cannot_wait_is_answered_by_its_own_entry():
+    """Seed 3003740: the answer of a later entry was taken for the first of three equal commands, and the last seemed invented."""
+    entries = log([c.Reserve(7, 0)], [c.Reserve(7, 0)], [c.Reserve(7, 0)])
+    stopped = Call([5, 3_000], 1.0, (1, 7), 5.0, 2, [7], stopped_waiting=True)
+    answered = Call([5, 0], 1.0, (1, 7), 6.0, 3, [7])
+    unknown = Call([5, 0], 2.0, (1, 7))
+    assert check(entries, [stopped, answered, unknown]).problems == []
