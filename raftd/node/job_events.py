@@ -18,6 +18,7 @@ RECENT_EVENTS = 65_536
 
 Place = tuple[int, int]
 _MANY = 1 << 62  # more than happens in one entry
+_DELAYED, _RESERVED, _DELETED = State.DELAYED, State.RESERVED, JobEventKind.DELETED
 
 
 class JobEvent(msgspec.Struct, frozen=True, gc=False):
@@ -62,23 +63,25 @@ class JobEventBuffer:
         self._begin = self.end
         self._newest.clear()
         self._forgotten: Place = (machine.applied_index, _MANY)
-        self._last: Place = (0, 0)
+        self._entry = self._number = 0  # the place of the last
 
     def _add(self, what: JobEventKind, job: Job, who: Key | None) -> None:
-        entry = self._machine.applied_index
-        number = self._last[1] + 1 if self._last[0] == entry else 1
-        self._last = (entry, number)
-        deadline_ms = job.deadline_ms if job.state in (State.DELAYED, State.RESERVED) and what is not JobEventKind.DELETED else 0
-        slot = self.end % len(self._ring)
-        oldest = self._ring[slot]
-        if oldest is not None and self.end - len(self._ring) >= self._begin:
+        machine, newest, ring, end, id, state = self._machine, self._newest, self._ring, self.end, job.id, job.state
+        most = len(ring)
+        entry = machine.applied_index
+        number = self._number = self._number + 1 if self._entry == entry else 1
+        self._entry = entry
+        deadline_ms = job.deadline_ms if (state is _RESERVED or state is _DELAYED) and what is not _DELETED else 0
+        slot = end % most
+        oldest = ring[slot]
+        if oldest is not None and end - most >= self._begin:
             self._forgotten = oldest.place
-            if self._newest.get(oldest.job) == self.end - len(self._ring):
-                del self._newest[oldest.job]
-        before = self._newest.get(job.id, -1)
-        self._newest[job.id] = self.end
-        self._ring[slot] = JobEvent(entry, number, self._machine.now_ms, what, job.id, job.tube.name, who, job.token, deadline_ms, before)
-        self.end += 1
+            if newest.get(oldest.job) == end - most:
+                del newest[oldest.job]
+        before = newest.get(id, -1)
+        newest[id] = end
+        ring[slot] = JobEvent(entry, number, machine.now_ms, what, id, job.tube.name, who, job.token, deadline_ms, before)
+        self.end = end + 1
         if self.when_more is not None:
             call, self.when_more = self.when_more, None
             call()

@@ -59,6 +59,7 @@ _NEXT = {
 }
 _TAKES_REQUESTS = (State.OPEN, State.HALF_CLOSED)
 _CLOSES_WHEN_ANSWERED = (State.HALF_CLOSED, State.ENDING)
+_CLOSED = State.CLOSED
 
 
 @implementer(IPushProducer, IHalfCloseableProtocol)
@@ -121,7 +122,7 @@ class ClientConnection(Protocol, ABC):
 
     def answer(self, data: bytes, size: int) -> None:
         """The answer to a request that `began` with `size`."""
-        if self.is_closed:
+        if self._state is _CLOSED:
             return
         self._in_flight -= 1
         self._answers += 1
@@ -304,7 +305,7 @@ class ClientConnection(Protocol, ABC):
             self.abort()
 
     def _flush(self) -> None:
-        if self.is_closed or not self._out:
+        if self._state is _CLOSED or not self._out:
             return
         data = b"".join(self._out)
         self._out.clear()

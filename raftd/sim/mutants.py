@@ -989,7 +989,7 @@ def _undeclared_keeps_its_place(original: Any) -> Any:
 @_mutant("places counted by the process", JobEventBuffer, "_add")
 def _places_counted_by_the_process(original: Any) -> Any:
     def add(self: JobEventBuffer, *what: Any) -> None:
-        self._last = (self._machine.applied_index, self.end)
+        self._entry, self._number = self._machine.applied_index, self.end
         original(self, *what)
 
     return add
