@@ -31,7 +31,7 @@ from raftd.jobs.commands import (
 )
 from raftd.jobs.machine import StateMachine
 from raftd.limits import GATEWAY_BYTES, GATEWAY_IN_FLIGHT
-from raftd.node.session import Read, Session, size_of
+from raftd.node.session import Read, Session, State, size_of
 
 #: Commands of one gateway batch, in bytes: this many, or one command. How many there may be: `jobs/budget.py`.
 BATCH_BYTES = 512 << 10
@@ -145,15 +145,14 @@ class Gateway:
         if session.number in self.sessions:  # else it will be told that its gateway was closed
             self._waiting[session] = None
 
-    def forget(self, session: Session, last_word: Leave | None = None) -> None:
-        """The session is gone. If any batch ever named it, its CloseSession (or `last_word`) is never dropped: it undoes
-        whatever else still comes."""
+    def forget(self, session: Session, last_word: CloseSession | Leave | None) -> None:
+        """The session is gone. `last_word`, if a batch ever had a command of it, is never dropped: it undoes all that still comes."""
         self.sessions.pop(session.number, None)
         self._waiting.pop(session, None)
         self._deferred.pop(session, None)
         self.reads.pop(session, None)
-        if session.is_known:
-            self._closes.append(last_word or CloseSession(session.number))
+        if last_word is not None:
+            self._closes.append(last_word)
 
     # -- to the leader ------------------------------------------------------------------------
 
@@ -199,7 +198,8 @@ class Gateway:
                     self._waiting.move_to_end(session)  # it has had its share; who has had nothing yet begins the next batch
                 break
             size += more
-            session.is_known = True
+            if session.state is State.USED:
+                session.batched()
             commands.append(command)
             session.queued.popleft()
             last = session
@@ -266,7 +266,7 @@ class Gateway:
             missed = session.unanswered - len(session.queued) - later[session.number]
             in_state = row.sessions.get(session.number)
             if missed > 1 or (missed == 1 and not (in_state is not None and in_state.waiting)):
-                self.forget(session)
+                self.forget(session, CloseSession(session.number) if session.state is State.REPLICATED else None)
                 self._abandoned.append(session)
         self.resend()
 

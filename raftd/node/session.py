@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from enum import Enum, auto
 from typing import Any, NamedTuple, Protocol
 
 from raftd.jobs.budget import LINE_STEPS, READ_ITEM_STEPS, READ_STEPS, SCANNED_STEPS
-from raftd.jobs.commands import Command, Leave, Put, PutMany, Reserve, Touch, Watch
+from raftd.jobs.commands import CloseSession, Command, Leave, Put, PutMany, Reserve, Touch, Watch
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.queries import Query
 from raftd.jobs.replies import OutOfMemory, Reply, Watching
@@ -59,7 +60,7 @@ class SessionOwner(Protocol):
 
     def enqueue(self, session: Session) -> None: ...
 
-    def forget(self, session: Session, last_word: Leave | None = None) -> None: ...
+    def forget(self, session: Session, last_word: CloseSession | Leave | None) -> None: ...
 
     def await_read_index(self, reads: Iterable[Read]) -> None: ...
 
@@ -76,11 +77,34 @@ def _nobody_is_told() -> None:
     pass
 
 
+class State(Enum):
+    """The life of a session."""
+
+    NEW = auto()  # its client has sent no command
+    USED = auto()  # a command waits for a batch
+    REPLICATED = auto()  # a batch has a command of it, so the replicated state may have the session
+    CLOSED = auto()
+
+
+_NEXT = {
+    State.NEW: (State.USED, State.CLOSED),
+    State.USED: (State.REPLICATED, State.CLOSED),
+    State.REPLICATED: (State.CLOSED,),
+    State.CLOSED: (),
+}
+
+
 class Session:
-    """One client connection. Effects and answers keep the order in which it asked.
+    """One client connection. Effects and answers keep the order of its requests.
 
     A read starts when all earlier commands have applied here, no later command leaves until it is
     answered, and nothing passes a reserve that can wait.
+
+              submit         batched                close, leave, abandon
+        NEW ──────────▶ USED ──────────▶ REPLICATED     (from each state)     ──────────▶ CLOSED
+
+    Beside that, requests wait while the session is blocked (by a read, or a reserve that can wait) or paused (its client does not
+    read); after `stop_waiting` no reserve waits.
     """
 
     def __init__(self, gateway: SessionOwner, number: int, lost: Callable[[], None]) -> None:
@@ -92,22 +116,21 @@ class Session:
         self._steps: deque[_Step] = deque()  # asked, but not begun
         self._blocked = False  # by a read, or a reserve that can wait
         self._held_bytes = 0  # of all commands that are not answered
-        #: Commands that wait for a batch; and whether any ever got into one.
+        #: Commands that wait for a batch.
         self.queued: deque[Command] = deque()
-        self.is_known = False
+        self.state = State.NEW
         #: Tubes that it watches at most, as far as is known here.
         self.watched = 1
         self._waits_for_nothing = False
         self._paused = False
-        self._began = False  # a command was asked for
-        self._closed = False
 
     def submit(self, command: Command, done: Done) -> None:
         """Put a command into the log; `done` gets its reply."""
         if self._gateway.refuses(command):
             self.local(OutOfMemory, done)
             return
-        self._began = True
+        if self.state is State.NEW:
+            self._advance(State.USED)
         self._count_bytes(size_of(command))
         self._ask(_Step(Session._start_command, command, done))
 
@@ -121,12 +144,12 @@ class Session:
 
     def introduce(self) -> None:
         """Let the session be in the state before its first read, as a connection that has said something is."""
-        if not self._began:
+        if self.state is State.NEW:
             self.submit(Touch(self.number, _NO_JOB), lambda reply, index: None)
 
     def stop_waiting(self) -> None:
         """The client will say no more: from now on no reserve waits, and one that does now times out."""
-        if self._waits_for_nothing or self._closed:
+        if self._waits_for_nothing or self.state is State.CLOSED:
             return
         self._waits_for_nothing = True
         if self._blocked and self._unanswered:
@@ -136,37 +159,47 @@ class Session:
 
     def close(self) -> None:
         """The connection is gone: what has not left is dropped, what it holds will be given back."""
-        if not self._closed:
-            self._drop()
-            self._gateway.forget(self)
+        self._end(CloseSession(self.number))
 
     def leave(self) -> None:
         """The connection is done with, and what it holds is its client's as long as the client has time: the tokens tell who that is."""
-        if not self._closed:
+        self._end(Leave(self.number))
+
+    def _end(self, last_word: CloseSession | Leave) -> None:
+        if self.state is not State.CLOSED:
+            is_replicated = self.state is State.REPLICATED
             self._drop()
-            self._gateway.forget(self, Leave(self.number))
+            self._gateway.forget(self, last_word if is_replicated else None)
 
     def abandon(self) -> None:
         """Its gateway was closed, so no answer will come: call `lost`."""
-        if not self._closed:
+        if self.state is not State.CLOSED:
             lost = self.lost
             self._drop()
             lost()
 
     def _drop(self) -> None:
-        self._closed = True
+        self._advance(State.CLOSED)
         self.lost = _nobody_is_told  # its owner refers to this session: without a cycle both go at once
         self._steps.clear()
         self._unanswered.clear()
         self.queued.clear()
         self._count_bytes(-self._held_bytes)
 
+    def batched(self) -> None:
+        """A batch has a command of it for the first time."""
+        self._advance(State.REPLICATED)
+
+    def _advance(self, state: State) -> None:
+        assert state in _NEXT[self.state], f"a session that is {self.state} cannot become {state}"
+        self.state = state
+
     def _count_bytes(self, size: int) -> None:
         self._held_bytes += size
         self._gateway.held_bytes += size
 
     def _ask(self, step: _Step) -> None:
-        if not self._closed:
+        if self.state is not State.CLOSED:
             self._steps.append(step)
             self._go_on()
 
@@ -234,7 +267,7 @@ class Session:
         self._go_on()
 
     def read_answered(self, read: Read, result: object, index: int) -> None:
-        if self._closed or self.number not in self._gateway.sessions:
+        if self.state is State.CLOSED or self.number not in self._gateway.sessions:
             return  # it is closed, or its gateway is
         self._blocked = False
         read.done(result, index)

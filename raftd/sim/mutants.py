@@ -407,9 +407,8 @@ def _dead_gateway_never_closed(original: Any) -> Any:
 
 @_mutant("close of a session lost", Gateway, "forget")
 def _close_of_a_session_lost(original: Any) -> Any:
-    def forget(self: Gateway, session: Session, *last_word: Any) -> None:
-        session.is_known = False
-        original(self, session, *last_word)
+    def forget(self: Gateway, session: Session, last_word: Any) -> None:
+        original(self, session, None)
 
     return forget
 

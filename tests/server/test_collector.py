@@ -53,7 +53,7 @@ def test_a_connection_that_ends_is_in_no_cycle(how):
         if how == "quits":
             listener.send(b"quit\r\n")
         elif how == "is lost":
-            listeners.cluster[1].gateway.forget(listener.protocol.session)
+            listeners.cluster[1].gateway.forget(listener.protocol.session, None)
             listener.protocol.session.abandon()
         listener.hang_up()
         listeners.cluster.run(15_000)

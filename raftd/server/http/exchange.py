@@ -11,7 +11,7 @@ from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs.machine import StateMachine
 from raftd.node.loop import Node
-from raftd.node.session import Session, looks_at_nothing_else
+from raftd.node.session import Session, State, looks_at_nothing_else
 from raftd.server.http.site import Call
 
 
@@ -97,7 +97,7 @@ class Exchange:
         self._late = _nobody_is_late
 
     def _give_up(self) -> None:
-        self._late(self.session.is_known)
+        self._late(self.session.state is State.REPLICATED)
         self.when_over()
 
     def _gone(self) -> None:
