@@ -218,7 +218,7 @@ class Directory(_Payload, frozen=True, tag=7):
 
 
 #: The newest feature level that this raftd knows. Whatever an older one would not understand, or would apply otherwise, has a level,
-#: and is used only once the cluster is at it (docs/architecture.md: Upgrading).
+#: and is used only once the cluster is at it (docs/operations.md: Upgrading).
 FEATURE_LEVEL = 2
 
 #: The data of a batch entry; an entry without data only lets time pass.

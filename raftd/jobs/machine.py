@@ -27,9 +27,9 @@ DEFAULT_TUBE = "default"
 #: A worker is warned when a job it holds has this much of its ttr left, and the least ttr (beanstalkd).
 DEADLINE_SOON_MS = 1_000
 LEAST_TTR_MS = 1_000
-#: Things of a kind that are let go at a time.
-_FREED = 64
-#: Of steps, outside of entries.
+#: Objects that one slice of `dissolve` frees.
+_FREED_PER_SLICE = 64
+#: The step limit where no entry bounds the work.
 NO_LIMIT = 1 << 62
 
 Answer = tuple[int, int, r.Reply]  # node, session, reply
@@ -42,7 +42,7 @@ def ignore_job_event(what: JobEventKind, job: Job, who: Key | None) -> None:
 
 
 class Effects(msgspec.Struct):
-    """What applying one entry meant outside the state.
+    """What applying an entry asks of the node.
 
     `answers` are in the order in which they came about. `owners` are the nodes whose gateways must hear
     that the entry is applied. `gaps` are those whose batch was refused because one before it is missing.
@@ -142,7 +142,7 @@ class StateMachine:
 
     @property
     def items(self) -> int:
-        """How large the state is, in jobs, keys, and things that weigh as much: a tube and a session have a dozen objects each."""
+        """A rough number of objects, with a job as the unit: a tube and a session have a dozen each."""
         return len(self.jobs) + len(self.keys.used) + 12 * len(self.tubes) + 12 * self.watches
 
     def session(self, node: int, session: int) -> Session | None:
@@ -220,17 +220,17 @@ class StateMachine:
             reply = getattr(self, verb)(session, command)
             if reply is not None:
                 answers.append((node, number, reply))
-        self._ask(asked * self._costs.command)
+        self._charge_to_batch(asked * self._costs.command)
 
-    def _ask(self, steps: int) -> None:
-        """Work that the command itself asks for: its gateway has counted it, and nothing else has less for that."""
+    def _charge_to_batch(self, steps: int) -> None:
+        """Charge steps that the gateway counted when it made the batch; the limit of the entry rises with them."""
         self.steps += steps
         self._limit += steps
 
     # -- sessions -----------------------------------------------------------------------------
 
     def _close(self, session: Session) -> None:
-        """The session is gone. What that means is done when its turn comes."""
+        """Mark the session closed and queue it; `_close_sessions` detaches it and gives its jobs back."""
         session.is_closed = True
         self.closing.append(session)
         if self._costs is COSTS_BEFORE_LEVEL_2:
@@ -288,7 +288,7 @@ class StateMachine:
                     self.timers.remove(timer)
         session.wait_until_ms = session.soon_ms = 0
 
-    def _holds(self, session: Session, id: int, token: int) -> Job | None:
+    def _held_job(self, session: Session, id: int, token: int) -> Job | None:
         """The reserved job `id`, if `session` holds it, or if `token` is that of its reservation."""
         job = self.jobs.get(id)
         if job is None or job.state is not State.RESERVED:
@@ -344,7 +344,7 @@ class StateMachine:
     # -- jobs ---------------------------------------------------------------------------------
 
     def _make_ready(self, job: Job, what: JobEventKind, who: Key | None) -> None:
-        """`what` `who` did makes it so."""
+        """Put the job into its ready queue. `what` and `who` are for the job event."""
         job.state = State.READY
         job.tube.ready.add((job.pri, job.id))
         self.counts.ready += 1
@@ -474,7 +474,7 @@ class StateMachine:
             return r.JobTooBig()
         if self.space_is_scarce:
             return r.OutOfMemory()
-        self._ask(len(put.jobs) * self._costs.job)
+        self._charge_to_batch(len(put.jobs) * self._costs.job)
         first = self.last_id + 1
         tube = self.tube(put.tube)
         for job in put.jobs:
@@ -552,7 +552,7 @@ class StateMachine:
 
     def _reserve(self, session: Session, reserve: c.Reserve) -> r.Reply | None:
         best: tuple[int, int] | None = None
-        self._ask(len(session.watched) * self._costs.tube)
+        self._charge_to_batch(len(session.watched) * self._costs.tube)
         for tube in session.watched.values():
             least = tube.ready.least()
             if least is not None and (best is None or least < best) and not self._is_held_back(tube):
@@ -565,7 +565,7 @@ class StateMachine:
             return r.DeadlineSoon()
         if reserve.timeout_ms == 0:
             return r.TimedOut()
-        self._ask(len(session.watched) * self._costs.tube)
+        self._charge_to_batch(len(session.watched) * self._costs.tube)
         session.waiting = True
         self.gateways[session.key[0]].waiting += 1
         for tube in session.watched.values():
@@ -592,7 +592,7 @@ class StateMachine:
         if job is None:
             return r.NotFound()
         if job.state is State.RESERVED:
-            if self._holds(session, delete.id, delete.token) is None:
+            if self._held_job(session, delete.id, delete.token) is None:
                 return r.NotFound()
             self._unreserve(job)
         elif delete.token:
@@ -607,7 +607,7 @@ class StateMachine:
         return r.Deleted()
 
     def _release(self, session: Session, release: c.Release) -> r.Reply:
-        job = self._holds(session, release.id, release.token)
+        job = self._held_job(session, release.id, release.token)
         if job is None:
             return r.NotFound()
         self._unreserve(job)
@@ -621,7 +621,7 @@ class StateMachine:
         return r.Released()
 
     def _bury(self, session: Session, bury: c.Bury) -> r.Reply:
-        job = self._holds(session, bury.id, bury.token)
+        job = self._held_job(session, bury.id, bury.token)
         if job is None:
             return r.NotFound()
         self._unreserve(job)
@@ -636,7 +636,7 @@ class StateMachine:
         return r.Buried()
 
     def _touch(self, session: Session, touch: c.Touch) -> r.Reply:
-        job = self._holds(session, touch.id, touch.token)
+        job = self._held_job(session, touch.id, touch.token)
         if job is None:
             return r.NotFound()
         before_ms, job.deadline_ms = job.deadline_ms, self.now_ms + job.ttr_ms
@@ -698,19 +698,19 @@ class StateMachine:
         sessions = [row.sessions for row in self.gateways.values()]
         while self.closing or any(sessions):  # each has its watch list, and the tubes have it
             for table in sessions:
-                for _ in range(min(_FREED, len(table))):
+                for _ in range(min(_FREED_PER_SLICE, len(table))):
                     _forget_watching(table.popitem()[1])
-            for _ in range(min(_FREED, len(self.closing))):
+            for _ in range(min(_FREED_PER_SLICE, len(self.closing))):
                 _forget_watching(self.closing.pop())
             yield
         while self.tubes:
-            for _ in range(min(_FREED, len(self.tubes))):
+            for _ in range(min(_FREED_PER_SLICE, len(self.tubes))):
                 _, tube = self.tubes.popitem()
                 for queue in (tube.ready, tube.delayed, tube.buried):
                     yield from queue.dissolve()
             yield
         while self.keys.used:
-            for _ in range(min(_FREED, len(self.keys.used))):
+            for _ in range(min(_FREED_PER_SLICE, len(self.keys.used))):
                 self.keys.used.popitem()
             yield
 

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 import msgspec
 
-from raftd.errors import UNDECODABLE, CorruptionError
-from raftd.jobs.commands import Settings
+from raftd.errors import UNDECODABLE, CorruptionError, TooOld
+from raftd.jobs.commands import FEATURE_LEVEL, Settings
 from raftd.jobs.keys import Used
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.model import URGENT_PRI, Gateway, Job, Session, State, Tube
@@ -266,9 +266,17 @@ def _dump_reserved(session: Session) -> Iterator[bytes]:
         yield _encode(_Holds([(id, token) for token, id in reserved]))
 
 
-def load(pieces: Iterable[bytes]) -> StateMachine:
-    """The state in a snapshot, at once. Raises CorruptionError."""
-    loader = Loader()
+def check_level(level: int, known_level: int) -> None:
+    """Raises TooOld if a state uses features that this raftd does not know."""
+    if level > known_level:
+        raise TooOld(
+            f"this cluster uses features of level {level}, and this raftd knows those up to level {known_level}: install a newer one"
+        )
+
+
+def load(pieces: Iterable[bytes], known_level: int = FEATURE_LEVEL) -> StateMachine:
+    """Return the state in a snapshot. Raises CorruptionError, and TooOld if it needs a newer raftd."""
+    loader = Loader(known_level=known_level)
     for piece in pieces:
         loader.feed(piece)
     return loader.finish()
@@ -277,15 +285,16 @@ def load(pieces: Iterable[bytes]) -> StateMachine:
 class Loader:
     """Builds a machine from the pieces that `dump` gave, in their order."""
 
-    def __init__(self, machine: StateMachine | None = None) -> None:
-        """`machine`: a new one, to load into."""
+    def __init__(self, machine: StateMachine | None = None, known_level: int = FEATURE_LEVEL) -> None:
+        """`machine`: a new one, to load into. `known_level`: the features that this raftd knows."""
+        self._known_level = known_level
         self._machine = machine if machine is not None else StateMachine()
         self._tubes: list[Tube] = []
         self._session: Session | None = None  # loaded last
         self._is_whole = False
 
     def feed(self, piece: bytes) -> None:
-        """Raises CorruptionError for what `dump` does not give."""
+        """Raises CorruptionError for what `dump` does not give, and TooOld for a state that needs a newer raftd."""
         try:
             decoded = _decoder.decode(piece)
             self._load(decoded)
@@ -302,6 +311,7 @@ class Loader:
         machine = self._machine
         match piece:
             case _Head():
+                check_level(piece.level, self._known_level)  # before any piece that only a newer raftd can read
                 for name in piece.__struct_fields__:
                     setattr(machine, name, getattr(piece, name))
             case _Tubes():

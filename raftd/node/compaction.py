@@ -45,6 +45,7 @@ class Compaction:
         cluster: str,
         most_bytes: int,
         low_bytes: int,
+        level: int,
         was_scarce: bool,
         raft: Raft,
         store: Store,
@@ -53,10 +54,11 @@ class Compaction:
         replace_state: Callable[[StateMachine], None],
         note: Callable[[Note], None],
     ) -> None:
-        """`most_bytes` of log are applied at most before the next snapshot. `low_bytes`: see `DiskSpace`. `was_scarce`: whether the state
-        that this node begins with refuses puts."""
+        """`most_bytes` of log are applied at most before the next snapshot. `low_bytes`: see `DiskSpace`. `level`: the features that
+        this raftd knows. `was_scarce`: whether the state that this node begins with refuses puts."""
         self._cluster = cluster
         self._most_bytes = most_bytes
+        self._level = level
         self._raft = raft
         self._store = store
         self._snapshots = store.snapshots
@@ -238,7 +240,7 @@ class Compaction:
             self._note(Note(f"node {sender} has sent a snapshot of another cluster ({meta.cluster!r}); it is not used"))
         elif self._raft.begin_install(snapshot):
             self._note(Note(f"the snapshot of the state at entry {snapshot.index} has come from node {sender}, and is being loaded"))
-            self._load(snapshot, meta, Loader(), self._snapshots.received_pieces())
+            self._load(snapshot, meta, Loader(known_level=self._level), self._snapshots.received_pieces())
 
     def _load(self, snapshot: Snapshot, meta: Meta, loader: Loader, pieces: Iterator[bytes]) -> None:
         """One piece a turn."""

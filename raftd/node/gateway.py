@@ -41,8 +41,8 @@ BATCH_STEPS = COSTS.commands
 #: After a refusal, and twice as long after each further one without progress: what is sent again takes space in the log again.
 _RETRY_MS = 20
 _LONGEST_RETRY_MS = 500
-#: Without progress, at first after the timeout of the gateway.
-_LONGEST_PATIENCE_MS = 4_000
+#: The longest wait without progress before everything is sent again; the first is the timeout of the gateway.
+_LONGEST_RESEND_MS = 4_000
 
 
 class _Unapplied(NamedTuple):
@@ -52,7 +52,7 @@ class _Unapplied(NamedTuple):
 
 
 class Gateway:
-    """One incarnation of a node as the carrier of its clients' commands, and then the next."""
+    """Carries the commands of this node's clients. `reopen` gives it the next incarnation."""
 
     def __init__(self, node: int, incarnation: int, timeout_ms: int, answers: Share) -> None:
         """`timeout_ms`: how long to wait for progress before sending anew, at first. `answers`: what local answers may cost in a turn."""
@@ -63,7 +63,7 @@ class Gateway:
         self.sessions: dict[int, Session] = {}
         #: Of all commands of all sessions that are not answered.
         self.held_bytes = 0
-        #: Nothing may be put: the state machine would refuse it too, but only once it stood in the log.
+        #: Puts are refused here; the state machine would refuse them too, after a useless log entry.
         self.space_is_scarce = False
         #: How long batches take until they are applied here (seconds), and how many commands they have.
         self.commit_s = Histogram(LATENCIES)
@@ -86,8 +86,8 @@ class Gateway:
         self._sent = 0  # how many of the unapplied have left in this attempt
         self._retry_at_ms: int | None = None
         self._retry_ms = _RETRY_MS
-        self._waited_since_ms: int | None = None
-        self._patience_ms = self._timeout_ms
+        self._no_progress_since_ms: int | None = None
+        self._resend_after_ms = self._timeout_ms
 
     def _open(self) -> None:
         self._unapplied.append(_Unapplied(0, encode_payload(OpenGateway(self.node, self.incarnation))))
@@ -164,9 +164,9 @@ class Gateway:
             if now_ms < self._retry_at_ms:
                 return []
             self.resend()
-        if self._waited_since_ms is not None and now_ms - self._waited_since_ms >= self._patience_ms:
-            self._patience_ms = min(2 * self._patience_ms, _LONGEST_PATIENCE_MS)
-            self._waited_since_ms = now_ms
+        if self._no_progress_since_ms is not None and now_ms - self._no_progress_since_ms >= self._resend_after_ms:
+            self._resend_after_ms = min(2 * self._resend_after_ms, _LONGEST_RESEND_MS)
+            self._no_progress_since_ms = now_ms
             self.resend()
         while (self._waiting or self._closes) and len(self._unapplied) < GATEWAY_IN_FLIGHT:
             self._make_batch(now_ms)
@@ -176,8 +176,8 @@ class Gateway:
             if place >= self._sent
         ]
         self._sent = len(self._unapplied)
-        if self._unapplied and self._waited_since_ms is None:
-            self._waited_since_ms = now_ms
+        if self._unapplied and self._no_progress_since_ms is None:
+            self._no_progress_since_ms = now_ms
         return forwards
 
     def _make_batch(self, now_ms: int) -> None:
@@ -245,8 +245,8 @@ class Gateway:
             if made_ms is not None:
                 self.commit_s.observe((now_ms - made_ms) / 1000)
             self._sent = max(0, self._sent - 1)
-            self._waited_since_ms = now_ms if self._unapplied else None
-            self._patience_ms = self._timeout_ms
+            self._no_progress_since_ms = now_ms if self._unapplied else None
+            self._resend_after_ms = self._timeout_ms
             self._retry_ms = _RETRY_MS
 
     def installed(self, machine: StateMachine, now_ms: int) -> None:

@@ -1,9 +1,9 @@
 """The one driver: input → raft → persist → send → apply → answer.
 
-One turn of `Node` follows each turn of the reactor in which anything arrived. What arrived is proposed in
-batches, written in one go, sent in one message a peer, applied and answered together: a turn costs what
-it costs, a command in it next to nothing. This module knows no reactor and no socket; it is given a clock,
-a transport, a store and randomness, real ones or simulated ones.
+After each turn of the reactor with input, `Node` runs one turn. What arrived is proposed in batches, written at
+once, sent in one message per peer, applied and answered together: the cost is per turn, hardly per command.
+This module knows no reactor and no socket: it is given a clock, a transport, a store and randomness, real or
+simulated ones.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Protocol
 
 import msgspec
 
-from raftd.errors import CorruptionError, NotLeader, Overloaded, TooOld
+from raftd.errors import CorruptionError, NotLeader, Overloaded
 from raftd.histogram import Histogram
 from raftd.jobs.budget import Turn
 from raftd.jobs.commands import FEATURE_LEVEL, Forward, ForwardRefused, Settings
 from raftd.jobs.machine import StateMachine
-from raftd.jobs.snapshot import load
+from raftd.jobs.snapshot import check_level, load
 from raftd.limits import APPLY_BYTES, MIN_FREE_DISK_BYTES, TICK_MS
 from raftd.node.admin import Administration, Answer
 from raftd.node.admission import Admission
@@ -117,7 +117,7 @@ class Node:
         fail: Callable[[BaseException], None],
     ) -> None:
         self.config = config
-        self.machine = load(store.snapshots.pieces()) if opened.base.index else StateMachine()
+        self.machine = load(store.snapshots.pieces(), config.level) if opened.base.index else StateMachine()
         if self.machine.applied_index != opened.base.index:
             raise CorruptionError(f"{store.snapshots.directory}: the snapshot holds the state at another entry than it says")
         self._check_level()
@@ -160,17 +160,18 @@ class Node:
             config.cluster,
             config.snapshot_log_bytes,
             config.min_free_disk_bytes,
+            config.level,
             self.machine.space_is_scarce,
             self.raft,
             store,
             clock,
-            self._compacting,
+            self._run_compaction_callback,
             self._replace_state,
             observer.noted,
         )
         self._administration = Administration(self.raft, transport.send)
         self._configuration = self.raft.membership.latest
-        self._is_gone = False
+        self._removal_reported = False
         self._is_measuring = False
         self.gateway.space_is_scarce = self.machine.space_is_scarce
         self._set_time()
@@ -302,8 +303,8 @@ class Node:
 
     def was_refused(self, refusal: Refusal) -> None:
         """Another node does not talk to this one."""
-        if refusal.code is RefusalCode.REMOVED and not self._is_gone:
-            self._is_gone = True
+        if refusal.code is RefusalCode.REMOVED and not self._removal_reported:
+            self._removal_reported = True
             self._observer.was_removed()
 
     def stop(self, stopped: Callable[[], None]) -> None:
@@ -367,7 +368,7 @@ class Node:
             self.wake()
         applied_bytes = 0
         for _ in range(_ROUNDS_PER_TURN):
-            self._follow_route()
+            self._resend_if_leader_changed()
             self._send_forwards(now_ms)
             if self._route is not None:
                 self._reads.start_round(now_ms)
@@ -398,8 +399,8 @@ class Node:
             before, self._configuration = self._configuration, latest
             if msgspec.structs.replace(latest, cluster_id=before.cluster_id) != before:  # a cluster that is born is no other
                 self._observer.members_changed(latest)
-        if not self._is_gone and self.config.node in latest.removed and self.raft.is_removed:
-            self._is_gone = True
+        if not self._removal_reported and self.config.node in latest.removed and self.raft.is_removed:
+            self._removal_reported = True
             self._observer.was_removed()
 
     def _carry_out(self, ready: Ready) -> None:
@@ -473,14 +474,10 @@ class Node:
             self._observer.noted(Note(text, is_scarce))
 
     def _check_level(self) -> None:
-        if self.machine.level > self.config.level:
-            raise TooOld(
-                f"this cluster uses features of level {self.machine.level}, and this raftd knows those up to level {self.config.level}: "
-                f"install a newer one"
-            )
+        check_level(self.machine.level, self.config.level)
 
-    def _compacting(self, call: Callable[..., None], *args: object) -> None:
-        """The disk has done something for a snapshot: see what follows from it."""
+    def _run_compaction_callback(self, call: Callable[..., None], *args: object) -> None:
+        """Run a callback of the disk inside the guard, then a turn."""
         self._set_time()
         self._guarded(call, *args)
         self.wake()
@@ -523,7 +520,7 @@ class Node:
 
     # -- to the leader ------------------------------------------------------------------------
 
-    def _follow_route(self) -> None:
+    def _resend_if_leader_changed(self) -> None:
         """When the leader or the term changes, everything on its way to the old one is sent to the new."""
         route = (self.raft.leader, self.raft.term) if self.raft.leader else None
         if route == self._route:

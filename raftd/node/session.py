@@ -29,7 +29,7 @@ def size_of(command: Command) -> int:
     return _COMMAND_BYTES
 
 
-def looks_at_nothing_else(machine: StateMachine) -> int:
+def nothing_scanned(machine: StateMachine) -> int:
     return 0
 
 
@@ -65,7 +65,7 @@ class SessionOwner(Protocol):
     def await_read_index(self, reads: Iterable[Read]) -> None: ...
 
 
-class _Step(NamedTuple):
+class _Request(NamedTuple):
     """Something a client asked that could not start yet."""
 
     start: Callable[..., None]
@@ -113,7 +113,7 @@ class Session:
         self.lost = lost
         self._gateway = gateway
         self._unanswered: deque[tuple[Done, int]] = deque()  # commands in the gateway or the log, with their sizes
-        self._steps: deque[_Step] = deque()  # asked, but not begun
+        self._requests: deque[_Request] = deque()  # asked, but not begun
         self._blocked = False  # by a read, or a reserve that can wait
         self._held_bytes = 0  # of all commands that are not answered
         #: Commands that wait for a batch.
@@ -132,18 +132,18 @@ class Session:
         if self.state is State.NEW:
             self._advance(State.USED)
         self._count_bytes(size_of(command))
-        self._ask(_Step(Session._start_command, command, done))
+        self._queue_request(_Request(Session._start_command, command, done))
 
-    def read(self, query: Query, done: Done, scanned: Callable[[StateMachine], int] = looks_at_nothing_else) -> None:
+    def read(self, query: Query, done: Done, scanned: Callable[[StateMachine], int] = nothing_scanned) -> None:
         """Run a linearizable query; `done` gets its result. `scanned`: how many items it looks at besides those that it gives."""
-        self._ask(_Step(Session._start_read, (query, scanned), done))
+        self._queue_request(_Request(Session._start_read, (query, scanned), done))
 
     def local(self, answer: Callable[[], object], done: Done, steps: int = LINE_STEPS) -> None:
         """Call `answer` when its turn has come, without the cluster; `done` gets what it returns. `steps`: what that costs."""
-        self._ask(_Step(Session._start_local, (answer, steps), done))
+        self._queue_request(_Request(Session._start_local, (answer, steps), done))
 
     def introduce(self) -> None:
-        """Let the session be in the state before its first read, as a connection that has said something is."""
+        """Make the cluster know this session before its first read, by a command without effect."""
         if self.state is State.NEW:
             self.submit(Touch(self.number, _NO_JOB), lambda reply, index: None)
 
@@ -155,14 +155,14 @@ class Session:
         if self._blocked and self._unanswered:
             # Any command ends the wait; the answer to this one is dropped.
             self._count_bytes(_COMMAND_BYTES)
-            self._send(Touch(self.number, _NO_JOB), lambda reply, index: None)
+            self._queue_for_batch(Touch(self.number, _NO_JOB), lambda reply, index: None)
 
     def close(self) -> None:
         """The connection is gone: what has not left is dropped, what it holds will be given back."""
         self._end(CloseSession(self.number))
 
     def leave(self) -> None:
-        """The connection is done with, and what it holds is its client's as long as the client has time: the tokens tell who that is."""
+        """End the session but keep its reservations: a call with the token keeps the job until its time to run ends."""
         self._end(Leave(self.number))
 
     def _end(self, last_word: CloseSession | Leave) -> None:
@@ -172,7 +172,7 @@ class Session:
             self._gateway.forget(self, last_word if is_replicated else None)
 
     def abandon(self) -> None:
-        """Its gateway was closed, so no answer will come: call `lost`."""
+        """No answer can come, because the gateway was closed or a snapshot covers the commands: call `lost`."""
         if self.state is not State.CLOSED:
             lost = self.lost
             self._drop()
@@ -181,7 +181,7 @@ class Session:
     def _drop(self) -> None:
         self._advance(State.CLOSED)
         self.lost = _nobody_is_told  # its owner refers to this session: without a cycle both go at once
-        self._steps.clear()
+        self._requests.clear()
         self._unanswered.clear()
         self.queued.clear()
         self._count_bytes(-self._held_bytes)
@@ -198,9 +198,9 @@ class Session:
         self._held_bytes += size
         self._gateway.held_bytes += size
 
-    def _ask(self, step: _Step) -> None:
+    def _queue_request(self, request: _Request) -> None:
         if self.state is not State.CLOSED:
-            self._steps.append(step)
+            self._requests.append(request)
             self._go_on()
 
     @property
@@ -223,13 +223,13 @@ class Session:
         self._go_on()
 
     def _go_on(self) -> None:
-        while self._steps and not self._blocked and not self._paused:
-            start, what, done = self._steps[0]
+        while self._requests and not self._blocked and not self._paused:
+            start, what, done = self._requests[0]
             if self._unanswered and start is not Session._start_command:
                 return  # earlier answers come first; they call this again
             if start is Session._start_local and not self._gateway.has_time(self, what[1]):
                 return
-            self._steps.popleft()
+            self._requests.popleft()
             start(self, what, done)
 
     def _start_command(self, command: Command, done: Done) -> None:
@@ -238,9 +238,9 @@ class Session:
                 command = Reserve(self.number, 0)
             else:
                 self._blocked = True
-        self._send(command, done)
+        self._queue_for_batch(command, done)
 
-    def _send(self, command: Command, done: Done) -> None:
+    def _queue_for_batch(self, command: Command, done: Done) -> None:
         """Into the next batch, past whatever waits."""
         self._unanswered.append((done, size_of(command)))
         self.queued.append(command)

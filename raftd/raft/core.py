@@ -6,12 +6,11 @@
         └── a leader is heard, a higher term is seen, too few would vote, a leader without a quorum ──┘
 
 Every method that takes input may queue effects; `ready()` collects them (its contract: `ready.py`). No
-method reads a clock: `tick()` brings the driver's monotonic and wall clock, all of one turn happens at
+method reads a clock: `set_time()` brings the driver's monotonic and wall clock, and everything until the next call happens at
 that time. Election timeouts count ticks, not milliseconds: a process that was stopped for a while hears
 what has arrived before it believes that the leader is gone.
 
-PreVote and CheckQuorum are always on. Rules that carry an R number are explained, with the bug they come
-from, by the test of that name in `tests/raft/`.
+PreVote and CheckQuorum are always on. `docs/rules.md` explains the rules with an R number.
 """
 
 from __future__ import annotations
@@ -104,8 +103,8 @@ class Raft:
         self._tally = Tally(self.membership.halves)
         self._estimates: list[int | None] = []
         self._walls: list[int] = []
-        self._own_vote_number = 0  # the persist that makes it durable, 0 until handed over
-        self._asked_tick = 0  # when it was, and the others were asked for theirs
+        self._own_vote_persist = 0  # the persist that makes it durable, 0 until handed over
+        self._votes_requested_tick = 0  # when it was, and the others were asked for theirs
         # leading
         #: What goes to followers, None on others.
         self.replication: Replication | None = None
@@ -126,7 +125,7 @@ class Raft:
         self._hard_state_changed = False
         self._hard_state_number = 0  # the last persist that carried it
         self._persist_number = 0
-        self._unfinished: deque[tuple[int, int]] = deque()  # (persist number, tick when handed over)
+        self._persists_in_flight: deque[tuple[int, int]] = deque()  # (persist number, tick when handed over)
         self._send_now: list[tuple[int, Message]] = []
         self._send_after: list[tuple[int, Message]] = []
         self._finished_reads: list[ReadState] = []
@@ -191,7 +190,7 @@ class Raft:
         self._elapsed_ticks += 1
         if self.is_leader:
             self._tick_leader()
-        elif self.role is Role.CANDIDATE and self._tally.won and self.tick_count - self._asked_tick >= self._heartbeat_ticks:
+        elif self.role is Role.CANDIDATE and self._tally.won and self.tick_count - self._votes_requested_tick >= self._heartbeat_ticks:
             self._become_leader()
         elif self._elapsed_ticks >= self._timeout_ticks and self._may_campaign:
             self.campaign("no leader heard within the election timeout")
@@ -221,10 +220,10 @@ class Raft:
             case AppendEntriesReply():
                 self._on_append_entries_reply(sender, message)
             case PreVote():
-                if not self._is_disturbed_by(sender):
+                if not self._ignores_candidate(sender):
                     self._on_pre_vote(sender, message)
             case RequestVote():
-                if message.transfer or not self._is_disturbed_by(sender):
+                if message.transfer or not self._ignores_candidate(sender):
                     self._on_request_vote(sender, message)
             case PreVoteReply():
                 self._on_pre_vote_reply(sender, message)
@@ -353,12 +352,12 @@ class Raft:
 
     def persisted(self, number: int) -> None:
         """All persists up to `number` are durable."""
-        while self._unfinished and self._unfinished[0][0] <= number:
-            self._unfinished.popleft()
+        while self._persists_in_flight and self._persists_in_flight[0][0] <= number:
+            self._persists_in_flight.popleft()
         self.log.written(number)
-        if self.role is Role.CANDIDATE and 0 < self._own_vote_number <= number:
+        if self.role is Role.CANDIDATE and 0 < self._own_vote_persist <= number:
             self._tally.count(self.node, True, self.doubtful)
-            self._asked_tick = self.tick_count
+            self._votes_requested_tick = self.tick_count
             self._settle_election()
         if self.is_leader:
             self._advance_commit()
@@ -385,7 +384,7 @@ class Raft:
             send_now=self._send_now,
             persist=persist,
             send_after_persist=self._send_after,
-            after=self._unfinished[-1][0] if self._unfinished else 0,
+            after=self._persists_in_flight[-1][0] if self._persists_in_flight else 0,
             apply=apply,
             reads=self._finished_reads,
             changes=self._changes,
@@ -406,10 +405,10 @@ class Raft:
             hard_state = HardState(self.term, self.voted_for, self.doubtful)
             self._hard_state_changed = False
             self._hard_state_number = self._persist_number
-            if self.role is Role.CANDIDATE and not self._own_vote_number:
-                self._own_vote_number = self._persist_number
+            if self.role is Role.CANDIDATE and not self._own_vote_persist:
+                self._own_vote_persist = self._persist_number
         entries = self.log.hand_over(self._persist_number) if entries_wait else []
-        self._unfinished.append((self._persist_number, self.tick_count))
+        self._persists_in_flight.append((self._persist_number, self.tick_count))
         return Persist(self._persist_number, hard_state, entries)
 
     # -- roles --------------------------------------------------------------------------------
@@ -444,7 +443,7 @@ class Raft:
         self.term += 1
         self.voted_for = self.node
         self._hard_state_changed = True
-        self._own_vote_number = 0
+        self._own_vote_persist = 0
         self._sound_at_index = 0
         self._draw_timeout()
         self._become(Role.CANDIDATE, 0, reason)
@@ -485,10 +484,9 @@ class Raft:
 
     # -- elections ----------------------------------------------------------------------------
 
-    def _is_disturbed_by(self, candidate: int) -> bool:
-        """R5: with a live leader no election is needed. Checked before the message's term is looked
-        at, so that it raises none. The leader itself may ask: it knows best that it leads no more. Who was
-        removed disturbs always (R27)."""
+    def _ignores_candidate(self, candidate: int) -> bool:
+        """R5: a node with a live leader ignores candidates, before it looks at their term. The leader itself may campaign. A removed
+        node is always ignored (R27)."""
         if candidate in self.membership.latest.removed and candidate not in self.membership.members:
             return True
         return self.leader not in (0, candidate) and self._elapsed_ticks < self._election_ticks
@@ -562,7 +560,7 @@ class Raft:
     @property
     def is_hard_state_durable(self) -> bool:
         """Whether term and vote, as they are now, would survive a crash."""
-        durable = self._unfinished[0][0] - 1 if self._unfinished else self._persist_number
+        durable = self._persists_in_flight[0][0] - 1 if self._persists_in_flight else self._persist_number
         return not self._hard_state_changed and self._hard_state_number <= durable
 
     # -- following ----------------------------------------------------------------------------
@@ -658,7 +656,7 @@ class Raft:
     @property
     def _disk_stalled(self) -> bool:
         """A write has been on its way for 2T."""
-        return bool(self._unfinished) and self.tick_count - self._unfinished[0][1] >= 2 * self._election_ticks
+        return bool(self._persists_in_flight) and self.tick_count - self._persists_in_flight[0][1] >= 2 * self._election_ticks
 
     def _tick_leader(self) -> None:
         if self._leadership is not None:

@@ -590,7 +590,7 @@ class Checks:
         disk = Disk(512)
         disk.open("backup").write(0, data)
         reader = SnapshotReader(disk, "backup")
-        machine = load(reader.pieces())
+        machine = load(reader.pieces(), max(process.node.config.level for process in self._records))
         known = self._digests.get(index)
         holds = reader.meta.index == machine.applied_index == index and known in (None, machine.digest())
         _require(holds, "I11", f"a backup of entry {index} holds another state")

@@ -3,7 +3,7 @@
 Written from the protocol, for checking `raftd/jobs/` against: it shares no code with it, not even the structs. Commands are
 the lists that stand in the log ([tag, session, …]), answers the lists that stand for replies ([tag, …]).
 
-Where an entry's budget ends is part of what nodes must agree on, so the model counts steps too, by the table of `docs/architecture.md`.
+Where an entry's budget ends is part of what nodes must agree on, so the model counts steps too, by docs/decisions.md: Bounded work.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 # Tags of payloads, commands and replies, as docs/protocol.md numbers them.
-BATCH, OPEN_GATEWAY, CLOSE_GATEWAY, SETTINGS, ROOM, FEATURES, DIRECTORY = 1, 2, 3, 4, 5, 6, 7
+BATCH, OPEN_GATEWAY, CLOSE_GATEWAY, SETTINGS, DISK_SPACE, FEATURES, DIRECTORY = 1, 2, 3, 4, 5, 6, 7
 PUT, USE, WATCH, IGNORE, RESERVE, RESERVE_JOB, DELETE = 1, 2, 3, 4, 5, 6, 7
 RELEASE, BURY, TOUCH, KICK, KICK_JOB, PAUSE_TUBE, CLOSE_SESSION, DECLARE, PUT_BACK = 8, 9, 10, 11, 12, 13, 14, 15, 16
 PUT_MANY, LEAVE, UNDECLARE = 17, 18, 19
@@ -231,7 +231,7 @@ class Model:
                         self._run(node, command)
             case [tag, max_job_bytes, _] if tag == SETTINGS:
                 self.max_job_bytes = max_job_bytes
-            case [tag, is_scarce] if tag == ROOM:
+            case [tag, is_scarce] if tag == DISK_SPACE:
                 self.space_is_scarce = is_scarce
             case [tag, level] if tag == FEATURES:
                 self.level = max(self.level, level)

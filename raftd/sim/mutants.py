@@ -243,7 +243,7 @@ def _check_quorum_off(original: Any) -> Any:
     return tick
 
 
-@_mutant("PreVote disturbs", Raft, "_is_disturbed_by")
+@_mutant("PreVote disturbs", Raft, "_ignores_candidate")
 def _pre_vote_disturbs(original: Any) -> Any:
     return lambda self, sender: False
 
@@ -416,8 +416,8 @@ def _close_of_a_session_lost(original: Any) -> Any:
 @_mutant("read passes earlier commands", Session, "_go_on")
 def _read_passes_earlier_commands(original: Any) -> Any:
     def go_on(self: Session) -> None:
-        if self._steps and self._steps[0].start is Session._start_read and self._unanswered and not self._blocked:
-            step = self._steps.popleft()
+        if self._requests and self._requests[0].start is Session._start_read and self._unanswered and not self._blocked:
+            step = self._requests.popleft()
             step.start(self, step.what, step.done)
         original(self)
 
@@ -553,7 +553,7 @@ def _expiry_by_local_clock(original: Any) -> Any:
     return apply
 
 
-@_mutant("token not checked", StateMachine, "_holds")
+@_mutant("token not checked", StateMachine, "_held_job")
 def _token_not_checked(original: Any) -> Any:
     def holds(self: StateMachine, session: Any, id: int, token: int) -> Any:
         job = self.jobs.get(id)

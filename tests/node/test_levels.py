@@ -7,6 +7,8 @@ import pytest
 
 from raftd.errors import TooOld
 from raftd.jobs.commands import FEATURE_LEVEL, Features, encode_payload
+from raftd.jobs.machine import StateMachine
+from raftd.jobs.snapshot import Loader, dump
 from raftd.raft.messages import AddMember, EntryKind, MemberAddress
 from raftd.raft.outcomes import DONE, AdminResult
 from raftd.sim.cluster import SimCluster
@@ -98,6 +100,17 @@ def test_an_older_raftd_does_not_start_on_a_newer_snapshot(monkeypatch):
     node = follower(cluster)
     with pytest.raises(TooOld, match="install a newer one"):
         restart(cluster, node, FEATURE_LEVEL)
+
+
+def test_a_newer_snapshot_is_refused_before_a_piece_that_only_a_newer_raftd_can_read():
+    """The level was checked only once all pieces were loaded, so a new kind of piece was called damage."""
+    machine = StateMachine()
+    machine.apply(1, 1_000, encode_payload(Features(NEWER)))
+    head, *_ = dump(machine)
+    loader = Loader()
+    with pytest.raises(TooOld, match="install a newer one"):
+        loader.feed(head)
+    Loader(known_level=NEWER).feed(head)
 
 
 def test_a_level_never_sinks():

@@ -176,7 +176,7 @@ def test_without_a_quorum_everything_but_status_is_503_in_time_and_nothing_is_lo
         assert again.get("kept") == (404, NO)
 
 
-def test_with_http_leader_only_the_others_name_the_leader(tmp_path):
+def test_with_topics_leader_only_the_others_name_the_leader(tmp_path):
     with ProcessCluster(tmp_path, 3, topics_leader_only=True) as cluster:
         leader = cluster.leader()
         other = leader % 3 + 1

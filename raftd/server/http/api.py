@@ -20,7 +20,7 @@ from raftd.jobs.machine import DEFAULT_TUBE, StateMachine
 from raftd.jobs.model import Job
 from raftd.limits import HTTP_ANSWER_S, HTTP_BODY_BYTES, KEY_CHARACTERS, REPLY_BYTES
 from raftd.node.loop import Node
-from raftd.node.session import looks_at_nothing_else
+from raftd.node.session import nothing_scanned
 from raftd.server.http import shapes as s
 from raftd.server.http.exchange import Exchange
 from raftd.server.http.routes import RAW, Ask, BadRequest, convert, route
@@ -138,7 +138,7 @@ class Api:
         ask: Ask,
         query: Callable[[StateMachine, int], Any],
         then: Callable[[Any], None],
-        scanned: Callable[[StateMachine], int] = looks_at_nothing_else,
+        scanned: Callable[[StateMachine], int] = nothing_scanned,
     ) -> None:
         """One linearizable look at the state. `query` gets log time too; `scanned` tells how many items it looks at."""
         exchange = self._begin(ask, is_undone=True)

@@ -11,7 +11,7 @@ from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs.machine import StateMachine
 from raftd.node.loop import Node
-from raftd.node.session import Session, State, looks_at_nothing_else
+from raftd.node.session import Session, State, nothing_scanned
 from raftd.server.http.site import Call
 
 
@@ -54,9 +54,7 @@ class Exchange:
         self.session.submit(command, lambda reply, index: self._answered(then, reply))
         self._node.wake()
 
-    def read(
-        self, query: queries.Query, then: Callable[[Any], None], scanned: Callable[[StateMachine], int] = looks_at_nothing_else
-    ) -> None:
+    def read(self, query: queries.Query, then: Callable[[Any], None], scanned: Callable[[StateMachine], int] = nothing_scanned) -> None:
         """`then` gets what a linearizable query gives. The session need not be in the state for it: reading writes nothing to the log.
         `scanned`: how many items it looks at besides those that it gives."""
         self.session.read(query, lambda result, index: self._answered(then, result), scanned)
