@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from random import SystemRandom
 from typing import Any, cast
 
@@ -75,6 +75,11 @@ def use_monotonic_time(reactor: Any) -> None:
     if reactor.getDelayedCalls():
         raise AssertionError("something is scheduled by wall-clock time already")
     reactor.seconds = time.monotonic
+
+
+def majority_text(halves: Iterable[Collection[int]]) -> str:
+    """Return how many nodes a leader needs: of each half, while a configuration is joint."""
+    return " and ".join(f"{len(half) // 2 + 1} of {sorted(half)}" for half in halves)
 
 
 class RaftdService(service.MultiService):
@@ -236,10 +241,10 @@ class RaftdService(service.MultiService):
         nodes = sorted(self.node.raft.voters)
         missing = [node for node in nodes if node != self.node_id and node not in self._peers.reachable]
         self._log.warn(
-            "no leader: clients' commands wait. Of the nodes {nodes} this one cannot reach {missing}; {majority} are needed",
+            "no leader: clients' commands wait. Of the nodes {nodes} this one cannot reach {missing}; {needed} are needed",
             nodes=nodes,
             missing=missing or "none",
-            majority=len(nodes) // 2 + 1,
+            needed=majority_text(self.node.raft.membership.halves),
         )
 
     def _tick(self, node: Node) -> None:

@@ -15,7 +15,7 @@ from twisted.internet.task import deferLater
 
 from raftd import config
 from raftd.bench.local import free_ports
-from raftd.server.service import STOP_TIMEOUT_S, RaftdService
+from raftd.server.service import STOP_TIMEOUT_S, RaftdService, majority_text
 
 
 class Talker(Protocol):
@@ -224,3 +224,8 @@ async def test_a_large_job_passes_through_and_a_slow_reader_gets_all_of_it(tmp_p
         talker.transport.loseConnection()
         await talker.gone
         await service.stopService()
+
+
+def test_a_joint_configuration_needs_a_majority_of_each_half():
+    assert majority_text([frozenset({1, 2, 3})]) == "2 of [1, 2, 3]"
+    assert majority_text([frozenset({1, 2, 3, 4}), frozenset({1, 2, 3})]) == "3 of [1, 2, 3, 4] and 2 of [1, 2, 3]"
