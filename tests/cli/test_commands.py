@@ -129,7 +129,7 @@ def test_a_bench_needs_sense():
 # -- status ------------------------------------------------------------------------------------
 
 
-def test_status_shows_who_leads_how_far_each_is_and_how_many_jobs_there_are(tmp_path):
+def test_status_shows_leader_lag_and_jobs(tmp_path):
     with ProcessCluster(tmp_path, 3) as cluster:
         leader = cluster.leader()
         wait_for(lambda: all((stats := cluster.stats(node)) and stats["leader"] == str(leader) for node in (1, 2, 3)))

@@ -330,7 +330,7 @@ def test_a_node_in_doubt_doubts_no_more_once_its_tail_is_accepted(tmp_path):
         wait_for(lambda: cluster.find_leader() or None, what="a leader")
 
 
-def test_one_node_of_three_goes_on_as_a_new_cluster_when_the_others_are_lost(tmp_path):
+def test_one_of_three_becomes_a_new_cluster(tmp_path):
     with ProcessCluster(tmp_path, 3) as cluster:
         cluster.leader()
         client = cluster.client(1)
@@ -354,7 +354,7 @@ def test_one_node_of_three_goes_on_as_a_new_cluster_when_the_others_are_lost(tmp
         assert client.stats()["nodes"] == "1"
 
 
-def test_a_node_that_no_configuration_names_goes_on_as_a_new_cluster_by_what_its_directory_says(tmp_path):
+def test_a_node_without_a_configuration_becomes_a_new_cluster(tmp_path):
     with ProcessCluster(tmp_path, 3) as cluster:
         cluster.leader()
         cluster.client(1).put(b"a job")
@@ -368,7 +368,7 @@ def test_a_node_that_no_configuration_names_goes_on_as_a_new_cluster_by_what_its
     assert ", of term " in found.stdout
 
 
-def test_a_new_cluster_that_cannot_take_its_place_leaves_everything_as_it_was(lived, tmp_path, monkeypatch):
+def test_a_failed_new_cluster_changes_nothing(lived, tmp_path, monkeypatch):
     data = copy_of(lived, tmp_path)
     before = sorted(path.relative_to(data) for path in data.rglob("*"))
     rename, renamed = os.rename, []

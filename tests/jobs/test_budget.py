@@ -56,7 +56,7 @@ class Measured(Queue):
         return self.longest <= COSTS.entry + LONGEST
 
 
-def test_a_job_released_at_its_priority_again_and_again_stands_in_its_queue_once():
+def test_a_job_released_often_is_in_its_queue_once():
     queue = Measured()
     count = 2_000
     queue.in_batches([put() for _ in range(count)])
@@ -92,7 +92,7 @@ def test_a_kick_moves_as_many_as_one_entry_has_budget_for():
 
 
 @pytest.mark.parametrize("held", [1, 16, 17, 4_000])
-def test_a_reserve_that_finds_nothing_costs_the_same_however_much_its_session_holds(held):
+def test_an_empty_reserve_costs_the_same_with_many_jobs_held(held):
     queue = Measured()
     queue.in_batches([put(ttr=60_000 + number) for number in range(held)])
     queue.in_batches([c.Reserve(1, 0) for _ in range(held)])
@@ -149,7 +149,7 @@ def test_a_gateway_with_many_sessions_is_closed_in_slices(waiting):
     assert queue.machine.default.watching == queue.machine.default.using == 0
 
 
-def test_no_session_of_a_closed_gateway_is_given_a_job_while_it_waits_to_be_closed():
+def test_a_closed_gateways_waiters_get_no_job():
     queue = Measured()
     watching(queue, sessions=100, tubes=600, waiting=True)
     queue.entry(c.OpenGateway(2, 1))
@@ -161,7 +161,7 @@ def test_no_session_of_a_closed_gateway_is_given_a_job_while_it_waits_to_be_clos
     assert queue.machine.jobs[1].holder == (2, 1)
 
 
-def test_a_new_incarnation_begins_while_sessions_of_the_old_one_are_being_closed():
+def test_a_new_incarnation_begins_during_the_close_of_the_old():
     queue = Measured()
     watching(queue, sessions=100, tubes=600, waiting=True)
     queue.entry(c.OpenGateway(1, 2))
@@ -195,7 +195,7 @@ def test_a_pause_that_ends_gives_its_jobs_in_slices_and_nobody_overtakes():
     assert queue.is_bounded()
 
 
-def test_tubes_with_jobs_left_over_are_served_in_the_order_in_which_they_were_left():
+def test_left_over_tubes_are_served_in_order():
     queue = Measured()
     count = 1_000
     for first, tube in ((2, "a"), (2 + count, "b")):

@@ -50,7 +50,7 @@ def put(session: int = 1, pri: int = 10, delay: int = 0, ttr: int = 60_000, body
     return c.Put(session, pri, delay, ttr, body)
 
 
-def test_reserve_gives_the_least_priority_then_the_least_id_over_all_watched_tubes():
+def test_reserve_takes_the_least_priority_and_id_of_all_tubes():
     queue = Queue()
     queue.do(c.Use(1, "a"), put(pri=5), c.Use(1, "b"), put(pri=1), put(pri=5), c.Use(1, "default"), put(pri=5))
     queue.do(c.Watch(2, "a"), c.Watch(2, "b"))
@@ -93,7 +93,7 @@ def test_tokens_only_grow_and_fence_a_reservation():
     assert queue.do(c.Delete(2, 1, second.token)) == [(2, r.Deleted())]
 
 
-def test_ttr_over_counts_a_timeout_and_the_former_owner_may_delete_only_a_job_that_nobody_holds():
+def test_ttr_over_counts_a_timeout_and_ends_ownership():
     queue = Queue()
     queue.do(put(ttr=1_000))
     queue.do(c.Reserve(2, 0))
@@ -131,7 +131,7 @@ def test_a_reserve_times_out_at_its_time_and_not_before():
     assert queue.machine.next_due_ms() is None
 
 
-def test_a_closed_session_gives_its_reservations_back_at_once_with_counters_unchanged():
+def test_a_closed_session_gives_its_jobs_back():
     queue = Queue()
     queue.do(put(), put(), c.Reserve(2, 0), c.Reserve(2, 0))
     queue.do(c.CloseSession(2))
@@ -445,7 +445,7 @@ def test_a_put_that_was_refused_leaves_its_key_free():
     assert queue.do(many(b"small", key="k")) == [(1, r.InsertedMany(1, 1, False))]
 
 
-def test_a_key_is_free_again_when_its_window_is_over_and_old_ones_are_forgotten():
+def test_a_key_is_free_after_its_window():
     queue = Queue()
     queue.do(*(many(b"x", key=f"k{n}") for n in range(100)))
     assert queue.do(many(b"x", key="k0"), later=KEY_WINDOW_MS - 1)[0][1].is_repeat

@@ -52,7 +52,7 @@ def test_a_backup_holds_everything_that_was_applied_when_it_was_asked_for():
     assert reader.meta.index == snapshot.index
 
 
-def test_two_that_ask_at_once_get_the_same_and_an_idle_cluster_gives_it_again():
+def test_simultaneous_backups_share_a_snapshot():
     cluster = filled()
     one, other = Asked(cluster, 2), Asked(cluster, 2)
     assert cluster.run(1_000, lambda: bool(one.answers and other.answers))
@@ -61,7 +61,7 @@ def test_two_that_ask_at_once_get_the_same_and_an_idle_cluster_gives_it_again():
     assert again.answers == one.answers
 
 
-def test_one_that_is_asked_for_while_a_snapshot_is_written_is_newer_than_that(monkeypatch):
+def test_a_backup_asked_for_during_a_snapshot_is_newer(monkeypatch):
     monkeypatch.setattr("raftd.node.backups.BACKUP_TICKS", 1)
     cluster = filled()
     first = Asked(cluster, 1)
@@ -86,7 +86,7 @@ def test_a_copy_of_the_disk_that_fails_is_said():
     assert "simulated" in why_not
 
 
-def test_it_stays_while_it_is_read_and_goes_when_nobody_has_asked_for_a_minute(monkeypatch):
+def test_a_backup_is_kept_while_it_is_read(monkeypatch):
     monkeypatch.setattr("raftd.node.backups.BACKUP_HOLD_TICKS", 300)
     monkeypatch.setattr("raftd.node.backups.BACKUP_TICKS", 1)
     cluster = filled()
@@ -120,7 +120,7 @@ def test_a_piece_that_is_not_there_is_not_read():
         assert not cluster[2].copy(index, offset, lambda data: None)
 
 
-def test_those_who_ask_again_and_again_share_a_snapshot_and_two_stay_at_most():
+def test_repeated_backups_share_and_two_are_kept():
     """A review: a loop of puts and backups had sixty on the disk after half a minute."""
     cluster = filled()
     offset = cluster[2].raft.log.offset
@@ -147,7 +147,7 @@ def test_a_node_that_is_low_on_disk_gives_no_backup():
     assert asked.answers == [(None, "disk space is low on this node: ask another node, or free some space")]
 
 
-def test_one_that_nobody_asks_for_any_more_goes_by_itself_and_at_once_on_a_low_disk(monkeypatch):
+def test_unread_backups_expire_and_are_dropped_on_a_low_disk(monkeypatch):
     """A review: it stayed until the next backup, and on a low disk for ever."""
     monkeypatch.setattr("raftd.node.backups.BACKUP_HOLD_TICKS", 300)
     monkeypatch.setattr("raftd.node.backups.BACKUP_TICKS", 1)

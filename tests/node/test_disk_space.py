@@ -168,7 +168,7 @@ def put_until_refused(cluster: SimCluster, most: int) -> tuple[Client, list[int]
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_puts_are_taken_again_once_the_jobs_are_deleted_though_nothing_else_happens(scaled, count):
+def test_puts_resume_after_deletes_alone(scaled, count):
     """Deletes are so small that no snapshot was due for them, and it alone frees the space."""
     cluster = on_disks_of(2_000 * KILO, count)
     client, ids = put_until_refused(cluster, 500)
@@ -216,7 +216,7 @@ def announced(cluster: SimCluster, node: int, since: int) -> list[bool]:
     return [payload.is_scarce for payload in payloads if isinstance(payload, c.DiskSpace)]
 
 
-def test_a_new_leader_that_is_low_waits_for_the_others_to_say_that_they_are_not():
+def test_a_low_new_leader_waits_to_hear_the_others():
     cluster = started()
     heir = follower(cluster)
     cluster.disks[heir].leave_space(KILO)

@@ -77,7 +77,7 @@ def test_an_older_node_is_refused_by_the_others_and_told_what_to_do():
     assert refusal.code is RefusalCode.TOO_OLD
 
 
-def test_an_older_raftd_on_newer_data_ends_at_the_entry_that_it_must_not_pass():
+def test_an_older_raftd_ends_at_the_entry_it_must_not_pass():
     cluster = SimCluster(1)
     cluster.config = msgspec.structs.replace(cluster.config, level=NEWER)
     cluster.start()
@@ -102,7 +102,7 @@ def test_an_older_raftd_does_not_start_on_a_newer_snapshot(monkeypatch):
         restart(cluster, node, FEATURE_LEVEL)
 
 
-def test_a_newer_snapshot_is_refused_before_a_piece_that_only_a_newer_raftd_can_read():
+def test_a_newer_snapshot_is_refused_at_its_first_piece():
     """The level was checked only once all pieces were loaded, so a new kind of piece was called damage."""
     machine = StateMachine()
     machine.apply(1, 1_000, encode_payload(Features(NEWER)))

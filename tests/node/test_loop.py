@@ -145,7 +145,7 @@ def test_a_gateway_over_its_limit_says_so_for_certain_and_in_order(monkeypatch):
     assert len(bodies(cluster, node)) == kinds.count(r.Inserted)
 
 
-def test_effects_and_answers_of_a_connection_keep_the_order_of_its_commands():
+def test_effects_and_answers_keep_the_order_of_commands():
     cluster = started()
     node = follower(cluster)
     client = Client(cluster, node)
@@ -175,7 +175,7 @@ def test_nothing_passes_a_reserve_that_can_wait():
     assert [type(item) for item in client.told] == [r.Reserved, r.Inserted, str]
 
 
-def test_a_read_waits_for_a_quorum_and_sees_every_command_acknowledged_before_it():
+def test_a_read_waits_for_a_quorum_and_sees_acknowledged_commands():
     cluster = started()
     writer, reader = Client(cluster, cluster.leader), Client(cluster, follower(cluster))
     writer.put(b"x")
@@ -210,7 +210,7 @@ def test_a_read_waits_until_the_very_entry_it_was_promised_is_applied(monkeypatc
     assert reader.indices[1] >= writer.indices[-1]
 
 
-def test_a_closed_connection_gives_up_what_it_waits_for_and_what_it_is_given():
+def test_a_closed_connection_stops_waiting_and_returns_jobs():
     cluster = started()
     node = follower(cluster)
     gone, other = Client(cluster, node), Client(cluster, cluster.leader)
@@ -226,7 +226,7 @@ def test_a_closed_connection_gives_up_what_it_waits_for_and_what_it_is_given():
     assert isinstance(other.told[-1], r.Reserved)
 
 
-def test_the_leader_sends_followers_the_commit_at_once_when_their_clients_wait_for_it():
+def test_the_leader_sends_the_commit_at_once_to_waiting_clients():
     cluster = started()
     client = Client(cluster, follower(cluster))
     asked = cluster.scheduler.seconds()
@@ -393,7 +393,7 @@ def test_a_read_never_sees_the_session_of_an_earlier_process():
     assert cluster[node].machine.session(node, new.session.number) is not None  # the old one is still in the state
 
 
-def test_nodes_of_a_cluster_that_is_not_born_yet_must_have_the_same_configuration():
+def test_nodes_of_a_new_cluster_need_equal_configurations():
     cluster = SimCluster(3)
     cluster.start()
     hello = cluster[1].hello()
@@ -426,7 +426,7 @@ def test_who_may_speak_with_a_cluster_that_is_born():
     assert 4 not in cluster[2]._store.identity.peers
 
 
-def test_r28_who_said_hello_before_it_was_known_as_a_member_is_recognised_by_its_disk():
+def test_r28_an_early_hello_is_recognised_by_its_disk():
     cluster = started()
     hello = msgspec.structs.replace(cluster[1].hello(), node=4, directory_id=b"z" * 16)
     node = cluster[follower(cluster)]
@@ -440,7 +440,7 @@ def test_r28_who_said_hello_before_it_was_known_as_a_member_is_recognised_by_its
     assert "its disk was wiped or replaced" in refusal.text
 
 
-def test_a_frame_of_the_leader_that_takes_long_is_no_reason_for_an_election():
+def test_a_long_frame_of_the_leader_causes_no_election():
     cluster = started()
     quiet = follower(cluster)
     cluster.network.interfere = lambda sender, to, message: 0 if to == quiet and isinstance(message, AppendEntries) else 1
@@ -517,7 +517,7 @@ def test_a_node_that_was_cut_off_for_too_long_takes_over_a_snapshot(small_logs):
     assert type(client.told[0]) is r.Inserted
 
 
-def test_clients_of_a_node_that_takes_over_a_snapshot_learn_what_can_be_known(small_logs):
+def test_clients_of_a_node_that_loads_a_snapshot_get_what_is_known(small_logs):
     """The outcome of what was applied in it is unknown here; who still waits in it goes on waiting; the rest is sent again."""
     cluster = started()
     away = follower(cluster)
@@ -550,7 +550,7 @@ def test_clients_of_a_node_that_takes_over_a_snapshot_learn_what_can_be_known(sm
     caught_up(cluster)
 
 
-def test_a_gateway_that_was_closed_in_the_snapshot_drops_its_clients_and_opens_again(small_logs):
+def test_a_gateway_closed_in_a_snapshot_opens_again(small_logs):
     cluster = started()
     away = follower(cluster)
     client = Client(cluster, away)
@@ -568,7 +568,7 @@ def test_a_gateway_that_was_closed_in_the_snapshot_drops_its_clients_and_opens_a
     assert type(fresh.told[0]) is r.Reserved
 
 
-def test_entries_below_the_applied_index_leave_memory_and_come_from_the_disk(small_logs, monkeypatch):
+def test_applied_entries_leave_memory_and_come_from_disk(small_logs, monkeypatch):
     monkeypatch.setattr("raftd.raft.log.LOG_MEMORY_BYTES", 500)
     monkeypatch.setattr("raftd.node.compaction.SNAPSHOT_LEAST_BYTES", 1 << 30)
     cluster = started()
@@ -626,7 +626,7 @@ def test_the_log_stays_a_while_for_a_snapshot_that_is_on_its_way(small_logs, mon
 
 
 @pytest.mark.parametrize("asked", ["the leader", "another"])
-def test_a_leader_that_is_to_be_removed_hands_over_first_and_whoever_asked_hears_that_it_is_done(asked):
+def test_a_removed_leader_transfers_first_and_the_asker_is_answered(asked):
     """A newcomer's test: the node that could have said so was gone, and nobody knew whether it was done."""
     cluster = started()
     leader = cluster.leader
@@ -700,7 +700,7 @@ def test_r35_an_exception_wherever_something_reaches_the_node_ends_it(what, monk
     assert [str(error) for _, error in cluster.failures] == ["a bug"]
 
 
-def test_clients_of_a_gateway_that_was_closed_are_told_in_turns_and_may_ask_nothing_meanwhile():
+def test_clients_of_a_closed_gateway_are_notified_in_turns():
     cluster = started()
     node = cluster[follower(cluster)]
     clients = [Client(cluster, node.config.node) for _ in range(1_000)]
@@ -760,7 +760,7 @@ def test_reads_of_a_gateway_that_was_closed_are_answered_to_nobody():
     assert {told for client in clients for told in client.told[1:]} <= {"mine"}
 
 
-def test_r28_a_member_that_was_added_after_a_removal_is_known_by_its_disk_everywhere():
+def test_r28_a_member_added_after_a_removal_is_known_by_its_disk():
     cluster = started()
     cluster.run(500)
     results: list[AdminResult] = []

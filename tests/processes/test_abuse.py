@@ -141,7 +141,7 @@ def test_two_thousand_idle_connections_and_64_busy_ones(tmp_path, capsys):
     assert cycles > 0
 
 
-def test_more_clients_than_descriptors_are_turned_away_and_the_node_goes_on(tmp_path):
+def test_clients_beyond_the_descriptors_are_turned_away(tmp_path):
     most = 40
     line, peer = free_ports(2)
     config = tmp_path / "c.yaml"

@@ -69,7 +69,7 @@ def test_jobs_go_in_at_one_node_and_out_at_another(tmp_path):
         assert worker.reserve(timeout_s=5)[0]["body"] == "by line"
 
 
-def test_whoever_hangs_up_strands_no_job_and_whoever_has_his_answer_keeps_it(tmp_path):
+def test_a_hang_up_strands_no_job_and_an_answer_keeps_it(tmp_path):
     with ProcessCluster(tmp_path, 1) as cluster:
         cluster.leader()
         api = Api(cluster, 1)

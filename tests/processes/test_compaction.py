@@ -90,7 +90,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_a_copy_that_is_killed_costs_a_warning_and_one_that_lost_its_parent_ends(tmp_path):
+def test_a_killed_copy_costs_a_warning_and_an_orphan_ends(tmp_path):
     with ProcessCluster(tmp_path, 1, snapshot_log_bytes=BOUND, max_job_size=4 << 20) as cluster:
         node = cluster.running[1]
         client = cluster.client(1)

@@ -270,7 +270,7 @@ def test_a_locked_data_directory(tmp_path):
         assert cluster.client(1).put(b"y") == 2
 
 
-def test_a_corrupt_data_directory_names_file_and_offset_and_nothing_is_changed(tmp_path):
+def test_a_corrupt_directory_names_file_and_offset(tmp_path):
     with ProcessCluster(tmp_path, 1) as cluster:
         client = cluster.client(1)
         client.put(b"one")
@@ -304,7 +304,7 @@ def test_a_data_directory_that_cannot_be_made(tmp_path):
 # -- ending ------------------------------------------------------------------------------------
 
 
-def test_r17_a_disk_that_fails_ends_the_process_with_status_70_and_says_why(tmp_path):
+def test_r17_a_failing_disk_ends_the_process_with_status_70(tmp_path):
     """A limit on file sizes stands in for the failing disk."""
     config = write(tmp_path / "c.yaml", cluster="test")
     port = yaml.safe_load(config.read_text())["nodes"][1]["line"]
@@ -336,7 +336,7 @@ def test_r17_a_disk_that_fails_ends_the_process_with_status_70_and_says_why(tmp_
         assert found >= acknowledged > 0
 
 
-def test_hostile_bytes_at_every_listener_leave_the_node_serving_and_no_traceback(tmp_path):
+def test_hostile_bytes_at_every_listener_leave_the_node_serving(tmp_path):
     noise = random.Random(7)
     with ProcessCluster(tmp_path, 1) as cluster:
         client = cluster.client(1)

@@ -58,7 +58,7 @@ def inserts(client: LineClient) -> bool:
     return client.line().startswith(b"INSERTED ")
 
 
-def test_puts_are_refused_before_the_disk_is_full_deletes_go_on_and_it_recovers(tmp_path, small_disks, capsys):
+def test_puts_are_refused_before_the_disk_is_full(tmp_path, small_disks, capsys):
     with ProcessCluster(tmp_path, 3, snapshot_log_bytes=MEBI, min_free_disk_bytes=6 * MEBI) as cluster:
         cluster.leader()
         client = cluster.client(1)
@@ -90,7 +90,7 @@ def delete_for_ever(client: LineClient) -> None:
         assert {client.line() for _ in range(50)} == {b"NOT_FOUND"}
 
 
-def test_a_disk_that_is_full_all_the_same_ends_the_node_and_nothing_is_lost(tmp_path, small_disks):
+def test_a_full_disk_ends_the_node_and_loses_nothing(tmp_path, small_disks):
     with ProcessCluster(tmp_path, 1, snapshot_log_bytes=MEBI, min_free_disk_bytes=0) as cluster:
         client = cluster.client(1)
         ids = [client.put(b"job %d" % number) for number in range(100)]

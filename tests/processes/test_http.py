@@ -152,7 +152,7 @@ def test_hostile_requests_leave_the_node_serving_and_no_traceback(tmp_path):
 
 
 @pytest.mark.load
-def test_a_thousand_slow_clients_cost_no_lead_and_go_when_their_time_is_over(tmp_path, capsys):
+def test_a_thousand_slow_clients_cost_no_election(tmp_path, capsys):
     """Half of them send a byte now and then, the others have asked and do not read."""
     with ProcessCluster(tmp_path, 3) as cluster:
         leader = cluster.leader()

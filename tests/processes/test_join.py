@@ -146,7 +146,7 @@ def started_with(arguments: list[str], tmp_path: Path) -> subprocess.CompletedPr
     return subprocess.run(arguments, capture_output=True, text=True, timeout=30, cwd=tmp_path, check=False)
 
 
-def test_what_would_keep_a_node_from_starting_is_found_before_it_is_a_member(tmp_path: Path):
+def test_join_finds_what_prevents_a_start_first(tmp_path: Path):
     """A review: each left a learner that never ran, and burnt an id."""
     with ProcessCluster(tmp_path, 1) as cluster:
         cluster.leader()

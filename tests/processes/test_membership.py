@@ -114,7 +114,7 @@ def test_a_cluster_grows_loses_a_disk_and_shrinks_under_load(tmp_path, capsys):
     assert len(load.acknowledged) > 100
 
 
-def test_what_cannot_be_is_refused_with_the_reason_and_old_files_find_the_members(tmp_path):
+def test_impossible_changes_are_refused_and_old_files_work(tmp_path):
     with Growing(tmp_path, 4) as cluster:
         cluster.leader()
         place = ("--host", "127.0.0.1", "--peer", str(cluster.addresses[4]["peer"]))

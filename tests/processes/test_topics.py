@@ -151,7 +151,7 @@ def test_other_listeners_see_the_same_messages(tmp_path):
         assert caller.get("undeclared") == (404, NO)
 
 
-def test_without_a_quorum_everything_but_status_is_503_in_time_and_nothing_is_lost(tmp_path):
+def test_without_a_quorum_all_but_status_is_503_in_time(tmp_path):
     with ProcessCluster(tmp_path, 3) as cluster:
         leader = cluster.leader()
         caller = Caller(cluster, leader)

@@ -21,7 +21,7 @@ def raftd(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.load
-def test_the_lead_goes_to_another_node_and_a_stopping_leader_hands_over_first(tmp_path, capsys):
+def test_the_lead_is_transferred_also_at_a_stop(tmp_path, capsys):
     gaps, stops = [], []
     with ProcessCluster(tmp_path, 3) as cluster:
         load = Workload([cluster.line_address(node) for node in cluster.nodes], producers=4, workers=4)

@@ -27,7 +27,7 @@ def test_paper_5_2_nodes_start_as_followers():
     assert [cluster[node].role for node in (1, 2, 3)] == [Role.FOLLOWER] * 3
 
 
-def test_paper_5_2_a_follower_that_hears_nobody_campaigns_within_twice_the_timeout():
+def test_paper_5_2_a_follower_without_a_leader_campaigns_in_time():
     peer = alone()
     for _ in range(T - 1):
         peer.raft.tick()
@@ -47,7 +47,7 @@ def test_paper_5_2_election_timeouts_are_spread_over_the_interval():
     assert max(drawn) < 2 * T
 
 
-def test_paper_5_2_a_majority_of_votes_makes_a_leader_of_any_number_of_nodes():
+def test_paper_5_2_a_majority_of_votes_makes_a_leader():
     for count in (1, 2, 3, 4, 5, 13):
         cluster = Cluster(count)
         cluster.elect(1)
@@ -145,7 +145,7 @@ def test_r01_an_acknowledgement_waits_for_the_term_it_was_given_in():
     assert (reply.term, peer.disk.hard_state.term) == (4, 4)
 
 
-def test_r02_a_higher_term_is_no_vote_and_a_vote_is_never_changed_within_a_term():
+def test_r02_a_higher_term_is_no_vote_and_a_vote_stays():
     peer = alone(log=entries(1, 1), term=1)
     peer.raft.step(2, RequestVote(5, 0, 0))  # stale log: refused
     assert (peer.raft.term, peer.raft.voted_for) == (5, 0)
@@ -163,7 +163,7 @@ def test_r01_a_vote_in_a_term_that_is_durable_already_is_durable_too():
     assert peer.disk.hard_state == HardState(3, 2)
 
 
-def test_r01_a_vote_on_its_way_to_the_disk_is_not_overtaken_by_another_campaign():
+def test_r01_a_vote_in_flight_is_not_overtaken_by_a_campaign():
     peer = alone(voters=1)
     peer.stalled = True
     for _ in range(10 * T):
@@ -255,7 +255,7 @@ def test_r04_pre_vote_changes_nothing_on_either_side():
         assert side.disk.hard_state == HardState()
 
 
-def test_r04_a_lower_term_pre_vote_is_refused_with_the_own_term_and_the_asker_adopts_it():
+def test_r04_a_lower_term_pre_vote_gets_the_own_term():
     peer, asker = alone(1, term=8), alone(2, term=3)
     asker.raft.campaign("test")
     peer.raft.step(2, PreVote(4, 0, 0))
@@ -293,7 +293,7 @@ def test_r05_a_leader_with_a_quorum_ignores_candidates():
     assert cluster[1].term == 1
 
 
-def test_r06_two_pre_candidates_do_not_refuse_each_other_for_a_leader_that_is_gone():
+def test_r06_pre_candidates_forget_a_leader_that_is_gone():
     cluster = Cluster(3)
     cluster.elect(3)
     cluster.dead.add(3)
@@ -360,7 +360,7 @@ def test_a_doubtful_grant_counts_for_less(voters, sound, doubtful, won):
     assert tally.won is won
 
 
-def test_a_doubtful_node_is_sound_again_once_it_holds_a_later_committed_entry():
+def test_doubt_ends_with_a_later_committed_entry():
     cluster = Cluster(3)
     cluster.elect(1)
     cluster.put(1, b"x")
@@ -415,7 +415,7 @@ def lead(peer, *, batch=(), prev: int = 2, commit: int = 0, heard: int = 1, hear
     peer.raft.step(2, AppendEntries(1, prev, 1, tuple(batch), commit, WALL_MS, 0, heard, heard_at))
 
 
-def test_doubt_goes_only_with_an_entry_appended_after_this_process_was_first_heard():
+def test_doubt_ends_only_with_an_entry_after_the_first_hearing():
     for heard, heard_at, goes in ((1, 2, True), (1, 3, False), (0, 0, False), (7, 2, False)):
         peer = doubtful_follower()
         peer.stalled = False
@@ -461,7 +461,7 @@ def test_log_time_survives_an_election_and_a_wrong_wall_clock():
     assert cluster[2].log.last_time_ms >= before
 
 
-def test_log_time_of_a_restarted_cluster_is_the_lowest_wall_clock_but_never_runs_back():
+def test_restarted_log_time_is_the_lowest_wall_clock():
     cluster = Cluster(3)
     cluster.elect(1)
     cluster.tick(100)
@@ -530,14 +530,14 @@ def nobody_of_the_majority_knows_log_time():
 
 
 @pytest.mark.parametrize("granted", [True, False])
-def test_an_estimate_of_a_living_node_counts_before_wall_clocks_though_its_vote_was_not_needed(granted):
+def test_a_living_estimate_counts_before_wall_clocks(granted):
     peer = nobody_of_the_majority_knows_log_time()
     peer.raft.step(3, RequestVoteReply(2, granted, False, WALL_MS + 5_000, WALL_MS))
     assert peer.raft.is_leader
     assert peer.raft.clock_ms() == WALL_MS + 5_000
 
 
-def test_a_node_that_does_not_answer_is_waited_for_no_longer_than_a_heartbeat():
+def test_a_silent_voter_is_waited_for_one_heartbeat():
     peer = nobody_of_the_majority_knows_log_time()
     for _ in range(HEARTBEAT - 1):
         peer.raft.tick()

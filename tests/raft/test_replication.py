@@ -48,7 +48,7 @@ def test_paper_figure_7_every_follower_ends_with_the_leaders_log(name):
     assert [entry.term for entry in cluster.peers[2].disk.entries] == [*FIGURE_7_LEADER, 8]
 
 
-def test_paper_figure_8_an_entry_of_an_old_term_is_not_committed_by_counting():
+def test_paper_figure_8_an_old_entry_is_not_committed_by_counting():
     # (c): S1 leads in term 4 and has spread its entry of term 2 to a majority of five
     cluster = Cluster(
         5, logs={1: entries(1, 2), 2: entries(1, 2), 3: entries(1, 2), 4: entries(1), 5: entries(1, 3)}, terms={1: 3, 2: 2, 3: 2, 5: 3}
@@ -118,7 +118,7 @@ def test_the_first_entry_of_a_cluster_is_its_random_id():
 # -- R9 to R16 ---------------------------------------------------------------------------------
 
 
-def test_r09_a_new_leader_appends_a_noop_and_commits_what_came_before_with_it():
+def test_r09_a_new_leaders_noop_commits_what_came_before():
     cluster = Cluster(3, logs={node: entries(1, 1) for node in (1, 2, 3)}, terms={1: 1, 2: 1, 3: 1})
     cluster.elect(1)
     assert [entry.kind for entry in cluster.peers[1].applied] == [EntryKind.BATCH, EntryKind.BATCH, EntryKind.NOOP]
@@ -140,7 +140,7 @@ def test_i7_the_leader_counts_only_what_its_own_disk_has():
     assert cluster[1].log.commit_index == before + 1
 
 
-def test_r10_identical_entries_are_skipped_and_a_late_shorter_append_deletes_nothing():
+def test_r10_identical_entries_are_skipped_and_nothing_is_deleted():
     peer = alone(term=1)
     batch = entries(1, 1, 1, 1)
     peer.raft.step(2, append(1, batch=batch))
@@ -180,7 +180,7 @@ def test_r11_a_heartbeat_commits_nothing_that_the_follower_does_not_hold():
     assert cluster[3].log.commit_index == 1
 
 
-def test_r12_match_only_grows_and_stays_below_next_and_stale_refusals_are_ignored():
+def test_r12_match_only_grows_and_stale_refusals_are_ignored():
     peer = leader_alone(1, 1, 1)
     progress = peer.raft.progress[2]
     peer.raft.step(2, reply(2, True, 3))
@@ -217,7 +217,7 @@ def test_two_nodes_that_disagree_do_not_bounce_messages():
     assert [message for to, message in peer.pump() if to == 2] == []
 
 
-def test_r12_another_incarnation_of_a_follower_starts_from_nothing_and_the_old_one_is_not_heard():
+def test_r12_a_new_incarnation_starts_from_nothing():
     peer = leader_alone(1, 1, 1)
     progress = peer.raft.progress[2]
     peer.raft.step(2, reply(2, True, 3, incarnation=4))
@@ -272,7 +272,7 @@ def test_r14_an_acknowledgement_of_an_older_term_is_not_counted():
     assert peer.raft.log.commit_index == 0
 
 
-def test_r14_a_disk_completion_from_before_a_truncation_claims_nothing_about_the_new_entries():
+def test_r14_an_old_completion_claims_nothing_about_new_entries():
     peer = alone(term=1)
     peer.stalled = True
     peer.raft.step(2, append(1, batch=entries(1, 1)))
@@ -288,7 +288,7 @@ def test_r14_a_disk_completion_from_before_a_truncation_claims_nothing_about_the
     assert peer.raft.log.durable_index == 2
 
 
-def test_r14_an_acknowledgement_leaves_only_when_its_own_entries_are_durable():
+def test_r14_an_acknowledgement_waits_for_its_own_entries():
     peer = alone(term=1)
     peer.stalled = True
     peer.raft.step(2, append(1, batch=entries(1, 1)))
@@ -298,7 +298,7 @@ def test_r14_an_acknowledgement_leaves_only_when_its_own_entries_are_durable():
     assert [message.index for message in sent(peer, AppendEntriesReply)] == [2]
 
 
-def test_r14_entries_that_were_replaced_before_they_were_written_are_never_acknowledged():
+def test_r14_replaced_entries_are_never_acknowledged():
     """Simulator seed 202572: an old leader's entries and a new one's in their place arrive in one turn."""
     peer = alone(term=1)
     peer.raft.step(2, append(1, batch=entries(1, 1)))
@@ -338,7 +338,7 @@ def test_r16_an_entry_that_is_not_held_is_never_read_as_nothing():
         log.slice(10, 11)
 
 
-def test_r19_proposals_over_the_limit_fail_at_once_and_the_limit_starts_anew_with_the_term(monkeypatch):
+def test_r19_proposals_over_the_limit_fail_until_the_next_term(monkeypatch):
     monkeypatch.setattr("raftd.raft.core.UNCOMMITTED_BYTES", 1_000)
     cluster = Cluster(3)
     cluster.elect(1)
@@ -397,7 +397,7 @@ def test_r21_a_delayed_heartbeat_answer_confirms_no_later_read():
     assert [read.context for read in cluster.peers[1].reads] == [1]
 
 
-def test_r22_there_is_no_lease_a_leader_cut_off_a_moment_ago_serves_no_read():
+def test_r22_a_leader_cut_off_a_moment_ago_serves_no_read():
     cluster = Cluster(3)
     cluster.elect(1)
     cluster.tick(HEARTBEAT)
@@ -489,7 +489,7 @@ def test_an_append_carries_at_most_its_limit_or_one_entry():
     assert counts == [1, 1, 1, 1]
 
 
-def test_r34_a_leader_whose_disk_stalls_loses_the_lead_though_its_heartbeats_go_out():
+def test_r34_a_leader_with_a_stalled_disk_loses_the_lead():
     cluster = Cluster(3)
     cluster.elect(1)
     cluster.peers[1].stalled = True
@@ -501,7 +501,7 @@ def test_r34_a_leader_whose_disk_stalls_loses_the_lead_though_its_heartbeats_go_
     assert cluster.leaders() in ([2], [3])
 
 
-def test_a_leaders_own_write_runs_beside_replication_and_is_not_needed_for_a_majority():
+def test_a_leaders_own_write_is_not_needed_for_a_majority():
     cluster = Cluster(3)
     cluster.elect(1)
     cluster.peers[1].stalled = True
@@ -532,7 +532,7 @@ def test_a_restarted_node_votes_as_it_voted_before():
     assert [(message.term, message.granted) for _, message in peer.pump()] == [(1, False)]
 
 
-def test_r27_who_was_removed_is_given_no_vote_and_a_leader_that_is_being_removed_is_heard():
+def test_r27_a_removed_node_gets_no_vote_and_a_leaving_leader_is_heard():
     configuration = Configuration(b"", (1, 2), removed=(3,))
     removal = Entry(1, 1, 0, EntryKind.CONFIG, encode(configuration))
     peer = alone(term=1)

@@ -44,7 +44,7 @@ def installs(cluster: Cluster) -> list[InstallSnapshot]:
 # -- catching up -------------------------------------------------------------------------------
 
 
-def test_a_node_that_was_away_for_too_long_gets_a_snapshot_and_what_follows():
+def test_a_node_that_was_away_gets_a_snapshot_and_the_rest():
     cluster = behind()
     cluster.restart(3)
     cluster.tick(2 * T)
@@ -142,7 +142,7 @@ def test_r29_a_snapshot_at_or_below_the_commit_index_is_ignored():
     assert terms(peer.raft) == [1, 1, 1]
 
 
-def test_r29_a_log_that_holds_the_last_entry_of_the_snapshot_stays_and_only_commit_moves():
+def test_r29_a_log_with_the_last_entry_of_the_snapshot_stays():
     peer = alone(log=entries(1, 1, 1), term=1)
     (reply,) = offered(peer, 2, 1)
     assert type(reply) is AppendEntriesReply
@@ -167,7 +167,7 @@ def test_r29_otherwise_the_whole_log_goes():
 # -- R30 ---------------------------------------------------------------------------------------
 
 
-def test_r30_nobody_campaigns_and_nothing_is_applied_or_appended_while_a_snapshot_is_installed():
+def test_r30_nothing_happens_while_a_snapshot_is_installed():
     cluster = behind()
     cluster.restart(3).loads_slowly = True
     cluster.tick(2 * T)
@@ -312,7 +312,7 @@ def test_a_log_that_reaches_behind_its_snapshot_knows_those_terms(older, offset,
     assert (log.term_at(11), log.last_term, log.forgotten_index) == (3, 3, 10)
 
 
-def test_r29_a_snapshot_that_the_log_has_reached_meanwhile_takes_nothing_away():
+def test_r29_a_snapshot_that_the_log_has_reached_is_ignored():
     """Found in review: between its last chunk and its verification a new leader may have sent the entries themselves."""
     peer = alone(log=entries(1), term=1)
     snapshot = Snapshot(3, 1, SNAPSHOT_BYTES, 1)

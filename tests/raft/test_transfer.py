@@ -53,7 +53,7 @@ def test_r32_proposals_fail_at_once_while_the_lead_is_handed_over():
         cluster[1].propose([(EntryKind.BATCH, b"now?")])
 
 
-def test_r32_it_is_given_up_after_an_election_timeout_and_the_leader_goes_on():
+def test_r32_a_transfer_ends_after_an_election_timeout():
     """A flag that stuck would leave a leader that takes nothing for ever."""
     cluster = led()
     cluster.isolate(3)

@@ -105,7 +105,7 @@ def test_bytes_go_in_raw_or_in_base64_and_come_in_base64():
     assert third["body"] == ""
 
 
-def test_the_most_urgent_come_first_over_all_tubes_and_one_can_wait_for_them():
+def test_the_most_urgent_of_all_tubes_comes_first():
     cluster, listener = with_listener()
     listener.ask("POST", "/v1/tubes/a/jobs", {"body": "later", "priority": 5})
     listener.ask("POST", "/v1/tubes/b/jobs", [{"body": "first", "priority": 1}, {"body": "second", "priority": 2}])
@@ -148,7 +148,7 @@ def test_tubes_are_declared_listed_paused_and_deleted():
 # -- keys --------------------------------------------------------------------------------------
 
 
-def test_a_put_asked_again_at_another_node_after_a_crash_of_the_leader_puts_nothing():
+def test_a_repeated_put_at_another_node_puts_nothing():
     cluster, listener = with_listener()
     headers = {**JSON, "Idempotency-Key": "order-17"}
     jobs = [{"body": "one"}, {"body": "two"}]
@@ -200,7 +200,7 @@ def test_an_answer_that_never_left_gives_its_jobs_back_at_once():
     assert not listener.node.gateway.sessions
 
 
-def test_what_has_left_is_the_callers_until_his_time_is_over_even_if_the_node_dies():
+def test_an_answered_reservation_survives_its_node():
     cluster, listener = with_listener()
     listener.ask("POST", PUT, {"body": "x", "ttr_s": 12})
     (job,) = listener.reserve()
@@ -220,7 +220,7 @@ def test_what_has_left_is_the_callers_until_his_time_is_over_even_if_the_node_di
 # -- without a quorum --------------------------------------------------------------------------
 
 
-def test_without_a_leader_nothing_is_done_and_the_caller_is_told_so_in_time():
+def test_without_a_leader_a_caller_is_answered_in_time():
     cluster, listener = with_listener()
     node = listener.node.config.node
     cluster.partition({node}, set(cluster.config.voters) - {node})
@@ -273,7 +273,7 @@ def test_a_repeat_is_answered_where_nothing_more_may_be_put():
     assert listener.problem("POST", PUT, {"body": "y"}, {**JSON, "Idempotency-Key": "new"}) == (503, "draining")
 
 
-def test_many_small_jobs_come_in_one_answer_and_large_ones_as_far_as_they_fit():
+def test_answers_hold_many_small_jobs_or_what_fits():
     _, listener = with_listener()
     listener.ask("POST", PUT, [{"body": f"{number}"} for number in range(1_000)])
     assert len(listener.reserve(count=1_000)) == 1_000

@@ -26,7 +26,7 @@ class Collected:
         return calls
 
 
-def test_a_small_queue_is_collected_a_large_one_set_aside_and_what_is_new_in_it_collected_if_it_is_little(monkeypatch):
+def test_small_queues_are_collected_and_large_ones_set_aside(monkeypatch):
     collected = Collected(monkeypatch)
     items = 1_000
     collector = CycleCollector(None, lambda: items)

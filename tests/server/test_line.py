@@ -328,13 +328,13 @@ class OneNode(SynchronousTestCase):
         self.listener.protocol.readConnectionLost()
         self.assertTrue(self.listener.is_closed)
 
-    def test_a_long_pipeline_is_answered_to_the_end_of_a_half_closed_connection(self) -> None:
+    def test_a_half_closed_pipeline_is_answered_to_the_end(self) -> None:
         self.listener.protocol.dataReceived(b"put 0 0 9 1\r\na\r\n" * (3 * CONNECTION_IN_FLIGHT))
         self.listener.protocol.readConnectionLost()
         self.assertEqual(self.listener.later(300).count(b"INSERTED"), 3 * CONNECTION_IN_FLIGHT)
         self.assertTrue(self.listener.is_closed)
 
-    def test_a_waiting_reserve_never_stops_reading_whatever_size_a_job_may_have(self) -> None:
+    def test_a_waiting_reserve_never_stops_reading(self) -> None:
         """A connection that is not read does not notice that its client is gone, and would keep its jobs."""
         node = self.listeners.cluster[self.node]
         node.machine.settings = Settings(MAX_JOB_BYTES_CEILING, 5_000)
@@ -342,7 +342,7 @@ class OneNode(SynchronousTestCase):
         self.expect(b"reserve\r\n", b"")
         self.assertEqual(self.listener.transport.producerState, "producing")
 
-    def test_a_wait_ended_by_a_half_close_gives_back_what_it_was_granted_meanwhile(self) -> None:
+    def test_a_wait_ended_by_a_half_close_gives_back_its_job(self) -> None:
         self.expect(b"reserve\r\n", b"")
         self.listener.protocol.readConnectionLost()
         other = self.listeners.line(1)

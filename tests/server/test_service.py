@@ -82,7 +82,7 @@ async def test_put_on_one_node_reserve_on_another_and_stop(tmp_path, count):
 
 @pytest.mark.parametrize("last_word", [b"", b"quit\r\n"])
 @pytest_twisted.ensureDeferred
-async def test_a_client_that_reads_nothing_is_dropped_and_its_jobs_are_given_back(tmp_path, monkeypatch, last_word):
+async def test_a_client_that_reads_nothing_is_dropped(tmp_path, monkeypatch, last_word):
     monkeypatch.setattr("raftd.server.protocol.NO_PROGRESS_S", 0.3)
     (service,) = services(tmp_path, 1)
     service.privilegedStartService()

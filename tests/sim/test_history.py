@@ -72,7 +72,7 @@ def test_without_an_answer_it_may_have_happened_or_not():
     assert check(ENTRIES, history).unknown == 1
 
 
-def test_a_reserve_of_a_client_that_went_may_stand_in_the_log_without_its_wait():
+def test_a_reserve_of_a_gone_client_may_be_logged_without_its_wait():
     waiting = Call([5, 1_000], 3.0)
     without = [call for call in calls() if call.what[0] != 5]
     assert check(ENTRIES, [*without, waiting]).problems == []

@@ -62,25 +62,23 @@ def with_patches(test):
 
 
 CAUGHT_BY = {
-    "snapshot drops a matching tail": raft.test_r29_a_log_that_holds_the_last_entry_of_the_snapshot_stays_and_only_commit_moves,
+    "snapshot drops a matching tail": raft.test_r29_a_log_with_the_last_entry_of_the_snapshot_stays,
     "snapshots without a directory fsync": lambda: crash_states.all_states(crash_states.taken_over),
-    "whole durable log acknowledged": replication.test_r10_identical_entries_are_skipped_and_a_late_shorter_append_deletes_nothing,
+    "whole durable log acknowledged": replication.test_r10_identical_entries_are_skipped_and_nothing_is_deleted,
     "truncated configuration stays": membership.test_r24_a_change_that_is_truncated_is_taken_back,
     "an estimate of log time falls": elections.test_an_estimate_follows_a_slower_leader_without_going_back,
-    "wall clocks do not wait for a living estimate": lambda: (
-        elections.test_an_estimate_of_a_living_node_counts_before_wall_clocks_though_its_vote_was_not_needed(True)
-    ),
+    "wall clocks do not wait for a living estimate": lambda: elections.test_a_living_estimate_counts_before_wall_clocks(True),
     "any disk is taken for the node's": node.test_r28_a_wiped_disk_is_refused_by_a_member_that_has_never_met_it,
     "directories that only the one who met them knows": node.test_r28_a_wiped_disk_is_refused_by_a_member_that_has_never_met_it,
     "kick without a budget": budget.test_kicks_of_one_entry_share_its_budget_and_each_moves_something,
     "a turn without an end": node.test_a_turn_ends_once_its_entries_have_cost_enough,
     "incarnation spoken of before it is durable": node.test_a_new_incarnation_is_not_spoken_of_before_it_is_durable,
     "clients of a swapped state wait for ever": lambda: with_small_logs(
-        node.test_clients_of_a_node_that_takes_over_a_snapshot_learn_what_can_be_known
+        node.test_clients_of_a_node_that_loads_a_snapshot_get_what_is_known
     ),
     "left-over tubes are not in the snapshot": budget.test_a_tube_whose_jobs_are_left_over_is_served_alike_after_a_restore,
-    "left over without an order": budget.test_tubes_with_jobs_left_over_are_served_in_the_order_in_which_they_were_left,
-    "a session of a closed gateway is asked on": node.test_clients_of_a_gateway_that_was_closed_are_told_in_turns_and_may_ask_nothing_meanwhile,
+    "left over without an order": budget.test_left_over_tubes_are_served_in_order,
+    "a session of a closed gateway is asked on": node.test_clients_of_a_closed_gateway_are_notified_in_turns,
     "read an entry early": lambda: with_patches(node.test_a_read_waits_until_the_very_entry_it_was_promised_is_applied),
     "entries of the disk sent unseen": raft.test_entries_that_were_replaced_are_not_taken_from_the_disk,
 }

@@ -14,7 +14,7 @@ from raftd.sim.network import Network, NetworkConditions
 from raftd.sim.scheduler import NodeClock, Scheduler
 
 
-def test_calls_come_in_order_of_their_moment_then_of_asking_and_not_once_cancelled():
+def test_calls_come_in_order_and_not_once_cancelled():
     scheduler, seen = Scheduler(), []
     scheduler.after(20, seen.append, "c")
     scheduler.after(10, seen.append, "a")
@@ -164,7 +164,7 @@ def test_a_loss_of_power_keeps_what_was_synced_and_the_sectors_it_likes(keep, le
     assert disk.read("d/f") == left
 
 
-def test_a_file_whose_directory_was_not_synced_is_gone_and_a_removed_one_is_back():
+def test_an_unsynced_directory_loses_files_and_restores_removed_ones():
     disk = Disk()
     disk.open("d/old").write(0, b"x")
     disk.open("d/old").sync()

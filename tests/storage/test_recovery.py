@@ -64,7 +64,7 @@ def test_every_prefix_is_whole_or_torn_and_loses_only_its_last_batch():
 
 @pytest.mark.parametrize("sector", range(len(DATA_BYTES) // SECTOR_BYTES + 1))
 @pytest.mark.parametrize("fill", ["torn", "zeros", "rot", "stale"])
-def test_every_damaged_sector_is_corruption_before_the_last_batch_and_doubt_or_a_torn_write_in_it(sector, fill):
+def test_every_damaged_sector_is_judged_by_its_place(sector, fill):
     first, last = sector * SECTOR_BYTES, min((sector + 1) * SECTOR_BYTES, len(DATA_BYTES))
     if fill == "torn":
         # what a crash leaves in the last batch: its part of the sector was never written
@@ -188,7 +188,7 @@ def test_what_was_not_synced_was_not_acknowledged():
     assert [item.index for item in machine.power_cycle().entries] == [1]
 
 
-def test_one_segment_follows_another_and_damage_before_the_last_is_corruption(monkeypatch):
+def test_damage_before_the_last_segment_is_corruption(monkeypatch):
     monkeypatch.setattr("raftd.storage.log.SEGMENT_BYTES", 600)
     machine = Machine()
     machine.start()
@@ -236,7 +236,7 @@ def test_a_newest_segment_that_is_gone_is_missed(lives):
             machine.start()
 
 
-def test_an_oldest_segment_that_is_gone_is_missed_also_if_nothing_stands_in_the_next(monkeypatch):
+def test_a_missing_oldest_segment_is_noticed(monkeypatch):
     """Simulator seed 50681: the process ended after the header of its second segment, and then the first was lost."""
     monkeypatch.setattr("raftd.storage.log.SEGMENT_BYTES", 10)
     machine = Machine()
@@ -365,7 +365,7 @@ def test_close_finishes_what_was_handed_over_and_gives_the_lock_back():
     assert len(Machine(machine.disk).start().entries) == 1
 
 
-def test_zeros_in_a_segments_header_are_no_torn_write_once_batches_stand_behind_it():
+def test_zeros_in_a_header_with_batches_behind_are_no_torn_write():
     """The header is durable before the first batch is written. Taken for torn, the whole segment went without a mark."""
     machine = Machine()
     machine.start()
@@ -462,7 +462,7 @@ def test_segments_continue_each_other():
 
 
 @pytest.mark.parametrize("fill", ["zeros", "short"])
-def test_what_would_be_a_torn_tail_in_the_last_segment_is_corruption_in_an_earlier_one(fill):
+def test_a_torn_tail_in_an_earlier_segment_is_corruption(fill):
     machine = Machine()
     machine.start()
     machine.write([entry(1)])
@@ -501,7 +501,7 @@ def test_a_vote_file_older_than_the_log_is_refused():
         machine.start()
 
 
-def test_a_missing_log_directory_is_refused_once_anything_may_have_been_in_it():
+def test_a_missing_log_directory_is_refused():
     machine = Machine()
     machine.start()
     machine.power_cycle()
@@ -551,7 +551,7 @@ def test_every_crash_while_a_directory_is_made_leaves_one_that_starts():
         assert opened.identity.incarnation in (1, 2)
 
 
-def test_every_crash_while_a_doubtful_tail_is_cut_leaves_the_mark_or_the_evidence():
+def test_every_crash_during_a_cut_leaves_mark_or_evidence():
     for crash_at in range(1, 30):
         machine = Machine()
         machine.start()

@@ -107,7 +107,7 @@ def test_a_crash_between_the_slots_keeps_one_whole_at_every_moment():
         assert (opened.identity.term, opened.identity.voted_for) == (4, 2)
 
 
-def test_what_was_read_after_a_failed_fsync_is_made_durable_before_anything_counts_on_it():
+def test_what_was_read_after_a_failed_fsync_is_made_durable():
     """Seed 913614: a new node's disk fails in its first start; the next start reads from the cache what never reached the disk, and
     power goes in the middle of it. Such a node has promised nothing, and starts."""
     for is_new in (True, False):
