@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
-from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -19,7 +19,7 @@ from raftd.node.loop import Node
 from raftd.raft.messages import AddMember, AdminRequest, MemberAddress, PromoteMember, RemoveMember, Snapshot, TransferLead
 from raftd.raft.outcomes import AdminResult, Outcome
 from raftd.server.limiter import ConnectionLimiter
-from raftd.server.protocol import ClientConnection
+from raftd.server.protocol import ClientConnection, ConnectionFactory
 from raftd.server.stats import Counters, overview
 from raftd.wire import client as w
 from raftd.wire.frames import FrameDecoder
@@ -222,18 +222,5 @@ def _admin_request(
 _BAD_TUBE = "tube: expected 1 to 200 of A-Z a-z 0-9 - + / ; . $ _ ( ) and no leading dash"
 
 
-class ClientServerFactory(Factory):
-    """`node` is set before the reactor runs."""
-
-    noisy = False
-    node: Node
-
-    def __init__(self, clock: Any, limiter: ConnectionLimiter, counters: Counters) -> None:
-        self._clock = clock
-        self._limiter = limiter
-        self._counters = counters
-
-    def buildProtocol(self, addr: object) -> ClientProtocol | None:
-        if not self._limiter.admit():
-            return None
-        return ClientProtocol(self.node, self._clock, self._limiter, self._counters)
+class ClientServerFactory(ConnectionFactory):
+    protocol = ClientProtocol

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
-from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
 from raftd.jobs import commands as c
@@ -17,7 +17,7 @@ from raftd.jobs.model import Job
 from raftd.jobs.replies import Reply, Using
 from raftd.node.loop import Node
 from raftd.server.limiter import ConnectionLimiter
-from raftd.server.protocol import ClientConnection
+from raftd.server.protocol import ClientConnection, ConnectionFactory
 from raftd.server.stats import Counters, stats
 from raftd.wire.line import (
     DRAINING,
@@ -175,18 +175,5 @@ class LineProtocol(ClientConnection):
         self.answer(cast(bytes, line), size)
 
 
-class LineServerFactory(Factory):
-    """`node` is set before the reactor runs."""
-
-    noisy = False
-    node: Node
-
-    def __init__(self, clock: Any, limiter: ConnectionLimiter, counters: Counters) -> None:
-        self._clock = clock
-        self._limiter = limiter
-        self._counters = counters
-
-    def buildProtocol(self, addr: object) -> LineProtocol | None:
-        if not self._limiter.admit():
-            return None
-        return LineProtocol(self.node, self._clock, self._limiter, self._counters)
+class LineServerFactory(ConnectionFactory):
+    protocol = LineProtocol

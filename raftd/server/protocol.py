@@ -8,11 +8,12 @@ and, per turn of the reactor, a bounded amount of work.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
 
 from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -22,6 +23,7 @@ from raftd.node.loop import Node
 from raftd.node.session import Session
 from raftd.server.limiter import ConnectionLimiter
 from raftd.server.sockets import tune, unsent, write_at_once
+from raftd.server.stats import Counters
 
 #: And how much of that one connection may take at a time (milliseconds), so that one more is served soon among a
 #: thousand that flood.
@@ -315,3 +317,21 @@ class ClientConnection(Protocol, ABC):
             return
         self._written += len(data)
         write_at_once(self.transport, data)
+
+
+class ConnectionFactory(Factory):
+    """Makes the connections of a listener for clients, as far as `limiter` admits them. `node` is set before the reactor runs."""
+
+    noisy = False
+    node: Node
+    protocol: Callable[[Node, Any, ConnectionLimiter, Counters], ClientConnection]
+
+    def __init__(self, clock: Any, limiter: ConnectionLimiter, counters: Counters) -> None:
+        self._clock = clock
+        self._limiter = limiter
+        self._counters = counters
+
+    def buildProtocol(self, addr: object) -> ClientConnection | None:
+        if not self._limiter.admit():
+            return None
+        return type(self).protocol(self.node, self._clock, self._limiter, self._counters)

@@ -5,6 +5,7 @@ Many faults aim at the leader, if the seed has drawn so.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import permutations
 
 from raftd.jobs.commands import FEATURE_LEVEL
@@ -28,8 +29,8 @@ _LOW_MS = 2_000
 _LOW_BYTES = (20_000, 200_000, 2_000_000)
 #: How long a node is away for its snapshot, and how long one is waited for.
 _AWAY_MS = 3_000
-_SNAPSHOT_LOOK_US = 500
-_SNAPSHOT_LOOKS = 10_000
+_SNAPSHOT_POLL_US = 500
+_SNAPSHOT_TRIES = 10_000
 _ASK_AGAIN_MS = 1_000
 _ASKED = 10
 
@@ -455,18 +456,14 @@ class Faults:
         sim = self._sim
         if not self._send_away(node, process, numbers):
             return False
-        looks = iter(range(_SNAPSHOT_LOOKS))
 
-        def poll() -> None:
-            if sim.healed or next(looks, None) is None:
-                return
+        def cut() -> bool:
             leader = sim.running.get(sim.leader() or 0)
             transfer = None
             if leader is not None and node in leader.node.raft.progress:
                 transfer = leader.node.raft.progress[node].transfer
             if leader is None or transfer is None or not 0 < (transfer.have or 0) < transfer.snapshot.size_bytes:
-                sim.scheduler.after(_SNAPSHOT_LOOK_US, poll)
-                return
+                return False
             pair = min(node, leader.node_id), max(node, leader.node_id)
             choice = numbers[3] % 4
             sim.counted("cut in a snapshot: came")
@@ -476,28 +473,37 @@ class Faults:
                 self._cut({pair, pair[::-1]}, ms)
             else:
                 self._power(node if choice == 2 else leader.node_id, sim.running.get(node) if choice == 2 else leader, numbers, ms)
+            return True
+
+        self._try_in_a_snapshot(cut)
+        return True
+
+    def _try_in_a_snapshot(self, spoil: Callable[[], bool]) -> None:
+        """Once a node that was sent away is back: call `spoil` again and again until it has found a snapshot on its way."""
+        sim = self._sim
+        tries = iter(range(_SNAPSHOT_TRIES))
+
+        def poll() -> None:
+            if not sim.healed and next(tries, None) is not None and not spoil():
+                sim.scheduler.after(_SNAPSHOT_POLL_US, poll)
 
         sim.scheduler.after(_AWAY_MS * _MS, poll)
-        return True
 
     def _rotted_transfer(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
         """Of a node that was away: what it has got of the snapshot is read back before it counts, and asked for again."""
         sim = self._sim
         if not self._send_away(node, process, numbers):
             return False
-        looks = iter(range(_SNAPSHOT_LOOKS))
 
-        def poll() -> None:
-            if sim.healed or next(looks, None) is None:
-                return
+        def rot() -> bool:
             receiving = sim.running.get(node)
             snapshots = receiving.store.snapshots if receiving is not None else None
             if snapshots is None or not snapshots.is_incomplete or not sim.disks[node].rot_received(sim.random):
-                sim.scheduler.after(_SNAPSHOT_LOOK_US, poll)
-                return
+                return False
             sim.counted("rotted transfer: came")
+            return True
 
-        sim.scheduler.after(_AWAY_MS * _MS, poll)
+        self._try_in_a_snapshot(rot)
         return True
 
     def _backup(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
