@@ -40,7 +40,7 @@ class Script:
     def __init__(self) -> None:
         self.seen: list[str] = []
         self.cluster: SimCluster | None = None
-        self.clients: dict[str, object] = {}
+        self.clients: dict[str, Client] = {}
 
     def block(self, lines: list[str]) -> list[str]:
         self.seen = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from random import Random
+from typing import Any
 
 import pytest
 import pytest_twisted
@@ -19,6 +20,8 @@ from tests.cli.test_commands import processes_below, run
 
 class Peer(Protocol):
     """Keeps the frames it gets; `wait_for` fires when there are so many, or when the connection is gone."""
+
+    transport: Any
 
     def __init__(self) -> None:
         self.got: list[bytes] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -317,7 +318,8 @@ def test_reads_see_the_sessions_own_tube_and_log_time():
     assert queries.peek_delayed(machine, later, 1, 1).id == 1
     assert queries.peek_buried(machine, later, 1, 1).id == 2
     assert queries.peek_ready(machine, later, 1, 99) is None
-    assert queries.peek(3)(machine, later, 1, 1).body == b"b"
+    found: Any = queries.peek(3)(machine, later, 1, 1)
+    assert found.body == b"b"
     assert queries.list_tubes(machine, later, 1, 1) == ["default", "t"]
     assert queries.list_tubes_watched(machine, later, 1, 1) == ["default", "t"]
     assert queries.list_tube_used(machine, later, 1, 1) == "t"

@@ -6,6 +6,7 @@ import errno
 import gc
 import weakref
 from random import Random
+from typing import Any
 
 import msgspec
 import pytest
@@ -39,7 +40,7 @@ class Client:
     def __init__(self, cluster: SimCluster, node: int) -> None:
         self.cluster, self.node = cluster, cluster[node]
         self.lost = False
-        self.told: list[object] = []
+        self.told: list[Any] = []
         self.indices: list[int] = []
         self.session = self.node.open_session(self._lost)
 

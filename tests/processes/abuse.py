@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 _CHUNK = 64 << 10
 _Writer = Callable[[], bytes]
@@ -64,7 +65,7 @@ FLOODS = {write.__name__: write for write in (garbage, nonsense, deletes, puts, 
 def flood(connections: list[socket.socket], seconds: float, write: _Writer, reads: bool) -> dict[str, int]:
     """All that the sockets take; answers are read and thrown away, or not read at all."""
     poll = select.epoll()
-    pending = {}
+    pending: dict[int, list[Any]] = {}
     for connection in connections:
         connection.setblocking(False)
         pending[connection.fileno()] = [connection, memoryview(b"")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 from pathlib import Path
+from typing import Self
 
 import yaml
 
@@ -97,7 +98,7 @@ class ProcessCluster(LocalCluster):
     def __init__(self, directory: Path, count: int, **settings: object) -> None:
         super().__init__(directory, count, cluster="test", **settings)
 
-    def __enter__(self) -> ProcessCluster:
+    def __enter__(self) -> Self:
         super().__enter__()
         return self
 

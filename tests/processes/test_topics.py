@@ -6,6 +6,7 @@ import http.client
 import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ class Caller:
     def put(self, topic: object, message: object) -> tuple[int, object]:
         return self.ask("PUT", "/message", {"topic": topic, "message": message})
 
-    def get(self, topic: str) -> tuple[int, object]:
+    def get(self, topic: str) -> tuple[int, Any]:
         return self.ask("GET", f"/message/{topic}")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.protocol import Protocol
 from twisted.internet.testing import StringTransport
 
 from raftd.server.client import ClientServerFactory
@@ -32,7 +31,7 @@ class MemoryTransport(StringTransport):
 class Listener:
     """One connection to a node."""
 
-    def __init__(self, cluster: SimCluster, protocol: Protocol) -> None:
+    def __init__(self, cluster: SimCluster, protocol: Any) -> None:
         self.cluster = cluster
         self.protocol = protocol
         self.transport = MemoryTransport()

@@ -364,7 +364,7 @@ def listener() -> Listener:
     return with_listener()[1]
 
 
-@pytest.mark.parametrize(("body", "headers", "problem"), BAD, ids=[f"{body[:40]} {headers} {problem}" for body, headers, problem in BAD])
+@pytest.mark.parametrize(("body", "headers", "problem"), BAD, ids=[f"{body[:40]!r} {headers} {problem}" for body, headers, problem in BAD])
 def test_a_bad_put_is_refused_and_nothing_is_put(listener, body, headers, problem):
     assert listener.problem("POST", PUT, body, headers)[1] == problem
     assert listener.node.machine.last_id == 0

@@ -107,8 +107,8 @@ class Descriptors(SynchronousTestCase):
     def limits(self, soft: int, hard: int) -> int:
         """What `most_clients` gives under these; `self.raised` is what it set."""
         self.raised: list[tuple[int, int]] = []
-        self.patch(limiter.resource, "getrlimit", lambda which: (soft, hard))
-        self.patch(limiter.resource, "setrlimit", lambda which, both: self.raised.append(both))
+        self.patch(resource, "getrlimit", lambda which: (soft, hard))
+        self.patch(resource, "setrlimit", lambda which, both: self.raised.append(both))
         return limiter.most_clients()
 
     def test_the_limit_is_raised_as_far_as_it_may_be(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import pytest_twisted
@@ -20,6 +21,8 @@ from raftd.server.service import STOP_TIMEOUT_S, RaftdService, majority_text
 
 class Talker(Protocol):
     """Waits for a number of bytes."""
+
+    transport: Any
 
     def __init__(self) -> None:
         self.got = b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 import msgspec
 import pytest
@@ -295,7 +296,7 @@ def test_chunks_that_come_while_one_is_written_are_kept_after_it():
     """They were dropped, and asked for again an election timeout later: 230 MB took three minutes."""
     machine = Machine()
     machine.start()
-    worker = machine.store.snapshots._worker
+    worker: Any = machine.store.snapshots._worker
     worker.hold = True
     data = b"".join(encode(META, PIECES))
     told: list[int] = []
