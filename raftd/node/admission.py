@@ -10,6 +10,8 @@ from raftd.raft.core import Raft
 from raftd.storage.store import Store
 from raftd.wire.peer import Hello, Refusal, RefusalCode
 
+_REMOVED = "node {} was removed from this cluster; its id is not used again (docs/operations.md: Changing the nodes)"
+
 
 class Admission:
     """Of a node of cluster `cluster`, which was configured with the voters `voters`; `level` is that of its raftd."""
@@ -53,10 +55,7 @@ class Admission:
         if node == self._node:
             return Refusal(RefusalCode.OTHER_NODE, f"it says that it is node {node}, which this node is")
         if node in members.latest.removed and not is_member:
-            is_committed = node in members.configuration_at(self._raft.log.commit_index).removed
-            code = RefusalCode.REMOVED if is_committed else RefusalCode.REMOVED_UNCOMMITTED
-            text = f"node {node} was removed from this cluster; its id is not used again (docs/operations.md: Changing the nodes)"
-            return Refusal(code, text)
+            return self.removal_of(node) or Refusal(RefusalCode.REMOVED_UNCOMMITTED, _REMOVED.format(node))
         if not is_member and not hello.cluster_id:  # else it may have been added since this node knew
             return Refusal(RefusalCode.NOT_MEMBER, f"node {node} is no member of this cluster: `raftd member add` makes it one")
         if hello.level < machine.level:
@@ -70,6 +69,13 @@ class Admission:
                 f"wiped or replaced, and with it what it promised. docs/operations.md says what to do (When the others refuse a node)",
             )
         return None
+
+    def removal_of(self, node: int) -> Refusal | None:
+        """Return what to answer to a message of a node whose removal is committed, None for any other node."""
+        members = self._raft.membership
+        if node in members.members or node not in members.configuration_at(self._raft.log.commit_index).removed:
+            return None
+        return Refusal(RefusalCode.REMOVED, _REMOVED.format(node))
 
     def admit(self, hello: Hello, accept: Callable[[], None]) -> None:
         """Call `accept` once messages of the sender may count here."""

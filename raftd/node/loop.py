@@ -344,6 +344,11 @@ class Node:
 
     def _receive(self, sender: int, message: PeerMessage) -> None:
         now_ms = self._set_time()
+        if sender not in self.raft.membership.members and (removal := self._admission.removal_of(sender)) is not None:
+            # It has not heard of its removal, and the leader sends it nothing any more (R27).
+            self._transport.send(sender, removal)
+            self.wake()
+            return
         match message:
             case Forward():
                 self._propose_forward(sender, message)
@@ -352,7 +357,7 @@ class Node:
             case Admin() | AdminReply():
                 self._administration.receive(sender, message)
             case Refusal():
-                pass  # the connection has dealt with it
+                self.was_refused(message)
             case _:
                 self.raft.step(sender, message)
         self.wake()

@@ -20,7 +20,7 @@ from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import dump, load
 from raftd.node.compaction import SNAPSHOT_WAITS
 from raftd.node.gateway import Gateway
-from raftd.raft.messages import AddMember, AppendEntries, EntryKind, InstallSnapshot, MemberAddress, RemoveMember
+from raftd.raft.messages import AddMember, AppendEntries, EntryKind, InstallSnapshot, MemberAddress, RemoveMember, TransferLead
 from raftd.raft.outcomes import DONE, AdminResult, Outcome
 from raftd.sim.cluster import SimCluster
 from raftd.sim.disk import Disk
@@ -639,6 +639,28 @@ def test_a_removed_leader_transfers_first_and_the_asker_is_answered(asked):
     assert leader not in cluster[node].raft.membership.members
     others = [other for other in cluster.config.voters if other != leader]
     assert any(cluster[other].raft.is_leader for other in others)
+
+
+def test_r27_a_removed_learner_that_heard_nothing_is_told_when_it_speaks():
+    """Seed 4001300: its connections stayed open, so no hello of it was refused, and its clients waited for ever."""
+    cluster = started()
+    removed: list[object] = []
+    cluster.was_removed = removed.append  # type: ignore[method-assign]
+    results: list[AdminResult] = []
+    cluster[cluster.leader].administer(AddMember(4, MemberAddress("sim", 4)), results.append)
+    assert cluster.run(3_000, lambda: results == [DONE])
+    cluster.network.interfere = lambda sender, to, message: 0 if sender == 4 else 1  # so it never counts as caught up
+    cluster.disks[4] = Disk()
+    cluster.start(4)
+    assert cluster.run(3_000, lambda: cluster[4].raft.leader == cluster.leader)
+    cluster.network.interfere = lambda sender, to, message: 0 if 4 in (sender, to) else 1
+    cluster[cluster.leader].administer(RemoveMember(4), results.append)
+    assert cluster.run(3_000, lambda: results == [DONE, DONE])
+    cluster[cluster.leader].administer(TransferLead(follower(cluster)), results.append)  # a new leader knows nothing of node 4
+    assert cluster.run(3_000, lambda: results == [DONE, DONE, DONE])
+    cluster.network.interfere = None
+    Client(cluster, 4).put(b"x")
+    assert cluster.run(10_000, lambda: removed == [cluster.processes[4]])
 
 
 def test_what_an_operator_asks_during_an_election_waits_for_the_leader():
