@@ -344,11 +344,14 @@ class Node:
 
     def _receive(self, sender: int, message: PeerMessage) -> None:
         now_ms = self._set_time()
-        if sender not in self.raft.membership.members and (removal := self._admission.removal_of(sender)) is not None:
-            # It has not heard of its removal, and the leader sends it nothing any more (R27).
-            self._transport.send(sender, removal)
-            self.wake()
-            return
+        if sender not in self.raft.membership.members and type(message) is not AdminReply:
+            removal = self._admission.removal_of(sender)
+            if removal is not None:
+                # It has not heard of its removal, and the leader sends it nothing any more (R27). (A removed leader still has to answer
+                # the node that was asked to remove it.)
+                self._transport.send(sender, removal)
+                self.wake()
+                return
         match message:
             case Forward():
                 self._propose_forward(sender, message)
