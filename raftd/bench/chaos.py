@@ -108,7 +108,7 @@ class Chaos:
             globalLogPublisher.removeObserver(observer)
 
     def _logged(self, event: LogEvent) -> None:
-        """The reactor goes on after an exception in a callback; this run must not."""
+        """End this run at an exception in a callback, which the reactor would only log."""
         if "log_failure" in event:
             self._problems.append(f"bug: {event['log_failure'].getTraceback()}")
 

@@ -214,7 +214,7 @@ def member_replace(
         while new not in (members := _members(connection)).configuration.voters or not members.is_settled:
             if time.monotonic() >= deadline_s:
                 fail(f"node {new} has not caught up within {wait:g} s: does it run? Node {old} is still a member; ask again")
-            time.sleep(_POLL_S)  # a promotion is not announced
+            time.sleep(_POLL_S)  # no event tells of a promotion
         click.echo(f"node {new} has caught up, and votes")
         _remove(old, endpoint, config, timeout)
 

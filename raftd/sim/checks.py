@@ -165,7 +165,7 @@ class Checks:
     @property
     def is_changing(self) -> bool:
         """Whether some log holds a configuration that is not committed, or one is joint; also one of a node that is off (seed 501484)."""
-        newest = max(life.configurations[-1].at for life in self._records.values()) if self._records else 0
+        newest = max(record.configurations[-1].at for record in self._records.values()) if self._records else 0
         newest = max(newest, *(node.configured for node in self._nodes.values()))
         return newest > len(self.committed) or bool(self.configuration.outgoing)
 
@@ -175,13 +175,13 @@ class Checks:
         """It has read its disk. What it promised must be there, or it must say that it doubts: a damaged disk leaves traces."""
         node, opened = self._nodes[process.node_id], process.opened
         node.configured = 0
-        life = self._records[process] = _ProcessRecord()
-        self._begin_with(life, process.node_id, opened.base)
+        record = self._records[process] = _ProcessRecord()
+        self._begin_with(record, process.node_id, opened.base)
         if opened.base.index:
             self._compare_restored(process)
         _require(opened.identity.term >= node.durable_term, "I9", f"node {process.node_id} forgot term {node.durable_term}")
         for entry in opened.entries:
-            self._extend(life, entry)
+            self._extend(record, entry)
         voted = node.voted.get(opened.identity.term, 0)
         _require(voted in (0, opened.identity.voted_for), "I2", f"node {process.node_id} has forgotten that it voted for node {voted}")
         again = opened.identity.incarnation
@@ -190,40 +190,40 @@ class Checks:
         if node.promised:
             promise = node.durable[node.promised - 1][1]
             # A snapshot that reaches as far holds whatever was committed there; all else may have been replaced (seed 802879).
-            kept = opened.base.index >= node.promised or life.chains[node.promised - 1 : node.promised] == [promise]
+            kept = opened.base.index >= node.promised or record.chains[node.promised - 1 : node.promised] == [promise]
             if not kept and opened.identity.doubtful and (node.owed is None or node.owed[0] <= node.promised):
                 node.owed = (node.promised, promise)
             _require(
                 kept or opened.identity.doubtful, "I8", f"node {process.node_id} has lost entry {node.promised}, which it acknowledged"
             )
-        node.durable = [(entry.term, chain) for entry, chain in zip(life.entries, life.chains, strict=True)]
+        node.durable = [(entry.term, chain) for entry, chain in zip(record.entries, record.chains, strict=True)]
         node.promised = min(node.promised, len(node.durable))
         node.durable_term, node.durable_vote = opened.identity.term, (opened.identity.term, opened.identity.voted_for)
         self._watch_apply(process)
         self._watch_step(process)
         self._watch_snapshots(process)
 
-    def _begin_with(self, life: _ProcessRecord, node: int, base: Base) -> None:
+    def _begin_with(self, record: _ProcessRecord, node: int, base: Base) -> None:
         """A snapshot contains everything up to `base`, which must be committed."""
         index = base.index
         known = self.committed[index - 1].term if 0 < index <= len(self.committed) else 0
         _require(known == base.term, "I14", f"node {node} has a snapshot of entry {index} of term {base.term}, which was not committed")
-        life.entries, life.chains = self.committed[:index], self._chains[:index]
-        life.configurations = [place for place in self._configurations if place.at <= index]
-        life.applied = life.commit = index
+        record.entries, record.chains = self.committed[:index], self._chains[:index]
+        record.configurations = [place for place in self._configurations if place.at <= index]
+        record.applied = record.commit = index
 
     def ended(self, process: Process) -> None:
-        life = self._records.pop(process, None)
-        if life is not None:
-            self._nodes[process.node_id].configured = life.configurations[-1].at
+        record = self._records.pop(process, None)
+        if record is not None:
+            self._nodes[process.node_id].configured = record.configurations[-1].at
 
     # -- every step ---------------------------------------------------------------------------
 
     def stepped(self, process: Process) -> None:
-        life = self._records[process]
+        record = self._records[process]
         raft = process.node.raft
         turn = process.node.turn
-        used, life.used = turn.used - life.used, turn.used
+        used, record.used = turn.used - record.used, turn.used
         reads, self._reads = self._reads, 0
         used = max(used, reads * READ_STEPS)
         _require(
@@ -232,22 +232,22 @@ class Checks:
             f"a turn of node {process.node_id} takes {used} steps",
         )
         log = raft.log
-        entries = life.entries
+        entries = record.entries
         in_memory = log.last_index > log.forgotten_index
         if len(entries) != log.last_index or (in_memory and log.entry(len(entries)) is not entries[-1]):
-            self._log_changed(process, life)
+            self._log_changed(process, record)
         if log.commit_index > len(self.committed):
-            self._commit_advanced(process, life)
-        life.commit = log.commit_index
+            self._commit_advanced(process, record)
+        record.commit = log.commit_index
         node = self._nodes[process.node_id]
         node.promised = max(node.promised, log.durable_index)
         if node.owed is not None and not raft.doubtful:
             self._sound_again(process, node, *node.owed)
         if raft.is_leader:
-            self._check_leader(process, life)
-        elif life.leads is not None:
-            life.leads = None
-            life.matches.clear()
+            self._check_leader(process, record)
+        elif record.leads is not None:
+            record.leads = None
+            record.matches.clear()
 
     def _sound_again(self, process: Process, node: _Node, index: int, chain: int) -> None:
         """What it may have lost and others committed with its help must be there again."""
@@ -256,57 +256,59 @@ class Checks:
             there = [durable for _, durable in node.durable[index - 1 : index]]
             _require(there == [chain], "I7", f"node {process.node_id} doubts no more, and has not got entry {index} back")
 
-    def _log_changed(self, process: Process, life: _ProcessRecord) -> None:
+    def _log_changed(self, process: Process, record: _ProcessRecord) -> None:
         log = process.node.raft.log
-        kept = min(len(life.entries), log.last_index)
-        while kept > log.forgotten_index and log.entry(kept) is not life.entries[kept - 1]:
+        kept = min(len(record.entries), log.last_index)
+        while kept > log.forgotten_index and log.entry(kept) is not record.entries[kept - 1]:
             kept -= 1
-        if kept < len(life.entries):
+        if kept < len(record.entries):
             raft = process.node.raft
             _require(
-                not (raft.is_leader and life.leads is not None and life.leads[0] == raft.term),
+                not (raft.is_leader and record.leads is not None and record.leads[0] == raft.term),
                 "I3",
                 f"node {process.node_id} removed an entry of its own while it leads",
             )
-            _require(kept >= life.commit, "I14", f"node {process.node_id} removed committed entries behind {kept}")
-            del life.entries[kept:], life.chains[kept:]
-            while life.configurations[-1].at > kept:
-                life.configurations.pop()
+            _require(kept >= record.commit, "I14", f"node {process.node_id} removed committed entries behind {kept}")
+            del record.entries[kept:], record.chains[kept:]
+            while record.configurations[-1].at > kept:
+                record.configurations.pop()
             node = self._nodes[process.node_id]
             node.promised = min(node.promised, kept)
         for entry in log.slice(kept + 1, log.last_index):
-            self._extend(life, entry)
+            self._extend(record, entry)
 
-    def _extend(self, life: _ProcessRecord, entry: Entry) -> None:
-        last = life.entries[-1] if life.entries else None
+    def _extend(self, record: _ProcessRecord, entry: Entry) -> None:
+        last = record.entries[-1] if record.entries else None
         _require(last is None or entry.time_ms >= last.time_ms, "I9", f"log time runs back at entry {entry.index}")
-        chain = _chain(life.chains[-1] if life.chains else 0, entry)
+        chain = _chain(record.chains[-1] if record.chains else 0, entry)
         known = self._prefixes.setdefault((entry.index, entry.term), chain)
         _require(known == chain, "I4", f"two logs differ before entry {entry.index} of term {entry.term}")
-        life.entries.append(entry)
-        life.chains.append(chain)
+        record.entries.append(entry)
+        record.chains.append(chain)
         if entry.kind is EntryKind.CONFIG:
-            before, place = life.configurations[-1], _Place(entry.index, decode(entry.data))
+            before, place = record.configurations[-1], _Place(entry.index, decode(entry.data))
             _require(_follows(before.configuration, place.configuration), "I10", f"{place} follows {before}: their quorums need not meet")
-            life.configurations.append(place)
+            record.configurations.append(place)
 
-    def _commit_advanced(self, process: Process, life: _ProcessRecord) -> None:
+    def _commit_advanced(self, process: Process, record: _ProcessRecord) -> None:
         commit = process.node.raft.log.commit_index
         known = len(self.committed)
         _require(
-            not known or life.chains[known - 1] == self._chains[known - 1], "I6", f"node {process.node_id} committed another entry {known}"
+            not known or record.chains[known - 1] == self._chains[known - 1],
+            "I6",
+            f"node {process.node_id} committed another entry {known}",
         )
-        holders = [node for node, ghost in self._nodes.items() if ghost.durable[commit - 1 : commit] == [self._place(life, commit)]]
-        # A configuration counts from when it is appended: the leader may have committed this one by any since the one it stands under.
-        first = max(place for place, one in enumerate(life.configurations) if one.at <= commit)
-        enough = any(has_majority(one.halves, holders) for one in life.configurations[first:])
+        holders = [node for node, ghost in self._nodes.items() if ghost.durable[commit - 1 : commit] == [self._place(record, commit)]]
+        # A configuration counts from when it is appended: the leader may have committed this entry under any configuration since then.
+        first = max(place for place, one in enumerate(record.configurations) if one.at <= commit)
+        enough = any(has_majority(one.halves, holders) for one in record.configurations[first:])
         _require(enough, "I7", f"entry {commit} counts as committed, but only {holders} have made it durable")
         for index in range(known + 1, commit + 1):
-            entry = life.entries[index - 1]
+            entry = record.entries[index - 1]
             self.committed.append(entry)
             if entry.kind is EntryKind.CONFIG:
                 self._configurations.append(_Place(index, decode(entry.data)))
-            self._chains.append(life.chains[index - 1])
+            self._chains.append(record.chains[index - 1])
             self._committed_in.append(process.node.raft.term)
             before = self.model.steps
             answers = self.model.entry(entry.time_ms, entry.data if entry.kind is EntryKind.BATCH else b"")
@@ -315,53 +317,53 @@ class Checks:
             _require(not self.model.passed, "I21", f"a command passes a reserve that waits before it: {self.model.passed}")
 
     @staticmethod
-    def _place(life: _ProcessRecord, index: int) -> tuple[int, int]:
-        return life.entries[index - 1].term, life.chains[index - 1]
+    def _place(record: _ProcessRecord, index: int) -> tuple[int, int]:
+        return record.entries[index - 1].term, record.chains[index - 1]
 
-    def _check_leader(self, process: Process, life: _ProcessRecord) -> None:
+    def _check_leader(self, process: Process, record: _ProcessRecord) -> None:
         raft = process.node.raft
-        if life.leads is None or life.leads[0] != raft.term:
+        if record.leads is None or record.leads[0] != raft.term:
             other = self._leaders.setdefault(raft.term, process.node_id)
             _require(other == process.node_id, "I1", f"nodes {other} and {process.node_id} both lead in term {raft.term}")
-            self._check_votes(process.node_id, raft.term, life.configurations[-1].halves)
+            self._check_votes(process.node_id, raft.term, record.configurations[-1].halves)
             self._check_clock(process)
-            life.leads = (raft.term, raft.tick_count)
+            record.leads = (raft.term, raft.tick_count)
             # in earlier terms: who wakes up may win an election that was over long ago (seeds 1181 and 40053)
             known = max((index for index, term in enumerate(self._committed_in, 1) if term < raft.term), default=0)
             _require(
-                not known or life.chains[known - 1 : known] == self._chains[known - 1 : known],
+                not known or record.chains[known - 1 : known] == self._chains[known - 1 : known],
                 "I5",
                 f"node {process.node_id} leads without committed entry {known}",
             )
         node = process.node_id
         heard = {node}
-        at = life.configurations[-1].at
-        if life.configured[0] != at:  # since then these are the ones that must be heard
-            life.configured = (at, raft.tick_count)
-        uncommitted = [place.at for place in life.configurations if place.at > len(self.committed)]
+        at = record.configurations[-1].at
+        if record.configured[0] != at:  # since then these are the ones that must be heard
+            record.configured = (at, raft.tick_count)
+        uncommitted = [place.at for place in record.configurations if place.at > len(self.committed)]
         _require(len(uncommitted) <= 1, "I10", f"node {node} leads with configurations {uncommitted} uncommitted")
         for peer, progress in raft.progress.items():
             match = (raft.term, progress.incarnation, progress.match_index)
-            before = life.matches.get(peer)
+            before = record.matches.get(peer)
             if match != before:
-                life.matches[peer] = match
+                record.matches[peer] = match
                 if before is not None and match[2] < before[2] and match[:2] == before[:2]:
                     raise Violation(f"R12: node {node} takes node {peer} to be at {match[2]}, after {before[2]}")
             if match[2] >= progress.next_index:
                 raise Violation(f"R12: node {node} sends {progress.next_index} next to node {peer}, which has {match[2]}")
-            last_tick = progress.last_heard_tick if progress.last_heard_tick is not None else life.leads[1]
-            if raft.tick_count - max(last_tick, life.configured[1]) <= 3 * self._election_ticks:
+            last_tick = progress.last_heard_tick if progress.last_heard_tick is not None else record.leads[1]
+            if raft.tick_count - max(last_tick, record.configured[1]) <= 3 * self._election_ticks:
                 heard.add(peer)
-        halves = life.configurations[-1].halves
+        halves = record.configurations[-1].halves
         if not has_majority(halves, heard):
             raise Violation(f"R7: node {node} still leads, and has heard no majority for three election timeouts")
         if process.unfinished and halves != [(node,)]:
-            stalled = raft.tick_count - max(process.unfinished[0], life.leads[1])
+            stalled = raft.tick_count - max(process.unfinished[0], record.leads[1])
             if stalled > 3 * self._election_ticks:
                 raise Violation(f"R34: node {node} still leads, and its disk writes nothing")
 
     def _check_votes(self, leader: int, term: int, halves: list[tuple[int, ...]]) -> None:
-        """A majority of sound votes, or so many of any kind that one of them holds whatever was committed."""
+        """A majority of sound votes, or enough votes of any kind that one of them holds every committed entry."""
         if halves == [(leader,)]:
             return
         doubts = self._grants.get((term, leader), {})
@@ -373,7 +375,7 @@ class Checks:
             _require(enough, "I5", f"node {leader} leads in term {term} with {sound} sound votes and {len(granted) - sound} in doubt")
 
     def _check_clock(self, process: Process) -> None:
-        """While one of those whose votes it has heard had an estimate, log time goes on as it went (`logtime.py`): not ahead of the
+        """While one of those whose votes it has heard had an estimate, log time continues (`logtime.py`): not ahead of the
         furthest that any leader would be at by now, nor behind what all of them thought when they voted."""
         node, raft, now_us = process.node_id, process.node.raft, process.world.scheduler.now_us
         clock_ms = raft.clock_ms() or 0
@@ -400,12 +402,12 @@ class Checks:
             self._speaks_as(process.node_id, message.incarnation)
         if type(message) is AppendEntriesReply:
             if message.success and message.index:
-                life = self._records[process]
+                record = self._records[process]
                 if message.term < process.node.raft.term:
                     # It was true of the log when it was made (seed 101230): that is durable, whatever replaced it since.
                     _require(len(node.durable) >= message.index, "I8", f"node {process.node_id} acknowledges {message.index} too early")
-                elif len(life.chains) >= message.index:
-                    place = self._place(life, message.index)
+                elif len(record.chains) >= message.index:
+                    place = self._place(record, message.index)
                     _require(
                         node.durable[message.index - 1 : message.index] == [place],
                         "I8",
@@ -451,13 +453,13 @@ class Checks:
         _require(holds, "I8", f"node {voter} votes for node {candidate} in term {term}; after a loss of power it would know {left}")
 
     def _check_log_file(self, process: Process, index: int) -> None:
-        node, life = process.node_id, self._records[process]
+        node, record = process.node_id, self._records[process]
         try:
             _, left = examine_directory(self._disks[node].after_power_loss(), f"data/{node}")
         except CorruptionError as error:
             raise Violation(f"I8: node {node} acknowledges entry {index}; after a loss of power it could not start: {error}") from None
         place = index - left.base.index - 1
-        there = place < 0 or (left.holds_base and left.entries[place : place + 1] == life.entries[index - 1 : index])
+        there = place < 0 or (left.holds_base and left.entries[place : place + 1] == record.entries[index - 1 : index])
         _require(there, "I8", f"node {node} acknowledges entry {index}; after a loss of power it would have {left.last_index} entries")
 
     def durable(self, node_id: int, persist: Persist) -> None:
@@ -480,17 +482,17 @@ class Checks:
     def _watch_apply(self, process: Process) -> None:
         machine = process.node.machine
         apply: Callable[[int, int, bytes], Effects] = machine.apply
-        life = self._records[process]
+        record = self._records[process]
 
         def checked(index: int, time_ms: int, data: bytes) -> Effects:
             self.stepped(process)
-            _require(index == life.applied + 1, "I6", f"node {process.node_id} applies entry {index} after {life.applied}")
+            _require(index == record.applied + 1, "I6", f"node {process.node_id} applies entry {index} after {record.applied}")
             _require(
-                index <= len(self.committed) and life.chains[index - 1] == self._chains[index - 1],
+                index <= len(self.committed) and record.chains[index - 1] == self._chains[index - 1],
                 "I6",
                 f"node {process.node_id} applies another entry {index} than was committed",
             )
-            life.applied = index
+            record.applied = index
             steps = machine.steps
             effects = apply(index, time_ms, data)
             steps = machine.steps - steps
@@ -509,7 +511,7 @@ class Checks:
 
     def _watch_snapshots(self, process: Process) -> None:
         """I11: what a snapshot restores is the state that was, wherever it was taken."""
-        compaction, raft, node, life = process.node.compaction, process.node.raft, process.node_id, self._records[process]
+        compaction, raft, node, record = process.node.compaction, process.node.raft, process.node_id, self._records[process]
         take, swap, installed = compaction.take, compaction.replace_state, raft.installed
 
         def checked_take(machine: StateMachine, is_due: bool) -> None:
@@ -519,12 +521,14 @@ class Checks:
             take(machine, is_due)
 
         def checked_installed(snapshot: Snapshot, base: Base, configuration: Configuration) -> None:
-            _require(base.index > life.commit, "R29", f"node {node} installs a snapshot of {base.index}, and has committed {life.commit}")
-            kept = life.chains[base.index - 1 : base.index] == self._chains[base.index - 1 : base.index]
+            _require(
+                base.index > record.commit, "R29", f"node {node} installs a snapshot of {base.index}, and has committed {record.commit}"
+            )
+            kept = record.chains[base.index - 1 : base.index] == self._chains[base.index - 1 : base.index]
             _require(not kept, "R29", f"node {node} drops a log that continues the snapshot of entry {base.index}")
             installed(snapshot, base, configuration)
-            self._begin_with(life, node, base)
-            self._nodes[node].durable = [(entry.term, chain) for entry, chain in zip(life.entries, life.chains, strict=True)]
+            self._begin_with(record, node, base)
+            self._nodes[node].durable = [(entry.term, chain) for entry, chain in zip(record.entries, record.chains, strict=True)]
             self._nodes[node].promised = base.index
             process.world.counted("(snapshot of the leader installed)")
 

@@ -317,7 +317,7 @@ class Faults:
             if not sim.healed:
                 sim.network.clogged.update({(other, leader): by_us for other in others})
 
-        for by_us in range(0, late_us, timeout_us // 3):  # later and later: a leader that hears nobody for a timeout steps down
+        for by_us in range(0, late_us, timeout_us // 3):  # step by step: a leader that hears no follower for a timeout steps down
             sim.scheduler.after(by_us, later, by_us)
         sim.scheduler.after(late_us, lambda: sim.healed or self._cut(links, ms))
         self._probe(leader, late_us // _MS)
@@ -347,7 +347,7 @@ class Faults:
             sim.scheduler.after(at_us, read)
 
     def _fork(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
-        """Two logs with different ends meet in an election: a leader goes on alone, with clients that put; another is elected, and
+        """Two logs with different ends meet in an election: a leader is cut off, with clients that put; another is elected, and
         is gone as soon as the links are back. The one with the longer log may be the one with less."""
         sim = self._sim
         leader = sim.leader()
@@ -389,7 +389,7 @@ class Faults:
         return {link for other in self._sim.nodes if other != node for link in ((node, other), (other, node))}
 
     def _figure_8(self, old: int, new: Process) -> None:
-        """Paper, figure 8: the newer leader has an entry that nobody else has, and is gone; the older one leads again and copies
+        """Paper, figure 8: the newer leader has an entry that no other node has, and is gone; the older one leads again and copies
         what it had to a majority; before that is committed by an entry of its new term it is gone too, and the newer one comes
         back, with an entry of a later term in the same place."""
         sim = self._sim
@@ -538,14 +538,14 @@ class Faults:
         if asked is None:
             return False
         members = sorted(sim.checks.members)
-        member, nobody = members[numbers[3] % len(members)], 1_000
+        member, stranger = members[numbers[3] % len(members)], 1_000
         request = (
-            AddMember(member, MemberAddress("sim", nobody)),
-            AddMember(0, MemberAddress("sim", nobody)),
-            AddMember(nobody, MemberAddress("no host name", nobody)),
-            RemoveMember(nobody),
-            PromoteMember(nobody),
-            TransferLead(nobody),
+            AddMember(member, MemberAddress("sim", stranger)),
+            AddMember(0, MemberAddress("sim", stranger)),
+            AddMember(stranger, MemberAddress("no host name", stranger)),
+            RemoveMember(stranger),
+            PromoteMember(stranger),
+            TransferLead(stranger),
         )[numbers[3] % 6]
 
         def answered(result: AdminResult) -> None:

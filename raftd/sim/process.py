@@ -1,7 +1,7 @@
 """One life of a node: production code between a simulated clock, network and disk.
 
 Everything that reaches the process passes `soon` or `later`: a process that is stopped (SIGSTOP) hears nothing until
-it goes on, one that is dead never. After each such step the world looks at it.
+it continues, one that is dead never. After each such step the world looks at it.
 
 Work takes time: the steps that the node counts, and the messages that it sends. Until they are over, nothing else reaches the
 process, so work without a bound delays ticks and heartbeats as it does in life.

@@ -28,8 +28,8 @@ FAULTS: dict[str, float] = {
     "power everywhere": 0.1,
     "stop": 0.3,  # SIGSTOP for longer than two election timeouts
     "partition": 0.4,
-    "deaf leader": 0.2,  # it hears answers late, and then nobody hears it: it must not take the late ones for new ones; or it hears none
-    "fork": 0.3,  # a leader goes on alone, the next one is gone when the links are back: two logs meet in an election
+    "deaf leader": 0.2,  # it hears answers late, then its messages are lost: late answers must not count as new; or it hears none
+    "fork": 0.3,  # a leader is cut off, the next one is gone when the links are back: two logs meet in an election
     "one way": 0.2,  # a link is cut in one direction
     "break": 0.3,  # a connection breaks
     "clog": 0.2,  # a link is slow for a while

@@ -645,7 +645,7 @@ def test_r27_a_removed_learner_that_heard_nothing_is_told_when_it_speaks():
     """Seed 4001300: its connections stayed open, so no hello of it was refused, and its clients waited for ever."""
     cluster = started()
     removed: list[object] = []
-    cluster.was_removed = removed.append  # type: ignore[method-assign]
+    cluster.was_removed = removed.append
     results: list[AdminResult] = []
     cluster[cluster.leader].administer(AddMember(4, MemberAddress("sim", 4)), results.append)
     assert cluster.run(3_000, lambda: results == [DONE])

@@ -102,7 +102,7 @@ class ClientListener(SynchronousTestCase):
     def test_a_bug_in_a_listener_costs_its_connection_and_not_the_node(self) -> None:
         self.greet()
         self.listener.send(b"".join(w.encode_request(w.PutRequest(number, b"x")) for number in range(128)), ms=0)
-        self.listener.protocol._handle = None  # type: ignore[attr-defined]
+        self.listener.protocol._handle = None
         self.listener.send(w.encode_request(w.PutRequest(999, b"x")))
         self.assertTrue(self.listener.transport.aborted)
         self.assertEqual(self.listeners.cluster.failures, [])
@@ -112,7 +112,7 @@ class ClientListener(SynchronousTestCase):
         self.greet()
         self.listener.send(b"".join(w.encode_request(w.ReserveRequest(number, 0)) for number in range(100)), ms=0)
         self.assertEqual(self.listener.transport.producerState, "paused")
-        self.assertLess(self.listener.protocol._in_flight, 20)  # type: ignore[attr-defined]
+        self.assertLess(self.listener.protocol._in_flight, 20)
         self.assertEqual(len(answers(self.listener.later(100))), 100)
 
     def test_who_says_nothing_is_closed(self) -> None:

@@ -102,7 +102,7 @@ class OneNode(SynchronousTestCase):
         self.listener.send(b"reserve\r\nquit\r\n")
         for _ in range(20):
             self.listener.send(bytes(50_000), ms=0)
-        self.assertEqual(len(self.listener.protocol._parser._buffer), 0)  # type: ignore[attr-defined]
+        self.assertEqual(len(self.listener.protocol._parser._buffer), 0)
         self.assertEqual(self.listener.transport.producerState, "paused")
 
     def test_a_body_that_is_too_big(self) -> None:

@@ -63,7 +63,7 @@ class PeerTransportTests(SynchronousTestCase):
         self.clock = Clock()
         self.node = FakeNode()
         self.listener = PeerTransport(self.clock, Random(1))
-        self.listener.node = self.node  # type: ignore[assignment]
+        self.listener.node = self.node
         self.lines: list[str] = []
         globalLogPublisher.addObserver(self.note)
         self.addCleanup(globalLogPublisher.removeObserver, self.note)

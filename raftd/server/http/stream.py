@@ -218,7 +218,7 @@ class Listening:
             self.miss(node.machine.applied_index + 1)
 
     def beat(self, node: Node) -> None:
-        """A sign of life, so that both sides notice if the other has gone, with the place of the last thing, wanted or not, to go on
+        """A sign of life, so that both sides notice if the other has gone, with the place of the last thing, wanted or not, to continue
         behind; and who reads nothing goes."""
         unsent = self.stream.unsent
         if self._is_paused and unsent >= self._unsent > 0:
