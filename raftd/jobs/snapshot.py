@@ -23,9 +23,7 @@ from raftd.limits import KEY_CHARACTERS, SNAPSHOT_PIECE_BYTES
 
 _T = TypeVar("_T")
 _ITEM_BYTES = 64  # what an item costs besides its body
-_FEW = SNAPSHOT_PIECE_BYTES // _ITEM_BYTES
-#: Of items that have a name.
-_FEW_NAMED = SNAPSHOT_PIECE_BYTES // (_ITEM_BYTES + KEY_CHARACTERS)
+_NAMED_ITEM_BYTES = _ITEM_BYTES + KEY_CHARACTERS
 
 
 #: The place of `deadline_ms` in a row, behind the id and the tube.
@@ -194,7 +192,7 @@ def dump(machine: StateMachine) -> Iterator[bytes]:
     numbers = {name: number for number, name in enumerate(machine.tubes)}
     tubes = machine.tubes.values()
     rows = ((tube.name, tube.pause_ms, tube.pause_until_ms, tube.total_jobs, tube.cmd_delete, tube.cmd_pause_tube) for tube in tubes)
-    for tube_rows in _several(rows, _FEW_NAMED):
+    for tube_rows in _several(rows, _NAMED_ITEM_BYTES):
         yield _encode(_Tubes(tube_rows))
     yield from _dump_jobs(machine, numbers)
     for tube in tubes:
@@ -217,13 +215,13 @@ def dump(machine: StateMachine) -> Iterator[bytes]:
                 yield _encode(_AllWaiters(tube.name, [session.timer_id for session in sessions]))
             else:
                 yield _encode(_Waiters(tube.name, [session.key for session in sessions]))
-    for names in _several(machine.unmatched, _FEW_NAMED):
+    for names in _several(machine.unmatched, _NAMED_ITEM_BYTES):
         yield _encode(_Unmatched(names))
     if machine.directories:
         yield _encode(_Directories(sorted(machine.directories.items())))
-    for names in _several(machine.topics, _FEW_NAMED):
+    for names in _several(machine.topics, _NAMED_ITEM_BYTES):
         yield _encode(_Topics(names))
-    for keys in _several(machine.keys.used.items(), _FEW_NAMED):
+    for keys in _several(machine.keys.used.items(), _NAMED_ITEM_BYTES):
         yield _encode(_Keys(keys))
     yield _encode(_End())
 
@@ -237,10 +235,10 @@ def _closing_piece(session: Session, machine: StateMachine) -> _Closing | _Close
     return _Closed(session.key, session.incarnation, session.used.name, list(session.watched), *waits)
 
 
-def _several(items: Iterable[_T], most: int = _FEW) -> Iterator[list[_T]]:
+def _several(items: Iterable[_T], item_bytes: int = _ITEM_BYTES) -> Iterator[list[_T]]:
     """In lists that make one piece each."""
     rest = iter(items)
-    while some := list(islice(rest, most)):
+    while some := list(islice(rest, max(1, SNAPSHOT_PIECE_BYTES // item_bytes))):
         yield some
 
 
