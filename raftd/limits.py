@@ -1,7 +1,11 @@
 """Limits that several modules share, with their units and reasons. A limit of one module is in that module.
 
-Nothing here is configuration: what an operator may set is in `config.py`, with its bounds.
+Nothing here is configuration: what an operator may set is in `config.py`, with its bounds. The constants are the same in every
+process. The fields of `Limits` are what tests and the simulator make small, so that a short run meets them; they are handed in at
+construction.
 """
+
+import msgspec
 
 # -- time ---------------------------------------------------------------------------------------
 
@@ -27,9 +31,6 @@ SESSION_TIMEOUT_MAX_MS = 3_600_000
 #: A connection that has not said hello by then (seconds) is closed.
 HELLO_TIMEOUT_S = 5.0
 
-#: A client that takes none of what waits for it for this long (seconds) is dropped, and with it its reservations.
-NO_PROGRESS_S = 10.0
-
 #: Every other call over HTTP is answered within this time (seconds), and so long after its own timeout if it waits for jobs. An
 #: election fits in.
 HTTP_ANSWER_S = 5.0
@@ -53,26 +54,6 @@ HELLO_FRAME_BYTES = 8 << 10
 #: The largest frame, in bytes: the largest job with everything that can stand around it.
 FRAME_BYTES = MAX_JOB_BYTES_CEILING + (1 << 20)
 
-#: Entries of one AppendEntries, in bytes: this many, or one entry if that is larger. A longer
-#: message would hold up the heartbeat behind it.
-APPEND_BYTES = 1 << 20
-
-#: Proposals of a leader that are not yet committed, in bytes. Beyond it batches are refused and come again.
-UNCOMMITTED_BYTES = 64 << 20
-
-#: Commands a gateway holds for its clients and has not applied, in bytes. Beyond it a put is answered
-#: with an error that says it did not happen.
-GATEWAY_BYTES = 64 << 20
-
-#: Applied entries that stay in memory, in bytes, up to twice as much: followers that keep pace need no disk.
-LOG_MEMORY_BYTES = 16 << 20
-
-#: A log segment is closed when it has grown past this many bytes.
-SEGMENT_BYTES = 64 << 20
-
-#: Bytes of log that are applied before a snapshot is due.
-SNAPSHOT_LEAST_BYTES = 16 << 20
-
 #: The default and the minimum of `snapshot_log_bytes`, in bytes: it bounds the disk, and how long a start takes.
 SNAPSHOT_LOG_BYTES = 256 << 20
 SNAPSHOT_LOG_MIN_BYTES = 1 << 20
@@ -80,16 +61,9 @@ SNAPSHOT_LOG_MIN_BYTES = 1 << 20
 #: The default of what must be free for the log besides the next snapshot, in bytes, or a disk counts as low; two segments at least.
 MIN_FREE_DISK_BYTES = 256 << 20
 
-#: What one InstallSnapshot carries, in bytes, and how many go to one follower before it must have answered: a heartbeat
-#: behind them waits for no more than a megabyte.
-SNAPSHOT_CHUNK_BYTES = 256 << 10
+#: How many chunks of a snapshot go to one follower before it must have answered: a heartbeat behind them waits for no more than a
+#: megabyte.
 SNAPSHOT_CHUNKS_IN_FLIGHT = 4
-
-#: A piece of a snapshot, in bytes: this many, or one job. It is loaded in one turn of the reactor.
-SNAPSHOT_PIECE_BYTES = 128 << 10
-
-#: How many bytes of the log lie between two places at which reading for a follower may begin.
-LOG_MARK_BYTES = 64 << 10
 
 #: The unit in which a disk loses or tears a write, in bytes. Disks with 4 KiB sectors lose eight.
 SECTOR_BYTES = 512
@@ -111,14 +85,7 @@ STRANGER_TEXT = 200
 #: The largest body of a request over HTTP, in bytes, if two jobs are not larger.
 HTTP_BODY_BYTES = 1 << 20
 
-#: AppendEntries in flight to one follower, in messages and in bytes, before the leader waits for an
-#: acknowledgement.
-WINDOW_MESSAGES = 256
-
-#: Batches of one gateway in flight. Measured: one loses a third of the throughput, more than four
-#: only makes the batches smaller.
-GATEWAY_IN_FLIGHT = 4
-
+#: Idempotency keys remembered at most: some 30 MB of memory on every node.
 KEYS_KEPT = 100_000
 
 #: The longest idempotency key, in characters.
@@ -133,11 +100,74 @@ WATCHED_TUBES = 1_024
 #: Jobs that one kick moves at most, and no more than its entry has budget for. The answer says how many; ask again for more.
 KICKED_JOBS = 4_096
 
-#: Committed entries applied at a time, in number and in bytes, or one entry if that is larger. A turn does so four times at most, and
-#: not again after this many bytes, so a node that replays a long log, or has many commands to answer, keeps its heartbeats.
-APPLY_ENTRIES = 512
+#: Committed entries applied at a time, in bytes, or one entry if that is larger. A turn does so four times at most, and not again
+#: after this many bytes, so a node that replays a long log, or has many commands to answer, keeps its heartbeats.
 APPLY_BYTES = 64 << 10
 
 #: Unsent replies of one connection, in bytes, at which it is dropped (one job more than this may wait).
 #: Reading already pauses when the transport's own buffer (64 KiB) is full.
 REPLY_BYTES = 4 << 20
+
+# -- what a test may make small -----------------------------------------------------------------
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits of one node. Nodes of one cluster may have different ones: none is part of the replicated state."""
+
+    # storage
+    #: A log segment is closed when it has grown past this many bytes.
+    segment_bytes: int = 64 << 20
+    #: Bytes of the log between two places at which reading for a follower may begin.
+    log_mark_bytes: int = 64 << 10
+    #: Applied entries that stay in memory, in bytes, up to twice as much: followers that keep pace need no disk.
+    log_memory_bytes: int = 16 << 20
+    #: A piece of a snapshot, in bytes: this many, or one job. It is loaded in one turn of the reactor.
+    snapshot_piece_bytes: int = 128 << 10
+    #: What one InstallSnapshot carries, in bytes.
+    snapshot_chunk_bytes: int = 256 << 10
+
+    # snapshots
+    #: Bytes of log that are applied before a snapshot is due.
+    snapshot_least_bytes: int = 16 << 20
+    #: The next snapshot is due when this many times the size of the last one has been applied, or `snapshot_least_bytes` if that is
+    #: more; but no later than the configuration says. So writing them costs a fixed share of what is written anyway.
+    snapshot_factor: int = 2
+    #: How long a snapshot for backups is kept after the last read, in ticks: a minute.
+    backup_hold_ticks: int = 6_000
+    #: A snapshot for backups is written this often at most, in ticks, for those who have asked meanwhile: ten seconds.
+    backup_ticks: int = 1_000
+
+    # replication
+    #: Entries of one AppendEntries, in bytes: this many, or one entry if that is larger. A longer message would hold up the heartbeat
+    #: behind it.
+    append_bytes: int = 1 << 20
+    #: AppendEntries in flight to one follower, in messages and in bytes, before the leader waits for an acknowledgement.
+    window_messages: int = 256
+    window_bytes: int = 16 << 20
+    #: Proposals of a leader that are not yet committed, in bytes. Beyond it batches are refused and come again.
+    uncommitted_bytes: int = 64 << 20
+    #: Committed entries applied at a time.
+    apply_entries: int = 512
+
+    # the gateway
+    #: Batches of one gateway in flight. Measured: one loses a third of the throughput, more than four only makes the batches smaller.
+    gateway_in_flight: int = 4
+    #: Commands a gateway holds for its clients and has not applied, in bytes. Beyond it a put is answered with an error that says it
+    #: did not happen.
+    gateway_bytes: int = 64 << 20
+    #: Commands of one batch, in bytes: this many, or one command. How many there may be: `jobs/budget.py`.
+    batch_bytes: int = 512 << 10
+
+    # a turn of the node: together about ten milliseconds, a fifth of the heartbeat interval
+    #: Steps (`jobs/budget.py`) that entries, reads and answers have in a turn. One entry, one read or one answer that begins within
+    #: its share is finished.
+    apply_steps: int = 50_000
+    reads_steps: int = 25_000
+    answers_steps: int = 25_000
+
+    # clients
+    #: A client that takes none of what waits for it for this long (seconds) is dropped, and with it its reservations.
+    no_progress_s: float = 10.0
+
+
+LIMITS = Limits()

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raftd.jobs import commands as c
-from raftd.jobs.budget import COSTS, steps_of
+from raftd.jobs.budget import COSTS
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.model import State
 from raftd.limits import JOBS_PER_PUT, WATCHED_TUBES
@@ -134,7 +134,7 @@ class Queue:
         taken: list[c.Command] = []
         steps = 0
         for command in commands:
-            steps += steps_of(command, watched)
+            steps += COSTS.of(command, watched)
             if taken and steps > COSTS.commands:
                 break
             taken.append(command)

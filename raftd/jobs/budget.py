@@ -19,6 +19,7 @@ from __future__ import annotations
 import msgspec
 
 from raftd.jobs.commands import Bury, Command, Delete, Ignore, Kick, KickJob, Put, PutMany, Release, Reserve, ReserveJob, Touch, Use, Watch
+from raftd.limits import Limits
 
 
 class Costs(msgspec.Struct, frozen=True):
@@ -37,6 +38,18 @@ class Costs(msgspec.Struct, frozen=True):
     job: int
     tube: int
     paused: int
+
+    def of(self, command: Command, watched: int) -> int:
+        """Steps that `command` asks for, of a session that watches at most `watched` tubes."""
+        if type(command) is Reserve:
+            return self.command + self.granted + 2 * watched * self.tube
+        if type(command) is PutMany:
+            return self.command + len(command.jobs) * self.job
+        if type(command) is ReserveJob:
+            return self.command + self.granted
+        if type(command) is Kick or type(command) is KickJob:
+            return self.command + self.kicked
+        return self.command
 
 
 #: Feature level 2 and later. An operation is a heap of small things: 40 steps are 4 µs.
@@ -75,27 +88,6 @@ COSTS_BEFORE_LEVEL_2 = Costs(
 #: Commands that ask for no more than any command: those that come most.
 PLAIN = frozenset({Put, Delete, Release, Bury, Touch, Use, Watch, Ignore})
 
-
-def steps_of(command: Command, watched: int) -> int:
-    """What `command` asks for of a session that watches at most `watched` tubes."""
-    if type(command) is Reserve:
-        return COSTS.command + COSTS.granted + 2 * watched * COSTS.tube
-    if type(command) is PutMany:
-        return COSTS.command + len(command.jobs) * COSTS.job
-    if type(command) is ReserveJob:
-        return COSTS.command + COSTS.granted
-    if type(command) is Kick or type(command) is KickJob:
-        return COSTS.command + COSTS.kicked
-    return COSTS.command
-
-
-#: What the entries, the reads and the answers of a turn have: together about ten milliseconds, a fifth of the heartbeat interval. One
-#: entry, one read or one answer that begins within its share is finished.
-APPLY_STEPS = 50_000
-READS_STEPS = 25_000
-ANSWERS_STEPS = 25_000
-
-
 #: An answer of the node itself: a line, or something long like `stats`.
 LINE_STEPS = 100
 LONG_ANSWER_STEPS = 600
@@ -127,16 +119,18 @@ class Share:
 class Turn:
     """The shares of a turn of the node."""
 
-    __slots__ = ("answers", "entries", "reads")
+    __slots__ = ("_limits", "answers", "entries", "reads")
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
         self.entries = Share()
         self.reads = Share()
         self.answers = Share()
+        self._limits = limits
         self.begin()
 
     def begin(self) -> None:
-        self.entries.left, self.reads.left, self.answers.left = APPLY_STEPS, READS_STEPS, ANSWERS_STEPS
+        limits = self._limits
+        self.entries.left, self.reads.left, self.answers.left = limits.apply_steps, limits.reads_steps, limits.answers_steps
 
     @property
     def used(self) -> int:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from raftd.jobs.replies import InsertedMany, KeyReused
 from raftd.limits import KEYS_KEPT
 
-#: How long idempotency keys are kept (milliseconds of log time: an hour), and how many at most: some 30 MB of memory
-#: on every node. A producer that repeats itself does so within seconds or minutes.
+#: How long idempotency keys are kept (milliseconds of log time: an hour). A producer that repeats itself does so within seconds or
+#: minutes.
 KEY_WINDOW_MS = 3_600_000
 #: Keys forgotten at most when one more is remembered.
 KEYS_FORGOTTEN = 16
@@ -29,9 +29,10 @@ class Used(NamedTuple):
 
 
 class Keys:
-    """In order of use."""
+    """In order of use; `most` are remembered, the same number on every node."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = KEYS_KEPT) -> None:
+        self._most = most
         self.used: OrderedDict[str, Used] = OrderedDict()
 
     def find(self, key: str, now_ms: int) -> Used | None:
@@ -52,6 +53,6 @@ class Keys:
         self.used[key] = used
         for _ in range(KEYS_FORGOTTEN):
             oldest = next(iter(self.used.values()))
-            if len(self.used) <= KEYS_KEPT and used.time_ms - oldest.time_ms < KEY_WINDOW_MS:
+            if len(self.used) <= self._most and used.time_ms - oldest.time_ms < KEY_WINDOW_MS:
                 return
             self.used.popitem(last=False)

@@ -16,7 +16,7 @@ import msgspec
 
 from raftd.jobs import commands as c
 from raftd.jobs import replies as r
-from raftd.jobs.budget import COSTS, COSTS_BEFORE_LEVEL_2
+from raftd.jobs.budget import COSTS, COSTS_BEFORE_LEVEL_2, Costs
 from raftd.jobs.keys import Keys, Used
 from raftd.jobs.model import URGENT_PRI, Counts, Gateway, Job, JobEventKind, JobListener, Session, State, Tube
 from raftd.jobs.table import JobTable
@@ -56,7 +56,8 @@ class Effects(msgspec.Struct):
 class StateMachine:
     """Apply entries in order. `applied_index` and `now_ms` belong to the state and change with it (R18)."""
 
-    def __init__(self) -> None:
+    def __init__(self, costs: Costs = COSTS) -> None:
+        """`costs`: what work costs from feature level 2 on, the same on every node."""
         self.applied_index = 0
         self.now_ms = 0
         self.settings = c.Settings(MAX_JOB_BYTES, SESSION_TIMEOUT_MS)
@@ -91,6 +92,7 @@ class StateMachine:
         #: Steps of work done so far, for the budgets of entries and turns; no part of the state.
         self.steps = 0
         self._limit = 0  # of `steps`, at which this part of the entry stops
+        self._costs_since_level_2 = costs
         self._costs = COSTS_BEFORE_LEVEL_2
         self._effects = Effects([], set(), set())
 
@@ -104,7 +106,7 @@ class StateMachine:
         effects = self._effects = Effects([], set(), set())
         self.applied_index = index
         self.now_ms = time_ms
-        costs = self._costs = COSTS if self.level >= 2 else COSTS_BEFORE_LEVEL_2
+        costs = self._costs = self._costs_since_level_2 if self.level >= 2 else COSTS_BEFORE_LEVEL_2
         began = self.steps
         self._limit = began + costs.left_over
         if self.unmatched:

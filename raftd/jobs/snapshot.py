@@ -19,12 +19,10 @@ from raftd.jobs.keys import Used
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.model import URGENT_PRI, Gateway, Job, Session, State, Tube
 from raftd.jobs.timers import Kind
-from raftd.limits import KEY_CHARACTERS, SNAPSHOT_PIECE_BYTES
+from raftd.limits import KEY_CHARACTERS, LIMITS
 
 _T = TypeVar("_T")
 _ITEM_BYTES = 64  # what an item costs besides its body
-_NAMED_ITEM_BYTES = _ITEM_BYTES + KEY_CHARACTERS
-
 
 #: The place of `deadline_ms` in a row, behind the id and the tube.
 _DEADLINE = Job.__struct_fields__.index("deadline_ms") - 2
@@ -173,8 +171,10 @@ _encode = msgspec.msgpack.Encoder().encode
 _decoder: msgspec.msgpack.Decoder[_AnyPiece] = msgspec.msgpack.Decoder(_AnyPiece)
 
 
-def dump(machine: StateMachine) -> Iterator[bytes]:
-    """The state of `machine`, which must not change meanwhile."""
+def dump(machine: StateMachine, piece_bytes: int = LIMITS.snapshot_piece_bytes) -> Iterator[bytes]:
+    """The state of `machine`, which must not change meanwhile, in pieces of `piece_bytes` or of one item."""
+    few = max(1, piece_bytes // _ITEM_BYTES)
+    few_named = max(1, piece_bytes // (_ITEM_BYTES + KEY_CHARACTERS))
     yield _encode(
         _Head(
             machine.applied_index,
@@ -192,11 +192,11 @@ def dump(machine: StateMachine) -> Iterator[bytes]:
     numbers = {name: number for number, name in enumerate(machine.tubes)}
     tubes = machine.tubes.values()
     rows = ((tube.name, tube.pause_ms, tube.pause_until_ms, tube.total_jobs, tube.cmd_delete, tube.cmd_pause_tube) for tube in tubes)
-    for tube_rows in _several(rows, _NAMED_ITEM_BYTES):
+    for tube_rows in _several(rows, few_named):
         yield _encode(_Tubes(tube_rows))
-    yield from _dump_jobs(machine, numbers)
+    yield from _dump_jobs(machine, numbers, piece_bytes)
     for tube in tubes:
-        for items in _several(tube.buried):
+        for items in _several(tube.buried, few):
             yield _encode(_Buried(tube.name, [id for _, id in items]))
     gateways = [row for _, row in sorted(machine.gateways.items())]
     yield _encode(_Gateways([(row.node, row.incarnation, row.is_open, row.seq) for row in gateways]))
@@ -204,24 +204,24 @@ def dump(machine: StateMachine) -> Iterator[bytes]:
         for session in row.sessions.values():
             waits = (session.waiting, session.wait_until_ms, session.soon_ms)
             yield _encode(_Session(session.key, session.used.name, list(session.watched), *waits))
-            yield from _dump_reserved(session)
+            yield from _dump_reserved(session, few)
     for session in machine.closing:
         yield _encode(_closing_piece(session, machine))
-        yield from _dump_reserved(session)
+        yield from _dump_reserved(session, few)
     for tube in tubes:
         has_closed = any(session.is_closed for session in tube.waiters)
-        for sessions in _several(tube.waiters):
+        for sessions in _several(tube.waiters, few):
             if has_closed:
                 yield _encode(_AllWaiters(tube.name, [session.timer_id for session in sessions]))
             else:
                 yield _encode(_Waiters(tube.name, [session.key for session in sessions]))
-    for names in _several(machine.unmatched, _NAMED_ITEM_BYTES):
+    for names in _several(machine.unmatched, few_named):
         yield _encode(_Unmatched(names))
     if machine.directories:
         yield _encode(_Directories(sorted(machine.directories.items())))
-    for names in _several(machine.topics, _NAMED_ITEM_BYTES):
+    for names in _several(machine.topics, few_named):
         yield _encode(_Topics(names))
-    for keys in _several(machine.keys.used.items(), _NAMED_ITEM_BYTES):
+    for keys in _several(machine.keys.used.items(), few_named):
         yield _encode(_Keys(keys))
     yield _encode(_End())
 
@@ -235,14 +235,14 @@ def _closing_piece(session: Session, machine: StateMachine) -> _Closing | _Close
     return _Closed(session.key, session.incarnation, session.used.name, list(session.watched), *waits)
 
 
-def _several(items: Iterable[_T], item_bytes: int = _ITEM_BYTES) -> Iterator[list[_T]]:
-    """In lists that make one piece each."""
+def _several(items: Iterable[_T], most: int) -> Iterator[list[_T]]:
+    """Yield `items` in lists of at most `most`: each makes one piece."""
     rest = iter(items)
-    while some := list(islice(rest, max(1, SNAPSHOT_PIECE_BYTES // item_bytes))):
+    while some := list(islice(rest, most)):
         yield some
 
 
-def _dump_jobs(machine: StateMachine, numbers: dict[str, int]) -> Iterator[bytes]:
+def _dump_jobs(machine: StateMachine, numbers: dict[str, int], piece_bytes: int) -> Iterator[bytes]:
     rows: list[_JobRow] = []
     size = 0
     for id in sorted(machine.jobs):
@@ -252,15 +252,15 @@ def _dump_jobs(machine: StateMachine, numbers: dict[str, int]) -> Iterator[bytes
             row[_DEADLINE] = 0
         rows.append((id, numbers[tube.name], *row))
         size += len(job.body) + _ITEM_BYTES
-        if size >= SNAPSHOT_PIECE_BYTES:
+        if size >= piece_bytes:
             yield _encode(_Jobs(rows))
             rows, size = [], 0
     if rows:
         yield _encode(_Jobs(rows))
 
 
-def _dump_reserved(session: Session) -> Iterator[bytes]:
-    for reserved in _several(session.reserved):
+def _dump_reserved(session: Session, few: int) -> Iterator[bytes]:
+    for reserved in _several(session.reserved, few):
         yield _encode(_Holds([(id, token) for token, id in reserved]))
 
 
@@ -272,9 +272,10 @@ def check_level(level: int, known_level: int) -> None:
         )
 
 
-def load(pieces: Iterable[bytes], known_level: int = FEATURE_LEVEL) -> StateMachine:
-    """Return the state in a snapshot. Raises CorruptionError, and TooOld if it needs a newer raftd."""
-    loader = Loader(known_level=known_level)
+def load(pieces: Iterable[bytes], known_level: int = FEATURE_LEVEL, machine: StateMachine | None = None) -> StateMachine:
+    """Return the state in a snapshot, in `machine` if one is given, which must be new. Raises CorruptionError, and TooOld if the state
+    needs a newer raftd."""
+    loader = Loader(machine, known_level)
     for piece in pieces:
         loader.feed(piece)
     return loader.finish()

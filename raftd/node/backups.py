@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from raftd.limits import Limits
 from raftd.raft.messages import Snapshot
 
-#: How long a snapshot for backups is kept after the last read, in ticks: a minute. At most BACKUPS_HELD are kept, and one is
-#: written this often at most, in ticks, for those who have asked meanwhile: ten seconds.
-BACKUP_HOLD_TICKS = 6_000
+#: How many snapshots for backups are kept at most.
 BACKUPS_HELD = 2
-BACKUP_TICKS = 1_000
 
 #: Called with a snapshot, or with None and why there is none.
 Backup = Callable[[Snapshot | None, str], None]
 
 
 class Backups:
-    """Requests within `BACKUP_TICKS` share a snapshot: each snapshot costs a fork of the process, and disk space."""
+    """Requests within `backup_ticks` share a snapshot: each snapshot costs a fork of the process, and disk space."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self._waiting: list[tuple[int, Backup]] = []  # (of which entry at least, who waits for it)
         self._kept: dict[Snapshot, int] = {}  # -> until which tick
         self._next_tick = 0
@@ -30,7 +29,7 @@ class Backups:
         return list(self._kept)
 
     def expire(self, tick: int) -> bool:
-        """Drop backups that were not read for BACKUP_HOLD_TICKS; return whether any was dropped."""
+        """Drop backups that were not read for `backup_hold_ticks`; return whether any was dropped."""
         before = len(self._kept)
         self._kept = {held: until for held, until in self._kept.items() if until > tick}
         return len(self._kept) < before
@@ -53,7 +52,7 @@ class Backups:
 
     def taken(self, snapshot: Snapshot | None, why_not: str, tick: int) -> None:
         """One was written, for whatever reason, or was not."""
-        self._next_tick = tick + BACKUP_TICKS
+        self._next_tick = tick + self._limits.backup_ticks
         if snapshot is not None:
             self._give(snapshot, tick)
             return
@@ -71,7 +70,7 @@ class Backups:
 
     def _hold(self, snapshot: Snapshot, tick: int) -> None:
         self._kept.pop(snapshot, None)
-        self._kept[snapshot] = tick + BACKUP_HOLD_TICKS
+        self._kept[snapshot] = tick + self._limits.backup_hold_ticks
         self._kept = dict(list(self._kept.items())[-BACKUPS_HELD:])
 
     def find(self, index: int, tick: int) -> Snapshot | None:

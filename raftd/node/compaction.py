@@ -14,8 +14,9 @@ from functools import partial
 
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import Loader, dump
-from raftd.limits import SNAPSHOT_LEAST_BYTES, TICK_MS
+from raftd.limits import TICK_MS
 from raftd.node.backups import Backup, Backups
+from raftd.node.config import NodeConfig
 from raftd.node.disk_space import DiskSpace
 from raftd.note import Note
 from raftd.raft.core import Raft
@@ -24,9 +25,6 @@ from raftd.raft.ready import ChunkFetch, EntriesFetch
 from raftd.storage.snapshots import Meta
 from raftd.storage.store import Clock, Store
 
-#: The next snapshot is due when this many times the size of the last one has been applied, or SNAPSHOT_LEAST_BYTES if that is
-#: more; but no later than the configuration says. So writing them costs a fixed share of what is written anyway.
-SNAPSHOT_FACTOR = 2
 #: For this many snapshots the log that a transfer to a follower needs is kept; then the transfer begins again.
 SNAPSHOT_WAITS = 4
 #: After a snapshot that failed or was given up the next attempt comes after this many ticks: ten seconds.
@@ -42,10 +40,7 @@ class Compaction:
 
     def __init__(
         self,
-        cluster: str,
-        most_bytes: int,
-        low_bytes: int,
-        level: int,
+        config: NodeConfig,
         was_scarce: bool,
         raft: Raft,
         store: Store,
@@ -54,11 +49,9 @@ class Compaction:
         replace_state: Callable[[StateMachine], None],
         note: Callable[[Note], None],
     ) -> None:
-        """`most_bytes` of log are applied at most before the next snapshot. `low_bytes`: see `DiskSpace`. `level`: the features that
-        this raftd knows. `was_scarce`: whether the state that this node begins with refuses puts."""
-        self._cluster = cluster
-        self._most_bytes = most_bytes
-        self._level = level
+        """`was_scarce`: whether the state that this node begins with refuses puts."""
+        self._config = config
+        self._limits = config.limits
         self._raft = raft
         self._store = store
         self._snapshots = store.snapshots
@@ -67,8 +60,8 @@ class Compaction:
         #: Called with the state of a leader's snapshot, which takes the place of this node's.
         self.replace_state = replace_state
         self._note = note
-        self._space = DiskSpace(low_bytes, store.segment_bytes, was_scarce, note)
-        self._backups = Backups()
+        self._space = DiskSpace(config.min_free_disk_bytes, store.segment_bytes, was_scarce, note)
+        self._backups = Backups(config.limits)
         self.is_taking = False
         self._is_removing = False
         self._taken_tick = 0
@@ -122,11 +115,11 @@ class Compaction:
         if self._retry_tick is not None:
             return self._raft.tick_count >= self._retry_tick
         newest = self._snapshots.newest
-        enough = max(SNAPSHOT_LEAST_BYTES, SNAPSHOT_FACTOR * newest.size_bytes if newest is not None else 0)
+        enough = max(self._limits.snapshot_least_bytes, self._limits.snapshot_factor * newest.size_bytes if newest is not None else 0)
         if self._space.is_low:
             # A few bytes of deletes may free much space.
             enough = 1 if self._raft.tick_count - self._taken_tick >= LOW_SNAPSHOT_TICKS else self._store.segment_bytes
-        return self._due_bytes >= max(1, min(enough, self._most_bytes))
+        return self._due_bytes >= max(1, min(enough, self._config.snapshot_log_bytes))
 
     def take(self, machine: StateMachine, is_due: bool) -> None:
         """Write a snapshot of `machine`. `is_due`: the log before the last one may go then."""
@@ -140,11 +133,13 @@ class Compaction:
             self._due_bytes = 0
             self._retry_tick = None
         configuration = self._raft.membership.configuration_at(index)
-        meta = Meta(self._cluster, configuration, index, term, machine.now_ms)
+        meta = Meta(self._config.cluster, configuration, index, term, machine.now_ms)
         # The snapshot must leave space for the log meanwhile.
         free_bytes = self._store.free_bytes
         most_bytes = max(free_bytes // 2, free_bytes - self._space.kept_bytes // 2)
-        self._snapshots.take(meta, lambda: dump(machine), most_bytes, partial(self._guarded, self._taken, is_due))
+        self._snapshots.take(
+            meta, lambda: dump(machine, self._limits.snapshot_piece_bytes), most_bytes, partial(self._guarded, self._taken, is_due)
+        )
 
     def _taken(self, is_due: bool, snapshot: Snapshot | None, why_not: str) -> None:
         self.is_taking = False
@@ -236,11 +231,12 @@ class Compaction:
         ours = self._store.identity.cluster_id
         if meta is None:
             self._note(Note(f"the snapshot that node {sender} has sent is damaged; it is asked for again"))
-        elif meta.cluster != self._cluster or (ours and meta.configuration.cluster_id != ours):
+        elif meta.cluster != self._config.cluster or (ours and meta.configuration.cluster_id != ours):
             self._note(Note(f"node {sender} has sent a snapshot of another cluster ({meta.cluster!r}); it is not used"))
         elif self._raft.begin_install(snapshot):
             self._note(Note(f"the snapshot of the state at entry {snapshot.index} has come from node {sender}, and is being loaded"))
-            self._load(snapshot, meta, Loader(known_level=self._level), self._snapshots.received_pieces())
+            loader = Loader(StateMachine(self._config.costs), self._config.level)
+            self._load(snapshot, meta, loader, self._snapshots.received_pieces())
 
     def _load(self, snapshot: Snapshot, meta: Meta, loader: Loader, pieces: Iterator[bytes]) -> None:
         """One piece a turn."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from raftd.histogram import COUNTS, LATENCIES, Histogram
-from raftd.jobs.budget import ABANDONED_STEPS, COSTS, PLAIN, Share, steps_of
+from raftd.jobs.budget import ABANDONED_STEPS, PLAIN, Costs, Share
 from raftd.jobs.commands import (
     Batch,
     CloseSession,
@@ -30,14 +30,9 @@ from raftd.jobs.commands import (
     encode_payload,
 )
 from raftd.jobs.machine import StateMachine
-from raftd.limits import GATEWAY_BYTES, GATEWAY_IN_FLIGHT
+from raftd.limits import Limits
 from raftd.node.session import Read, Session, State, size_of
 
-#: Commands of one gateway batch, in bytes: this many, or one command. How many there may be: `jobs/budget.py`.
-BATCH_BYTES = 512 << 10
-
-#: Steps that the commands of one batch ask for.
-BATCH_STEPS = COSTS.commands
 #: After a refusal, and twice as long after each further one without progress: what is sent again takes space in the log again.
 _RETRY_MS = 20
 _LONGEST_RETRY_MS = 500
@@ -54,9 +49,13 @@ class _Unapplied(NamedTuple):
 class Gateway:
     """Carries the commands of this node's clients. `reopen` gives it the next incarnation."""
 
-    def __init__(self, node: int, incarnation: int, timeout_ms: int, answers: Share) -> None:
-        """`timeout_ms`: how long to wait for progress before sending anew, at first. `answers`: what local answers may cost in a turn."""
+    def __init__(self, node: int, incarnation: int, timeout_ms: int, answers: Share, costs: Costs, limits: Limits) -> None:
+        """`timeout_ms`: how long to wait for progress before sending anew, at first. `answers`: what local answers may cost in a turn.
+        `costs`: what commands cost in an entry."""
         self.node = node
+        self._costs = costs
+        self._limits = limits
+        self._batch_steps = costs.commands
         self.incarnation = incarnation
         #: Reads that wait for a read index: one of a session.
         self.reads: dict[Session, Read] = {}
@@ -130,7 +129,7 @@ class Gateway:
         if type(command) is not Put and type(command) is not PutMany:
             return False
         has_key = type(command) is PutMany and bool(command.key)
-        return self.held_bytes >= GATEWAY_BYTES or (self.space_is_scarce and not has_key)
+        return self.held_bytes >= self._limits.gateway_bytes or (self.space_is_scarce and not has_key)
 
     # -- clients ------------------------------------------------------------------------------
 
@@ -168,7 +167,7 @@ class Gateway:
             self._resend_after_ms = min(2 * self._resend_after_ms, _LONGEST_RESEND_MS)
             self._no_progress_since_ms = now_ms
             self.resend()
-        while (self._waiting or self._closes) and len(self._unapplied) < GATEWAY_IN_FLIGHT:
+        while (self._waiting or self._closes) and len(self._unapplied) < self._limits.gateway_in_flight:
             self._make_batch(now_ms)
         forwards = [
             Forward(self.incarnation, self._attempt, batch.seq, batch.payload)
@@ -183,17 +182,18 @@ class Gateway:
     def _make_batch(self, now_ms: int) -> None:
         """Make a batch: sessions take turns, and each adds its commands in order until the batch is full."""
         commands: list[Command] = []
+        costs, most_steps, most_bytes = self._costs, self._batch_steps, self._limits.batch_bytes
         size = steps = 0
-        while self._closes and steps < BATCH_STEPS:
+        while self._closes and steps < most_steps:
             commands.append(self._closes.popleft())
-            steps += COSTS.command
+            steps += costs.command
         last: Session | None = None
         while self._waiting:
             session = next(iter(self._waiting))
             command = session.queued[0]
             more = size_of(command)
-            steps += COSTS.command if type(command) in PLAIN else steps_of(command, session.watched)
-            if commands and (size + more > BATCH_BYTES or steps > BATCH_STEPS):
+            steps += costs.command if type(command) in PLAIN else costs.of(command, session.watched)
+            if commands and (size + more > most_bytes or steps > most_steps):
                 if session is last:
                     self._waiting.move_to_end(session)  # it has had its share; who has had nothing yet begins the next batch
                 break

@@ -19,14 +19,15 @@ import msgspec
 from raftd.errors import CorruptionError, NotLeader, Overloaded
 from raftd.histogram import Histogram
 from raftd.jobs.budget import Turn
-from raftd.jobs.commands import FEATURE_LEVEL, Forward, ForwardRefused, Settings
+from raftd.jobs.commands import Forward, ForwardRefused
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import check_level, load
-from raftd.limits import APPLY_BYTES, MIN_FREE_DISK_BYTES, TICK_MS
+from raftd.limits import APPLY_BYTES, TICK_MS
 from raftd.node.admin import Administration, Answer
 from raftd.node.admission import Admission
 from raftd.node.backups import Backup
 from raftd.node.compaction import Compaction
+from raftd.node.config import NodeConfig
 from raftd.node.gateway import Gateway
 from raftd.node.job_events import JobEventBuffer
 from raftd.node.proposals import LeaderProposals
@@ -36,7 +37,7 @@ from raftd.note import Note
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
 from raftd.raft.membership import decode
-from raftd.raft.messages import Admin, AdminReply, AdminRequest, Configuration, Entry, EntryKind, MemberAddress, Message, TransferLead
+from raftd.raft.messages import Admin, AdminReply, AdminRequest, Configuration, Entry, EntryKind, Message, TransferLead
 from raftd.raft.ready import HardState, Ready, RoleChange
 from raftd.storage.store import Clock, Opened, Store
 from raftd.wire.peer import Hello, PeerMessage, Refusal, RefusalCode
@@ -56,28 +57,6 @@ class Transport(Protocol):
 
     def flush(self) -> None:
         """Put on the wire what was queued in this turn."""
-
-
-class NodeConfig(msgspec.Struct, frozen=True):
-    """What a node must know of itself, and who the first voters of its cluster are. Times in milliseconds. After
-    `snapshot_log_bytes` of log there is a snapshot at the latest; with less than `min_free_disk_bytes` free the disk is low. `level`: the
-    features that this raftd knows."""
-
-    node: int
-    voters: tuple[int, ...]
-    cluster: str
-    election_timeout_ms: int
-    heartbeat_ms: int
-    settings: Settings
-    snapshot_log_bytes: int
-    addresses: dict[int, MemberAddress] = {}
-    min_free_disk_bytes: int = MIN_FREE_DISK_BYTES
-    level: int = FEATURE_LEVEL
-
-    @property
-    def first_configuration(self) -> Configuration:
-        """Of a cluster that is not born yet; afterwards the log says who is a member."""
-        return Configuration(b"", self.voters, addresses=self.addresses)
 
 
 class Observer(Protocol):
@@ -117,7 +96,10 @@ class Node:
         fail: Callable[[BaseException], None],
     ) -> None:
         self.config = config
-        self.machine = load(store.snapshots.pieces(), config.level) if opened.base.index else StateMachine()
+        limits = config.limits
+        self.machine = StateMachine(config.costs)
+        if opened.base.index:
+            self.machine = load(store.snapshots.pieces(), config.level, self.machine)
         if self.machine.applied_index != opened.base.index:
             raise CorruptionError(f"{store.snapshots.directory}: the snapshot holds the state at another entry than it says")
         self._check_level()
@@ -127,16 +109,17 @@ class Node:
         self.raft = Raft(
             config.node,
             store.snapshots.meta.configuration if store.snapshots.meta is not None else config.first_configuration,
-            Log(opened.entries, opened.base, opened.older),
+            Log(opened.entries, opened.base, opened.older, limits.log_memory_bytes),
             HardState(identity.term, identity.voted_for, identity.doubtful),
             identity.incarnation,
             random,
             max(1, config.election_timeout_ms // TICK_MS),
             max(1, config.heartbeat_ms // TICK_MS),
+            limits,
         )
         #: What is left of this turn; how much work there was so far.
-        self.turn = Turn()
-        self.gateway = Gateway(config.node, identity.incarnation, 2 * config.election_timeout_ms, self.turn.answers)
+        self.turn = Turn(limits)
+        self.gateway = Gateway(config.node, identity.incarnation, 2 * config.election_timeout_ms, self.turn.answers, config.costs, limits)
         self._clock = clock
         self._wall_s = wall_s
         self._transport = transport
@@ -157,10 +140,7 @@ class Node:
             config.node, config.settings, config.level, self.raft, clock, self.wake, observer.gateway_silent, self._admission
         )
         self.compaction = Compaction(
-            config.cluster,
-            config.snapshot_log_bytes,
-            config.min_free_disk_bytes,
-            config.level,
+            config,
             self.machine.space_is_scarce,
             self.raft,
             store,

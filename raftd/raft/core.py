@@ -24,7 +24,7 @@ from random import Random
 import msgspec
 
 from raftd.errors import NotLeader, Overloaded
-from raftd.limits import APPLY_BYTES, APPLY_ENTRIES, TICK_MS, UNCOMMITTED_BYTES
+from raftd.limits import APPLY_BYTES, LIMITS, TICK_MS, Limits
 from raftd.raft.log import Log
 from raftd.raft.logtime import LogClock
 from raftd.raft.membership import Membership, check_free, encode, is_sound, leave_joint, promote
@@ -74,8 +74,10 @@ class Raft:
         random: Random,
         election_ticks: int,
         heartbeat_ticks: int,
+        limits: Limits = LIMITS,
     ) -> None:
         self.node = node
+        self._limits = limits
         self.log = log
         self.membership = Membership(configuration, log.forgotten_index, log.slice(log.forgotten_index + 1, log.last_index))
         self.term = hard_state.term
@@ -253,7 +255,7 @@ class Raft:
         if self._leadership is not None and (successor := self._leadership.successor):
             raise Overloaded(f"the lead is being handed to node {successor}")
         size = sum(len(data) + 32 for _, data in proposals)
-        if self.uncommitted_bytes and self.uncommitted_bytes + size > UNCOMMITTED_BYTES:
+        if self.uncommitted_bytes and self.uncommitted_bytes + size > self._limits.uncommitted_bytes:
             raise Overloaded(f"{self.uncommitted_bytes} bytes of proposals wait to be committed")
         self.append(proposals)
         return self.log.last_index
@@ -344,7 +346,7 @@ class Raft:
         """It has taken the place of the log and of the state, durably (R29)."""
         self.is_installing = False
         self.snapshot = snapshot
-        self.log = Log((), base)
+        self.log = Log((), base, memory_bytes=self._limits.log_memory_bytes)
         self.membership = Membership(configuration, base.index, ())
         if self.leader not in (0, self.node) and self.is_hard_state_durable:
             self._acknowledge(self.leader)
@@ -379,7 +381,7 @@ class Raft:
             if self._leadership.is_over:
                 self._become(Role.FOLLOWER, 0, "it is no member any more")
         persist = self._collect_persist()
-        apply = [] if self.is_installing else self.log.next_to_apply(APPLY_ENTRIES, APPLY_BYTES)
+        apply = [] if self.is_installing else self.log.next_to_apply(self._limits.apply_entries, APPLY_BYTES)
         ready = Ready(
             send_now=self._send_now,
             persist=persist,
@@ -455,7 +457,7 @@ class Raft:
     def _become_leader(self) -> None:
         self._become(Role.LEADER, self.node, "a majority voted for it")
         self.clock.lead(self.term, self.log.last_time_ms, [*self._estimates, self.clock_ms()], [*self._walls, self.wall_ms], self.now_ms)
-        self.replication = Replication(self.term, self.log, self.peers, self.send)
+        self.replication = Replication(self.term, self.log, self.peers, self.send, self._limits)
         self._leadership = Leadership(self, self.replication, self._election_ticks)
         self._heartbeat_elapsed_ticks = 0
         self._heartbeat_sent_ms = self.now_ms

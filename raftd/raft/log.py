@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from raftd.limits import LOG_MEMORY_BYTES
+from raftd.limits import LIMITS
 from raftd.raft.messages import Entry
 from raftd.raft.ready import NO_BASE, Base
 
@@ -33,9 +33,16 @@ class _Run(NamedTuple):
 class Log:
     """Entries offset+1 … last_index, in order, without gaps."""
 
-    def __init__(self, entries: Sequence[Entry] = (), base: Base = NO_BASE, older: Sequence[tuple[int, int]] = ()) -> None:
+    def __init__(
+        self,
+        entries: Sequence[Entry] = (),
+        base: Base = NO_BASE,
+        older: Sequence[tuple[int, int]] = (),
+        memory_bytes: int = LIMITS.log_memory_bytes,
+    ) -> None:
         """`base` is the last entry of the snapshot; `entries` behind it are durable already: they were read back from the disk.
-        `older` are the (first index, term) of runs up to `base` that the disk holds too."""
+        `older` are the (first index, term) of runs up to `base` that the disk holds too. `memory_bytes`: see `Limits`."""
+        self._memory_bytes = memory_bytes
         # The entry before the first is gone, and its term too, so the first counts as gone.
         self.offset, self.offset_term = older[0] if older else (base.index, base.term)
         #: All up to here have left memory.
@@ -186,14 +193,14 @@ class Log:
             raise AssertionError(f"entry {index} cannot be applied: {self.applied_index} is, {self.commit_index} is committed")
         self._applied_bytes += sum(entry.size_bytes for entry in self.slice(self.applied_index + 1, index))
         self.applied_index = index
-        if self._applied_bytes > 2 * LOG_MEMORY_BYTES:
+        if self._applied_bytes > 2 * self._memory_bytes:
             self._forget()
 
     def _forget(self) -> None:
         """Applied entries leave memory, but for the newest, which followers ask for; none that is not on the disk yet."""
         most = min(self.applied_index, self.durable_index) - self.forgotten_index
         count = 0
-        while count < most and self._applied_bytes > LOG_MEMORY_BYTES:
+        while count < most and self._applied_bytes > self._memory_bytes:
             self._applied_bytes -= self._entries[count].size_bytes
             count += 1
         self._drop(count)

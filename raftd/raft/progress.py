@@ -17,11 +17,9 @@ from __future__ import annotations
 from collections import deque
 from enum import Enum
 
-from raftd.limits import SNAPSHOT_CHUNK_BYTES, SNAPSHOT_CHUNKS_IN_FLIGHT, WINDOW_MESSAGES
+from raftd.limits import SNAPSHOT_CHUNKS_IN_FLIGHT, Limits
 from raftd.raft.messages import Entry, Snapshot
 from raftd.raft.ready import ChunkFetch, EntriesFetch
-
-WINDOW_BYTES = 16 << 20
 
 
 class State(Enum):
@@ -33,8 +31,9 @@ class State(Enum):
 class Transfer:
     """How far a snapshot has got on its way to one follower."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, chunk_bytes: int) -> None:
         self.snapshot = snapshot
+        self._window_bytes = SNAPSHOT_CHUNKS_IN_FLIGHT * chunk_bytes
         #: Bytes that the follower has; None: it has not answered yet.
         self.have: int | None = None
         self.is_asked = False
@@ -66,7 +65,7 @@ class Transfer:
         """The piece to read now, if there is one."""
         if self.have is None or self._reading is not None or self._next_offset >= self.snapshot.size_bytes:
             return None
-        if self._next_offset - self.have >= SNAPSHOT_CHUNKS_IN_FLIGHT * SNAPSHOT_CHUNK_BYTES:
+        if self._next_offset - self.have >= self._window_bytes:
             return None
         self._reading = ChunkFetch(peer, self.snapshot, self._next_offset)
         return self._reading
@@ -85,7 +84,8 @@ class Transfer:
 class Progress:
     """match_index < next_index always; match_index only grows within a term and an incarnation (R12)."""
 
-    def __init__(self, next_index: int) -> None:
+    def __init__(self, next_index: int, limits: Limits) -> None:
+        self._limits = limits
         self.state = State.PROBE
         self.match_index = 0
         self.next_index = next_index
@@ -118,7 +118,7 @@ class Progress:
         """Whether entries may go out now."""
         if self.state is not State.REPLICATE:
             return self.state is State.PROBE and not self._probe_sent
-        return len(self._in_flight) < WINDOW_MESSAGES and self._bytes_in_flight < WINDOW_BYTES
+        return len(self._in_flight) < self._limits.window_messages and self._bytes_in_flight < self._limits.window_bytes
 
     def sent(self, last_index: int, size_bytes: int) -> None:
         """Entries up to `last_index` went out."""
@@ -147,7 +147,7 @@ class Progress:
         """The log no longer has what it needs."""
         self.state = State.SNAPSHOT
         self._clear()
-        self.transfer = Transfer(snapshot)
+        self.transfer = Transfer(snapshot, self._limits.snapshot_chunk_bytes)
         self.next_index = snapshot.index + 1
         return self.transfer
 

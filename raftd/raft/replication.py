@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from raftd.limits import APPEND_BYTES
+from raftd.limits import Limits
 from raftd.raft.log import Log
 from raftd.raft.messages import AppendEntries, AppendEntriesReply, Entry, InstallSnapshot, InstallSnapshotReply, Message, Snapshot
 from raftd.raft.progress import Progress, State
@@ -14,8 +14,9 @@ from raftd.raft.ready import ChunkFetch, EntriesFetch
 class Replication:
     """`send` puts a message into the lane of those that may leave at once."""
 
-    def __init__(self, term: int, log: Log, peers: Collection[int], send: Callable[[int, Message], None]) -> None:
-        self.progress = {peer: Progress(log.last_index + 1) for peer in peers}
+    def __init__(self, term: int, log: Log, peers: Collection[int], send: Callable[[int, Message], None], limits: Limits) -> None:
+        self.progress = {peer: Progress(log.last_index + 1, limits) for peer in peers}
+        self._limits = limits
         #: To be read from the disk; the reader takes them.
         self.fetches: list[EntriesFetch | ChunkFetch] = []
         self._term = term
@@ -29,7 +30,7 @@ class Replication:
         for peer in peers:
             self._leaving.pop(peer, None)
             if peer not in self.progress:
-                self.progress[peer] = Progress(self._log.last_index + 1)
+                self.progress[peer] = Progress(self._log.last_index + 1, self._limits)
         for peer in self.progress:
             if peer not in peers:
                 self._leaving.setdefault(peer, tick)
@@ -71,7 +72,7 @@ class Replication:
         """From memory, or from the disk, which takes a while: nothing until then."""
         first = progress.next_index
         if first > self._log.forgotten_index:
-            return self._log.limited(first, self._log.last_index, APPEND_BYTES)
+            return self._log.limited(first, self._log.last_index, self._limits.append_bytes)
         entries, progress.fetched = progress.fetched, ()
         if entries and entries[0].index == first:
             return entries

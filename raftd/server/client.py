@@ -14,7 +14,7 @@ from raftd.errors import FrameError
 from raftd.jobs import commands as c
 from raftd.jobs.budget import LONG_ANSWER_STEPS
 from raftd.jobs.replies import JobTooBig, Reply
-from raftd.limits import HELLO_FRAME_BYTES, HELLO_TIMEOUT_S, SNAPSHOT_CHUNK_BYTES, STRANGER_TEXT
+from raftd.limits import HELLO_FRAME_BYTES, HELLO_TIMEOUT_S, STRANGER_TEXT
 from raftd.node.loop import Node
 from raftd.raft.messages import AddMember, AdminRequest, MemberAddress, PromoteMember, RemoveMember, Snapshot, TransferLead
 from raftd.raft.outcomes import AdminResult, Outcome
@@ -143,7 +143,7 @@ class ClientProtocol(ClientConnection):
                 self.node.wake()
                 return
             case w.ChunkRequest(index=index, offset=offset):
-                size += SNAPSHOT_CHUNK_BYTES
+                size += self.node.config.limits.snapshot_chunk_bytes
                 self.began(size)
                 if not self.node.copy(index, offset, lambda data: self._say(request.id, size, w.Chunk(data))):
                     text = f"this node keeps no backup of entry {index}: request another"

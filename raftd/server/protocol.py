@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from raftd.limits import NO_PROGRESS_S, REPLY_BYTES
+from raftd.limits import REPLY_BYTES
 from raftd.node.loop import Node
 from raftd.node.session import Session
 from raftd.server.limiter import ConnectionLimiter
@@ -87,6 +87,7 @@ class ClientConnection(Protocol, ABC):
         self.session: Session
         self._clock = clock
         self._limiter = limiter
+        self._no_progress_s = node.config.limits.no_progress_s
         self._out: list[bytes] = []
         self._in_flight = 0
         self._bytes_in_flight = 0
@@ -222,12 +223,14 @@ class ClientConnection(Protocol, ABC):
         """A client that has closed its side, and gets no answer to what it has asked, has probably given up: without a
         quorum it would be kept, and what it asked for done after all, whenever that comes back."""
         if self._patience is None:
-            self._patience = self._clock.callLater(NO_PROGRESS_S, self._check_answers, self._answers)
+            self._patience = self._clock.callLater(self._no_progress_s, self._check_answers, self._answers)
 
     def _check_answers(self, before: int) -> None:
         self._patience = None
         if self._answers == before and self._in_flight:
-            self._log.info("a client is dropped: it has closed its side, and there was no answer for {seconds:g} s", seconds=NO_PROGRESS_S)
+            self._log.info(
+                "a client is dropped: it has closed its side, and there was no answer for {seconds:g} s", seconds=self._no_progress_s
+            )
             self.abort()
         elif not self.is_closed:
             self._watch_answers()
@@ -236,13 +239,13 @@ class ClientConnection(Protocol, ABC):
         """Something waits for the client to read: it must take some of it, time and again."""
         if self._progress is None:
             self._taken = self._written - unsent(self.transport)
-            self._progress = self._clock.callLater(NO_PROGRESS_S, self._check_progress)
+            self._progress = self._clock.callLater(self._no_progress_s, self._check_progress)
 
     def _check_progress(self) -> None:
         self._progress = None
         left = unsent(self.transport)
         if left and self._written - left == self._taken:
-            self._log.info("a client is dropped: it has read nothing for {seconds:g} s", seconds=NO_PROGRESS_S)
+            self._log.info("a client is dropped: it has read nothing for {seconds:g} s", seconds=self._no_progress_s)
             self.abort()
         elif left:
             self._watch_progress()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable
 from random import SystemRandom
 from typing import Any, cast
 
+import msgspec
 from twisted.application import internet, service, strports
 from twisted.internet import defer, error, task
 from twisted.internet.endpoints import HostnameEndpoint, quoteStringArgument
@@ -24,8 +25,9 @@ from twisted.python.failure import Failure
 from raftd.config import Config
 from raftd.errors import StorageError, TooOld
 from raftd.jobs.commands import Settings
-from raftd.limits import HANGUP_CHECK_S, TICK_MS
-from raftd.node.loop import Node, NodeConfig
+from raftd.limits import HANGUP_CHECK_S, LIMITS, TICK_MS, Limits
+from raftd.node.config import NodeConfig
+from raftd.node.loop import Node
 from raftd.raft.messages import Configuration, MemberAddress
 from raftd.server.client import ClientServerFactory
 from raftd.server.collector import CycleCollector
@@ -89,13 +91,21 @@ class RaftdService(service.MultiService):
     _log = Logger("raftd")
 
     def __init__(
-        self, config: Config, node: int, reactor: Any, cannot_start: Callable[[str], None], voters: tuple[int, ...] | None = None
+        self,
+        config: Config,
+        node: int,
+        reactor: Any,
+        cannot_start: Callable[[str], None],
+        voters: tuple[int, ...] | None = None,
+        limits: Limits = LIMITS,
     ) -> None:
         super().__init__()
         self.setName("raftd")
         self.config = config
         self.node_id = node
         self.node: Node | None = None
+        segment_bytes = min(limits.segment_bytes, config.snapshot_log_bytes // SEGMENTS_PER_SNAPSHOT)
+        self._limits = msgspec.structs.replace(limits, segment_bytes=segment_bytes)
         self._reactor = reactor
         self._cannot_start = cannot_start
         self._random = SystemRandom()
@@ -113,7 +123,7 @@ class RaftdService(service.MultiService):
             self._copier,
             reactor,
             self._fatal,
-            config.snapshot_log_bytes // SEGMENTS_PER_SNAPSHOT,
+            self._limits,
         )
         self._peers = PeerTransport(reactor, self._random)
         counters = self._counters = Counters()
@@ -276,6 +286,7 @@ class RaftdService(service.MultiService):
                 config.snapshot_log_bytes,
                 self._addresses,
                 config.min_free_disk_bytes,
+                limits=self._limits,
             ),
             self._reactor,
             time.time,

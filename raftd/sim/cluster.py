@@ -12,8 +12,9 @@ import msgspec
 
 from raftd.jobs.budget import COSTS
 from raftd.jobs.commands import Settings
-from raftd.limits import ELECTION_TIMEOUT_MS, HEARTBEAT_MS, MAX_JOB_BYTES, SESSION_TIMEOUT_MS, SNAPSHOT_LOG_BYTES
-from raftd.node.loop import Node, NodeConfig
+from raftd.limits import ELECTION_TIMEOUT_MS, HEARTBEAT_MS, LIMITS, MAX_JOB_BYTES, SESSION_TIMEOUT_MS, SNAPSHOT_LOG_BYTES, Limits
+from raftd.node.config import NodeConfig
+from raftd.node.loop import Node
 from raftd.raft.ready import Persist
 from raftd.sim.disk import Disk, Keep, keep_nothing
 from raftd.sim.network import Network, NetworkConditions
@@ -30,7 +31,7 @@ _LOOK_US = 500
 class SimCluster:
     """`count` nodes. `tell` gets a line for everything worth reading."""
 
-    def __init__(self, count: int, seed: int = 1, tell: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(self, count: int, seed: int = 1, tell: Callable[[str], None] = lambda line: None, limits: Limits = LIMITS) -> None:
         self.scheduler = Scheduler()
         self.costs = COSTS
         self.tell = tell
@@ -42,6 +43,7 @@ class SimCluster:
             HEARTBEAT_MS,
             Settings(MAX_JOB_BYTES, SESSION_TIMEOUT_MS),
             SNAPSHOT_LOG_BYTES,
+            limits=limits,
         )
         self.disks = {node: Disk() for node in self.config.voters}
         #: Those that run.

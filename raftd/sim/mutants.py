@@ -22,7 +22,6 @@ from raftd.jobs.model import State
 from raftd.jobs.pages import SortedPages
 from raftd.jobs.snapshot import Loader
 from raftd.jobs.timers import Kind
-from raftd.node import gateway
 from raftd.node.admission import Admission
 from raftd.node.gateway import Gateway
 from raftd.node.job_events import JobEventBuffer
@@ -729,11 +728,8 @@ def _left_over_without_an_order(original: Any) -> Any:
 @_mutant("a batch of any length", Gateway, "_make_batch")
 def _batch_of_any_length(original: Any) -> Any:
     def make_batch(self: Gateway, now_ms: int) -> None:
-        before, gateway.BATCH_STEPS = gateway.BATCH_STEPS, 1 << 62
-        try:
-            original(self, now_ms)
-        finally:
-            gateway.BATCH_STEPS = before
+        self._batch_steps = 1 << 62
+        original(self, now_ms)
 
     return make_batch
 

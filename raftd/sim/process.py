@@ -17,7 +17,8 @@ from typing import Any, Protocol
 from raftd.errors import CorruptionError
 from raftd.jobs.budget import Costs
 from raftd.limits import TICK_MS
-from raftd.node.loop import Node, NodeConfig
+from raftd.node.config import NodeConfig
+from raftd.node.loop import Node
 from raftd.note import Note
 from raftd.raft.messages import Configuration
 from raftd.raft.ready import Persist, Role, RoleChange
@@ -178,7 +179,7 @@ class Process:
         owner = Identity(config.node, config.cluster, config.voters)
         self.reader = Worker(self)
         directory = f"data/{config.node}"
-        self.store = _Store(disk, directory, owner, random, self.worker, self.reader, Copier(self, disk), clock, self._fail)
+        self.store = _Store(disk, directory, owner, random, self.worker, self.reader, Copier(self, disk), clock, self._fail, config.limits)
         self.store.process = self
         self.opened = self.store.open()
         self.node = Node(config, clock, lambda: world.wall_s(config.node), self, self.store, self.opened, random, self, self._fail)

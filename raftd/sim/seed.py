@@ -6,15 +6,10 @@ broken for good (`convergence.py`).
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from traceback import format_exception
-from typing import Any
 
 import msgspec
 
-from raftd.jobs.budget import Costs
 from raftd.sim.checks import Violation
 from raftd.sim.convergence import ConvergenceCheck
 from raftd.sim.faults import Faults
@@ -57,8 +52,7 @@ class SeedRun:
         """Run it all. Nothing is raised: what was wrong is in the outcome."""
         simulation, violation = self._simulation, ""
         try:
-            with _limited({**self._options.limits, **_budgeted(simulation.costs)}):
-                self._run()
+            self._run()
         except Violation as wrong:
             violation = str(wrong)
         except Exception as error:  # of the simulator itself, or one that must not be raised here
@@ -101,39 +95,3 @@ class SeedRun:
             clients[event.numbers[0] % len(clients)].do(event.kind.removeprefix("client "), event.numbers)
         elif not self._simulation.healed:
             self._faults.do(event)
-
-
-def _budgeted(costs: Costs) -> dict[str, object]:
-    """The places that know what an entry and a turn may cost."""
-    return {
-        "raftd.jobs.machine.COSTS": costs,
-        "raftd.jobs.budget.COSTS": costs,
-        "raftd.node.gateway.COSTS": costs,
-        "raftd.node.gateway.BATCH_STEPS": costs.commands,
-        "raftd.jobs.budget.APPLY_STEPS": costs.entry,
-        "raftd.jobs.budget.READS_STEPS": costs.entry // 2,
-        "raftd.jobs.budget.ANSWERS_STEPS": costs.entry // 2,
-    }
-
-
-_SECOND_USERS = {
-    "raftd.storage.records.LOG_MARK_BYTES": "raftd.storage.log.LOG_MARK_BYTES",
-    "raftd.raft.replication.APPEND_BYTES": "raftd.storage.store.APPEND_BYTES",
-}
-
-
-@contextmanager
-def _limited(limits: Mapping[str, object]) -> Iterator[None]:
-    """Other limits for one run. Modules have their own names of them."""
-    before: list[tuple[Any, str, object]] = []
-    limits = {**limits, **{_SECOND_USERS[path]: value for path, value in limits.items() if path in _SECOND_USERS}}
-    try:
-        for path, value in limits.items():
-            module_name, _, name = path.rpartition(".")
-            module = importlib.import_module(module_name)
-            before.append((module, name, getattr(module, name)))
-            setattr(module, name, value)
-        yield
-    finally:
-        for module, name, value in before:
-            setattr(module, name, value)

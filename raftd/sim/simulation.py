@@ -7,10 +7,12 @@ from collections.abc import Callable
 from hashlib import blake2b
 from random import Random
 
+import msgspec
+
 from raftd.errors import StorageError, TooOld
 from raftd.jobs.commands import FEATURE_LEVEL, Settings
-from raftd.limits import MAX_JOB_BYTES, TICK_MS
-from raftd.node.loop import NodeConfig
+from raftd.limits import MAX_JOB_BYTES, TICK_MS, Limits
+from raftd.node.config import NodeConfig
 from raftd.raft.ready import Persist
 from raftd.sim import history
 from raftd.sim.checks import Checks, Violation
@@ -43,6 +45,8 @@ class Simulation:
         self._first_voters = tuple(self.nodes)
         self.disks = {node: Disk(options.sector_bytes) for node in everybody}
         self.costs = BUDGETS[options.budget]
+        turn = {"apply_steps": self.costs.entry, "reads_steps": self.costs.entry // 2, "answers_steps": self.costs.entry // 2}
+        self._limits = msgspec.convert({**turn, **options.limits}, Limits)
         self.checks = Checks(self.disks, self.nodes, max(1, options.election_timeout_ms // TICK_MS), self.costs)
         self.network = Network(self.scheduler, self.random, options.conditions, self)
         self.running: dict[int, Process] = {}
@@ -171,6 +175,8 @@ class Simulation:
             Settings(MAX_JOB_BYTES, options.session_timeout_ms),
             options.snapshot_log_bytes,
             level=self.levels.setdefault(node, max(self.levels.values())),
+            limits=self._limits,
+            costs=self.costs,
         )
         try:
             process = Process(self, config, self.disks[node], Random(self.random.random()), options.clock_rates[node - 1])

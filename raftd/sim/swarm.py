@@ -138,23 +138,20 @@ BUDGETS: tuple[Costs, ...] = (
     msgspec.structs.replace(COSTS, entry=260, commands=100, left_over=80, tube=20),
 )
 
-_CHUNK_READ = "raftd.storage.snapshots.SNAPSHOT_CHUNK_BYTES"
-_CHUNK_SENT = "raftd.raft.progress.SNAPSHOT_CHUNK_BYTES"
-
-#: Limits that a run may make small, so that it meets them: module, name, and what to choose from.
-LIMITS: dict[str, tuple[int, ...]] = {
-    "raftd.storage.log.SEGMENT_BYTES": (2_000, 20_000),
-    "raftd.storage.records.LOG_MARK_BYTES": (1, 1_000),
-    "raftd.raft.log.LOG_MEMORY_BYTES": (0, 500, 5_000),
-    "raftd.jobs.snapshot.SNAPSHOT_PIECE_BYTES": (500,),
-    "raftd.node.compaction.SNAPSHOT_LEAST_BYTES": (0, 2_000),
-    _CHUNK_READ: (1_000, 4_000),
-    "raftd.raft.replication.APPEND_BYTES": (1, 100, 1_000),
-    "raftd.raft.core.APPLY_ENTRIES": (1, 8),
-    "raftd.raft.progress.WINDOW_MESSAGES": (1, 3),
-    "raftd.raft.core.UNCOMMITTED_BYTES": (2_000,),
-    "raftd.node.gateway.GATEWAY_IN_FLIGHT": (1, 2),
-    "raftd.node.gateway.GATEWAY_BYTES": (1_000,),
+#: Limits that a run may make small, so that it meets them: a field of `Limits`, and what to choose from.
+SMALL_LIMITS: dict[str, tuple[int, ...]] = {
+    "segment_bytes": (2_000, 20_000),
+    "log_mark_bytes": (1, 1_000),
+    "log_memory_bytes": (0, 500, 5_000),
+    "snapshot_piece_bytes": (500,),
+    "snapshot_least_bytes": (0, 2_000),
+    "snapshot_chunk_bytes": (1_000, 4_000),
+    "append_bytes": (1, 100, 1_000),
+    "apply_entries": (1, 8),
+    "window_messages": (1, 3),
+    "uncommitted_bytes": (2_000,),
+    "gateway_in_flight": (1, 2),
+    "gateway_bytes": (1_000,),
 }
 
 
@@ -176,14 +173,12 @@ def draw(seed: int) -> Options:
 
     verbs = {name: weight * random.choice((0, 1, 1, 1, 8)) for name, weight in VERBS.items()}
     verbs["put"] = max(verbs["put"], 10)
-    limits = {name: random.choice(values) for name, values in LIMITS.items() if random.random() < 0.3}
+    limits = {name: random.choice(values) for name, values in SMALL_LIMITS.items() if random.random() < 0.3}
     snapshot_log_bytes = random.choice((1_000, 5_000, 50_000, 1 << 40))
     if snapshot_log_bytes <= 5_000:
-        limits.setdefault("raftd.storage.log.SEGMENT_BYTES", 1_000)  # only whole segments go
+        limits.setdefault("segment_bytes", 1_000)  # only whole segments go
         if "cut in a snapshot" in known:
-            limits.setdefault(_CHUNK_READ, 1_000)
-    if _CHUNK_READ in limits:
-        limits[_CHUNK_SENT] = limits[_CHUNK_READ]  # else more would be in flight than the other side keeps
+            limits.setdefault("snapshot_chunk_bytes", 1_000)
     return Options(
         seed=seed,
         nodes=nodes,

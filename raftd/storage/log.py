@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from raftd.errors import ADVICE, CorruptionError
-from raftd.limits import LOG_MARK_BYTES, SEGMENT_BYTES
+from raftd.limits import LIMITS, Limits
 from raftd.raft.messages import Entry
 from raftd.raft.ready import NO_BASE, Base
 from raftd.storage.filesystem import File, FileSystem
@@ -101,15 +101,16 @@ class _Mark(NamedTuple):
 class _Blocks:
     """Reads a file front to back, a block at a time."""
 
-    def __init__(self, fs: FileSystem, path: str) -> None:
+    def __init__(self, fs: FileSystem, path: str, block_bytes: int) -> None:
         self._fs = fs
+        self._block_bytes = block_bytes
         self._path = path
         self._block = b""
         self._start = 0
 
     def read(self, offset: int, size: int) -> bytes:
         if not self._start <= offset <= offset + size <= self._start + len(self._block):
-            self._block = self._fs.read_at(self._path, offset, max(size, LOG_MARK_BYTES))
+            self._block = self._fs.read_at(self._path, offset, max(size, self._block_bytes))
             self._start = offset
         return self._block[offset - self._start : offset - self._start + size]
 
@@ -117,10 +118,11 @@ class _Blocks:
 class SegmentedLog:
     """The directory `log/`. `recover` and `cut` come first, then `prepare` and `write` in turn."""
 
-    def __init__(self, fs: FileSystem, directory: str, new_id: Callable[[], bytes], segment_bytes: int = SEGMENT_BYTES) -> None:
-        """`new_id` gives 16 random bytes that begin with another byte than 0. A segment that has grown past `segment_bytes`, or past
-        SEGMENT_BYTES, is closed."""
-        self.segment_bytes = min(SEGMENT_BYTES, segment_bytes)
+    def __init__(self, fs: FileSystem, directory: str, new_id: Callable[[], bytes], limits: Limits = LIMITS) -> None:
+        """`new_id` gives 16 random bytes that begin with another byte than 0. A segment that has grown past
+        `limits.segment_bytes` is closed."""
+        self.segment_bytes = limits.segment_bytes
+        self._mark_bytes = limits.log_mark_bytes
         self._fs = fs
         self._directory = directory
         self._new_id = new_id
@@ -160,7 +162,7 @@ class SegmentedLog:
                     f"{self._directory}/{name}: segment {self.number + 1} is missing before it. Nothing was changed. {ADVICE}"
                 )
             data = self._fs.read(f"{self._directory}/{name}")
-            scan = scan_segment(data, number, segment_id, chain)
+            scan = scan_segment(data, number, segment_id, chain, self._mark_bytes)
             is_last = position == len(segments) - 1
             if scan.damage is Damage.FOREIGN:
                 raise CorruptionError(f"{self._directory}/{name}: {scan.reason}. Nothing was changed")
@@ -233,7 +235,7 @@ class SegmentedLog:
         while self._marks and self._marks[-1].first >= index:
             self._marks.pop()  # what it leads to was replaced
         last = self._marks[-1] if self._marks else None
-        if last is None or last.segment != number or offset - last.offset >= LOG_MARK_BYTES:
+        if last is None or last.segment != number or offset - last.offset >= self._mark_bytes:
             self._marks.append(_Mark(index, number, offset))
 
     def reader(self, first: int, size_bytes: int) -> Callable[[], list[Entry]]:
@@ -255,7 +257,7 @@ class SegmentedLog:
                 if not self._fs.exists(path):
                     return []
                 try:
-                    for batch in read_batches(_Blocks(self._fs, path).read, parsed[1], offset):
+                    for batch in read_batches(_Blocks(self._fs, path, self._mark_bytes).read, parsed[1], offset):
                         more = [entry for entry in batch if entry.index >= first]
                         found += more
                         size += sum(entry.size_bytes for entry in more)

@@ -29,7 +29,7 @@ from random import Random
 from typing import NamedTuple
 from zlib import crc32
 
-from raftd.limits import LOG_MARK_BYTES, SECTOR_BYTES
+from raftd.limits import LIMITS, SECTOR_BYTES
 from raftd.raft.messages import Entry, EntryKind
 
 FORMAT = 1
@@ -61,7 +61,7 @@ class Damage(Enum):
 class Scan(NamedTuple):
     """A segment read back: its good entries, the chain and the offset behind them, and what follows.
 
-    `marks`: (index of its first entry, offset) of batches, every LOG_MARK_BYTES or so.
+    `marks`: (index of its first entry, offset) of batches, every `mark_bytes` or so.
     """
 
     entries: list[Entry]
@@ -154,7 +154,7 @@ def _zero_sectors(data: bytes, base: int, first: int, last: int) -> list[tuple[i
     return found
 
 
-def scan_segment(data: bytes, number: int, segment_id: bytes, chain: int | None) -> Scan:
+def scan_segment(data: bytes, number: int, segment_id: bytes, chain: int | None, mark_bytes: int = LIMITS.log_mark_bytes) -> Scan:
     """Read a segment back. `chain` is what the segment before ended with, None for the first one held.
 
     CORRUPT, TORN and DOUBTFUL are decided as for the last segment; in an earlier one all are corruption.
@@ -167,7 +167,7 @@ def scan_segment(data: bytes, number: int, segment_id: bytes, chain: int | None)
         offset = SEGMENT_HEADER_BYTES
         while offset < len(data):
             batch, chain, end = _read_batch(data, segment_id, offset, chain)
-            if batch and (not marks or offset - marks[-1][1] >= LOG_MARK_BYTES or batch[0].index <= marks[-1][0]):
+            if batch and (not marks or offset - marks[-1][1] >= mark_bytes or batch[0].index <= marks[-1][0]):
                 marks.append((batch[0].index, offset))
             entries += batch
             last_batch, offset = offset, end

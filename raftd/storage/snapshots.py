@@ -21,7 +21,7 @@ from zlib import crc32
 import msgspec
 
 from raftd.errors import ADVICE, UNDECODABLE, CorruptionError
-from raftd.limits import FRAME_BYTES, SNAPSHOT_CHUNK_BYTES, SNAPSHOT_CHUNKS_IN_FLIGHT
+from raftd.limits import FRAME_BYTES, LIMITS, SNAPSHOT_CHUNKS_IN_FLIGHT
 from raftd.raft.messages import Configuration, Snapshot
 from raftd.raft.ready import Base
 from raftd.storage.filesystem import FileSystem
@@ -174,7 +174,15 @@ class Worker(Protocol):
 class Snapshots:
     """The directory `snap/`. `fail` is called with the first error of the disk and must end the process (R17)."""
 
-    def __init__(self, fs: FileSystem, directory: str, copier: Copier, worker: Worker, fail: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        fs: FileSystem,
+        directory: str,
+        copier: Copier,
+        worker: Worker,
+        fail: Callable[[BaseException], None],
+        chunk_bytes: int = LIMITS.snapshot_chunk_bytes,
+    ) -> None:
         self.directory = directory
         #: The newest, and what it is of.
         self.newest: Snapshot | None = None
@@ -183,6 +191,7 @@ class Snapshots:
         self._copier = copier
         self._worker = worker
         self._fail = fail
+        self._chunk_bytes = chunk_bytes
         self._receiving: Snapshot | None = None
         self._have = 0
         self._keeping = False  # a chunk is being written
@@ -286,7 +295,7 @@ class Snapshots:
 
         def job() -> None:
             if self._fs.exists(path):
-                read.append(self._fs.read_at(path, offset, SNAPSHOT_CHUNK_BYTES))
+                read.append(self._fs.read_at(path, offset, self._chunk_bytes))
 
         def finished() -> None:
             if read:

@@ -16,7 +16,7 @@ import msgspec
 
 from raftd.errors import ADVICE, CorruptionError, StorageError
 from raftd.histogram import LATENCIES, Histogram
-from raftd.limits import APPEND_BYTES, SEGMENT_BYTES
+from raftd.limits import LIMITS, Limits
 from raftd.note import Note
 from raftd.raft.membership import decode
 from raftd.raft.messages import Entry, EntryKind, Snapshot
@@ -118,11 +118,11 @@ class Store:
         copier: Copier,
         clock: Clock,
         fail: Callable[[BaseException], None],
-        segment_bytes: int = SEGMENT_BYTES,
+        limits: Limits = LIMITS,
     ) -> None:
         """`worker` writes the log; `reader` does what no answer waits for."""
         self.directory = directory
-        self.snapshots = Snapshots(fs, f"{directory}/snap", copier, reader, fail)
+        self.snapshots = Snapshots(fs, f"{directory}/snap", copier, reader, fail, limits.snapshot_chunk_bytes)
         #: As it is to be written next; until `open`, only whose directory this must be.
         self.identity = owner
         #: Since the start: each is one write and one fdatasync.
@@ -137,8 +137,9 @@ class Store:
         self._reader = reader
         self._clock = clock
         self._fail = fail
+        self._append_bytes = limits.append_bytes
         self._vote = VoteFile(fs, directory)
-        self._log = SegmentedLog(fs, f"{directory}/log", self._new_id, segment_bytes)
+        self._log = SegmentedLog(fs, f"{directory}/log", self._new_id, limits)
         self._entries: list[Entry] = []
         self._changed = False
         self._waiting: list[Done] = []
@@ -281,7 +282,7 @@ class Store:
     def fetch_entries(self, first: int, done: Callable[[list[Entry]], None]) -> None:
         """Read entries for a follower, from `first` on; replaced ones may be among them."""
         read: list[Entry] = []
-        reader = self._log.reader(first, APPEND_BYTES)
+        reader = self._log.reader(first, self._append_bytes)
 
         def finished(error: BaseException | None) -> None:
             if error is not None:

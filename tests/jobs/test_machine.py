@@ -13,7 +13,7 @@ from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs import replies as r
 from raftd.jobs.budget import COSTS, COSTS_BEFORE_LEVEL_2
-from raftd.jobs.keys import KEY_WINDOW_MS, KEYS_FORGOTTEN
+from raftd.jobs.keys import KEY_WINDOW_MS, KEYS_FORGOTTEN, Keys
 from raftd.jobs.machine import StateMachine
 from raftd.limits import WATCHED_TUBES
 
@@ -458,9 +458,9 @@ def test_a_key_is_free_after_its_window():
     assert list(queue.machine.keys.used) == ["k0", *(f"k{n}" for n in range(100, 110))]
 
 
-def test_the_number_of_keys_is_bounded(monkeypatch):
-    monkeypatch.setattr("raftd.jobs.keys.KEYS_KEPT", 3)
+def test_the_number_of_keys_is_bounded():
     queue = Queue()
+    queue.machine.keys = Keys(3)
     queue.do(*(many(b"x", key=f"k{n}") for n in range(5)))
     assert list(queue.machine.keys.used) == ["k2", "k3", "k4"]
     assert not queue.do(many(b"x", key="k0"))[0][1].is_repeat

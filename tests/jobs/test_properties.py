@@ -5,8 +5,6 @@ Sessions, every verb, timers, waits, repeated and missing batches, gateways that
 
 from __future__ import annotations
 
-from unittest import mock
-
 import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -14,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from raftd.jobs import commands as c
 from raftd.jobs import queries
-from raftd.jobs.budget import COSTS
+from raftd.jobs.budget import COSTS, Costs
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import Loader, dump
 from raftd.sim.compare import describe_machine, describe_model
@@ -60,8 +58,8 @@ commands = st.one_of(
 steps = st.sampled_from([0, 0, 1, 10, 500, 1_000, 2_500])
 
 
-def restored(pieces: list[bytes]) -> StateMachine:
-    loader = Loader()
+def restored(pieces: list[bytes], costs: Costs) -> StateMachine:
+    loader = Loader(StateMachine(costs))
     for piece in pieces:
         loader.feed(piece)
     return loader.finish()
@@ -72,12 +70,9 @@ class QueueLife(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        budgeted = mock.patch("raftd.jobs.machine.COSTS", self.costs)
-        budgeted.start()
-        self.undo = budgeted.stop
-        self.machine = StateMachine()
-        self.twin = StateMachine()  # the same entries on another node
-        self.restored = StateMachine()  # a node that is started from a snapshot now and then
+        self.machine = StateMachine(self.costs)
+        self.twin = StateMachine(self.costs)  # the same entries on another node
+        self.restored = StateMachine(self.costs)  # a node that is started from a snapshot now and then
         self.model = Model(msgspec.structs.asdict(self.costs))
         self.now = 1_000_000
         self.incarnations = dict.fromkeys(NODES, 1)
@@ -85,9 +80,6 @@ class QueueLife(RuleBasedStateMachine):
         self.last: dict[int, c.Batch] = {}
         for node in NODES:
             self.entry(c.OpenGateway(node, 1))
-
-    def teardown(self) -> None:
-        self.undo()
 
     def entry(self, payload: c.Payload | None, step: int = 0):
         self.now += step
@@ -117,7 +109,7 @@ class QueueLife(RuleBasedStateMachine):
     def a_node_starts_from_a_snapshot(self):
         pieces = list(dump(self.machine))
         assert pieces == list(dump(self.restored))
-        self.restored = restored(pieces)
+        self.restored = restored(pieces, self.costs)
         assert self.restored.digest() == self.machine.digest()
         assert describe_machine(self.restored) == describe_machine(self.machine)
         self.describes()

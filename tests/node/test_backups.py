@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from raftd.jobs.snapshot import load
+from raftd.limits import LIMITS, Limits
 from raftd.raft.messages import Snapshot
 from raftd.sim.cluster import SimCluster
 from raftd.storage.snapshots import SnapshotReader
@@ -15,8 +16,12 @@ class Asked:
         cluster[node].backup(lambda snapshot, why_not: self.answers.append((snapshot, why_not)))
 
 
-def filled(jobs: int = 20) -> SimCluster:
-    cluster = started()
+#: Backups are kept for three seconds, and written whenever one asks.
+SHORT = Limits(backup_hold_ticks=300, backup_ticks=1)
+
+
+def filled(jobs: int = 20, limits: Limits = LIMITS) -> SimCluster:
+    cluster = started(limits=limits)
     client = Client(cluster, 1)
     for number in range(jobs):
         client.put(b"job %d" % number)
@@ -61,9 +66,8 @@ def test_simultaneous_backups_share_a_snapshot():
     assert again.answers == one.answers
 
 
-def test_a_backup_asked_for_during_a_snapshot_is_newer(monkeypatch):
-    monkeypatch.setattr("raftd.node.backups.BACKUP_TICKS", 1)
-    cluster = filled()
+def test_a_backup_asked_for_during_a_snapshot_is_newer():
+    cluster = filled(limits=Limits(backup_ticks=1))
     first = Asked(cluster, 1)
     cluster.run(0.2)  # it is being written
     client = Client(cluster, 1)
@@ -86,10 +90,8 @@ def test_a_copy_of_the_disk_that_fails_is_said():
     assert "simulated" in why_not
 
 
-def test_a_backup_is_kept_while_it_is_read(monkeypatch):
-    monkeypatch.setattr("raftd.node.backups.BACKUP_HOLD_TICKS", 300)
-    monkeypatch.setattr("raftd.node.backups.BACKUP_TICKS", 1)
-    cluster = filled()
+def test_a_backup_is_kept_while_it_is_read():
+    cluster = filled(limits=SHORT)
     asked = Asked(cluster, 2)
     assert cluster.run(1_000, lambda: bool(asked.answers))
     snapshot = asked.answers[0][0]
@@ -147,13 +149,11 @@ def test_a_node_that_is_low_on_disk_gives_no_backup():
     assert asked.answers == [(None, "disk space is low on this node: ask another node, or free some space")]
 
 
-def test_unread_backups_expire_and_are_dropped_on_a_low_disk(monkeypatch):
+def test_unread_backups_expire_and_are_dropped_on_a_low_disk():
     """A review: it stayed until the next backup, and on a low disk for ever."""
-    monkeypatch.setattr("raftd.node.backups.BACKUP_HOLD_TICKS", 300)
-    monkeypatch.setattr("raftd.node.backups.BACKUP_TICKS", 1)
 
     def with_two() -> SimCluster:
-        cluster = filled()
+        cluster = filled(limits=SHORT)
         for number in range(2):
             client = Client(cluster, 2)
             client.put(b"more %d" % number)

@@ -7,6 +7,7 @@ import pytest
 
 from raftd.jobs import commands as c
 from raftd.jobs import replies as r
+from raftd.limits import Limits
 from raftd.raft.messages import EntryKind, Snapshot, TransferLead
 from raftd.raft.outcomes import DONE, AdminResult
 from raftd.sim.cluster import SimCluster
@@ -107,10 +108,8 @@ def test_a_new_leader_goes_on_with_what_was_decided():
     assert cluster.run(3_000, lambda: scarce(cluster) == {False})
 
 
-def test_a_low_disk_is_compacted_sooner_and_no_generation_of_log_stays(monkeypatch):
-    monkeypatch.setattr("raftd.storage.log.SEGMENT_BYTES", 2_000)
-    monkeypatch.setattr("raftd.node.compaction.SNAPSHOT_LEAST_BYTES", 100_000)
-    cluster = SimCluster(1)
+def test_a_low_disk_is_compacted_sooner_and_no_generation_of_log_stays():
+    cluster = SimCluster(1, limits=Limits(segment_bytes=2_000, snapshot_least_bytes=100_000))
     cluster.config = msgspec.structs.replace(cluster.config, snapshot_log_bytes=100_000)
     cluster.start()
     cluster.run(500)
@@ -138,16 +137,12 @@ KILO = 1_000
 SEGMENT = 64 * KILO
 
 
-@pytest.fixture
-def scaled(monkeypatch):
-    """A thousandth of everything: segments of 64 kB, a snapshot after 256 kB of log."""
-    monkeypatch.setattr("raftd.storage.log.SEGMENT_BYTES", SEGMENT)
-    monkeypatch.setattr("raftd.node.compaction.SNAPSHOT_LEAST_BYTES", 16 * KILO)
-    monkeypatch.setattr("raftd.raft.log.LOG_MEMORY_BYTES", 16 * KILO)
+#: A thousandth of everything: segments of 64 kB, a snapshot after 256 kB of log.
+SCALED = Limits(segment_bytes=SEGMENT, snapshot_least_bytes=16 * KILO, log_memory_bytes=16 * KILO)
 
 
 def on_disks_of(size: int, count: int = 3) -> SimCluster:
-    cluster = SimCluster(count)
+    cluster = SimCluster(count, limits=SCALED)
     cluster.config = msgspec.structs.replace(cluster.config, snapshot_log_bytes=256 * KILO, min_free_disk_bytes=0)
     for disk in cluster.disks.values():
         disk.capacity = size
@@ -168,7 +163,7 @@ def put_until_refused(cluster: SimCluster, most: int) -> tuple[Client, list[int]
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_puts_resume_after_deletes_alone(scaled, count):
+def test_puts_resume_after_deletes_alone(count):
     """Deletes are so small that no snapshot was due for them, and it alone frees the space."""
     cluster = on_disks_of(2_000 * KILO, count)
     client, ids = put_until_refused(cluster, 500)
@@ -182,7 +177,7 @@ def test_puts_resume_after_deletes_alone(scaled, count):
 
 
 @pytest.mark.parametrize("size", [1_600, 1_800, 2_500])
-def test_the_snapshot_that_makes_room_never_fills_the_disk(scaled, size):
+def test_the_snapshot_that_makes_room_never_fills_the_disk(size):
     cluster = on_disks_of(size * KILO)
     client = Client(cluster, 1)
     for number in range(1, 601):
@@ -195,7 +190,7 @@ def test_the_snapshot_that_makes_room_never_fills_the_disk(scaled, size):
     assert len(scarce(cluster)) == 1
 
 
-def test_a_snapshot_that_is_being_written_makes_no_disk_low(scaled):
+def test_a_snapshot_that_is_being_written_makes_no_disk_low():
     """For a moment there are two of them; the space for the next one was reserved for just that."""
     cluster = on_disks_of(4_000 * KILO)
     _, ids = put_until_refused(cluster, 200)
@@ -242,7 +237,7 @@ def test_a_low_node_that_starts_again_says_so_at_once():
     assert announced(cluster, cluster.leader, since) == []
 
 
-def test_a_follower_that_is_sent_a_snapshot_offers_no_room(scaled):
+def test_a_follower_that_is_sent_a_snapshot_offers_no_room():
     cluster = started()
     leader = cluster.leader
     slow = follower(cluster)

@@ -9,6 +9,7 @@ from raftd.errors import TooOld
 from raftd.jobs.commands import FEATURE_LEVEL, Features, encode_payload
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import Loader, dump
+from raftd.limits import LIMITS, Limits
 from raftd.raft.messages import AddMember, EntryKind, MemberAddress
 from raftd.raft.outcomes import DONE, AdminResult
 from raftd.sim.cluster import SimCluster
@@ -60,8 +61,8 @@ def test_while_a_member_is_not_heard_the_level_stays():
     assert levels(cluster) == {FEATURE_LEVEL}
 
 
-def risen() -> SimCluster:
-    cluster = started()
+def risen(limits: Limits = LIMITS) -> SimCluster:
+    cluster = started(limits=limits)
     for node in cluster.config.voters:
         restart(cluster, node, NEWER)
         cluster.run(1_000)
@@ -90,9 +91,8 @@ def test_an_older_raftd_ends_at_the_entry_it_must_not_pass():
     assert "install a newer one" in str(error)
 
 
-def test_an_older_raftd_does_not_start_on_a_newer_snapshot(monkeypatch):
-    monkeypatch.setattr("raftd.node.compaction.SNAPSHOT_LEAST_BYTES", 1)
-    cluster = risen()
+def test_an_older_raftd_does_not_start_on_a_newer_snapshot():
+    cluster = risen(Limits(snapshot_least_bytes=1))
     leader = cluster[cluster.leader]
     leader.raft.propose([(EntryKind.BATCH, b"")] * 100)
     leader.wake()

@@ -11,13 +11,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from raftd import limits
 from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs import replies as r
-from raftd.jobs.budget import ABANDONED_STEPS, ANSWERS_STEPS, APPLY_STEPS, COSTS, LONG_ANSWER_STEPS, Share
+from raftd.jobs.budget import ABANDONED_STEPS, COSTS, LONG_ANSWER_STEPS, Share
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import dump, load
+from raftd.limits import HEARTBEAT_MS, LIMITS, SESSION_TIMEOUT_MS, Limits
 from raftd.node.compaction import SNAPSHOT_WAITS
 from raftd.node.gateway import Gateway
 from raftd.raft.messages import AddMember, AppendEntries, EntryKind, InstallSnapshot, MemberAddress, RemoveMember, TransferLead
@@ -96,7 +96,7 @@ def test_messages_doubled_and_lost_change_nothing_but_time():
 def test_refusals_without_progress_double_the_wait():
     """Seed 3003447: a node that waited for a snapshot was refused and sent its batches again every 20 ms, which kept the leader's log
     growing faster than the snapshot could be sent."""
-    gateway = Gateway(1, 1, 500, Share())
+    gateway = Gateway(1, 1, 500, Share(), COSTS, LIMITS)
     waits = []
     now_ms = 0
     for _ in range(8):
@@ -116,10 +116,8 @@ def test_refusals_without_progress_double_the_wait():
     assert gateway.collect(now_ms + 20) != []
 
 
-def test_batches_keep_their_order_through_refusals(monkeypatch):
-    monkeypatch.setattr("raftd.raft.core.UNCOMMITTED_BYTES", 4_000)
-    monkeypatch.setattr("raftd.node.gateway.BATCH_BYTES", 1_500)
-    cluster = started()
+def test_batches_keep_their_order_through_refusals():
+    cluster = started(limits=Limits(uncommitted_bytes=4_000, batch_bytes=1_500))
     client = Client(cluster, follower(cluster))
     for number in range(60):
         client.put(b"%d" % number + bytes(700))
@@ -128,9 +126,8 @@ def test_batches_keep_their_order_through_refusals(monkeypatch):
     assert [int(body.rstrip(b"\0")) for body in bodies(cluster, cluster.leader)] == list(range(60))
 
 
-def test_a_gateway_over_its_limit_says_so_for_certain_and_in_order(monkeypatch):
-    monkeypatch.setattr("raftd.node.gateway.GATEWAY_BYTES", 5_000)
-    cluster = started()
+def test_a_gateway_over_its_limit_says_so_for_certain_and_in_order():
+    cluster = started(limits=Limits(gateway_bytes=5_000))
     node = follower(cluster)
     client = Client(cluster, node)
     cluster.partition({1}, {2}, {3})
@@ -193,9 +190,8 @@ def test_a_read_waits_for_a_quorum_and_sees_acknowledged_commands():
     assert cluster.run(5_000, lambda: len(reader.told) == 2)
 
 
-def test_a_read_waits_until_the_very_entry_it_was_promised_is_applied(monkeypatch):
-    monkeypatch.setattr("raftd.jobs.budget.APPLY_STEPS", 1)  # an entry a turn: every lag happens
-    cluster = started()
+def test_a_read_waits_until_the_very_entry_it_was_promised_is_applied():
+    cluster = started(limits=Limits(apply_steps=1))  # an entry a turn: every lag happens
     away = follower(cluster)
     writer, reader = Client(cluster, cluster.leader), Client(cluster, away)
     reader.read(queries.peek(1))
@@ -233,7 +229,7 @@ def test_the_leader_sends_the_commit_at_once_to_waiting_clients():
     asked = cluster.scheduler.seconds()
     client.put(b"x")
     assert cluster.run(1_000, lambda: client.told)
-    assert cluster.scheduler.seconds() - asked < limits.HEARTBEAT_MS / 2000
+    assert cluster.scheduler.seconds() - asked < HEARTBEAT_MS / 2000
 
 
 def test_with_no_timers_and_no_traffic_nothing_is_appended():
@@ -320,9 +316,8 @@ def test_without_a_quorum_clients_that_come_and_go_leave_nothing_behind():
     assert "t" not in cluster[node].machine.tubes
 
 
-def test_puts_held_behind_a_waiting_reserve_count_too(monkeypatch):
-    monkeypatch.setattr("raftd.node.gateway.GATEWAY_BYTES", 5_000)
-    cluster = started()
+def test_puts_held_behind_a_waiting_reserve_count_too():
+    cluster = started(limits=Limits(gateway_bytes=5_000))
     client, other = Client(cluster, 1), Client(cluster, 2)
     client.reserve(None)
     for _ in range(10):
@@ -453,7 +448,7 @@ def test_a_long_frame_of_the_leader_causes_no_election():
 
 def test_the_first_put_of_a_new_cluster_knows_its_settings():
     cluster = SimCluster(1)
-    cluster.config = msgspec.structs.replace(cluster.config, settings=c.Settings(200_000, limits.SESSION_TIMEOUT_MS))
+    cluster.config = msgspec.structs.replace(cluster.config, settings=c.Settings(200_000, SESSION_TIMEOUT_MS))
     cluster.start()
     client = Client(cluster, 1)
     client.put(b"x" * 100_000)
@@ -464,16 +459,8 @@ def test_the_first_put_of_a_new_cluster_knows_its_settings():
 # -- snapshots ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_logs(monkeypatch):
-    make_logs_small(monkeypatch)
-
-
-def make_logs_small(monkeypatch) -> None:
-    """A snapshot after every kilobyte, and segments as small."""
-    monkeypatch.setattr("raftd.storage.log.SEGMENT_BYTES", 1_000)
-    monkeypatch.setattr("raftd.node.compaction.SNAPSHOT_LEAST_BYTES", 1_000)
-    monkeypatch.setattr("raftd.node.compaction.SNAPSHOT_FACTOR", 0)
+#: A snapshot after every kilobyte, and segments as small.
+SMALL_LOGS = Limits(segment_bytes=1_000, snapshot_least_bytes=1_000, snapshot_factor=0)
 
 
 def purge_beyond(cluster: SimCluster, away: int, writer: Client) -> None:
@@ -506,8 +493,8 @@ def caught_up(cluster: SimCluster) -> None:
     assert len({cluster[node].machine.digest() for node in (1, 2, 3)}) == 1
 
 
-def test_a_node_that_was_cut_off_for_too_long_takes_over_a_snapshot(small_logs):
-    cluster = started()
+def test_a_node_that_was_cut_off_for_too_long_takes_over_a_snapshot():
+    cluster = started(limits=SMALL_LOGS)
     away, other = left_behind(cluster)
     caught_up(cluster)
     assert cluster[away].raft.log.offset == cluster[away].raft.snapshot.index
@@ -518,9 +505,9 @@ def test_a_node_that_was_cut_off_for_too_long_takes_over_a_snapshot(small_logs):
     assert type(client.told[0]) is r.Inserted
 
 
-def test_clients_of_a_node_that_loads_a_snapshot_get_what_is_known(small_logs):
+def test_clients_of_a_node_that_loads_a_snapshot_get_what_is_known():
     """The outcome of what was applied in it is unknown here; who still waits in it goes on waiting; the rest is sent again."""
-    cluster = started()
+    cluster = started(limits=SMALL_LOGS)
     away = follower(cluster)
     waits, idle, unknown, later = (Client(cluster, away) for _ in range(4))
     for client in (waits, idle, unknown, later):
@@ -551,14 +538,14 @@ def test_clients_of_a_node_that_loads_a_snapshot_get_what_is_known(small_logs):
     caught_up(cluster)
 
 
-def test_a_gateway_closed_in_a_snapshot_opens_again(small_logs):
-    cluster = started()
+def test_a_gateway_closed_in_a_snapshot_opens_again():
+    cluster = started(limits=SMALL_LOGS)
     away = follower(cluster)
     client = Client(cluster, away)
     client.reserve(None)
     cluster.run(100)
     cluster.partition({away}, {1, 2, 3} - {away})
-    cluster.run(limits.SESSION_TIMEOUT_MS + 2_000)
+    cluster.run(SESSION_TIMEOUT_MS + 2_000)
     writer = Client(cluster, cluster.leader)
     purge_beyond(cluster, away, writer)
     caught_up(cluster)
@@ -569,10 +556,8 @@ def test_a_gateway_closed_in_a_snapshot_opens_again(small_logs):
     assert type(fresh.told[0]) is r.Reserved
 
 
-def test_applied_entries_leave_memory_and_come_from_disk(small_logs, monkeypatch):
-    monkeypatch.setattr("raftd.raft.log.LOG_MEMORY_BYTES", 500)
-    monkeypatch.setattr("raftd.node.compaction.SNAPSHOT_LEAST_BYTES", 1 << 30)
-    cluster = started()
+def test_applied_entries_leave_memory_and_come_from_disk():
+    cluster = started(limits=Limits(segment_bytes=1_000, log_memory_bytes=500))
     away = follower(cluster)
     cluster.crash(away)
     client = Client(cluster, cluster.leader)
@@ -588,11 +573,9 @@ def test_applied_entries_leave_memory_and_come_from_disk(small_logs, monkeypatch
     assert len(cluster[away].machine.jobs) == 200
 
 
-def test_the_log_stays_a_while_for_a_snapshot_that_is_on_its_way(small_logs, monkeypatch):
+def test_the_log_stays_a_while_for_a_snapshot_that_is_on_its_way():
     """A transfer that takes longer than two snapshots began anew each time, and never came to an end."""
-    monkeypatch.setattr("raftd.storage.snapshots.SNAPSHOT_CHUNK_BYTES", 100)
-    monkeypatch.setattr("raftd.raft.progress.SNAPSHOT_CHUNK_BYTES", 100)
-    cluster = started()
+    cluster = started(limits=msgspec.structs.replace(SMALL_LOGS, snapshot_chunk_bytes=100))
     leader, away = cluster.leader, follower(cluster)
     client = Client(cluster, leader)
 
@@ -734,7 +717,7 @@ def test_clients_of_a_closed_gateway_are_notified_in_turns():
     cluster[cluster.leader].wake()
     assert cluster.run(1_000, lambda: any(client.lost for client in clients))
     told = [client.lost for client in clients]
-    assert 0 < sum(told) <= ANSWERS_STEPS // ABANDONED_STEPS + 1
+    assert 0 < sum(told) <= LIMITS.answers_steps // ABANDONED_STEPS + 1
     late = clients[-1]
     assert not late.lost
     late.put(b"to nobody")
@@ -838,7 +821,7 @@ def test_a_turn_ends_once_its_entries_have_cost_enough():
     cluster.heal()
     assert cluster.run(5_000, lambda: node.machine.total_jobs == 20_000)
     dearest = COSTS.command + 100 * COSTS.job
-    assert APPLY_STEPS < max(used) <= APPLY_STEPS + 20 * dearest  # as many as one batch has, at most
+    assert LIMITS.apply_steps < max(used) <= LIMITS.apply_steps + 20 * dearest  # as many as one batch has, at most
 
 
 def pipelined_watches(client: Client) -> None:
@@ -873,7 +856,7 @@ def test_a_session_that_asks_for_much_keeps_no_other_waiting(ask):
 
 def test_a_command_as_large_as_a_batch_is_not_passed_over_again_and_again():
     """Others always have something to ask before it: it begins the batch after that in which it had no place."""
-    gateway = Gateway(1, 1, 500, Share())
+    gateway = Gateway(1, 1, 500, Share(), COSTS, LIMITS)
     first, large, second = (gateway.open_session(lambda: None) for _ in range(3))
 
     def ask(session) -> None:
@@ -915,10 +898,9 @@ def test_no_batch_asks_for_more_steps_than_it_may(ask, monkeypatch):
     assert 0 < max(asked) <= COSTS.commands
 
 
-def test_snapshots_are_due_by_what_was_applied_and_not_by_what_could_be(monkeypatch):
+def test_snapshots_are_due_by_what_was_applied_and_not_by_what_could_be():
     """A turn that ends in the middle of its entries counts only those that it has applied."""
-    monkeypatch.setattr("raftd.jobs.budget.APPLY_STEPS", 50)
-    cluster = started()
+    cluster = started(limits=Limits(apply_steps=50))
     node = cluster[cluster.leader]
     counted = 0
     applied = node.compaction.applied

@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from raftd.limits import SNAPSHOT_CHUNK_BYTES
+from raftd.limits import LIMITS, Limits
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
 from raftd.raft.messages import Configuration, Entry, EntryKind, InstallSnapshot, Message, PreVoteReply, RequestVoteReply, Snapshot
@@ -54,7 +54,7 @@ class Disk:
             self.entries = [entry for entry in self.entries if entry.index < first] + persist.entries
 
 
-SNAPSHOT_BYTES = 3 * SNAPSHOT_CHUNK_BYTES + 5
+SNAPSHOT_BYTES = 3 * LIMITS.snapshot_chunk_bytes + 5
 
 
 def snapshot_of(base: Base) -> Snapshot:
@@ -64,7 +64,7 @@ def snapshot_of(base: Base) -> Snapshot:
 class Peer:
     """One core with its disk; `stalled` holds its writes back."""
 
-    def __init__(self, node: int, voters: Iterable[int], disk: Disk, incarnation: int) -> None:
+    def __init__(self, node: int, voters: Iterable[int], disk: Disk, incarnation: int, limits: Limits = LIMITS) -> None:
         self.disk = disk
         self.node = node
         self.stalled = False
@@ -77,7 +77,15 @@ class Peer:
         self.reads: list[ReadState] = []
         self.reasons: list[str] = []
         self.raft = Raft(
-            node, Configuration(b"", tuple(voters)), Log(disk.entries, disk.base), disk.hard_state, incarnation, Random(node), T, HEARTBEAT
+            node,
+            Configuration(b"", tuple(voters)),
+            Log(disk.entries, disk.base, memory_bytes=limits.log_memory_bytes),
+            disk.hard_state,
+            incarnation,
+            Random(node),
+            T,
+            HEARTBEAT,
+            limits,
         )
         self.raft.snapshot = snapshot_of(disk.base) if disk.base.index else None
         self.have = 0  # bytes of a leader's snapshot
@@ -97,7 +105,7 @@ class Peer:
                 if type(fetch) is EntriesFetch:
                     self.raft.replication.entries_fetched(fetch, [entry for entry in self.disk.entries if entry.index >= fetch.first])
                 elif type(fetch) is ChunkFetch:
-                    size = min(SNAPSHOT_CHUNK_BYTES, fetch.snapshot.size_bytes - fetch.offset)
+                    size = min(LIMITS.snapshot_chunk_bytes, fetch.snapshot.size_bytes - fetch.offset)
                     self.raft.replication.chunk_fetched(fetch, bytes(size))
             for sender, chunk in ready.chunks:
                 self.keep(sender, chunk)
@@ -144,11 +152,15 @@ class Cluster:
     """Peers and the messages between them, delivered in order unless a link is cut."""
 
     def __init__(
-        self, voters: Iterable[int] | int, logs: dict[int, list[Entry]] | None = None, terms: dict[int, int] | None = None
+        self,
+        voters: Iterable[int] | int,
+        logs: dict[int, list[Entry]] | None = None,
+        terms: dict[int, int] | None = None,
+        limits: Limits = LIMITS,
     ) -> None:
         self.voters = list(range(1, voters + 1)) if isinstance(voters, int) else list(voters)
         self.peers = {
-            node: Peer(node, self.voters, Disk((logs or {}).get(node, ()), HardState((terms or {}).get(node, 0))), 1)
+            node: Peer(node, self.voters, Disk((logs or {}).get(node, ()), HardState((terms or {}).get(node, 0))), 1, limits)
             for node in self.voters
         }
         self.cut: set[tuple[int, int]] = set()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from raftd import limits
 from raftd.errors import NotLeader, Overloaded
+from raftd.limits import LIMITS, Limits
 from raftd.raft.log import Log
 from raftd.raft.membership import decode, encode
 from raftd.raft.messages import AppendEntries, AppendEntriesReply, Configuration, Entry, EntryKind, PreVote, RequestVote
@@ -19,9 +19,9 @@ def reply(term: int, success: bool, index: int, hint_index: int = 0, hint_term: 
     return AppendEntriesReply(term, success, index, hint_index, hint_term, 0, incarnation, False)
 
 
-def leader_alone(*log_terms: int, voters: int = 3):
+def leader_alone(*log_terms: int, voters: int = 3, limits: Limits = LIMITS):
     """Node 1 leads; the test plays the others."""
-    cluster = Cluster(voters, logs={1: entries(*log_terms)}, terms={1: max(log_terms, default=0)})
+    cluster = Cluster(voters, logs={1: entries(*log_terms)}, terms={1: max(log_terms, default=0)}, limits=limits)
     cluster.filter = lambda sender, to, message: not isinstance(message, AppendEntries)
     cluster.elect(1)
     return cluster.peers[1]
@@ -338,9 +338,8 @@ def test_r16_an_entry_that_is_not_held_is_never_read_as_nothing():
         log.slice(10, 11)
 
 
-def test_r19_proposals_over_the_limit_fail_until_the_next_term(monkeypatch):
-    monkeypatch.setattr("raftd.raft.core.UNCOMMITTED_BYTES", 1_000)
-    cluster = Cluster(3)
+def test_r19_proposals_over_the_limit_fail_until_the_next_term():
+    cluster = Cluster(3, limits=Limits(uncommitted_bytes=1_000))
     cluster.elect(1)
     cluster.isolate(1)
     cluster[1].propose([(EntryKind.BATCH, bytes(900))])
@@ -435,7 +434,7 @@ def test_r33_a_full_window_with_every_message_lost_recovers():
     cluster = Cluster(3)
     cluster.elect(1)
     cluster.cut = {(1, 2)}
-    for _ in range(limits.WINDOW_MESSAGES + 10):
+    for _ in range(LIMITS.window_messages + 10):
         cluster.put(1, b"x")
     assert not cluster[1].progress[2].may_send
     cluster.cut.clear()
@@ -467,9 +466,8 @@ def test_messages_that_no_raft_node_sends_are_ignored():
     assert peer.raft.log.last_index == 0
 
 
-def test_the_window_is_bounded_in_bytes_too(monkeypatch):
-    monkeypatch.setattr("raftd.raft.progress.WINDOW_BYTES", 3_000)
-    peer = leader_alone(1)
+def test_the_window_is_bounded_in_bytes_too():
+    peer = leader_alone(1, limits=Limits(window_bytes=3_000))
     peer.raft.step(2, reply(2, True, 1))
     peer.pump()
     for _ in range(10):
@@ -483,7 +481,7 @@ def test_an_append_carries_at_most_its_limit_or_one_entry():
     peer = leader_alone(1)
     peer.raft.step(2, reply(2, True, 2))
     peer.pump()
-    size = limits.APPEND_BYTES // 2
+    size = LIMITS.append_bytes // 2
     peer.raft.propose([(EntryKind.BATCH, bytes(size))] * 3 + [(EntryKind.BATCH, bytes(3 * size))])
     counts = [len(m.entries) for to, m in peer.pump() if to == 2 and isinstance(m, AppendEntries)]
     assert counts == [1, 1, 1, 1]

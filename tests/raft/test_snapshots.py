@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raftd.limits import SNAPSHOT_CHUNK_BYTES, SNAPSHOT_CHUNKS_IN_FLIGHT
+from raftd.limits import LIMITS, SNAPSHOT_CHUNKS_IN_FLIGHT, Limits
 from raftd.raft.log import Log
 from raftd.raft.membership import encode
 from raftd.raft.messages import (
@@ -54,7 +54,7 @@ def test_a_node_that_was_away_gets_a_snapshot_and_the_rest():
     assert cluster[1].progress[3].state is State.REPLICATE
     sizes = [len(message.data) for message in installs(cluster)]
     assert sum(sizes) == SNAPSHOT_BYTES
-    assert max(sizes) == SNAPSHOT_CHUNK_BYTES
+    assert max(sizes) == LIMITS.snapshot_chunk_bytes
 
 
 def test_pieces_of_a_snapshot_are_bounded_in_flight_and_wait_for_answers():
@@ -63,7 +63,7 @@ def test_pieces_of_a_snapshot_are_bounded_in_flight_and_wait_for_answers():
     assert [(message.offset, message.data) for message in asked] == [(0, b"")]
     answer(peer, 0)
     offsets = [message.offset for message in sent(peer)]
-    assert offsets == [place * SNAPSHOT_CHUNK_BYTES for place in range(min(SNAPSHOT_CHUNKS_IN_FLIGHT, 4))]
+    assert offsets == [place * LIMITS.snapshot_chunk_bytes for place in range(min(SNAPSHOT_CHUNKS_IN_FLIGHT, 4))]
     assert sent(peer) == []
 
 
@@ -74,14 +74,14 @@ def test_a_snapshot_goes_on_where_it_was_when_the_connection_broke():
     sent(peer)
     peer.raft.link_changed(2)
     assert [(message.offset, message.data) for message in sent(peer)] == [(0, b"")]
-    answer(peer, 2 * SNAPSHOT_CHUNK_BYTES)
-    assert [message.offset for message in sent(peer)] == [2 * SNAPSHOT_CHUNK_BYTES, 3 * SNAPSHOT_CHUNK_BYTES]
+    answer(peer, 2 * LIMITS.snapshot_chunk_bytes)
+    assert [message.offset for message in sent(peer)] == [2 * LIMITS.snapshot_chunk_bytes, 3 * LIMITS.snapshot_chunk_bytes]
 
 
 def test_a_follower_that_starts_again_gets_it_from_the_beginning():
     peer = leading_beyond_its_log()
     sent(peer)
-    answer(peer, 3 * SNAPSHOT_CHUNK_BYTES)
+    answer(peer, 3 * LIMITS.snapshot_chunk_bytes)
     sent(peer)
     answer(peer, 0)
     assert next(message.offset for message in sent(peer)) == 0
@@ -251,9 +251,8 @@ def test_r08_a_snapshot_of_an_older_term_is_answered_with_the_newer():
 # -- a log of which the beginning is elsewhere -------------------------------------------------
 
 
-def test_entries_that_have_left_memory_come_from_the_disk(monkeypatch):
-    monkeypatch.setattr("raftd.raft.log.LOG_MEMORY_BYTES", 100)
-    cluster = Cluster(3)
+def test_entries_that_have_left_memory_come_from_the_disk():
+    cluster = Cluster(3, limits=Limits(log_memory_bytes=100))
     cluster.elect(1)
     cluster.dead.add(3)
     for number in range(30):

@@ -6,9 +6,9 @@ import itertools
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from raftd.jobs.budget import ANSWERS_STEPS, COSTS, LINE_STEPS, READ_ITEM_STEPS, READ_STEPS, READS_STEPS
+from raftd.jobs.budget import COSTS, LINE_STEPS, READ_ITEM_STEPS, READ_STEPS
 from raftd.jobs.commands import Settings
-from raftd.limits import MAX_JOB_BYTES_CEILING, NO_PROGRESS_S, REPLY_BYTES
+from raftd.limits import LIMITS, MAX_JOB_BYTES_CEILING, REPLY_BYTES
 from raftd.node.gateway import Gateway
 from raftd.server import protocol
 from raftd.server.protocol import CONNECTION_IN_FLIGHT
@@ -200,7 +200,7 @@ class OneNode(SynchronousTestCase):
 
         self.patch(Gateway, "begin_turn", counted)
         self.listeners.cluster.run(1_500)
-        self.assertLessEqual(max(after - before for before, after in itertools.pairwise(turns)), ANSWERS_STEPS // LINE_STEPS + 1)
+        self.assertLessEqual(max(after - before for before, after in itertools.pairwise(turns)), LIMITS.answers_steps // LINE_STEPS + 1)
         for one in listeners:
             self.assertEqual(one.later(0), b"TIMED_OUT\r\n" + b"UNKNOWN_COMMAND\r\n" * 100)
 
@@ -222,7 +222,8 @@ class OneNode(SynchronousTestCase):
         self.listeners.cluster.run(500)
         self.assertEqual(turns[-1], 300)
         self.assertLessEqual(
-            max(after - before for before, after in itertools.pairwise(turns)), READS_STEPS // (READ_STEPS + 201 * READ_ITEM_STEPS) + 1
+            max(after - before for before, after in itertools.pairwise(turns)),
+            LIMITS.reads_steps // (READ_STEPS + 201 * READ_ITEM_STEPS) + 1,
         )
 
     def test_a_kick_moves_so_many_and_says_it(self) -> None:
@@ -243,7 +244,7 @@ class OneNode(SynchronousTestCase):
             self.listeners.cluster.processes[self.node].worker.stalled = True
         self.listener.send(b"put 0 0 9 1\r\na\r\n", ms=100)
         self.listener.protocol.readConnectionLost()
-        self.listener.later(1_000 * NO_PROGRESS_S - 1_000)
+        self.listener.later(1_000 * LIMITS.no_progress_s - 1_000)
         self.assertFalse(self.listener.is_closed)
         self.listener.later(2_000)
         self.assertTrue(self.listener.transport.aborted)

@@ -16,6 +16,7 @@ from twisted.internet.task import deferLater
 
 from raftd import config
 from raftd.bench.local import free_ports
+from raftd.limits import LIMITS, Limits
 from raftd.server.service import STOP_TIMEOUT_S, RaftdService, majority_text
 
 
@@ -46,7 +47,7 @@ class Talker(Protocol):
         self.gone.callback(None)
 
 
-def services(tmp_path, count: int) -> list[RaftdService]:
+def services(tmp_path, count: int, limits: Limits = LIMITS) -> list[RaftdService]:
     ports = free_ports(2 * count)
     nodes = {n: {"host": "127.0.0.1", "line": ports[2 * n - 2], "peer": ports[2 * n - 1]} for n in range(1, count + 1)}
     loaded = config.check({"cluster": "t", "data": str(tmp_path), "nodes": nodes})
@@ -54,7 +55,7 @@ def services(tmp_path, count: int) -> list[RaftdService]:
     def cannot_start(reason: str) -> None:
         raise AssertionError(reason)
 
-    return [RaftdService(loaded, node, reactor, cannot_start) for node in nodes]
+    return [RaftdService(loaded, node, reactor, cannot_start, limits=limits) for node in nodes]
 
 
 async def connect(service: RaftdService) -> Talker:
@@ -85,9 +86,8 @@ async def test_put_on_one_node_reserve_on_another_and_stop(tmp_path, count):
 
 @pytest.mark.parametrize("last_word", [b"", b"quit\r\n"])
 @pytest_twisted.ensureDeferred
-async def test_a_client_that_reads_nothing_is_dropped(tmp_path, monkeypatch, last_word):
-    monkeypatch.setattr("raftd.server.protocol.NO_PROGRESS_S", 0.3)
-    (service,) = services(tmp_path, 1)
+async def test_a_client_that_reads_nothing_is_dropped(tmp_path, last_word):
+    (service,) = services(tmp_path, 1, Limits(no_progress_s=0.3))
     service.privilegedStartService()
     service.startService()
     talker, deaf = await connect(service), await connect(service)
@@ -110,9 +110,8 @@ async def test_a_client_that_reads_nothing_is_dropped(tmp_path, monkeypatch, las
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_client_that_reads_slowly_is_not_dropped(tmp_path, monkeypatch):
-    monkeypatch.setattr("raftd.server.protocol.NO_PROGRESS_S", 0.3)
-    (service,) = services(tmp_path, 1)
+async def test_a_client_that_reads_slowly_is_not_dropped(tmp_path):
+    (service,) = services(tmp_path, 1, Limits(no_progress_s=0.3))
     service.privilegedStartService()
     service.startService()
     talker = await connect(service)

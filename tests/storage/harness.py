@@ -10,6 +10,7 @@ from random import Random
 from twisted.internet.task import Clock
 
 from raftd.errors import CorruptionError
+from raftd.limits import LIMITS, Limits
 from raftd.raft.messages import Entry, EntryKind
 from raftd.raft.ready import HardState, Persist
 from raftd.sim.disk import MemoryFileSystem
@@ -88,7 +89,8 @@ class PowerFailure:
 class Machine:
     """One data directory through any number of process lives."""
 
-    def __init__(self, disk: MemoryFileSystem | None = None) -> None:
+    def __init__(self, disk: MemoryFileSystem | None = None, limits: Limits = LIMITS) -> None:
+        self.limits = limits
         self.disk = disk or MemoryFileSystem()
         self.clock = Clock()
         self.worker = HeldWorker()
@@ -125,7 +127,9 @@ def new_store(machine: Machine, disk: FileSystem, directory: str, owner: Identit
     """For `owner` on any disk, with the machine's clock."""
     at_once = HeldWorker()
     fail = machine.failures.append
-    return Store(disk, directory, owner, Random(seed), worker or at_once, HeldWorker(), InlineCopier(disk), machine.clock, fail)
+    return Store(
+        disk, directory, owner, Random(seed), worker or at_once, HeldWorker(), InlineCopier(disk), machine.clock, fail, machine.limits
+    )
 
 
 def entry(index: int, term: int = 1, data: bytes = b"x") -> Entry:

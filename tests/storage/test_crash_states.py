@@ -13,6 +13,7 @@ from random import Random
 import pytest
 
 from raftd.errors import CorruptionError
+from raftd.limits import LIMITS, Limits
 from raftd.raft.messages import Configuration, Entry, Snapshot
 from raftd.raft.ready import Base, HardState, Persist
 from raftd.sim import mutants
@@ -30,8 +31,8 @@ Loss = tuple[str, int]
 class Known(Machine):
     """A machine that remembers what it handed over, and what it was told is durable."""
 
-    def __init__(self, disk: MemoryFileSystem | None = None) -> None:
-        super().__init__(disk)
+    def __init__(self, disk: MemoryFileSystem | None = None, limits: Limits = LIMITS) -> None:
+        super().__init__(disk, limits)
         self.logs: list[Log] = [()]  # after each persist that was handed over
         self.states: list[HardState] = [HardState(0)]
         self.durable = 0  # how many of them certainly are
@@ -99,6 +100,7 @@ class Moment:
         self.disk = machine.disk.copy()
         self.logs, self.states = machine.logs[machine.durable :], machine.states[machine.durable :]
         self.incarnation = machine.incarnation
+        self.limits = machine.limits
 
     def losses(self) -> list[Loss]:
         """What may be lost or kept: unsynced sectors, names of new files (-1), the new sizes of files (-2)."""
@@ -124,9 +126,9 @@ class Moment:
         return disk
 
 
-def moments(life: Callable[[Known], object], disk: MemoryFileSystem | None = None) -> Iterator[Moment]:
+def moments(life: Callable[[Known], object], disk: MemoryFileSystem | None = None, limits: Limits = LIMITS) -> Iterator[Moment]:
     """All of a life, before each of its writes and syncs, and at its end."""
-    machine = Known(disk)
+    machine = Known(disk, limits)
     found: list[Moment] = []
 
     def examine(operation: str) -> None:
@@ -156,7 +158,7 @@ def reaches(log: Log, base: Base) -> bool:
 
 def check(moment: Moment, disk: MemoryFileSystem) -> None:
     """Start on what is left, and go on for one entry."""
-    machine = Known(disk)
+    machine = Known(disk, moment.limits)
     machine.lives = moment.incarnation  # so that its random ids are new
     opened = machine.start()
     entries, base, identity = tuple(opened.entries), opened.base, opened.identity
@@ -175,7 +177,7 @@ def check(moment: Moment, disk: MemoryFileSystem) -> None:
     term = max(identity.term, 1)
     machine.put(entry(len(log) + 1, term), state=HardState(term, found.voted_for))
     assert machine.durable == 1
-    again = Known(machine.disk)
+    again = Known(machine.disk, moment.limits)
     again.lives = machine.lives
     again.disk.crash()
     reopened = again.start()
@@ -293,11 +295,10 @@ def test_every_crash_state_recovers(life, sector):
 
 
 @pytest.mark.parametrize("life", [batches, replaced, compacted, taken_over], ids=lambda life: life.__name__)
-def test_every_crash_state_recovers_when_each_batch_begins_a_segment(life, monkeypatch):
-    monkeypatch.setattr("raftd.storage.log.SEGMENT_BYTES", 100)
+def test_every_crash_state_recovers_when_each_batch_begins_a_segment(life):
     random = Random(1)
     tried = 0
-    for moment in moments(life):
+    for moment in moments(life, limits=Limits(segment_bytes=100)):
         for kept in subsets(moment.losses(), random):
             check(moment, moment.crashed(kept))
             tried += 1

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raftd.errors import CorruptionError, DirectoryLocked, StorageError
-from raftd.limits import SECTOR_BYTES
+from raftd.limits import SECTOR_BYTES, Limits
 from raftd.raft.ready import HardState, Persist
 from raftd.storage.filesystem import RealFileSystem
 from raftd.storage.records import SEGMENT_HEADER_BYTES, Damage, encode_batch, scan_segment, segment_header
@@ -188,9 +188,8 @@ def test_what_was_not_synced_was_not_acknowledged():
     assert [item.index for item in machine.power_cycle().entries] == [1]
 
 
-def test_damage_before_the_last_segment_is_corruption(monkeypatch):
-    monkeypatch.setattr("raftd.storage.log.SEGMENT_BYTES", 600)
-    machine = Machine()
+def test_damage_before_the_last_segment_is_corruption():
+    machine = Machine(limits=Limits(segment_bytes=600))
     machine.start()
     for index in range(1, 10):
         machine.write([entry(index, data=b"x" * 300)])
@@ -206,9 +205,8 @@ def test_damage_before_the_last_segment_is_corruption(monkeypatch):
     }
 
 
-def test_a_missing_segment_is_corruption(monkeypatch):
-    monkeypatch.setattr("raftd.storage.log.SEGMENT_BYTES", 600)
-    machine = Machine()
+def test_a_missing_segment_is_corruption():
+    machine = Machine(limits=Limits(segment_bytes=600))
     machine.start()
     for index in range(1, 10):
         machine.write([entry(index, data=b"x" * 300)])
@@ -236,10 +234,9 @@ def test_a_newest_segment_that_is_gone_is_missed(lives):
             machine.start()
 
 
-def test_a_missing_oldest_segment_is_noticed(monkeypatch):
+def test_a_missing_oldest_segment_is_noticed():
     """Simulator seed 50681: the process ended after the header of its second segment, and then the first was lost."""
-    monkeypatch.setattr("raftd.storage.log.SEGMENT_BYTES", 10)
-    machine = Machine()
+    machine = Machine(limits=Limits(segment_bytes=10))
     machine.start()
     machine.write([entry(1)])
     machine.disk.fault = PowerFailure(3)  # the header's write and sync succeed

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from raftd.errors import CorruptionError, StorageError
-from raftd.limits import SNAPSHOT_CHUNK_BYTES
+from raftd.limits import LIMITS, Limits
 from raftd.raft.messages import Configuration, Snapshot
 from raftd.sim.disk import MemoryFileSystem
 from raftd.storage.snapshots import Meta, SnapshotReader, encode
@@ -31,10 +31,9 @@ def written(machine: Machine, data: bytes, name: str = "0000000000000003-1.snap"
     return path
 
 
-def compacted(monkeypatch: pytest.MonkeyPatch) -> Machine:
+def compacted() -> Machine:
     """Ten entries, a segment each; a snapshot at 4, and one at 8."""
-    monkeypatch.setattr("raftd.storage.log.SEGMENT_BYTES", 100)
-    machine = Machine()
+    machine = Machine(limits=Limits(segment_bytes=100))
     machine.start()
     for index in range(1, 11):
         machine.write([entry(index, data=b"%d" % index)])
@@ -86,8 +85,8 @@ def test_every_changed_byte_and_every_missing_end_is_noticed():
 # -- a data directory --------------------------------------------------------------------------
 
 
-def test_a_node_starts_from_its_snapshot_and_the_log_behind_it(monkeypatch):
-    machine = compacted(monkeypatch)
+def test_a_node_starts_from_its_snapshot_and_the_log_behind_it():
+    machine = compacted()
     opened = machine.power_cycle()
     assert (opened.base.index, opened.base.term) == (8, 1)
     assert [item.index for item in opened.entries] == [9, 10]
@@ -98,8 +97,8 @@ def test_a_node_starts_from_its_snapshot_and_the_log_behind_it(monkeypatch):
     assert machine.segment(0).rpartition("/")[2].startswith("00000005-")
 
 
-def test_a_damaged_snapshot_is_not_used_and_nothing_is_changed(monkeypatch):
-    machine = compacted(monkeypatch)
+def test_a_damaged_snapshot_is_not_used_and_nothing_is_changed():
+    machine = compacted()
     machine.disk.crash()
     path = f"{DATA}/snap/0000000000000008-1.snap"
     machine.disk.files[path].seen[100] ^= 1
@@ -109,8 +108,8 @@ def test_a_damaged_snapshot_is_not_used_and_nothing_is_changed(monkeypatch):
     assert {path: bytes(file.seen) for path, file in machine.disk.files.items()} == before
 
 
-def test_a_snapshot_that_is_gone_is_missed(monkeypatch):
-    machine = compacted(monkeypatch)
+def test_a_snapshot_that_is_gone_is_missed():
+    machine = compacted()
     machine.disk.crash()
     machine.disk.remove(f"{DATA}/snap/0000000000000008-1.snap")
     with pytest.raises(CorruptionError, match=r"the snapshot of entry 8, or a later one, is missing"):
@@ -136,8 +135,8 @@ def test_a_snapshot_under_a_wrong_name_is_not_used():
         machine.start()
 
 
-def test_a_log_that_does_not_reach_its_snapshot_is_corruption(monkeypatch):
-    machine = compacted(monkeypatch)
+def test_a_log_that_does_not_reach_its_snapshot_is_corruption():
+    machine = compacted()
     machine.disk.crash()
     machine.disk.remove(machine.segment(-1))
     machine.disk.remove(machine.segment(-1))
@@ -162,8 +161,8 @@ def test_a_snapshot_that_could_not_be_written_costs_nothing():
     assert [item.index for item in machine.power_cycle().entries] == [1]
 
 
-def test_the_copy_of_a_torn_tail_goes_with_its_segment(monkeypatch):
-    machine = compacted(monkeypatch)
+def test_the_copy_of_a_torn_tail_goes_with_its_segment():
+    machine = compacted()
     copy = f"{DATA}/log/" + machine.segment(0).rpartition("/")[2] + ".torn-at-60"
     machine.disk.open(copy).write(0, b"a tail")
     machine.disk.sync_directory(f"{DATA}/log")
@@ -182,11 +181,8 @@ def fetched(machine: Machine, first: int) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("mark_bytes", [1, 300, 1 << 20])
 @pytest.mark.parametrize("again", [False, True])
-def test_entries_for_a_follower_are_read_from_any_place(monkeypatch, mark_bytes, again):
-    monkeypatch.setattr("raftd.storage.records.LOG_MARK_BYTES", mark_bytes)
-    monkeypatch.setattr("raftd.storage.log.LOG_MARK_BYTES", mark_bytes)
-    monkeypatch.setattr("raftd.storage.log.SEGMENT_BYTES", 500)
-    machine = Machine()
+def test_entries_for_a_follower_are_read_from_any_place(mark_bytes, again):
+    machine = Machine(limits=Limits(segment_bytes=500, log_mark_bytes=mark_bytes))
     machine.start()
     for index in range(1, 21):
         machine.write([entry(index, data=b"x" * 50)])
@@ -200,9 +196,8 @@ def test_entries_for_a_follower_are_read_from_any_place(monkeypatch, mark_bytes,
         assert [newest[index] for index in range(first, 18)] == [2 if index >= 15 else 1 for index in range(first, 18)]
 
 
-def test_reading_for_a_follower_is_bounded(monkeypatch):
-    monkeypatch.setattr("raftd.storage.store.APPEND_BYTES", 1_000)
-    machine = Machine()
+def test_reading_for_a_follower_is_bounded():
+    machine = Machine(limits=Limits(append_bytes=1_000))
     machine.start()
     for index in range(1, 21):
         machine.write([entry(index, data=b"x" * 300)])
@@ -223,19 +218,19 @@ def test_a_snapshot_is_read_in_chunks():
     machine = Machine()
     machine.start()
     machine.write([entry(index) for index in (1, 2, 3)])
-    whole = b"".join(encode(META, [b"z" * SNAPSHOT_CHUNK_BYTES] * 2))
-    machine.store.snapshots.take(META, lambda: iter([b"z" * SNAPSHOT_CHUNK_BYTES] * 2), ENOUGH, lambda snapshot, why: None)
+    whole = b"".join(encode(META, [b"z" * LIMITS.snapshot_chunk_bytes] * 2))
+    machine.store.snapshots.take(META, lambda: iter([b"z" * LIMITS.snapshot_chunk_bytes] * 2), ENOUGH, lambda snapshot, why: None)
     newest = machine.store.snapshots.newest
     chunks: list[bytes] = []
     while sum(map(len, chunks)) < newest.size_bytes:
         machine.store.snapshots.fetch(newest, sum(map(len, chunks)), chunks.append)
     assert b"".join(chunks) == whole
-    assert [len(chunk) for chunk in chunks[:2]] == [SNAPSHOT_CHUNK_BYTES] * 2
+    assert [len(chunk) for chunk in chunks[:2]] == [LIMITS.snapshot_chunk_bytes] * 2
 
 
-def test_a_chunk_of_a_snapshot_that_was_removed_meanwhile_is_nobodys_loss(monkeypatch):
+def test_a_chunk_of_a_snapshot_that_was_removed_meanwhile_is_nobodys_loss():
     """Simulator seed 1113: a leader that led no more removed the snapshot that it was about to read for a follower."""
-    machine = compacted(monkeypatch)
+    machine = compacted()
     read: list[bytes] = []
     machine.store.snapshots.fetch(Snapshot(4, 1, 100, 1), 0, read.append)
     assert read == []

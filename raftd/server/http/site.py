@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http
 
-from raftd.limits import HTTP_BODY_BYTES, NO_PROGRESS_S
+from raftd.limits import HTTP_BODY_BYTES
 from raftd.node.loop import Node
 from raftd.server.http import problems
 from raftd.server.http.origin import is_foreign
@@ -270,7 +270,7 @@ class Channel(http.HTTPChannel):
         now = unsent(self.transport)
         if self._is_lost or not now:
             left(not self._is_lost or self._said_all)
-        elif idle_s >= NO_PROGRESS_S and now >= before:
+        elif idle_s >= self.site.node.config.limits.no_progress_s and now >= before:
             self.transport.abortConnection()
             left(False)
         else:
