@@ -242,12 +242,11 @@ class _ToLeader(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False
 
 
 class Forward(_ToLeader, frozen=True, tag=20):
-    """A gateway's payload for the leader to order. `attempt` grows whenever the gateway sends its
-    unapplied ones anew, from the first on. `seq` is 0 for OpenGateway."""
+    """A gateway's payload for the leader to propose. `attempt` grows whenever the gateway sends its
+    unapplied ones anew, from the first on."""
 
     incarnation: int
     attempt: int
-    seq: int
     payload: bytes
 
 
@@ -256,7 +255,6 @@ class ForwardRefused(_ToLeader, frozen=True, tag=21):
 
     incarnation: int
     attempt: int
-    seq: int
 
 
 GatewayMessage = Forward | ForwardRefused

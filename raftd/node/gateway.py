@@ -170,7 +170,7 @@ class Gateway:
         while (self._waiting or self._closes) and len(self._unapplied) < self._limits.gateway_in_flight:
             self._make_batch(now_ms)
         forwards = [
-            Forward(self.incarnation, self._attempt, batch.seq, batch.payload)
+            Forward(self.incarnation, self._attempt, batch.payload)
             for place, batch in enumerate(self._unapplied)
             if place >= self._sent
         ]

@@ -540,7 +540,7 @@ class Node:
                 return
             except (NotLeader, Overloaded):
                 self._refused[sender] = attempt
-        refusal = ForwardRefused(*attempt, forward.seq)
+        refusal = ForwardRefused(*attempt)
         if sender == self.config.node:
             self.gateway.refused(refusal, self.raft.now_ms)
         else:

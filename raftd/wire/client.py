@@ -14,9 +14,10 @@ from raftd.errors import UNDECODABLE, FrameError
 from raftd.jobs.replies import Reply
 from raftd.raft.messages import Configuration
 from raftd.raft.outcomes import Outcome
-from raftd.wire.frames import VERSION, frame
+from raftd.wire.frames import frame
 
 _MAGIC = b"raftd-client"
+VERSION = 1
 _T = TypeVar("_T")
 
 

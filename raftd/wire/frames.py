@@ -12,7 +12,6 @@ from raftd.errors import FrameError
 from raftd.limits import FRAME_BYTES, HELLO_FRAME_BYTES
 from raftd.wire.buffer import Buffer
 
-VERSION = 1
 _LENGTH = struct.Struct(">I")
 
 

@@ -9,9 +9,11 @@ import msgspec
 from raftd.errors import UNDECODABLE, FrameError
 from raftd.jobs.commands import GatewayMessage
 from raftd.raft.messages import Admin, AdminReply, Message
-from raftd.wire.frames import VERSION, frame
+from raftd.wire.frames import frame
 
 _MAGIC = b"raftd-peer"
+#: Nodes of different versions refuse each other. What changes within a version waits for a feature level (`jobs/commands.py`).
+VERSION = 2
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

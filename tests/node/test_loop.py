@@ -101,7 +101,7 @@ def test_refusals_without_progress_double_the_wait():
     now_ms = 0
     for _ in range(8):
         (forward,) = gateway.collect(now_ms)
-        gateway.refused(c.ForwardRefused(1, forward.attempt, 0), now_ms)
+        gateway.refused(c.ForwardRefused(1, forward.attempt), now_ms)
         began_ms = now_ms
         while not gateway.collect(now_ms + 1):
             now_ms += 1
@@ -111,7 +111,7 @@ def test_refusals_without_progress_double_the_wait():
     assert waits == [20, 40, 80, 160, 320, 500, 500, 500]
     gateway.leader_changed()
     (forward,) = gateway.collect(now_ms)
-    gateway.refused(c.ForwardRefused(1, forward.attempt, 0), now_ms)
+    gateway.refused(c.ForwardRefused(1, forward.attempt), now_ms)
     assert gateway.collect(now_ms + 19) == []
     assert gateway.collect(now_ms + 20) != []
 

@@ -347,8 +347,8 @@ def test_hostile_bytes_at_every_listener_leave_the_node_serving(tmp_path):
                 b"\xff" * 5_000,
                 bytes(70_000),
                 b"put 0 0 0 4000000000\r\n" + bytes(1_000),
-                b"raftd-peer\x01",
-                b"\x00\x00\x00\x0braftd-peer\x01",
+                b"raftd-peer\x02",
+                b"\x00\x00\x00\x0braftd-peer\x02",
                 b"\x00\x00\x00\x0draftd-client\x01",
                 *(noise.randbytes(noise.randrange(1, 400)) for _ in range(20)),
             ):

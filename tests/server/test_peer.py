@@ -139,11 +139,11 @@ class PeerTransportTests(SynchronousTestCase):
             b"GET / HTTP/1.1\r\n\r\n",
             frame(b"nonsense"),
             frame(b"raftd-peer\x09"),
-            frame(b"raftd-peer\x01junk"),
+            frame(b"raftd-peer\x02junk"),
             HELLO + frame(b"\xc1"),
             HELLO + frame(b"\x92\x18\x1e\xa2\xff\xfe"),
             HELLO + frame(b"\x92\x1e\xa2\xff\xfe"),
-            frame(b"raftd-peer\x01\x95\xa2\xff\xfe"),
+            frame(b"raftd-peer\x02\x95\xa2\xff\xfe"),
             HELLO + frame(b"\x93\x07\x01\x02" + b"\x91" * 5_000),
             HELLO + b"\xff\xff\xff\xff",
         ):

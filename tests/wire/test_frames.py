@@ -121,8 +121,8 @@ MESSAGES = [
     AppendEntriesReply(5, True, 12, 0, 0, 3, 2, False),
     ReadIndex(5, 77),
     ReadIndexReply(5, 77, 12, 101),
-    Forward(2, 1, 9, b"payload"),
-    ForwardRefused(2, 1, 9),
+    Forward(2, 1, b"payload"),
+    ForwardRefused(2, 1),
     peer.Refusal(peer.RefusalCode.TIMEOUT, "why"),
 ]
 
@@ -138,8 +138,8 @@ def test_hellos_survive_and_strangers_are_told_apart():
     (body,) = decode(peer.encode_hello(hello))
     assert peer.decode_hello(body) == hello
     with pytest.raises(FrameError, match="version 9"):
-        peer.decode_hello(body.replace(b"raftd-peer\x01", b"raftd-peer\x09"))
-    for stranger in (b"", b"raftd-peer", b"GET / HTTP/1.1", body[:-1], b"raftd-peer\x01junk"):
+        peer.decode_hello(body.replace(b"raftd-peer\x02", b"raftd-peer\x09"))
+    for stranger in (b"", b"raftd-peer", b"GET / HTTP/1.1", body[:-1], b"raftd-peer\x02junk"):
         with pytest.raises(FrameError):
             peer.decode_hello(stranger)
 
