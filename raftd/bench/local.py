@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,10 @@ _STOP_S = 10.0
 _STATS_S = 2.0
 _LAST_LINES = 5
 
+#: Ports that are reserved at a time; the oldest are given up.
+RESERVED_PORTS = 500
+_reserved: deque[socket.socket] = deque(maxlen=RESERVED_PORTS)
+
 _T = TypeVar("_T")
 
 
@@ -39,13 +44,15 @@ class LocalError(Exception):
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that are free now."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    """Return ports of loopback that stay free for a server with SO_REUSEADDR, as long as this process runs and takes no more than
+    RESERVED_PORTS others. A bound socket that does not listen keeps every other program off, the kernel's own choices too."""
+    ports = []
+    for _ in range(count):
+        reserved = socket.socket()
+        reserved.bind(("127.0.0.1", 0))
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not before: then another could choose it too
+        _reserved.append(reserved)
+        ports.append(reserved.getsockname()[1])
     return ports
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -42,7 +43,8 @@ def live(seed: int, mutant: str | None = None) -> Outcome:
 def seeds_to_catch(mutant: str, most: int) -> tuple[int, Outcome | None]:
     """How many seeds were tried until one caught it; None if none did."""
     tried = 0
-    for seed in range(1, 100 * most):
+    likely = mutants.LIKELY_SEEDS.get(mutant)
+    for seed in chain([likely] if likely is not None else [], range(1, 100 * most)):
         if draw(seed).nodes > _MUTANT_NODES:
             continue
         tried += 1

@@ -170,9 +170,7 @@ class Gateway:
         while (self._waiting or self._closes) and len(self._unapplied) < self._limits.gateway_in_flight:
             self._make_batch(now_ms)
         forwards = [
-            Forward(self.incarnation, self._attempt, batch.payload)
-            for place, batch in enumerate(self._unapplied)
-            if place >= self._sent
+            Forward(self.incarnation, self._attempt, batch.payload) for place, batch in enumerate(self._unapplied) if place >= self._sent
         ]
         self._sent = len(self._unapplied)
         if self._unapplied and self._no_progress_since_ms is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import random
 import threading
 import time
@@ -14,7 +15,7 @@ import pytest
 from raftd.bench.local import wait_for
 from tests.processes.harness import ProcessCluster
 
-SECONDS = 60
+SECONDS = float(os.environ.get("RAFTD_CHAOS_S", "20"))
 _PRODUCERS, _WORKERS = 4, 4
 #: Longer than anybody is ever kept from deleting what he holds; a job whose holder was never told of it comes again after that.
 _TTR_S = 30

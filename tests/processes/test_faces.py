@@ -257,6 +257,7 @@ def test_a_taken_port(tmp_path):
     config = write(tmp_path / "c.yaml")
     address = yaml.safe_load(config.read_text())["nodes"][1]
     with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", address["line"]))
         other.listen()
         expect_refusal(tmp_path, f"cannot listen on 127.0.0.1:{address['line']}")
