@@ -238,7 +238,7 @@ class StateMachine:
         if self._costs is COSTS_BEFORE_LEVEL_2:
             self._detach(session)
         else:
-            self.closed[session.timer_id] = session
+            self.closed[session.id] = session
 
     def _close_sessions(self) -> None:
         """Sessions that are gone stop waiting and watching, then give back what they hold, as far as the budget goes."""
@@ -274,7 +274,7 @@ class StateMachine:
             self._drop_if_unused(tube)
         session.watched = {}
         session.used = self.default
-        self.closed.pop(session.timer_id, None)
+        self.closed.pop(session.id, None)
 
     def _end_wait(self, session: Session) -> None:
         self.steps += len(session.watched) * self._costs.tube
@@ -285,7 +285,7 @@ class StateMachine:
             del tube.waiters[session]
         for due_ms, kind in ((session.wait_until_ms, Kind.WAIT), (session.soon_ms, Kind.SOON)):
             if due_ms:
-                timer = (due_ms, kind, session.timer_id)
+                timer = (due_ms, kind, session.id)
                 if not session.is_closed or timer in self.timers:  # it may have fired without effect
                     self.timers.remove(timer)
         session.wait_until_ms = session.soon_ms = 0
@@ -574,14 +574,14 @@ class StateMachine:
             tube.waiters[session] = None
         if reserve.timeout_ms is not None:
             session.wait_until_ms = self.now_ms + reserve.timeout_ms
-            self.timers.add((session.wait_until_ms, Kind.WAIT, session.timer_id))
+            self.timers.add((session.wait_until_ms, Kind.WAIT, session.id))
         self._warn_at(session, soon_ms)
         return None
 
     def _warn_at(self, session: Session, soon_ms: int) -> None:
         session.soon_ms = soon_ms
         if soon_ms:
-            self.timers.add((soon_ms, Kind.SOON, session.timer_id))
+            self.timers.add((soon_ms, Kind.SOON, session.id))
 
     def _reserve_job(self, session: Session, reserve: c.ReserveJob) -> r.Reply:
         job = self.jobs.get(reserve.id)
@@ -724,7 +724,7 @@ class StateMachine:
             (
                 tube.name,
                 [list(tube.ready), list(tube.delayed), [id for _, id in tube.buried]],
-                [session.timer_id for session in tube.waiters],
+                [session.id for session in tube.waiters],
                 [tube.urgent, tube.reserved, tube.jobs, tube.using, tube.watching],
                 [tube.pause_ms, tube.pause_until_ms, tube.total_jobs, tube.cmd_delete, tube.cmd_pause_tube],
             )
@@ -766,7 +766,7 @@ def _describe_job(job: Job) -> list[object]:
 
 def _describe(session: Session) -> list[object]:
     waits = [session.waiting] if session.is_closed else [session.waiting, session.wait_until_ms, session.soon_ms]
-    id = session.timer_id if session.watched else session.key
+    id = session.id if session.watched else session.key
     return [id, session.used.name, list(session.watched), list(session.reserved), waits]
 
 

@@ -168,7 +168,7 @@ class Session:
         self.soon_ms = 0  # when DEADLINE_SOON is due, 0 if it holds nothing
 
     @property
-    def timer_id(self) -> tuple[int, int, int]:
+    def id(self) -> tuple[int, int, int]:
         return (*self.key, self.incarnation)
 
     def holds(self, job: Job) -> bool:

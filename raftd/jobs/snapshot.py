@@ -212,7 +212,7 @@ def dump(machine: StateMachine, piece_bytes: int = LIMITS.snapshot_piece_bytes) 
         has_closed = any(session.is_closed for session in tube.waiters)
         for sessions in _several(tube.waiters, few):
             if has_closed:
-                yield _encode(_AllWaiters(tube.name, [session.timer_id for session in sessions]))
+                yield _encode(_AllWaiters(tube.name, [session.id for session in sessions]))
             else:
                 yield _encode(_Waiters(tube.name, [session.key for session in sessions]))
     for names in _several(machine.unmatched, few_named):
@@ -229,7 +229,7 @@ def dump(machine: StateMachine, piece_bytes: int = LIMITS.snapshot_piece_bytes) 
 def _closing_piece(session: Session, machine: StateMachine) -> _Closing | _Closed:
     if not session.watched:
         return _Closing(session.key)
-    soon, wait = ((due_ms, kind, session.timer_id) for due_ms, kind in ((session.soon_ms, Kind.SOON), (session.wait_until_ms, Kind.WAIT)))
+    soon, wait = ((due_ms, kind, session.id) for due_ms, kind in ((session.soon_ms, Kind.SOON), (session.wait_until_ms, Kind.WAIT)))
     # A timer of a closed session that has fired does not fire again.
     waits = (session.waiting, wait[0] if wait in machine.timers else 0, soon[0] if soon in machine.timers else 0)
     return _Closed(session.key, session.incarnation, session.used.name, list(session.watched), *waits)
@@ -345,7 +345,7 @@ class Loader:
                 self._session.watched = {}
             case _Closed():
                 self._session = session = self._closing_session(piece.key, piece.incarnation)
-                machine.closed[session.timer_id] = session
+                machine.closed[session.id] = session
                 self._load_watching(session, piece)
             case _Unmatched():
                 machine.unmatched.update((name, machine.tubes[name]) for name in piece.tubes)
@@ -431,6 +431,6 @@ class Loader:
             tube.watching += 1
         session.waiting, session.wait_until_ms, session.soon_ms = piece.waiting, piece.wait_until_ms, piece.soon_ms
         if piece.wait_until_ms:
-            machine.timers.add((piece.wait_until_ms, Kind.WAIT, session.timer_id))
+            machine.timers.add((piece.wait_until_ms, Kind.WAIT, session.id))
         if piece.soon_ms:
-            machine.timers.add((piece.soon_ms, Kind.SOON, session.timer_id))
+            machine.timers.add((piece.soon_ms, Kind.SOON, session.id))

@@ -78,14 +78,14 @@ class Administration:
         try:
             match request:
                 case TransferLead(node=node):
-                    self._raft.lead().transfer(node)
+                    self._raft.leadership.transfer(node)
                     self._transfer = (node, answer)
                 case AddMember(node=node, address=address):
                     self._change(lambda configuration: add_learner(configuration, node, address), answer)
                 case PromoteMember(node=node):
-                    is_caught_up = self._raft.lead().is_caught_up(node)
+                    is_caught_up = self._raft.leadership.is_caught_up(node)
                     self._change(lambda configuration: promote(configuration, node, is_caught_up), answer)
-                case RemoveMember(node=node) if node == self._raft.node and self._raft.lead().best_successor():
+                case RemoveMember(node=node) if node == self._raft.node and self._raft.leadership.best_successor():
                     self._hand_over_and_ask_again(request, answer)
                 case RemoveMember(node=node):
                     self._change(lambda configuration: remove(configuration, node), answer)
@@ -96,12 +96,12 @@ class Administration:
 
     def _hand_over_and_ask_again(self, request: AdminRequest, answer: Answer) -> None:
         """A leader that removes itself could not say that it is done; the next one can."""
-        successor = self._raft.lead().best_successor()
-        self._raft.lead().transfer(successor)
+        successor = self._raft.leadership.best_successor()
+        self._raft.leadership.transfer(successor)
         self._transfer = (successor, lambda result: answer(result) if self._raft.is_leader else self.ask(request, answer))
 
     def _change(self, make: Change, answer: Answer) -> None:
-        self._changes.append((self._raft.term, self._raft.lead().change(make), answer))
+        self._changes.append((self._raft.term, self._raft.leadership.change(make), answer))
 
     def poll(self) -> None:
         """Once a turn: tell those whose request has come to an end."""

@@ -163,7 +163,7 @@ class Compaction:
         """One generation stays, none on a low disk; and for a while more, for snapshots that are on their way to followers: a transfer
         that takes longer than two snapshots would never end."""
         wanted = newest.index if self._space.is_low else self._generation
-        awaited = self._raft.lead().awaited if self._raft.is_leader else wanted
+        awaited = self._raft.leadership.awaited if self._raft.is_leader else wanted
         self._waits = self._waits + 1 if awaited < wanted else 0
         index = min(wanted, awaited) if self._waits <= SNAPSHOT_WAITS else wanted
         self._raft.compacted(newest, self._store.purge(min(index, self._raft.log.durable_index)))

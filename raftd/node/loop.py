@@ -131,7 +131,7 @@ class Node:
         self._in_turn = False
         self._waiting_for_disk: deque[tuple[int, list[tuple[int, Message]]]] = deque()  # until that persist is durable
         self._turn_ends: list[Callable[[], None]] = []
-        self._route: tuple[int, int] | None = None
+        self._known_leader: tuple[int, int] | None = None  # (node, term): where commands are sent
         self._reads = Reads(config.node, self.raft, self.gateway, 2 * config.election_timeout_ms, self.turn.reads, self.wake)
         self._admission = Admission(config.node, config.cluster, config.voters, config.level, self.raft, store)
         # leading
@@ -230,7 +230,7 @@ class Node:
     def hand_over(self, done: Callable[[], None]) -> None:
         """Before an orderly end: if this node leads, let another do so first. `done` is called once, after an election timeout at the
         latest."""
-        successor = self.raft.lead().best_successor() if self.raft.is_leader and not self._stopped else 0
+        successor = self.raft.leadership.best_successor() if self.raft.is_leader and not self._stopped else 0
         if successor:
             self.administer(TransferLead(successor), lambda result: done())
         else:
@@ -358,7 +358,7 @@ class Node:
         for _ in range(_ROUNDS_PER_TURN):
             self._resend_if_leader_changed()
             self._send_forwards(now_ms)
-            if self._route is not None:
+            if self._known_leader is not None:
                 self._reads.start_round(now_ms)
             self._proposals.poll(self.machine, now_ms)
             ready = self.raft.ready()
@@ -510,20 +510,20 @@ class Node:
 
     def _resend_if_leader_changed(self) -> None:
         """When the leader or the term changes, everything on its way to the old one is sent to the new."""
-        route = (self.raft.leader, self.raft.term) if self.raft.leader else None
-        if route == self._route:
+        known_leader = (self.raft.leader, self.raft.term) if self.raft.leader else None
+        if known_leader == self._known_leader:
             return
-        self._route = route
+        self._known_leader = known_leader
         self._refused.clear()
-        self._proposals.route_changed(self.machine)
-        if route is not None:
+        self._proposals.leader_changed(self.machine)
+        if known_leader is not None:
             self.gateway.leader_changed()
             self._reads.leader_changed()
 
     def _send_forwards(self, now_ms: int) -> None:
-        if self._route is None:
+        if self._known_leader is None:
             return
-        leader = self._route[0]
+        leader = self._known_leader[0]
         for forward in self.gateway.collect(now_ms):
             if leader == self.config.node:
                 self._propose_forward(leader, forward)

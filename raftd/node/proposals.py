@@ -64,7 +64,7 @@ class LeaderProposals:
             if progress.last_heard_tick is not None:
                 self._heard_tick[peer, progress.incarnation] = progress.last_heard_tick
 
-    def route_changed(self, machine: StateMachine) -> None:
+    def leader_changed(self, machine: StateMachine) -> None:
         """There is another leader, or another term."""
         self._proposed.clear()
         self._leads_since_tick = None
@@ -116,7 +116,7 @@ class LeaderProposals:
     def _check_disk_space(self, machine: StateMachine) -> None:
         """Jobs are refused by an entry, like everything that changes what commands are answered with."""
         self._proposed.discard(DiskSpace(machine.space_is_scarce))  # it is applied: the next may follow
-        has_space = self._raft.lead().has_space
+        has_space = self._raft.leadership.has_space
         if has_space is not None and has_space == machine.space_is_scarce:
             self._propose_once(DiskSpace(not has_space), DiskSpace(not has_space))
 

@@ -270,7 +270,8 @@ class Raft:
         """The messages that the next `ready` will release without waiting for the disk, with their receivers."""
         return self._send_now
 
-    def lead(self) -> Leadership:
+    @property
+    def leadership(self) -> Leadership:
         """What a leader does to the cluster itself. Raises NotLeader."""
         if self._leadership is None:
             raise NotLeader(self.leader)

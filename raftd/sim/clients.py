@@ -52,7 +52,9 @@ def _plain(found: object) -> Any:
     return [list(row) if isinstance(row, tuple) else row for row in found] if isinstance(found, list) else found
 
 
-class World(Protocol):
+class ClientWorld(Protocol):
+    """What a client sees of a simulation."""
+
     checks: Checks
 
     def process_for(self, number: int) -> Process | None:
@@ -69,7 +71,7 @@ class World(Protocol):
 class SimClient:
     """One of them. `numbers` of an event decide whatever there is to choose."""
 
-    def __init__(self, world: World, number: int, pipeline: int, tubes: int, jobs: list[int], home: int = 0) -> None:
+    def __init__(self, world: ClientWorld, number: int, pipeline: int, tubes: int, jobs: list[int], home: int = 0) -> None:
         """`jobs`: ids that anybody was told of, shared by all clients. `home`: the only node that it connects to, 0: any."""
         self._home = home
         self.calls: list[Call] = []

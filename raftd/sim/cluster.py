@@ -15,12 +15,10 @@ from raftd.jobs.commands import Settings
 from raftd.limits import ELECTION_TIMEOUT_MS, HEARTBEAT_MS, LIMITS, MAX_JOB_BYTES, SESSION_TIMEOUT_MS, SNAPSHOT_LOG_BYTES, Limits
 from raftd.node.config import NodeConfig
 from raftd.node.loop import Node
-from raftd.raft.ready import Persist
 from raftd.sim.disk import Disk, Keep, keep_nothing
 from raftd.sim.network import Network, NetworkConditions
-from raftd.sim.process import Process
+from raftd.sim.process import Process, World
 from raftd.sim.scheduler import Scheduler
-from raftd.wire.peer import PeerMessage
 
 WALL_S = 1_700_000_000.0
 _LATENCY_US = 500
@@ -28,13 +26,13 @@ _DISK_US = 500
 _LOOK_US = 500
 
 
-class SimCluster:
+class SimCluster(World):
     """`count` nodes. `tell` gets a line for everything worth reading."""
 
     def __init__(self, count: int, seed: int = 1, tell: Callable[[str], None] = lambda line: None, limits: Limits = LIMITS) -> None:
         self.scheduler = Scheduler()
         self.costs = COSTS
-        self.tell = tell
+        self._tell = tell
         self.config = NodeConfig(
             0,
             tuple(range(1, count + 1)),
@@ -105,6 +103,9 @@ class SimCluster:
 
     # -- what processes and the network see ---------------------------------------------------
 
+    def tell(self, line: str) -> None:
+        self._tell(line)
+
     def disk_us(self, node: int) -> int:
         return _DISK_US
 
@@ -118,19 +119,3 @@ class SimCluster:
 
     def interrupted(self, process: Process, power: bool) -> None:
         self.crash(process.node_id)
-
-    # For checks of invariants; unused here.
-
-    def stepped(self, process: Process) -> None: ...
-
-    def durable(self, process: Process, persist: Persist) -> None: ...
-
-    def leaving(self, sender: int, to: int, message: PeerMessage) -> None: ...
-
-    def elected(self, process: Process) -> None: ...
-
-    def happened(self, what: str, *numbers: int, detail: str = "") -> None: ...
-
-    def was_removed(self, process: Process) -> None: ...
-
-    def counted(self, fault: str) -> None: ...

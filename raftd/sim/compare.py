@@ -38,7 +38,7 @@ def describe_machine(machine: StateMachine) -> list[Description]:
         tube.name: {
             "counts": [len(tube.ready), len(tube.delayed), tube.reserved, len(tube.buried), tube.urgent, tube.jobs],
             "buried": [id for _, id in tube.buried],
-            "waiting": [session.timer_id for session in tube.waiters],
+            "waiting": [session.id for session in tube.waiters],
             "paused until": tube.pause_until_ms or None,
             "put, deleted": [tube.total_jobs, tube.cmd_delete],
             "using, watching": [tube.using, tube.watching],
@@ -75,7 +75,7 @@ def describe_machine(machine: StateMachine) -> list[Description]:
         "watches": machine.watches,
         "unmatched": list(machine.unmatched),
         "closing": [
-            [session.timer_id if session.watched else session.key, session.used.name, list(session.watched), list(session.reserved)]
+            [session.id if session.watched else session.key, session.used.name, list(session.watched), list(session.reserved)]
             for session in machine.closing
         ],
         "timers": list(machine.timers),

@@ -162,7 +162,7 @@ class ConvergenceCheck:
         leader = self._leader()
         if leader is None:
             return
-        target = leader.node.raft.lead().best_successor()
+        target = leader.node.raft.leadership.best_successor()
         if target and target in self._alive and self._is_enough(self._alive.keys() - {target}):
             leader.soon(leader.node.administer, TransferLead(target), lambda result: None)
             sim.end(sim.running[target], power=False)

@@ -823,7 +823,7 @@ def _wait_timers_not_restored(original: Any) -> Any:
     def load_watching(self: Loader, session: Any, piece: Any) -> None:
         original(self, session, piece)
         if session.wait_until_ms:
-            self._machine.timers.remove((session.wait_until_ms, Kind.WAIT, session.timer_id))
+            self._machine.timers.remove((session.wait_until_ms, Kind.WAIT, session.id))
 
     return load_watching
 

@@ -9,10 +9,11 @@ process, so work without a bound delays ticks and heartbeats as it does in life.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 from raftd.errors import CorruptionError
 from raftd.jobs.budget import Costs
@@ -36,18 +37,36 @@ _ENTRY_US = 5_000
 _MESSAGE_US = 20
 
 
-class World(Protocol):
-    """What a process is part of."""
+class World(ABC):
+    """What a process is part of. The methods for what has happened do nothing by default."""
 
     scheduler: Scheduler
     network: Network
     #: What an entry may cost, which says how slow a step is.
     costs: Costs
 
+    @abstractmethod
+    def disk_us(self, node: int) -> int:
+        """How long its disk takes for the next write."""
+
+    @abstractmethod
+    def wall_s(self, node: int) -> float: ...
+
+    @abstractmethod
+    def interrupted(self, process: Process, power: bool) -> None:
+        """It was killed in the middle of a write, or its machine has lost power."""
+
+    @abstractmethod
+    def ended_itself(self, process: Process, error: BaseException) -> None:
+        """The process has ended: its data directory failed, or it found a bug in itself."""
+
+    # -- what has happened --------------------------------------------------------------------
+
+    def tell(self, line: str) -> None:
+        """An operator would read this."""
+
     def stepped(self, process: Process) -> None:
         """The process has done something."""
-
-    def tell(self, line: str) -> None: ...
 
     def elected(self, process: Process) -> None:
         """Its node has become leader."""
@@ -55,22 +74,17 @@ class World(Protocol):
     def durable(self, process: Process, persist: Persist) -> None:
         """Its storage has said that this is durable."""
 
-    def disk_us(self, node: int) -> int:
-        """How long its disk takes for the next write."""
+    def leaving(self, sender: int, to: int, message: PeerMessage) -> None:
+        """A message goes to the network."""
 
-    def wall_s(self, node: int) -> float: ...
+    def happened(self, what: str, *numbers: int, detail: str = "") -> None:
+        """The network did something, or a client."""
 
     def was_removed(self, process: Process) -> None:
         """It is no member any more, and will end."""
 
     def counted(self, fault: str) -> None:
         """Something happened that the summary counts."""
-
-    def interrupted(self, process: Process, power: bool) -> None:
-        """It was killed in the middle of a write, or its machine has lost power."""
-
-    def ended_itself(self, process: Process, error: BaseException) -> None:
-        """The process has ended: its data directory failed, or it found a bug in itself."""
 
 
 class Worker:

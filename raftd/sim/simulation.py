@@ -20,7 +20,7 @@ from raftd.sim.clients import SimClient
 from raftd.sim.damage import Damage
 from raftd.sim.disk import Disk, Interrupted
 from raftd.sim.network import Network
-from raftd.sim.process import Process
+from raftd.sim.process import Process, World
 from raftd.sim.scheduler import Scheduler
 from raftd.sim.swarm import BUDGETS, Options
 from raftd.wire.peer import PeerMessage
@@ -31,7 +31,7 @@ _COMPARE_STEPS = 2_000
 _SLOWER = 50
 
 
-class Simulation:
+class Simulation(World):
     """The world of one seed."""
 
     def __init__(self, options: Options, keep_trace: bool = False) -> None:

@@ -169,7 +169,7 @@ def test_a_new_incarnation_begins_during_the_close_of_the_old():
     queue.entry(c.Batch(1, 2, 1, [c.Watch(2, "t5"), c.Reserve(2, 5_000)]))  # a session of the same number
     assert queue.machine.gateways[1].waiting == 1
     queue.settle()
-    assert [session.timer_id for session in queue.machine.tubes["t5"].waiters] == [(1, 2, 2)]
+    assert [session.id for session in queue.machine.tubes["t5"].waiters] == [(1, 2, 2)]
     assert queue.machine.gateways[1].waiting == 1
     assert queue.later(5_000) == [(2, r.TimedOut())]
     assert len(queue.machine.timers) == 0

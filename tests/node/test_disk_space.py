@@ -247,6 +247,6 @@ def test_a_follower_that_is_sent_a_snapshot_offers_no_room():
     other = next(node for node in cluster.config.voters if node not in (leader, slow))
     progress = cluster[leader].raft.progress
     progress[slow].send_snapshot(Snapshot(1, 1, 1_000, 0))
-    assert cluster[leader].raft.lead().has_space is False
+    assert cluster[leader].raft.leadership.has_space is False
     cluster.disks[leader].give_space()
     assert progress[other].transfer is None

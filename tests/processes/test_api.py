@@ -97,7 +97,7 @@ def test_a_connection_that_closes_with_the_answer_keeps_the_job_too(tmp_path):
                 connection.sendall(head + json_body)
                 answer = connection.makefile("rb").read()
             assert b'"body":"x"' in answer
-            wait_for(lambda: api.ask("GET", "/tubes/default")[1]["using"] == 1, what="its session being over")  # that of this very call
+            wait_for(lambda: api.ask("GET", "/tubes/default")[1]["using"] == 0, what="its session being over")  # a read needs none
             assert api.ask("GET", f"/jobs/{id}")[1]["state"] == "reserved"
 
 

@@ -33,7 +33,7 @@ def join(cluster: Cluster, node: int) -> None:
 
 
 def add(cluster: Cluster, node: int, leader: int = 1) -> None:
-    cluster[leader].lead().change(lambda configuration: add_learner(configuration, node, PLACES[node]))
+    cluster[leader].leadership.change(lambda configuration: add_learner(configuration, node, PLACES[node]))
 
 
 def latest(cluster: Cluster, node: int) -> Configuration:
@@ -72,7 +72,7 @@ def test_a_cluster_grows_to_five_and_shrinks_to_one():
         cluster.tick(T)
     assert latest(cluster, 1).voters == (1, 2, 3, 4, 5)
     for node in (5, 4, 3, 2):
-        cluster[1].lead().change(lambda configuration, node=node: remove(configuration, node))
+        cluster[1].leadership.change(lambda configuration, node=node: remove(configuration, node))
         cluster.tick(T)
         assert cluster[node].is_removed
         assert cluster[node].role is Role.FOLLOWER
@@ -109,7 +109,7 @@ def test_r24_one_change_at_a_time():
     cluster.heal()
     cluster.tick(T // 2)
     assert latest(cluster, 2).learners == (4,)
-    cluster[1].lead().change(lambda configuration: remove(configuration, 4))
+    cluster[1].leadership.change(lambda configuration: remove(configuration, 4))
 
 
 def test_r24_a_change_that_is_truncated_is_taken_back():
@@ -162,7 +162,7 @@ def test_r25_while_joint_nothing_is_committed_without_both_halves():
         add(cluster, node)
         cluster.tick(T)
     cluster.filter = lambda sender, to, message: not (isinstance(message, AppendEntriesReply) and sender in (2, 3, 4))
-    cluster[1].lead().change(lambda configuration: remove(configuration, 5))
+    cluster[1].leadership.change(lambda configuration: remove(configuration, 5))
     index = cluster[1].log.last_index
     cluster.settle()
     assert cluster[1].log.commit_index < index
@@ -176,7 +176,7 @@ def test_r25_while_joint_nothing_is_committed_without_both_halves():
 def test_r25_a_new_leader_leaves_the_joint_configuration_that_it_finds():
     cluster = led(4)
     cluster.filter = lambda sender, to, message: not (isinstance(message, AppendEntriesReply) and to == 1)
-    cluster[1].lead().change(lambda configuration: remove(configuration, 4))
+    cluster[1].leadership.change(lambda configuration: remove(configuration, 4))
     cluster.settle()
     assert latest(cluster, 2).outgoing == (1, 2, 3, 4)
     cluster.filter = lambda sender, to, message: True
@@ -214,7 +214,7 @@ def test_r26_a_learner_does_not_campaign():
 def test_r27_a_removed_leader_goes_on_until_its_removal_is_committed():
     cluster = led()
     cluster.isolate(1)
-    cluster[1].lead().change(lambda configuration: remove(configuration, 1))
+    cluster[1].leadership.change(lambda configuration: remove(configuration, 1))
     cluster.settle()
     assert cluster[1].is_leader
     assert not cluster[1].is_removed
@@ -231,7 +231,7 @@ def test_r27_a_removed_leader_goes_on_until_its_removal_is_committed():
 
 def test_r27_a_removed_node_hears_that_it_is_and_disturbs_nobody():
     cluster = led()
-    cluster[1].lead().change(lambda configuration: remove(configuration, 3))
+    cluster[1].leadership.change(lambda configuration: remove(configuration, 3))
     cluster.tick(T // 2)
     assert cluster[3].is_removed
     term = cluster[1].term
@@ -243,7 +243,7 @@ def test_r27_a_removed_node_hears_that_it_is_and_disturbs_nobody():
 def test_r27_a_node_that_did_not_hear_of_its_removal_wins_nothing():
     cluster = led()
     cluster.isolate(3)
-    cluster[1].lead().change(lambda configuration: remove(configuration, 3))
+    cluster[1].leadership.change(lambda configuration: remove(configuration, 3))
     cluster.tick(3 * T)
     term = cluster[1].term
     cluster.heal()
@@ -292,7 +292,7 @@ def test_only_a_leader_changes_anything_and_not_while_it_hands_over():
         add(cluster, 4, leader=2)
     cluster.isolate(2)
     cluster.put(1, b"more")
-    cluster[1].lead().transfer(2)
+    cluster[1].leadership.transfer(2)
     with refused(Outcome.TRANSFER_IN_PROGRESS):
         add(cluster, 4)
 
@@ -302,8 +302,8 @@ def test_a_removal_that_would_leave_no_majority_that_is_heard_is_refused():
     cluster.dead.add(3)
     cluster.tick(2 * T)
     with refused(Outcome.NO_MAJORITY_LEFT):
-        cluster[1].lead().change(lambda configuration: remove(configuration, 2))
-    cluster[1].lead().change(lambda configuration: remove(configuration, 3))
+        cluster[1].leadership.change(lambda configuration: remove(configuration, 2))
+    cluster[1].leadership.change(lambda configuration: remove(configuration, 3))
     cluster.tick(T)
     assert latest(cluster, 1).voters == (1, 2)
 

@@ -13,7 +13,7 @@ from tests.raft.harness import T, alone, entries, led, refused
 
 def test_r32_the_lead_goes_to_the_node_that_was_named_without_a_timeout():
     cluster = led()
-    cluster[1].lead().transfer(3)
+    cluster[1].leadership.transfer(3)
     cluster.settle()
     assert cluster[3].is_leader
     assert cluster[1].role is Role.FOLLOWER
@@ -34,7 +34,7 @@ def test_r32_a_target_that_lags_is_caught_up_first():
     cluster.tick(T // 4)
     cluster.isolate(3)
     cluster.put(1, b"and more")
-    cluster[1].lead().transfer(3)
+    cluster[1].leadership.transfer(3)
     cluster.settle()
     assert cluster[1].is_leader
     assert cluster[1].is_transferring
@@ -48,7 +48,7 @@ def test_r32_proposals_fail_at_once_while_the_lead_is_handed_over():
     cluster = led()
     cluster.isolate(3)
     cluster.put(1, b"more")
-    cluster[1].lead().transfer(3)
+    cluster[1].leadership.transfer(3)
     with pytest.raises(Overloaded, match="being handed to node 3"):
         cluster[1].propose([(EntryKind.BATCH, b"now?")])
 
@@ -58,7 +58,7 @@ def test_r32_a_transfer_ends_after_an_election_timeout():
     cluster = led()
     cluster.isolate(3)
     cluster.put(1, b"more")
-    cluster[1].lead().transfer(3)
+    cluster[1].leadership.transfer(3)
     cluster.tick(T + 1)
     assert cluster[1].is_leader
     assert not cluster[1].is_transferring
@@ -72,11 +72,11 @@ def test_r32_a_transfer_ends_after_an_election_timeout():
 def test_r32_a_lost_request_to_take_over_is_given_up_too():
     cluster = led()
     cluster.filter = lambda sender, to, message: not isinstance(message, TimeoutNow)
-    cluster[1].lead().transfer(2)
+    cluster[1].leadership.transfer(2)
     cluster.tick(T + 1)
     assert cluster[1].is_leader
     cluster.filter = lambda sender, to, message: True
-    cluster[1].lead().transfer(2)
+    cluster[1].leadership.transfer(2)
     cluster.settle()
     assert cluster[2].is_leader
 
@@ -85,7 +85,7 @@ def test_r32_a_leader_that_steps_down_forgets_the_transfer():
     cluster = led()
     cluster.isolate(3)
     cluster.put(1, b"more")
-    cluster[1].lead().transfer(3)
+    cluster[1].leadership.transfer(3)
     cluster[1].step(2, RequestVote(9, 99, 9, True))
     assert cluster[1].role is Role.FOLLOWER
     assert not cluster[1].is_transferring
@@ -95,7 +95,7 @@ def test_r32_a_leader_that_steps_down_forgets_the_transfer():
 def test_r32_itself_and_strangers_are_refused(target, outcome):
     cluster = led()
     with refused(outcome):
-        cluster[1].lead().transfer(target)
+        cluster[1].leadership.transfer(target)
     assert not cluster[1].is_transferring
 
 
@@ -104,13 +104,13 @@ def test_r32_a_node_that_is_not_heard_and_a_second_transfer_are_refused():
     cluster.dead.add(3)
     cluster.tick(T)
     with refused(Outcome.NOT_HEARD):
-        cluster[1].lead().transfer(3)
-    assert cluster[1].lead().best_successor() == 2
-    cluster[1].lead().transfer(2)
+        cluster[1].leadership.transfer(3)
+    assert cluster[1].leadership.best_successor() == 2
+    cluster[1].leadership.transfer(2)
     with refused(Outcome.TRANSFER_IN_PROGRESS):
-        cluster[1].lead().transfer(2)
+        cluster[1].leadership.transfer(2)
     with pytest.raises(NotLeader):
-        cluster[2].lead().transfer(1)
+        cluster[2].leadership.transfer(1)
 
 
 def test_r32_who_does_not_follow_the_asker_does_not_campaign():
