@@ -1,16 +1,21 @@
-"""Marks the tests that start many processes or run many seeds, so that `pytest -m "not slow"` takes less than a minute."""
+"""Marks the tests that start nodes or run seeds, so that `pytest -m "not slow and not load"` takes less than a minute. Nodes that tests
+start run the code of this checkout, whatever is installed."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-_SLOW = ("processes", "sim", "test_container.py")
+_SLOW = ("processes", "sim", "cli/test_commands.py", "cli/test_files.py", "test_container.py")
+
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH"))))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     root = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(root).parts[0] in _SLOW:
+        path = item.path.relative_to(root)
+        if path.parts[0] in _SLOW or str(path) in _SLOW:
             item.add_marker(pytest.mark.slow)

@@ -254,12 +254,10 @@ def dump(fs: FileSystem, directory: str, wanted: Filter, as_json: bool) -> Itera
     """The entries that stand in the log, with those that were replaced later. Raises CorruptionError for what cannot be read, after the
     entries that can."""
     identity, problems = find_identity(fs, directory)
-    if identity is None:
-        raise FileNotFoundError(f"{directory}: {'; '.join(problems)}")
     found: list[tuple[str, Entry]] = []
     places: list[int] = []  # of those that stand, ascending by index
-    damage = ""
-    for segment in find_segments(fs, directory, identity.first_segment):
+    damage = f"{directory}: {'; '.join(problems)}" if identity is None else ""
+    for segment in find_segments(fs, directory, identity.first_segment if identity is not None else None):
         if not segment.is_sound:
             damage = damage or f"{directory}/log/{segment.name}: {segment.problem}"
         for entry in segment.entries:

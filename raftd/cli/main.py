@@ -134,6 +134,7 @@ def _is_given(name: str) -> bool:
 @click.option("--minimise", is_flag=True, help="With --seed or --plan: if it fails, the smallest part of its plan that still fails.")
 @click.option("--save", type=click.Path(dir_okay=False, path_type=Path), help="With --minimise: write that part to this file.")
 @click.option("--mutants", is_flag=True, help="Instead: how many seeds it takes to catch each broken variant (at most --seeds).")
+@click.option("--mutant", metavar="NAME", help="As --mutants, for this one; with --seed: run that seed with it.")
 def sim(
     seeds: int,
     start: int,
@@ -144,6 +145,7 @@ def sim(
     minimise: bool,
     save: Path | None,
     mutants: bool,
+    mutant: str | None,
 ) -> None:
     """Whole clusters of production code on a virtual clock, network and disk, under faults, every invariant checked.
 
@@ -152,6 +154,7 @@ def sim(
     from rich.console import Console
 
     from raftd.cli import sim as runs
+    from raftd.sim.mutants import MUTANTS
 
     if seed is None and plan is None and (trace or minimise):
         raise click.UsageError("--trace and --minimise are for one seed or plan: --seed NUMBER or --plan FILE")
@@ -162,16 +165,23 @@ def sim(
     given = {name for name in ("seeds", "start", "jobs", "mutants") if _is_given(name)}
     if (seed is not None or plan is not None) and given:
         raise click.UsageError(f"--seed and --plan are for one run: leave out --{sorted(given)[0]}")
-    if mutants and "start" in given:
+    if (mutants or mutant is not None) and "start" in given:
         raise click.UsageError("--start: mutants are looked for from seed 1 on")
+    if mutant is not None and (mutants or plan is not None):
+        raise click.UsageError("--mutant is for --seed or for as many seeds as it takes: leave out --mutants and --plan")
+    if mutant is not None and mutant not in MUTANTS:
+        raise click.UsageError(f"--mutant {mutant!r}: there is none; raftd/sim/mutants.py has their names")
     console = Console()
     with working():
         if seed is not None:
-            good = runs.replay(runs.plan_of(seed), trace, minimise, save, console)
+            with runs.broken_by(mutant):
+                good = runs.replay(runs.plan_of(seed), trace, minimise, save, console)
         elif plan is not None:
             good = runs.replay(runs.load_plan(plan), trace, minimise, save, console)
         elif mutants:
-            good = runs.run_mutants(seeds, jobs, console)
+            good = runs.run_mutants(runs.FOR_SEEDS, seeds, jobs, console)
+        elif mutant is not None:
+            good = runs.run_mutants([mutant], seeds, jobs, console)
         else:
             good = runs.run_seeds(start, seeds, jobs, console)
     raise SystemExit(0 if good else 1)

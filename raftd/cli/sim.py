@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
@@ -28,12 +28,17 @@ from raftd.sim.swarm import Event, Options, Plan, describe, draw, plan
 _MUTANT_NODES = 5
 
 
+def broken_by(mutant: str | None) -> AbstractContextManager[None]:
+    """Production code with this mutant in it, if one is named."""
+    return mutants.applied(mutant) if mutant is not None else nullcontext()
+
+
 def live(seed: int, mutant: str | None = None) -> Outcome:
     """One seed, maybe with a mutant in the code."""
     options = draw(seed)
     gc.disable()  # a run is short, and a seventh of it went there
     try:
-        with mutants.applied(mutant) if mutant is not None else nullcontext():
+        with broken_by(mutant):
             return SeedRun(options, plan(options)).run()
     finally:
         gc.enable()
@@ -201,19 +206,20 @@ def _minimum(options: Options, events: list[Event], outcome: Outcome, console: C
     return least
 
 
+#: The mutants that seeds are expected to catch; tests catch the others.
+FOR_SEEDS = [name for name in mutants.MUTANTS if name not in mutants.BY_TESTS]
 #: What a mutant ends with whose method has got other arguments since: that shows nothing.
 _NO_LONGER_FITS = "TypeError("
 
 
-def run_mutants(most: int, jobs: int, console: Console) -> bool:
-    """Every broken variant must be caught; whether all were."""
+def run_mutants(names: Sequence[str], most: int, jobs: int, console: Console) -> bool:
+    """Run seeds, at most `most`, with each of these broken variants until one catches it. Return whether all were caught."""
     table = Table(box=box.SIMPLE)
     for heading in ("mutant", "seeds", "caught by"):
         table.add_column(heading)
     escaped = []
     columns = (TextColumn("mutants"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True) as progress, _workers(jobs) as pool:
-        names = [name for name in mutants.MUTANTS if name not in mutants.BY_TESTS]
         task = progress.add_task("", total=len(names))
         futures = {name: pool.submit(seeds_to_catch, name, most) for name in names}
         for name, future in futures.items():

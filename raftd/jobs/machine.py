@@ -44,7 +44,7 @@ def ignore_job_event(what: JobEventKind, job: Job, who: Key | None) -> None:
 class Effects(msgspec.Struct):
     """What applying an entry asks of the node.
 
-    `answers` are in the order in which they came about. `owners` are the nodes whose gateways must hear
+    `answers` are in the order in which they were produced. `owners` are the nodes whose gateways must hear
     that the entry is applied. `gaps` are those whose batch was refused because one before it is missing.
     """
 
@@ -85,7 +85,7 @@ class StateMachine:
         self.timers = Timers()
         #: Sessions that are gone, but still watch tubes or hold reservations.
         self.closing: deque[Session] = deque()
-        #: Of these, those that still watch tubes. Their numbers are not free yet: no gateway gives one again, and none may.
+        #: Those of them that still watch tubes. Their numbers must not be used again yet, and no gateway does so.
         self.closed: dict[SessionId, Session] = {}
         #: Tubes with ready jobs and waiting sessions for which the budget was not enough. No other session overtakes them.
         self.unmatched: OrderedDict[str, Tube] = OrderedDict()
@@ -286,7 +286,7 @@ class StateMachine:
         for due_ms, kind in ((session.wait_until_ms, Kind.WAIT), (session.soon_ms, Kind.SOON)):
             if due_ms:
                 timer = (due_ms, kind, session.id)
-                if not session.is_closed or timer in self.timers:  # it may have fired without effect
+                if not session.is_closed or timer in self.timers:  # the timer of a closed session may have fired already
                     self.timers.remove(timer)
         session.wait_until_ms = session.soon_ms = 0
 
@@ -719,7 +719,8 @@ class StateMachine:
     # -- comparing nodes ----------------------------------------------------------------------
 
     def digest(self) -> str:
-        """A hash of the whole state: equal on every node that has applied the same entries (I12)."""
+        """A hash of the whole state: equal on every node that has applied the same entries (I12). Only the simulator and tests ask for it:
+        what it covers may change."""
         tubes = [
             (
                 tube.name,

@@ -29,7 +29,7 @@ _DEADLINE = Job.__struct_fields__.index("deadline_ms") - 2
 
 
 class _Piece(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False, forbid_unknown_fields=True):
-    pass
+    """Tags up to 16 are used; the next is 17. `dump` gives a piece after those that it refers to, and `_End` last."""
 
 
 class _Head(_Piece, frozen=True, tag=1):

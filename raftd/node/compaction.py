@@ -1,10 +1,10 @@
-"""Snapshots at the driver's side: when one is taken, how those of a leader are taken over, what followers are served.
+"""Snapshots in the node: when one is taken, how a leader's is installed, what is read for followers.
 
     entries applied ──▶ enough of them ──▶ written by a copy of this process ──▶ read back ──▶ the log before the last one goes
     chunks arrive ──▶ whole, durable, read back ──▶ loaded, a piece a turn ──▶ named, the log goes ──▶ the state is swapped
 
-One generation of log stays behind the newest snapshot: a follower that is slow by less needs no snapshot. On a disk that is low
-none stays, and snapshots follow sooner: only they free the space of deleted jobs.
+One generation of log stays behind the newest snapshot: a follower that lags by less needs no snapshot. On a low disk no generation is
+kept, and snapshots follow sooner: only they free the space of deleted jobs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from raftd.raft.ready import ChunkFetch, EntriesFetch
 from raftd.storage.snapshots import Meta
 from raftd.storage.store import Clock, Store
 
-#: For this many snapshots the log that a transfer to a follower needs is kept; then the transfer begins again.
+#: Number of snapshots for which the log that a transfer needs is kept. After that it is purged and the transfer begins again.
 SNAPSHOT_WAITS = 4
 #: After a snapshot that failed or was given up the next attempt comes after this many ticks: ten seconds.
 SNAPSHOT_RETRY_TICKS = 1_000
@@ -36,7 +36,8 @@ Guarded = Callable[..., None]
 
 
 class Compaction:
-    """`guarded` calls what may fail for a bug, `replace_state` puts another state in the place of the node's, `note` tells the operator."""
+    """`guarded(f, *args)` calls f and ends the node if that raises, `replace_state` puts another state in the place of the node's, `note`
+    tells the operator."""
 
     def __init__(
         self,
@@ -66,11 +67,11 @@ class Compaction:
         self._is_removing = False
         self._taken_tick = 0
         self._retry_tick: int | None = None  # a snapshot that was due has failed
-        self._waits = 0  # so often the log has stayed for a transfer
+        self._waits = 0  # how many snapshots in a row the log was kept for a transfer
         self._log_bytes = 0  # applied since the last one
         self._due_bytes = 0  # and since the last one that was not only for a backup
         raft.snapshot = self._snapshots.newest
-        self._generation = raft.snapshot.index if raft.snapshot is not None else 0  # the log before that one goes with the next
+        self._generation = raft.snapshot.index if raft.snapshot is not None else 0  # the next purge removes the log up to this index
         self.check_disk_space()
 
     # -- disk space ---------------------------------------------------------------------------------
@@ -94,7 +95,7 @@ class Compaction:
     # -- taking -------------------------------------------------------------------------------
 
     def applied(self, entries: Iterable[Entry]) -> None:
-        """These entries were."""
+        """`entries` were applied: count their bytes towards the next snapshot."""
         size = sum(entry.size_bytes for entry in entries)
         self._log_bytes += size
         self._due_bytes += size
@@ -103,7 +104,8 @@ class Compaction:
         """Called once a turn: take a snapshot if enough was applied since the last, or if a backup waits for one."""
         if not self._raft.is_installing:
             self._snapshots.forget_received(self._raft.log.commit_index)
-        # Nor before the term is durable in which it says that its last entry is: a start would take the vote file for an old copy.
+        # Wait until the hard state is durable. Otherwise the snapshot could name a term that the vote file does not know, and the next
+        # start would take the vote file for an old copy.
         is_free = not (self.is_taking or self._is_removing or self._raft.is_installing) and self._raft.is_hard_state_durable
         is_due = self._is_due
         if is_free and machine.applied_index and (is_due or self._backups.is_due(self._raft.tick_count)):
@@ -153,15 +155,15 @@ class Compaction:
         if self._snapshots.newest is not snapshot:
             return  # a leader's was newer
         self._raft.compacted(snapshot, 0)
-        if is_due:  # the log behind those that were only asked for stays for followers
+        if is_due:  # a snapshot that was made only for a backup purges no log
             self._purge(snapshot)
             self._generation = snapshot.index
         self._remove_older()
         self._note(Note(f"a snapshot of the state at entry {snapshot.index} was written ({snapshot.size_bytes} bytes)"))
 
     def _purge(self, newest: Snapshot) -> None:
-        """One generation stays, none on a low disk; and for a while more, for snapshots that are on their way to followers: a transfer
-        that takes longer than two snapshots would never end."""
+        """Purge the log, but keep one generation (none on a low disk). Keep more while a follower receives a snapshot: otherwise a
+        transfer that takes longer than two snapshots would never end."""
         wanted = newest.index if self._space.is_low else self._generation
         awaited = self._raft.leadership.awaited if self._raft.is_leader else wanted
         self._waits = self._waits + 1 if awaited < wanted else 0
@@ -239,7 +241,7 @@ class Compaction:
             self._load(snapshot, meta, loader, self._snapshots.received_pieces())
 
     def _load(self, snapshot: Snapshot, meta: Meta, loader: Loader, pieces: Iterator[bytes]) -> None:
-        """One piece a turn."""
+        """Load one piece of the snapshot per turn of the reactor, then install it."""
         piece = next(pieces, None)
         if piece is not None:
             loader.feed(piece)

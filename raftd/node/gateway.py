@@ -33,10 +33,11 @@ from raftd.jobs.machine import StateMachine
 from raftd.limits import Limits
 from raftd.node.session import Read, Session, State, size_of
 
-#: After a refusal, and twice as long after each further one without progress: what is sent again takes space in the log again.
+#: Delay before a resend after a refusal, in ms; doubled by each further refusal without progress, because every resend costs space in the
+#: log.
 _RETRY_MS = 20
 _LONGEST_RETRY_MS = 500
-#: The longest wait without progress before everything is sent again; the first is the timeout of the gateway.
+#: The longest wait without progress before everything is sent again; the first such wait is `timeout_ms`.
 _LONGEST_RESEND_MS = 4_000
 
 
@@ -67,7 +68,7 @@ class Gateway:
         #: How long batches take until they are applied here (seconds), and how many commands they have.
         self.commit_s = Histogram(LATENCIES)
         self.batch_commands = Histogram(COUNTS)
-        self._abandoned: deque[Session] = deque()  # their outcome is unknown, and they are not told yet
+        self._abandoned: deque[Session] = deque()  # sessions with an unknown outcome; `abandon` has still to be called
         self._deferred: OrderedDict[Session, None] = OrderedDict()
         self._share = answers
         self._timeout_ms = timeout_ms
@@ -93,7 +94,7 @@ class Gateway:
 
     @property
     def pending(self) -> dict[str, int]:
-        """What has not come to an end, by name: nothing of it once no client waits."""
+        """Counts of unfinished work by name; all are 0 when no client waits."""
         return {
             "batches": len(self._unapplied),
             "sessions with commands": len(self._waiting),
@@ -124,8 +125,8 @@ class Gateway:
         return True
 
     def refuses(self, command: Command) -> bool:
-        """Whether it is a put that must be refused, certainly not applied. One with a key may have been applied before: the state machine
-        knows."""
+        """Return whether `command` is a put to refuse here. With scarce disk space a put with a key is not refused: it may have been
+        applied already, which only the state machine knows."""
         if type(command) is not Put and type(command) is not PutMany:
             return False
         has_key = type(command) is PutMany and bool(command.key)
@@ -141,7 +142,7 @@ class Gateway:
 
     def enqueue(self, session: Session) -> None:
         """The session has a command for a batch."""
-        if session.number in self.sessions:  # else it will be told that its gateway was closed
+        if session.number in self.sessions:  # otherwise its gateway was closed and `abandon` will be called
             self._waiting[session] = None
 
     def forget(self, session: Session, last_word: CloseSession | Leave | None) -> None:
@@ -156,7 +157,7 @@ class Gateway:
     # -- to the leader ------------------------------------------------------------------------
 
     def collect(self, now_ms: int) -> list[Forward]:
-        """What is to be sent to the leader now. The caller has one; what it cannot send is lost, and comes again."""
+        """Return the batches to send to the leader now. Call it only while the leader is known. What is lost is sent again later."""
         if self.is_closed:
             return []
         if self._retry_at_ms is not None:
@@ -193,7 +194,7 @@ class Gateway:
             steps += costs.command if type(command) in PLAIN else costs.of(command, session.watched)
             if commands and (size + more > most_bytes or steps > most_steps):
                 if session is last:
-                    self._waiting.move_to_end(session)  # it has had its share; who has had nothing yet begins the next batch
+                    self._waiting.move_to_end(session)  # the next batch begins with a session that has not been served yet
                 break
             size += more
             if session.state is State.USED:
@@ -220,7 +221,7 @@ class Gateway:
         self._sent = 0
 
     def refused(self, refusal: ForwardRefused, now_ms: int) -> None:
-        """The leader did not propose it, nor anything behind it."""
+        """The leader refused a batch of this attempt and all after it: send them again after a delay."""
         if (refusal.incarnation, refusal.attempt) == (self.incarnation, self._attempt) and self._retry_at_ms is None:
             self._retry_at_ms = now_ms + self._retry_ms
             self._retry_ms = min(2 * self._retry_ms, _LONGEST_RETRY_MS)
@@ -273,7 +274,7 @@ class Gateway:
         self.reads.update((read.session, read) for read in reads if read.session.number in self.sessions)
 
     def _abandon(self) -> None:
-        """The cluster closed this gateway. What its clients asked may or may not have happened: they are told."""
+        """The cluster closed this gateway. The outcome of unanswered commands is unknown: these sessions are abandoned."""
         self._abandoned.extend(self.sessions.values())
         self.sessions = {}
         self.reads = {}

@@ -117,7 +117,7 @@ class Node:
             max(1, config.heartbeat_ms // TICK_MS),
             limits,
         )
-        #: What is left of this turn; how much work there was so far.
+        #: The budgets of the current turn, in steps.
         self.turn = Turn(limits)
         self.gateway = Gateway(config.node, identity.incarnation, 2 * config.election_timeout_ms, self.turn.answers, config.costs, limits)
         self._clock = clock
@@ -135,7 +135,7 @@ class Node:
         self._reads = Reads(config.node, self.raft, self.gateway, 2 * config.election_timeout_ms, self.turn.reads, self.wake)
         self._admission = Admission(config.node, config.cluster, config.voters, config.level, self.raft, store)
         # leading
-        self._refused: dict[int, tuple[int, int]] = {}  # node -> (incarnation, attempt) of which no more is proposed
+        self._refused: dict[int, tuple[int, int]] = {}  # node -> the (incarnation, attempt) whose further batches are refused
         self._proposals = LeaderProposals(
             config.node, config.settings, config.level, self.raft, clock, self.wake, observer.gateway_silent, self._admission
         )
@@ -240,7 +240,7 @@ class Node:
 
     @property
     def pending(self) -> dict[str, int]:
-        """What has not come to an end, by name: nothing of it in a cluster at rest."""
+        """Counts of unfinished work by name; all are 0 in a cluster at rest."""
         return {
             **self.gateway.pending,
             "reads under way": self._reads.pending,
@@ -282,7 +282,7 @@ class Node:
         return refusal
 
     def was_refused(self, refusal: Refusal) -> None:
-        """Another node does not talk to this one."""
+        """A peer refused this node. If the reason is this node's removal, report it."""
         if refusal.code is RefusalCode.REMOVED and not self._removal_reported:
             self._removal_reported = True
             self._observer.was_removed()
@@ -294,7 +294,7 @@ class Node:
         self._store.close(stopped)
 
     def _guarded(self, call: Callable[..., None], *args: object) -> None:
-        """An exception in here is a bug; going on after one could break a promise (R35)."""
+        """Run `call`. An exception in it is a bug and ends the process: continuing could break a promise (R35)."""
         if self._stopped:
             return
         try:
@@ -366,7 +366,7 @@ class Node:
             if not ready.apply and not ready.reads:
                 break
             applied_bytes += sum(entry.size_bytes for entry in ready.apply)
-            if applied_bytes >= APPLY_BYTES or self.turn.entries.left <= 0:  # the next may be as large: four of those are a pause
+            if applied_bytes >= APPLY_BYTES or self.turn.entries.left <= 0:  # four rounds of this size would be a noticeable pause
                 self.wake()
                 break
         else:
@@ -385,7 +385,7 @@ class Node:
         if latest is not self._configuration:
             self._admission.members_changed(self.wake)
             before, self._configuration = self._configuration, latest
-            if msgspec.structs.replace(latest, cluster_id=before.cluster_id) != before:  # a cluster that is born is no other
+            if msgspec.structs.replace(latest, cluster_id=before.cluster_id) != before:  # getting the id changes no member
                 self._observer.members_changed(latest)
         if not self._removal_reported and self.config.node in latest.removed and self.raft.is_removed:
             self._removal_reported = True
@@ -482,7 +482,7 @@ class Node:
             self._take_new_incarnation()
 
     def _discard(self, parts: Iterator[None]) -> None:
-        """A part of an old state a turn: freeing a million jobs at once takes a fifth of a second."""
+        """Free one part of an old state per turn: freeing a million jobs at once takes a fifth of a second."""
         if next(parts, parts) is None:
             self._clock.callLater(0, self._guarded, self._discard, parts)
 
@@ -495,7 +495,7 @@ class Node:
     def _take_new_incarnation(self) -> None:
         incarnation = self.gateway.incarnation + 1
         if self._store.identity.incarnation == incarnation:
-            return  # on its way already
+            return  # its write has already begun
         self._observer.gateway_closed(incarnation)
 
         def durable() -> None:

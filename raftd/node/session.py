@@ -17,7 +17,7 @@ from raftd.limits import WATCHED_TUBES
 #: Called with the reply (or what a read gave) and the log index it belongs to.
 Done = Callable[[object, int], None]
 
-_NO_JOB = 0  # ids begin at 1: a command about it changes nothing
+_NO_JOB = 0  # no job has this id, so a command about it changes nothing
 _COMMAND_BYTES = 64  # what a command costs besides its body
 
 
@@ -148,7 +148,7 @@ class Session:
             self.submit(Touch(self.number, _NO_JOB), lambda reply, index: None)
 
     def stop_waiting(self) -> None:
-        """The client will say no more: from now on no reserve waits, and one that does now times out."""
+        """The client has closed its sending side: no reserve waits from now on, and a waiting one times out."""
         if self._waits_for_nothing or self.state is State.CLOSED:
             return
         self._waits_for_nothing = True
@@ -158,7 +158,7 @@ class Session:
             self._queue_for_batch(Touch(self.number, _NO_JOB), lambda reply, index: None)
 
     def close(self) -> None:
-        """The connection is gone: what has not left is dropped, what it holds will be given back."""
+        """The connection is gone: commands that are in no batch yet are dropped, and its jobs become ready again."""
         self._end(CloseSession(self.number))
 
     def leave(self) -> None:
@@ -180,7 +180,7 @@ class Session:
 
     def _drop(self) -> None:
         self._advance(State.CLOSED)
-        self.lost = _nobody_is_told  # its owner refers to this session: without a cycle both go at once
+        self.lost = _nobody_is_told  # break the reference cycle with the owner, so that both are freed at once
         self._requests.clear()
         self._unanswered.clear()
         self.queued.clear()
@@ -214,12 +214,12 @@ class Session:
         return len(self._unanswered)
 
     def pause(self, is_paused: bool) -> None:
-        """While its client does not read, nothing more is begun."""
+        """Stop or resume starting requests: stopped while the client does not read its answers."""
         self._paused = is_paused
         self._go_on()
 
     def go_on(self) -> None:
-        """There is time again."""
+        """Continue after `has_time` returned False: a new turn has begun."""
         self._go_on()
 
     def _go_on(self) -> None:
@@ -241,7 +241,7 @@ class Session:
         self._queue_for_batch(command, done)
 
     def _queue_for_batch(self, command: Command, done: Done) -> None:
-        """Into the next batch, past whatever waits."""
+        """Queue the command for the next batch, ahead of requests that have not started."""
         self._unanswered.append((done, size_of(command)))
         self.queued.append(command)
         if type(command) is Watch:

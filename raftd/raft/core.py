@@ -106,7 +106,7 @@ class Raft:
         self._estimates: list[int | None] = []
         self._walls: list[int] = []
         self._own_vote_persist = 0  # the persist that makes it durable, 0 until handed over
-        self._votes_requested_tick = 0  # when it was, and the others were asked for theirs
+        self._votes_requested_tick = 0  # the tick at which it became durable and the others were asked
         # leading
         #: What goes to followers, None on others.
         self.replication: Replication | None = None
@@ -205,7 +205,7 @@ class Raft:
         if self.voters == {self.node}:
             self._start_election(reason)
             return
-        # R6: the known leader is forgotten, or two pre-candidates would refuse each other for its sake
+        # R6: forget the known leader; otherwise two pre-candidates would refuse each other because of it
         self._become(Role.PRE_CANDIDATE, 0, reason)
         self._tally = Tally(self.membership.halves)
         self._tally.count(self.node, True)
@@ -213,7 +213,7 @@ class Raft:
             self._send_now.append((peer, PreVote(self.term + 1, self.log.last_index, self.log.last_term)))
 
     def step(self, sender: int, message: Message) -> None:
-        """A message of `sender` has arrived. It need not be a member, as far as this node knows: it may know less than the sender."""
+        """A message of `sender` has arrived. The sender may be unknown here as a member: this node's configuration can be older."""
         if sender == self.node:
             return
         match message:
@@ -306,8 +306,8 @@ class Raft:
     def hearing_from(self, sender: int) -> None:
         """Bytes of an unfinished message of `sender` have arrived: a long one is no silence.
 
-        Only on a connection on which it has spoken as the leader: one that has restarted asks for votes, and those
-        who still take it for the leader would wait for it for ever (simulator seed 4).
+        Only on a connection on which it has spoken as the leader: a restarted leader asks for votes, and a follower that counted those
+        bytes as a heartbeat would wait for it for ever (simulator seed 4).
         """
         if sender == self.leader and self._leader_speaks:
             self._elapsed_ticks = 0
@@ -328,13 +328,13 @@ class Raft:
             self.log.purge(purged_index)
 
     def chunk_kept(self, sender: int, snapshot: Snapshot, have: int) -> None:
-        """So many bytes of a leader's snapshot are here, one after the other."""
+        """The first `have` bytes of the leader's snapshot are on the disk: acknowledge them."""
         if sender == self.leader:
             self._send_now.append((sender, InstallSnapshotReply(self.term, snapshot.index, have, self.incarnation)))
 
     def begin_install(self, snapshot: Snapshot) -> bool:
         """A leader's snapshot is here, whole and sound: no campaign from now on, nothing appended or applied, until `installed` (R30).
-        False if it cannot be now, or is not wanted any more."""
+        Return False if the snapshot cannot be installed now or is not needed any more."""
         if self.is_installing:
             return False
         if self.log.term_at(snapshot.index) == snapshot.term and snapshot.index > self.log.commit_index:
@@ -476,7 +476,7 @@ class Raft:
         self._send_now.append((to, message))
 
     def append(self, proposals: Sequence[tuple[EntryKind, bytes]]) -> None:
-        """As the leader."""
+        """Append entries to the leader's log, stamped with log time."""
         stamp = max(self.log.last_time_ms, self.clock_ms() or 0)
         first = self.log.last_index + 1
         entries = [Entry(self.term, first + place, stamp, kind, data) for place, (kind, data) in enumerate(proposals)]
@@ -616,7 +616,7 @@ class Raft:
         self._recover_from_doubt()
 
     def _acknowledge(self, leader: int, read_round: int = 0) -> None:
-        """What is committed and durable here, whatever was asked."""
+        """Acknowledge the greatest index that is both committed and durable here, whatever was asked."""
         index = min(self.log.commit_index, self.log.durable_index)
         self._send_now.append((leader, self._reply(True, index, read_round)))
 
@@ -803,7 +803,7 @@ class Leadership:
         this leader is so new that others may still be heard."""
         raft, progress = self._raft, self._replication.progress
         heard = {peer for peer in progress if self._replication.hears(peer, self._heard_since)} | {raft.node}
-        # Who is sent a snapshot takes no part in committing.
+        # Followers that receive a snapshot do not count for committing.
         low = {peer for peer, one in progress.items() if one.is_low_on_disk or one.transfer is not None}
         if raft.is_low_on_disk:
             low.add(raft.node)
@@ -814,7 +814,7 @@ class Leadership:
 
     @property
     def awaited(self) -> int:
-        """The log behind this entry will be wanted by those who are heard and are sent a snapshot; the last one if there are none."""
+        """Return the lowest index of the snapshots that are being sent (the log after it must stay), or the last index if there is none."""
         transfers = [
             one.transfer.snapshot.index
             for peer, one in self._replication.progress.items()

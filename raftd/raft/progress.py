@@ -54,7 +54,7 @@ class Transfer:
         self._has_moved = False
 
     def heard(self, have: int) -> None:
-        """An answer. What it has may be less than before, if it has been started again."""
+        """The follower has answered that it has `have` bytes; fewer than before if it was started again."""
         self._has_moved = self._has_moved or have != self.have
         if self.have is None or have < self.have:
             self._next_offset = have
@@ -159,7 +159,7 @@ class Progress:
             self.probe(self.match_index + 1 if self.match_index else self.next_index)
 
     def back_to(self, next_index: int) -> None:
-        """A refusal told where to look next. One that tells nothing lower waits for the next heartbeat:
+        """A refusal said where to look next. One whose hint is not lower is ignored until the next heartbeat:
         two nodes that disagree must not bounce messages at the speed of the network."""
         if next_index < self.next_index:
             self.probe(next_index)

@@ -23,10 +23,10 @@ class Replication:
         self._log = log
         self._send = send
 
-        self._leaving: dict[int, int] = {}  # peer -> the tick at which it is left alone
+        self._leaving: dict[int, int] = {}  # peer -> the tick at which the leader stops sending to it
 
     def set_peers(self, peers: Collection[int], tick: int) -> None:
-        """The configuration is another. Who is in it no more hears so, until `tick`."""
+        """The configuration is another. Removed peers are sent messages until tick `tick`, so that they learn of their removal."""
         for peer in peers:
             self._leaving.pop(peer, None)
             if peer not in self.progress:
@@ -41,14 +41,15 @@ class Replication:
         return progress is not None and progress.last_heard_tick is not None and progress.last_heard_tick > since_tick
 
     def furthest(self, voters: Collection[int], since_tick: int) -> int:
-        """Who of `voters` that has answered after that tick has most of the log, 0 if none has."""
+        """Return the voter with the highest match_index among those that answered after `since_tick`; 0 if none did."""
         heard = [(one.match_index, -peer) for peer, one in self.progress.items() if peer in voters and self.hears(peer, since_tick)]
         return -max(heard)[1] if heard else 0
 
     # -- what goes out ------------------------------------------------------------------------
 
     def due(self, nodes: Iterable[int]) -> None:
-        """These hear from the leader now, also without an entry for them: a heartbeat, a commit notice, a round of reads."""
+        """Send these peers an AppendEntries at the next `replicate`, even without entries: a heartbeat, a commit notice, a round of
+        reads."""
         for node in nodes:
             if node in self.progress:
                 self.progress[node].message_due = True
@@ -82,7 +83,7 @@ class Replication:
         return ()
 
     def _append_entries(self, peer: int, progress: Progress, entries: tuple[Entry, ...], clock_ms: int, read_round: int) -> None:
-        # Who gets a snapshot is asked only how far it has got: to that everybody agrees.
+        # A follower that receives a snapshot gets heartbeats with previous index 0, which every log matches.
         prev = progress.next_index - 1 if progress.state is not State.SNAPSHOT else 0
         prev_term = self._log.term_at(prev) if prev else 0
         if prev_term is None:
@@ -130,7 +131,7 @@ class Replication:
         return progress
 
     def answered(self, progress: Progress, message: AppendEntriesReply) -> bool:
-        """Whether it is news that so much is durable there."""
+        """Handle an AppendEntriesReply; return whether the follower's match_index has grown."""
         log = self._log
         progress.read_round = max(progress.read_round, message.read_round)
         progress.is_low_on_disk = message.is_low_on_disk

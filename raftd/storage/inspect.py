@@ -55,12 +55,12 @@ def find_identity(fs: FileSystem, directory: str) -> tuple[Identity | None, list
     return VoteFile(fs, directory).read(), problems
 
 
-def find_segments(fs: FileSystem, directory: str, first_number: int) -> Iterator[SegmentFound]:
-    """Those of the log from `first_number` on, one after the other."""
+def find_segments(fs: FileSystem, directory: str, first_number: int | None) -> Iterator[SegmentFound]:
+    """Those of the log from `first_number` on, one after the other; from the oldest there is if that is None."""
     names = [(parsed, name) for name in fs.names(f"{directory}/log") if (parsed := parse_name(name)) is not None]
-    names = [(parsed, name) for parsed, name in names if parsed[0] >= first_number]
+    names = [(parsed, name) for parsed, name in names if first_number is None or parsed[0] >= first_number]
     chain: int | None = None
-    expected = first_number
+    expected = first_number if first_number is not None or not names else names[0][0][0]
     for position, ((number, id), name) in enumerate(names):
         data = fs.read(f"{directory}/log/{name}")
         scan = scan_segment(data, number, id, chain)

@@ -31,7 +31,7 @@ class Tail(NamedTuple):
 
 
 class Recovered:
-    """A log read back, and what of it lies behind a snapshot; nothing was changed yet."""
+    """A log read back, and the part of it after a snapshot; nothing was changed yet."""
 
     def __init__(self, base: Base) -> None:
         self.base = base
@@ -240,7 +240,7 @@ class SegmentedLog:
 
     def reader(self, first: int, size_bytes: int) -> Callable[[], list[Entry]]:
         """Reads entries from `first` on, of `size_bytes` or so and at least one; to be called soon, maybe in a thread. Entries that
-        were replaced come before those that replaced them. None if they were purged meanwhile. Raises CorruptionError."""
+        were replaced come before those that replaced them. Returns an empty list if they were purged meanwhile. Raises CorruptionError."""
         position = bisect_right(self._marks, first, key=lambda mark: mark.first) - 1
         if position < 0:
             return list

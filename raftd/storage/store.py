@@ -65,8 +65,8 @@ def examine(fs: FileSystem, directory: str, identity: Identity, base: Base, log:
     recovered = log.recover(identity.first_segment, base)
     if log.number < identity.segment:
         raise CorruptionError(
-            f"{directory}/log: the last segment is number {log.number}, and number {identity.segment} was written: it is missing. Nothing "
-            f"was changed. {ADVICE}"
+            f"{directory}/log: segment {identity.segment} is missing. The vote file says that it was written; the log ends with segment "
+            f"{log.number}. Nothing was changed. {ADVICE}"
         )
     last_term = recovered.entries[-1].term if recovered.entries else base.term
     if last_term > identity.term:
@@ -123,7 +123,7 @@ class Store:
         """`worker` writes the log; `reader` does what no answer waits for."""
         self.directory = directory
         self.snapshots = Snapshots(fs, f"{directory}/snap", copier, reader, fail, limits.snapshot_chunk_bytes)
-        #: As it is to be written next; until `open`, only whose directory this must be.
+        #: The identity to be written next; before `open`, the expected owner of the directory.
         self.identity = owner
         #: Since the start: each is one write and one fdatasync.
         self.batches_written = 0
@@ -174,7 +174,7 @@ class Store:
     def _recover(self) -> Opened:
         identity = self._vote.read()
         if identity is None:
-            # log/ is made last, so without it nothing was ever promised
+            # R1: a node that may have forgotten a vote must not vote. log/ is made last, so without it nothing was ever promised.
             if self._fs.exists(f"{self.directory}/log"):
                 raise CorruptionError(
                     f"{self.directory}: neither vote.a nor vote.b can be read, so this node may have forgotten a vote. Nothing was "
@@ -293,7 +293,7 @@ class Store:
         self._reader.run(lambda: read.extend(reader()), finished)
 
     def purge(self, index: int) -> int:
-        """Nothing at or below `index` is needed any more: whole segments go. The last entry that goes, 0 if none does."""
+        """Delete whole segments that have no entry after `index`. Return the last deleted entry, 0 if none."""
         first, last = self._log.purgeable(index)
         if not last:
             return 0
@@ -331,7 +331,7 @@ class Store:
         self._run_alone(prepare, installed)
 
     def _run_alone(self, prepare: Callable[[], Callable[[], None]], done: Done) -> None:
-        """Behind what waits to be written now."""
+        """Run the job of `prepare` on the worker after all writes that are queued now; then call `done`."""
         self._jobs.append((prepare, done))
         self._go_on()
 

@@ -152,6 +152,18 @@ def test_log_dump_of_a_damaged_log_says_so_behind_what_can_be_read(lived, tmp_pa
     assert "and what follows proves that it was durable" in dumped.stderr
 
 
+def test_log_dump_shows_the_entries_when_both_vote_slots_are_damaged(lived, tmp_path):
+    """A review: the operator of a single node had no tool left to read its jobs with."""
+    data = copy_of(lived, tmp_path)
+    whole = run("log", "dump", "--data", str(data), "--json")
+    for slot in ("vote.a", "vote.b"):
+        (data / "1" / slot).write_bytes(b"")
+    dumped = run("log", "dump", "--data", str(data), "--json")
+    assert dumped.returncode == 1
+    assert dumped.stdout == whole.stdout
+    assert "vote.a is damaged; vote.b is damaged" in dumped.stderr
+
+
 def test_log_dump_knows_which_tube_a_put_went_to(lived):
     lines = run("log", "dump", *of(lived), "--json", "--tube", "emails").stdout.splitlines()
     types = [command["type"] for line in lines for command in json.loads(line)["data"]["commands"]]

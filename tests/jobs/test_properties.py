@@ -102,8 +102,8 @@ class QueueLife(RuleBasedStateMachine):
         self.entry(None, step)
 
     @rule()
-    def all_nodes_know_level_2(self):
-        self.entry(c.Features(2))
+    def all_nodes_know_every_feature(self):
+        self.entry(c.Features(c.FEATURE_LEVEL))
 
     @rule()
     def a_node_starts_from_a_snapshot(self):

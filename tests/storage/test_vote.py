@@ -80,7 +80,7 @@ def test_a_bad_slot_is_repaired_before_the_good_one_is_written_over():
             assert (opened.identity.term, opened.identity.voted_for) == (4, 2)
 
 
-def test_two_bad_vote_slots_refuse_to_start():
+def test_r01_two_bad_vote_slots_refuse_to_start():
     machine = Machine()
     machine.start()
     machine.disk.crash()
