@@ -114,7 +114,7 @@ class Script:
         self.cluster.processes[int(node)].worker.stalled = True
 
     def do_unstall(self, node: str) -> None:
-        self.cluster.processes[int(node)].worker.go_on()
+        self.cluster.processes[int(node)].worker.resume()
 
     def do_rot(self, node: str) -> None:
         files = self.cluster.disks[int(node)].files

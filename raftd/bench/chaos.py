@@ -230,9 +230,9 @@ class Chaos:
             self._count("stop (SIGSTOP, SIGCONT)")
             self._busy.add(node)
             self._cluster.signal(node, signal.SIGSTOP)
-            self._later(seconds, self._go_on, node)
+            self._later(seconds, self._resume, node)
 
-    def _go_on(self, node: int) -> None:
+    def _resume(self, node: int) -> None:
         self._busy.discard(node)
         self._cluster.signal(node, signal.SIGCONT)
 

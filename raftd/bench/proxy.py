@@ -108,7 +108,7 @@ class _Side(Protocol):
         self._proxy.sides.add(self)
         self.transport.setTcpNoDelay(True)
 
-    def meet(self, other: _Side) -> None:
+    def connect_to(self, other: _Side) -> None:
         """Both nodes are connected: what either has said meanwhile goes to the other."""
         self.other, other.other = other, self
         self.transport.resumeProducing()
@@ -162,7 +162,7 @@ class _Dial(ClientFactory):
         class Callee(_Side):
             def connectionMade(self) -> None:
                 super().connectionMade()
-                self.meet(caller)
+                self.connect_to(caller)
 
         return Callee(self._proxy, self._proxy.links[other, one])
 

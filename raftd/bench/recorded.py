@@ -37,7 +37,7 @@ _PUTS = 0.25
 _GOES = 0.003
 
 
-class Connection(Protocol):
+class RecordedConnection(Protocol):
     """One connection to a client listener. `answered` gets each answer; `ready` is called once the node has said hello."""
 
     transport: Any
@@ -78,11 +78,11 @@ class Connection(Protocol):
 class _Dial(ClientFactory):
     noisy = False
 
-    def __init__(self, build: Callable[[], Connection], failed: Callable[[], None]) -> None:
+    def __init__(self, build: Callable[[], RecordedConnection], failed: Callable[[], None]) -> None:
         self._build = build
         self._failed = failed
 
-    def buildProtocol(self, addr: object) -> Connection:
+    def buildProtocol(self, addr: object) -> RecordedConnection:
         return self._build()
 
     def clientConnectionFailed(self, connector: object, reason: Failure) -> None:
@@ -103,7 +103,7 @@ class RecordedClient:
         self._addresses = addresses
         self._pipeline = pipeline
         self._pause_s = pause_s
-        self._connection: Connection | None = None
+        self._connection: RecordedConnection | None = None
         self._pending: dict[int, Call] = {}
         self._reserved: list[tuple[int, int]] = []  # (job, token)
         self._asked = 0
@@ -137,15 +137,16 @@ class RecordedClient:
         def again() -> None:
             self._reactor.callLater(_REDIAL_S, self._dial)
 
-        def build() -> Connection:
+        def build() -> RecordedConnection:
             self._connections += 1
-            connection = self._connection = Connection(lambda: self._ask(connection), self._answered, lambda: self._lost(connection))
+            connection = RecordedConnection(lambda: self._ask(connection), self._answered, lambda: self._lost(connection))
+            self._connection = connection
             return connection
 
         host, port = self._random.choice(self._addresses)
         self._reactor.connectTCP(host, port, _Dial(build, again), timeout=1)
 
-    def _lost(self, connection: Connection) -> None:
+    def _lost(self, connection: RecordedConnection) -> None:
         """The outcome of pending calls stays unknown."""
         if connection is not self._connection:
             return
@@ -166,7 +167,7 @@ class RecordedClient:
 
     # -- asking -------------------------------------------------------------------------------
 
-    def _ask(self, connection: Connection) -> None:
+    def _ask(self, connection: RecordedConnection) -> None:
         if connection is not self._connection or self._finishing:
             return
         if len(self._pending) < self._pipeline:
@@ -218,7 +219,7 @@ class RecordedClient:
 class Visitor(RecordedClient):
     """One put at one node."""
 
-    def _ask(self, connection: Connection) -> None:
+    def _ask(self, connection: RecordedConnection) -> None:
         super()._ask(connection)
         self.finish()
 
@@ -240,7 +241,7 @@ class Watch:
         self._reactor = reactor
         self._address = address
         self._every_s = every_s
-        self._connection: Connection | None = None
+        self._connection: RecordedConnection | None = None
         self._done = False
         self._dial()
 
@@ -248,8 +249,8 @@ class Watch:
         if self._done:
             return
 
-        def build() -> Connection:
-            self._connection = Connection(self._ask, self._answered, self._lost)
+        def build() -> RecordedConnection:
+            self._connection = RecordedConnection(self._ask, self._answered, self._lost)
             return self._connection
 
         self._reactor.connectTCP(*self._address, _Dial(build, self._lost), timeout=1)

@@ -64,11 +64,11 @@ class Backups:
         content = [done for index, done in self._waiting if index <= snapshot.index]
         self._waiting = [(index, done) for index, done in self._waiting if index > snapshot.index]
         if content:
-            self._hold(snapshot, tick)
+            self._keep(snapshot, tick)
         for done in content:
             done(snapshot, "")
 
-    def _hold(self, snapshot: Snapshot, tick: int) -> None:
+    def _keep(self, snapshot: Snapshot, tick: int) -> None:
         self._kept.pop(snapshot, None)
         self._kept[snapshot] = tick + self._limits.backup_hold_ticks
         self._kept = dict(list(self._kept.items())[-BACKUPS_HELD:])
@@ -77,5 +77,5 @@ class Backups:
         """The one of entry `index`, if it is held still; it is for a while longer then."""
         snapshot = next((held for held in self._kept if held.index == index), None)
         if snapshot is not None:
-            self._hold(snapshot, tick)
+            self._keep(snapshot, tick)
         return snapshot

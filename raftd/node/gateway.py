@@ -113,7 +113,7 @@ class Gateway:
             if self._share.left <= 0 or not self._deferred:
                 break
             session, _ = self._deferred.popitem(last=False)
-            session.go_on()
+            session.resume()
         return bool(self._deferred or self._abandoned)
 
     def has_time(self, session: Session, steps: int) -> bool:

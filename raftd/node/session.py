@@ -201,7 +201,7 @@ class Session:
     def _queue_request(self, request: _Request) -> None:
         if self.state is not State.CLOSED:
             self._requests.append(request)
-            self._go_on()
+            self._start_requests()
 
     @property
     def held_bytes(self) -> int:
@@ -216,13 +216,13 @@ class Session:
     def pause(self, is_paused: bool) -> None:
         """Stop or resume starting requests: stopped while the client does not read its answers."""
         self._paused = is_paused
-        self._go_on()
+        self._start_requests()
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Continue after `has_time` returned False: a new turn has begun."""
-        self._go_on()
+        self._start_requests()
 
-    def _go_on(self) -> None:
+    def _start_requests(self) -> None:
         while self._requests and not self._blocked and not self._paused:
             start, what, done = self._requests[0]
             if self._unanswered and start is not Session._start_command:
@@ -264,11 +264,11 @@ class Session:
         if type(reply) is Watching and not self._unanswered:
             self.watched = reply.count
         done(reply, index)
-        self._go_on()
+        self._start_requests()
 
     def read_answered(self, read: Read, result: object, index: int) -> None:
         if self.state is State.CLOSED or self.number not in self._gateway.sessions:
             return  # it is closed, or its gateway is
         self._blocked = False
         read.done(result, index)
-        self._go_on()
+        self._start_requests()

@@ -26,12 +26,12 @@ RESERVED_DESCRIPTORS = 192
 LEAST_CLIENTS = 16
 
 
-class Connection(Protocol):
+class LimitedConnection(Protocol):
     """One client."""
 
     transport: Any
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Its turn has come."""
 
     def hung_up(self, is_gone: bool) -> None:
@@ -48,8 +48,8 @@ class ConnectionLimiter:
         self._clock = clock
         self._count = 0
         self._is_full = False  # and the log says so
-        self._waiting: OrderedDict[Connection, None] = OrderedDict()
-        self._unread: OrderedDict[Connection, None] = OrderedDict()
+        self._waiting: OrderedDict[LimitedConnection, None] = OrderedDict()
+        self._unread: OrderedDict[LimitedConnection, None] = OrderedDict()
         self._lines_left = STRANGER_LINES
         self._lines_second = 0
         self._turn_ends_s: float | None = None  # when this turn's time for clients is over; None: it has not begun
@@ -86,14 +86,14 @@ class ConnectionLimiter:
             self._clock.callLater(0, self._next_turn)
         return now_s < self._turn_ends_s
 
-    def wait(self, connection: Connection) -> None:
+    def wait(self, connection: LimitedConnection) -> None:
         """Queue `connection`; it continues in a later turn."""
         self._waiting[connection] = None
         if self._turn_ends_s is None:
             self._turn_ends_s = self._clock.seconds()
             self._clock.callLater(0, self._next_turn)
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: LimitedConnection) -> None:
         self._waiting.pop(connection, None)
         self._unread.pop(connection, None)
 
@@ -104,11 +104,11 @@ class ConnectionLimiter:
             if not self.has_time():
                 break
             connection, _ = self._waiting.popitem(last=False)
-            connection.go_on()
+            connection.resume()
 
     # -- who has gone -------------------------------------------------------------------------
 
-    def reading(self, connection: Connection, is_read: bool) -> None:
+    def reading(self, connection: LimitedConnection, is_read: bool) -> None:
         """A connection that is not read hears of no end."""
         if is_read:
             self._unread.pop(connection, None)
@@ -118,7 +118,7 @@ class ConnectionLimiter:
     def check_hangups(self) -> None:
         """Called every HANGUP_CHECK_S: who waits for a job, and is not read meanwhile, may have gone."""
         poll = select.poll()
-        places: dict[int, Connection] = {}
+        places: dict[int, LimitedConnection] = {}
         for connection in self._unread:
             descriptor = connection.transport.fileno() if hasattr(connection.transport, "fileno") else -1
             if descriptor >= 0:

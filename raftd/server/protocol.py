@@ -277,7 +277,7 @@ class ClientConnection(Protocol, ABC):
         a connection that is not read does not notice that its client is gone."""
         return self._in_flight >= CONNECTION_IN_FLIGHT or (self._in_flight > 1 and self._bytes_in_flight >= CONNECTION_BYTES)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """The turn that it waited for has come."""
         self._is_queued = False
         self._read_guarded()

@@ -99,7 +99,7 @@ class SimCluster(World):
             process.stop()
         self.run(ms)
         for process in list(self.processes.values()):
-            process.go_on()
+            process.resume()
 
     # -- what processes and the network see ---------------------------------------------------
 

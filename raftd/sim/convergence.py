@@ -81,8 +81,8 @@ class ConvergenceCheck:
                 client.disconnect()
         for process in list(sim.running.values()):
             if process.stopped:
-                process.go_on()
-            process.worker.go_on()
+                process.resume()
+            process.worker.resume()
         # Frames were lost on connections that stand, which no TCP does: they are made anew.
         for place, one in enumerate(sim.nodes):
             for other in sim.nodes[place + 1 :]:

@@ -256,7 +256,7 @@ class Faults:
         if process is None or process.stopped:
             return False
         process.stop()
-        self._sim.scheduler.after((2 * self._sim.options.election_timeout_ms + ms) * _MS, process.go_on)
+        self._sim.scheduler.after((2 * self._sim.options.election_timeout_ms + ms) * _MS, process.resume)
         return True
 
     def _wall_clock(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:
@@ -566,7 +566,7 @@ class Faults:
         if process is None or process.worker.stalled:
             return False
         process.worker.stall()
-        self._sim.scheduler.after(ms * _MS, process.worker.go_on)
+        self._sim.scheduler.after(ms * _MS, process.worker.resume)
         return True
 
     def _failing_disk(self, node: int, process: Process | None, numbers: Numbers, ms: int) -> bool:

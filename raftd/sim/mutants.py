@@ -431,15 +431,15 @@ def _close_of_a_session_lost(original: Any) -> Any:
     return forget
 
 
-@_mutant("read passes earlier commands", Session, "_go_on")
+@_mutant("read passes earlier commands", Session, "_start_requests")
 def _read_passes_earlier_commands(original: Any) -> Any:
-    def go_on(self: Session) -> None:
+    def start_requests(self: Session) -> None:
         if self._requests and self._requests[0].start is Session._start_read and self._unanswered and not self._blocked:
             step = self._requests.popleft()
             step.start(self, step.what, step.done)
         original(self)
 
-    return go_on
+    return start_requests
 
 
 @_mutant("nothing waits behind a reserve", Session, "_start_command")

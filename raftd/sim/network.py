@@ -78,7 +78,7 @@ class _End:
         self.arrived: dict[int, bytes] = {}  # before an earlier one
 
 
-class Connection:
+class SimConnection:
     """Between two processes, until it breaks."""
 
     def __init__(self, one: Process, other: Process) -> None:
@@ -101,7 +101,7 @@ class Network:
         self._scheduler = scheduler
         self._random = random
         self._observer = observer
-        self._connections: dict[tuple[int, int], Connection] = {}
+        self._connections: dict[tuple[int, int], SimConnection] = {}
         self._refused: dict[tuple[int, int], Refusal] = {}  # (by whom, who): why, so that it is said once
 
     # -- connections --------------------------------------------------------------------------
@@ -126,7 +126,7 @@ class Network:
         if (one, other) in self.cut or (other, one) in self.cut:
             self._redial(one, other, attempt)
             return
-        connection = self._connections[pair] = Connection(self.running[one], self.running[other])
+        connection = self._connections[pair] = SimConnection(self.running[one], self.running[other])
         self._scheduler.after(self._delay_us(other, one), self._greet, connection, one, other)
         self._scheduler.after(self._delay_us(one, other), self._greet, connection, other, one)
 
@@ -134,14 +134,14 @@ class Network:
         wait_us = min(_REDIAL_US[0] * 2**attempt, _REDIAL_US[1])
         self._scheduler.after(wait_us, self._dial, one, other, attempt + 1)
 
-    def _greet(self, connection: Connection, node: int, peer: int) -> None:
+    def _greet(self, connection: SimConnection, node: int, peer: int) -> None:
         """The hello of `peer` reaches `node`."""
         process = connection.ends[node].process
         if connection.is_broken or not process.alive:
             return
         hello = connection.ends[peer].process.node.hello()
 
-        def meet() -> None:
+        def greeted() -> None:
             refusal = process.node.handle_hello(hello, lambda: self._accepted(connection, node))
             if refusal is None:
                 self._refused.pop((node, peer), None)
@@ -154,9 +154,9 @@ class Network:
                 self._scheduler.after(self._delay_us(node, peer), other.soon, other.node.was_refused, refusal)
             self.break_connection(*sorted((node, peer)))
 
-        process.soon(meet)
+        process.soon(greeted)
 
-    def _accepted(self, connection: Connection, node: int) -> None:
+    def _accepted(self, connection: SimConnection, node: int) -> None:
         end = connection.ends[node]
         if connection.is_broken or end.is_open or not end.process.alive:
             return
@@ -216,14 +216,14 @@ class Network:
         for _ in range(copies - 1):
             self._alone(connection, to, data)
 
-    def _alone(self, connection: Connection, to: int, data: bytes) -> None:
+    def _alone(self, connection: SimConnection, to: int, data: bytes) -> None:
         """One whole frame beside the stream: later frames may overtake it."""
         sender = connection.ends[to].peer
         if (sender, to) not in self.cut:
             delay_us = self._delay_us(sender, to) + self._random.randrange(20_000)
             self._scheduler.after(delay_us, self._arrive_alone, connection, to, data)
 
-    def _arrive_alone(self, connection: Connection, to: int, data: bytes) -> None:
+    def _arrive_alone(self, connection: SimConnection, to: int, data: bytes) -> None:
         end = connection.ends[to]
         if connection.is_broken or not end.is_open or not end.process.alive:
             return
@@ -235,7 +235,7 @@ class Network:
         self._observer.happened("alone", end.peer, to, detail=f"{len(data)} bytes")
         end.process.soon(end.process.node.receive, end.peer, decode(body))
 
-    def _transmit(self, connection: Connection, sender: int, to: int, data: bytes) -> None:
+    def _transmit(self, connection: SimConnection, sender: int, to: int, data: bytes) -> None:
         if (sender, to) in self.cut and not self.conditions.holds:
             return
         pieces = [data]
@@ -247,16 +247,16 @@ class Network:
             connection.ends[to].sent += 1
             self._travel(connection, to, connection.ends[to].sent, piece)
 
-    def _travel(self, connection: Connection, to: int, number: int, data: bytes) -> None:
+    def _travel(self, connection: SimConnection, to: int, number: int, data: bytes) -> None:
         self._scheduler.after(self._delay_us(connection.ends[to].peer, to), self._arrive, connection, to, number, data)
 
-    def _hold(self, connection: Connection, to: int, number: int, data: bytes) -> None:
+    def _hold(self, connection: SimConnection, to: int, number: int, data: bytes) -> None:
         connection.held.append((to, number, data))
         if connection.held_since_us is None:
             connection.held_since_us = self._scheduler.now_us
             self._scheduler.after(PEER_TCP_TIMEOUT_MS * 1000, self._held_too_long, connection, connection.held_since_us)
 
-    def _held_too_long(self, connection: Connection, since_us: int) -> None:
+    def _held_too_long(self, connection: SimConnection, since_us: int) -> None:
         if not connection.is_broken and connection.held_since_us == since_us:
             self._observer.counted("connection timed out")
             one, other = sorted(connection.ends)
@@ -267,7 +267,7 @@ class Network:
         delay_us = least if least == most else self._random.randrange(least, most)
         return delay_us + self.clogged.get((sender, to), 0)
 
-    def _arrive(self, connection: Connection, to: int, number: int, data: bytes) -> None:
+    def _arrive(self, connection: SimConnection, to: int, number: int, data: bytes) -> None:
         """A piece arrives: it is read when all before it have been."""
         end = connection.ends[to]
         if connection.is_broken or not end.process.alive:

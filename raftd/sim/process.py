@@ -120,7 +120,7 @@ class Worker:
     def stall(self) -> None:
         self.stalled = True
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         self.stalled = False
         waiting, self._waiting = self._waiting, []
         for execute in waiting:
@@ -252,7 +252,7 @@ class Process:
         """SIGSTOP."""
         self.stopped = True
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """SIGCONT: first what has come meanwhile."""
         self.stopped = False
         self._resume()

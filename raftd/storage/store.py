@@ -333,7 +333,7 @@ class Store:
     def _run_alone(self, prepare: Callable[[], Callable[[], None]], done: Done) -> None:
         """Run the job of `prepare` on the worker after all writes that are queued now; then call `done`."""
         self._jobs.append((prepare, done))
-        self._go_on()
+        self._start_next()
 
     def _start_job(self) -> None:
         prepare, then = self._jobs.popleft()
@@ -346,7 +346,7 @@ class Store:
                 self._fail(error)
                 return
             then()
-            self._go_on()
+            self._start_next()
 
         self._worker.run(job, done)
 
@@ -407,11 +407,11 @@ class Store:
                 self._batch_written()
             for callback in waiting:
                 callback()
-            self._go_on()
+            self._start_next()
 
         self._worker.run(job, done)
 
-    def _go_on(self) -> None:
+    def _start_next(self) -> None:
         if self._busy:
             return
         if self._waiting:
@@ -447,7 +447,7 @@ class Store:
             if error is not None:
                 self._fail(error)
                 return
-            self._go_on()
+            self._start_next()
 
         self._worker.run(self._log.prepare(()), done)
 
@@ -460,7 +460,7 @@ class Store:
             self._seal_call.cancel()
             self._seal_call = None
         self._on_idle = closed
-        self._go_on()
+        self._start_next()
 
     def _finish(self) -> None:
         if not self._sealed:

@@ -351,7 +351,7 @@ def test_a_new_incarnation_is_not_spoken_of_before_it_is_durable():
     assert cluster[node].gateway.is_closed
     assert set(heard) == {1}
     assert cluster[node].hello().incarnation == 1
-    cluster.processes[node].worker.go_on()
+    cluster.processes[node].worker.resume()
     cluster.run(1_000)
     assert 2 in heard
     assert not cluster[node].gateway.is_closed

@@ -39,7 +39,7 @@ class Busy:
         self.name, self.clock, self.limiter = name, clock, limiter
         self.requests, self.cost_ms, self.log = requests, cost_ms, log
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         while self.requests:
             if not self.limiter.has_time():
                 self.limiter.wait(self)
@@ -65,12 +65,12 @@ class Crowds(SynchronousTestCase):
 
     def test_a_turn_gives_all_clients_together_so_much_time(self) -> None:
         for name in "abc":
-            self.busy(name, 10, CLIENT_TURN_MS / 5).go_on()
+            self.busy(name, 10, CLIENT_TURN_MS / 5).resume()
         self.assertEqual(self.log, ["a"] * 5)
 
     def test_who_waits_goes_on_in_order_before_what_is_new(self) -> None:
         for name in "abc":
-            self.busy(name, 10, CLIENT_TURN_MS / 5).go_on()
+            self.busy(name, 10, CLIENT_TURN_MS / 5).resume()
         turns = []
         for _ in range(5):
             self.log.clear()
@@ -79,13 +79,13 @@ class Crowds(SynchronousTestCase):
         self.assertEqual(turns, ["aaaaa", "bbbbb", "ccccc", "bbbbb", "ccccc"])
 
     def test_one_request_is_always_taken_however_long_it_lasts(self) -> None:
-        self.busy("a", 3, 10 * CLIENT_TURN_MS).go_on()
+        self.busy("a", 3, 10 * CLIENT_TURN_MS).resume()
         self.assertEqual(self.log, ["a"])
         self.clock.next_turn()
         self.clock.next_turn()
         self.assertEqual(self.log, ["a", "a", "a"])
 
-    def test_who_is_gone_does_not_go_on(self) -> None:
+    def test_a_lost_connection_is_not_resumed(self) -> None:
         first, second = self.busy("a", 1, 0), self.busy("b", 1, 0)
         self.limiter.wait(first)
         self.limiter.wait(second)

@@ -49,7 +49,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     raw: type[msgspec.Struct] | None = None
     key: Any = None  # the type of its Idempotency-Key
     problems: tuple[str, ...] = ()
-    links: dict[str, dict[str, Any]] = {}  # what can be done with its answer: by the name of another route, as OpenAPI has it
+    links: dict[str, dict[str, Any]] = {}  # what can be done with its answer: by the name of another route (OpenAPI links)
     summary: str = ""
     name: str = ""
     handler: Callable[[Ask], None] = _nobody

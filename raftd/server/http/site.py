@@ -220,7 +220,7 @@ class _Request(http.Request):
         else:
             limiter.wait(self)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """The turn that it waited for has come."""
         self._serve()
 

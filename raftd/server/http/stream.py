@@ -92,7 +92,7 @@ class Events:
         listening.tell("role", {"node": self._node.config.node, "role": role, "term": raft.term, "leader": raft.leader, "reason": ""})
         if after is not None and recent.misses(after):
             listening.miss(recent.known_from)
-        self.go_on(listening)
+        self.resume(listening)
 
     def _doubt(self, listening: Listening) -> None:
         """Either this node is behind, or the client has listened to another log, one that was before a restore. When the cluster has said
@@ -110,7 +110,7 @@ class Events:
     def forget(self, listening: Listening) -> None:
         self._listening.pop(listening, None)
 
-    def go_on(self, listening: Listening) -> None:
+    def resume(self, listening: Listening) -> None:
         """It may have more."""
         self._behind.append(listening)
         self._pump_soon()
@@ -236,7 +236,7 @@ class Listening:
     def resumeProducing(self) -> None:
         self._is_paused = False
         self._unsent = 0
-        self._events.go_on(self)
+        self._events.resume(self)
 
     def stopProducing(self) -> None:
         """It has gone."""
