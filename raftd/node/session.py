@@ -125,7 +125,9 @@ class Session:
         self._paused = False
 
     def submit(self, command: Command, done: Done) -> None:
-        """Put a command into the log; `done` gets its reply."""
+        """Put a command into the log; `done` gets its reply. Nothing happens if the session is closed."""
+        if self.state is State.CLOSED:
+            return
         if self._gateway.refuses(command):
             self.local(OutOfMemory, done)
             return

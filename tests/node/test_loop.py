@@ -316,6 +316,16 @@ def test_without_a_quorum_clients_that_come_and_go_leave_nothing_behind():
     assert "t" not in cluster[node].machine.tubes
 
 
+def test_a_command_on_a_closed_session_is_dropped_and_not_counted():
+    cluster = started()
+    client = Client(cluster, 1)
+    client.session.close()
+    client.put(bytes(1_000))
+    cluster.run(100)
+    assert client.told == []
+    assert cluster[1].gateway.held_bytes == 0
+
+
 def test_puts_held_behind_a_waiting_reserve_count_too():
     cluster = started(limits=Limits(gateway_bytes=5_000))
     client, other = Client(cluster, 1), Client(cluster, 2)
