@@ -41,11 +41,13 @@ QUANTILES = (0.5, 0.99, 0.999)
 
 
 class Server(msgspec.Struct, frozen=True):
-    """What is measured. `check` raises LocalError, with the reason, if it has ended by itself."""
+    """What is measured. `check` raises LocalError, with the reason, if it has ended by itself. `processes`: the pids of its processes, the
+    one that leads first."""
 
     name: str
     addresses: list[tuple[str, int]]
     check: Callable[[], None]
+    processes: Callable[[], list[int]]
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -67,12 +69,27 @@ class Options(msgspec.Struct, frozen=True):
         return ["put", "cycle"] if self.work == "both" else [self.work]
 
 
-class Measured(msgspec.Struct):
-    """The rounds of one server at one work."""
+class Round(msgspec.Struct, frozen=True):
+    """What one round gave. `busiest`: of the load's processes, in parts of a core. `cpu_s`: processor time of each process of the server,
+    the one that leads first; empty if another leads at the end."""
 
-    rates: list[float]
     latencies: Counter[int]
-    busiest: float  # of the load's processes, in parts of a core
+    seconds: float
+    busiest: float
+    cpu_s: list[float]
+
+    @property
+    def operations(self) -> int:
+        return sum(self.latencies.values())
+
+
+class Measured(msgspec.Struct):
+    """The rounds of one server at one work. `cpu_us`: per operation, of each of its processes in each round."""
+
+    rates: list[float] = []
+    latencies: Counter[int] = msgspec.field(default_factory=Counter)
+    busiest: float = 0.0
+    cpu_us: list[list[float]] = []
 
     @property
     def rate(self) -> float:
@@ -89,21 +106,43 @@ class Measured(msgspec.Struct):
                 return latency * LATENCY_UNIT_S
         return 0.0
 
-    def add(self, latencies: Counter[int], seconds: float, busiest: float) -> None:
+    @property
+    def leader_us(self) -> float | None:
+        """Processor time of the process that leads per operation, in microseconds, the median of the rounds; None if it is not known."""
+        return statistics.median(cpu[0] for cpu in self.cpu_us) if self.cpu_us else None
+
+    @property
+    def follower_us(self) -> float | None:
+        """The same of each of the others, on average; None if there are none."""
+        others = [statistics.mean(cpu[1:]) for cpu in self.cpu_us if len(cpu) > 1]
+        return statistics.median(others) if others else None
+
+    @property
+    def all_us(self) -> float | None:
+        """The same of all of them together."""
+        return statistics.median(sum(cpu) for cpu in self.cpu_us) if self.cpu_us else None
+
+    def add(self, one: Round) -> None:
         """One more round."""
-        self.rates.append(sum(latencies.values()) / seconds)
-        self.latencies.update(latencies)
-        self.busiest = max(self.busiest, busiest)
+        self.rates.append(one.operations / one.seconds)
+        self.latencies.update(one.latencies)
+        self.busiest = max(self.busiest, one.busiest)
+        if one.cpu_s and one.operations:
+            self.cpu_us.append([seconds * 1e6 / one.operations for seconds in one.cpu_s])
 
 
 @contextmanager
 def raftd_server(directory: Path, nodes: int) -> Iterator[Server]:
     """A cluster of its own on loopback."""
     with LocalCluster(directory, nodes) as cluster:
+
+        def processes() -> list[int]:
+            leader = cluster.leader()
+            return [cluster.running[node].process.pid for node in sorted(cluster.nodes, key=lambda node: node != leader)]
+
         cluster.leader()
-        yield Server(
-            f"raftd, {nodes} node{'s' if nodes > 1 else ''}", [cluster.line_address(node) for node in cluster.nodes], cluster.check
-        )
+        name = f"raftd, {nodes} node{'s' if nodes > 1 else ''}"
+        yield Server(name, [cluster.line_address(node) for node in cluster.nodes], cluster.check, processes)
 
 
 @contextmanager
@@ -124,7 +163,7 @@ def beanstalkd_server(directory: Path) -> Iterator[Server]:
                 raise LocalError(f"beanstalkd ended with status {process.returncode}")
 
         check()
-        yield Server("beanstalkd -f0", [("127.0.0.1", port)], check)
+        yield Server("beanstalkd -f0", [("127.0.0.1", port)], check, lambda: [process.pid])
     finally:
         process.kill()
         process.wait()
@@ -149,8 +188,14 @@ def sync_time_s(directory: Path) -> float:
     return statistics.median(times)
 
 
-def measure(server: Server, work: Work, options: Options) -> tuple[Counter[int], float, float]:
-    """One round: the latencies, the seconds they took, and how busy the load's busiest process was. Raises LocalError."""
+def cpu_time_s(pid: int) -> float:
+    """Return the processor time that a process has used so far, all its threads together. Raises OSError if it has ended."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime of proc(5)
+
+
+def measure(server: Server, work: Work, options: Options) -> Round:
+    """Run one round. Raises LocalError."""
     tube = f"bench-{uuid.uuid4().hex}"
     loads = []
     for number in range(options.processes):
@@ -161,8 +206,12 @@ def measure(server: Server, work: Work, options: Options) -> tuple[Counter[int],
         with signals.held():
             loads.append(subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     try:
+        processes = server.processes()
         _begin_together(loads)
+        time.sleep(_WARM_UP_S)
+        before = [cpu_time_s(pid) for pid in processes]
         results = [_result(load, options) for load in loads]
+        after = [cpu_time_s(pid) for pid in processes]
     except LocalError:
         server.check()  # then it is the cause
         raise
@@ -175,8 +224,8 @@ def measure(server: Server, work: Work, options: Options) -> tuple[Counter[int],
     latencies: Counter[int] = Counter()
     for result in results:
         latencies.update(result.latencies)
-    seconds = max(result.seconds for result in results)
-    return latencies, seconds, max(result.cpu_s / result.seconds for result in results)
+    cpu_s = [end - begin for begin, end in zip(before, after, strict=True)] if server.processes() == processes else []
+    return Round(latencies, max(result.seconds for result in results), max(result.cpu_s / result.seconds for result in results), cpu_s)
 
 
 def _begin_together(loads: list[subprocess.Popen[bytes]]) -> None:
@@ -224,8 +273,8 @@ def run(options: Options, console: Console) -> None:
             for number in range(1, options.rounds + 1):
                 for server in servers:
                     progress.update(task, description=f"{work}, round {number} of {options.rounds}: {server.name}")
-                    one = measured.setdefault((work, server.name), Measured([], Counter(), 0.0))
-                    one.add(*measure(server, work, options))
+                    one = measured.setdefault((work, server.name), Measured())
+                    one.add(measure(server, work, options))
                     progress.advance(task)
                     console.print(f"{work:5}  round {number}  {server.name:16} {one.rates[-1]:10,.0f} /s", highlight=False)
     wide(console).print(_table(measured, options))
@@ -237,13 +286,17 @@ def run(options: Options, console: Console) -> None:
 
 def _table(measured: dict[tuple[Work, str], Measured], options: Options) -> Table:
     title = f"{options.connections} connections, {options.in_flight} in flight on each, bodies of {options.size} bytes"
-    caption = "Per second: the median of the rounds. A cycle is put, reserve, delete. Load: what the load's busiest process took of a core."
+    caption = (
+        "Per second: the median of the rounds. A cycle is put, reserve, delete. Load: what the load's busiest process took of a core. "
+        "Then processor time per operation in µs: of the leader, of each follower, of all nodes together."
+    )
     table = Table(title=title, caption=caption, box=box.SIMPLE)
     for heading in ("", "server"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("per second", *(f"p{100 * fraction:g} ms" for fraction in QUANTILES), "load"):
+    for heading in ("per second", *(f"p{100 * fraction:g} ms" for fraction in QUANTILES), "load", "leader", "follower", "all"):
         table.add_column(heading, no_wrap=True, justify="right")
     for (work, name), one in measured.items():
         quantiles = (f"{one.quantile_s(fraction) * 1e3:.2f}" for fraction in QUANTILES)
-        table.add_row(work, name, f"{one.rate:,.0f}", *quantiles, f"{one.busiest:.0%}")
+        cpu = ("–" if value is None else f"{value:.1f}" for value in (one.leader_us, one.follower_us, one.all_us))
+        table.add_row(work, name, f"{one.rate:,.0f}", *quantiles, f"{one.busiest:.0%}", *cpu)
     return table

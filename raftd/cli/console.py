@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-_LEAST_COLUMNS = 100
+_LEAST_COLUMNS = 120
 
 
 def wide(console: Console) -> Console:

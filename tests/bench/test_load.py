@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import socket
 import threading
 import time
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from raftd.bench.ask import ask_stats
 from raftd.bench.load import LoadError, Spec, run
-from raftd.bench.rates import Measured
+from raftd.bench.rates import Measured, Round, cpu_time_s
 from raftd.bench.workload import Workload
 from raftd.cli.demo import Demo
 from raftd.client.blocking import NoAnswer
@@ -124,13 +125,23 @@ def test_a_lost_connection_ends_the_measurement():
 
 
 def test_rates_and_quantiles():
-    one = Measured([], Counter(), 0.0)
-    one.add(Counter({10: 98, 500: 1, 1_000: 1}), 2.0, 0.3)
+    one = Measured()
+    one.add(Round(Counter({10: 98, 500: 1, 1_000: 1}), 2.0, 0.3, [0.01, 0.004, 0.006]))
     assert one.rate == 50
+    assert (one.leader_us, one.follower_us, one.all_us) == (100, 50, 200)
     assert [round(one.quantile_s(fraction), 6) for fraction in (0.5, 0.98, 0.99, 0.999)] == [0.0001, 0.0001, 0.005, 0.01]
-    one.add(Counter({10: 400}), 2.0, 0.2)
-    one.add(Counter({10: 2}), 2.0, 0.2)
+    one.add(Round(Counter({10: 400}), 2.0, 0.2, []))  # another node leads at its end: its processor time says nothing
+    one.add(Round(Counter({10: 2}), 2.0, 0.2, [0.0, 0.0, 0.0]))
     assert (one.rate, one.busiest) == (50, 0.3)
+    assert one.leader_us == 50
+
+
+def test_processor_time_is_that_of_the_process():
+    before = cpu_time_s(os.getpid())
+    until = time.process_time() + 0.1
+    while time.process_time() < until:
+        pass
+    assert cpu_time_s(os.getpid()) - before >= 0.08
 
 
 @pytest.mark.parametrize(
