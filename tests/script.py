@@ -226,7 +226,7 @@ class Client:
         self.process.node.wake()
 
 
-_BYTES = re.compile(r"\b\d+ bytes\b")
+_BYTES = re.compile(r"\b\d+(?= bytes\b)|(?<=-at-)\d+")
 
 
 def run_script(path: Path, rewrite: bool = False) -> tuple[str, str]:
@@ -244,7 +244,7 @@ def run_script(path: Path, rewrite: bool = False) -> tuple[str, str]:
         out.append("\n".join([*comments, *commands, "----", *script.block(commands)]))
     if script.cluster is not None and script.cluster.failures:
         out.append(f"# a node failed: {script.cluster.failures}")
-    seen = _BYTES.sub("… bytes", "\n\n".join(out) + "\n")  # how large a format is, is no part of what a script says
+    seen = _BYTES.sub("…", "\n\n".join(out) + "\n")  # how large a format is, is no part of what a script says
     if rewrite:
         path.write_text(seen)
     return text, seen
