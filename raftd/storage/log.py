@@ -136,6 +136,7 @@ class SegmentedLog:
         self._file: File | None = None
         self._segments: list[_Segment] = []
         self._marks: list[_Mark] = []  # ascending: those of entries that were replaced are gone
+        self._last_index = 0  # of the entry written last
 
     # -- reading back -------------------------------------------------------------------------
 
@@ -181,6 +182,7 @@ class SegmentedLog:
             self.number, self._last_name, self._last_batch = number, name, scan.last_batch
             found.size_bytes += scan.end
         self._chain = chain or 0
+        self._last_index = found.last_index
         found.segments = len(segments)
         return found
 
@@ -234,13 +236,20 @@ class SegmentedLog:
     def _mark(self, index: int, number: int, offset: int) -> None:
         while self._marks and self._marks[-1].first >= index:
             self._marks.pop()  # what it leads to was replaced
-        last = self._marks[-1] if self._marks else None
-        if last is None or last.segment != number or offset - last.offset >= self._mark_bytes:
-            self._marks.append(_Mark(index, number, offset))
+        self._marks.append(_Mark(index, number, offset))
+
+    def _needs_mark(self, index: int) -> bool:
+        """Whether reading may have to begin with the batch that is written now, which begins with entry `index`: so far from the last
+        mark, or because it replaces entries. Else a reader of `index` would find those first, and no end of them within its limit."""
+        if not self._marks or index <= self._last_index:
+            return True
+        last = self._marks[-1]
+        return last.segment != self.number or self._end - last.offset >= self._mark_bytes
 
     def reader(self, first: int, size_bytes: int) -> Callable[[], list[Entry]]:
-        """Reads entries from `first` on, of `size_bytes` or so and at least one; to be called soon, maybe in a thread. Entries that
-        were replaced come before those that replaced them. Returns an empty list if they were purged meanwhile. Raises CorruptionError."""
+        """Reads entries from `first` on, of `size_bytes` or so and at least one; to be called soon, maybe in a thread. The first is
+        not one that was replaced; among the others those that were replaced come before those that replaced them. Returns an empty list
+        if they were purged meanwhile. Raises CorruptionError."""
         position = bisect_right(self._marks, first, key=lambda mark: mark.first) - 1
         if position < 0:
             return list
@@ -324,7 +333,9 @@ class SegmentedLog:
             start = segment_header(self.number, self._id, self._chain)
             self._segments.append(_Segment(self.number, self._name))
         if entries:
-            self._mark(entries[0].index, self.number, self._end)
+            if self._needs_mark(entries[0].index):
+                self._mark(entries[0].index, self.number, self._end)
+            self._last_index = entries[-1].index
             self._segments[-1].last_index = max(self._segments[-1].last_index, entries[-1].index)
         offset = self._end
         data, self._chain = encode_batch(self._id, offset, self._chain, entries)

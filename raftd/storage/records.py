@@ -61,7 +61,7 @@ class Damage(Enum):
 class Scan(NamedTuple):
     """A segment read back: its good entries, the chain and the offset behind them, and what follows.
 
-    `marks`: (index of its first entry, offset) of batches, every `mark_bytes` or so.
+    `marks`: (index of its first entry, offset) of batches, every `mark_bytes` or so, and of those that replace entries.
     """
 
     entries: list[Entry]
@@ -167,7 +167,7 @@ def scan_segment(data: bytes, number: int, segment_id: bytes, chain: int | None,
         offset = SEGMENT_HEADER_BYTES
         while offset < len(data):
             batch, chain, end = _read_batch(data, segment_id, offset, chain)
-            if batch and (not marks or offset - marks[-1][1] >= mark_bytes or batch[0].index <= marks[-1][0]):
+            if batch and (not marks or offset - marks[-1][1] >= mark_bytes or batch[0].index <= entries[-1].index):
                 marks.append((batch[0].index, offset))
             entries += batch
             last_batch, offset = offset, end

@@ -196,6 +196,22 @@ def test_entries_for_a_follower_are_read_from_any_place(mark_bytes, again):
         assert [newest[index] for index in range(first, 18)] == [2 if index >= 15 else 1 for index in range(first, 18)]
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_reading_begins_with_an_entry_that_was_not_replaced(again):
+    """Simulator seed 7000066: replaced entries filled what was read at a time, the leader could use none of them, and read them again
+    and again; the follower never caught up."""
+    machine = Machine(limits=Limits(append_bytes=1_000))
+    machine.start()
+    for index in range(1, 21):
+        machine.write([entry(index, data=b"x" * 300)])
+    machine.write([entry(10, term=2)])
+    machine.write([entry(11, term=2)])
+    if again:
+        machine.power_cycle()
+    for first in (9, 10, 11):
+        assert fetched(machine, first)[0] == (first, 2 if first >= 10 else 1)
+
+
 def test_reading_for_a_follower_is_bounded():
     machine = Machine(limits=Limits(append_bytes=1_000))
     machine.start()
