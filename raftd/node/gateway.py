@@ -156,6 +156,18 @@ class Gateway:
 
     # -- to the leader ------------------------------------------------------------------------
 
+    def has_work(self, now_ms: int) -> bool:
+        """Whether `collect` would give batches now."""
+        if self.is_closed:
+            return False
+        if self._retry_at_ms is not None:
+            return now_ms >= self._retry_at_ms
+        if self._sent < len(self._unapplied):
+            return True
+        if self._no_progress_since_ms is not None and now_ms - self._no_progress_since_ms >= self._resend_after_ms:
+            return True
+        return bool(self._waiting or self._closes) and len(self._unapplied) < self._limits.gateway_in_flight
+
     def collect(self, now_ms: int) -> list[Forward]:
         """Return the batches to send to the leader now. Call it only while the leader is known. What is lost is sent again later."""
         if self.is_closed:
@@ -186,24 +198,28 @@ class Gateway:
         while self._closes and steps < most_steps:
             commands.append(self._closes.popleft())
             steps += costs.command
-        last: Session | None = None
-        while self._waiting:
+        is_full = False
+        while self._waiting and not is_full:
             session = next(iter(self._waiting))
-            command = session.queued[0]
-            more = size_of(command)
-            steps += costs.command if type(command) in PLAIN else costs.of(command, session.watched)
-            if commands and (size + more > most_bytes or steps > most_steps):
-                if session is last:
-                    self._waiting.move_to_end(session)  # the next batch begins with a session that has not been served yet
-                break
-            size += more
-            if session.state is State.USED:
+            queued = session.queued
+            is_served = False
+            while queued:
+                command = queued[0]
+                more = size_of(command)
+                steps += costs.command if type(command) in PLAIN else costs.of(command, session.watched)
+                if commands and (size + more > most_bytes or steps > most_steps):
+                    is_full = True
+                    break
+                size += more
+                commands.append(command)
+                queued.popleft()
+                is_served = True
+            if is_served and session.state is State.USED:
                 session.batched()
-            commands.append(command)
-            session.queued.popleft()
-            last = session
-            if not session.queued:
+            if not queued:
                 del self._waiting[session]
+            elif is_served:
+                self._waiting.move_to_end(session)  # the next batch begins with a session that has not been served yet
         self._seq += 1
         self.batch_commands.observe(len(commands))
         payload = encode_payload(Batch(self.node, self.incarnation, self._seq, commands))

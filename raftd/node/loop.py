@@ -45,6 +45,9 @@ from raftd.wire.peer import Hello, PeerMessage, Refusal, RefusalCode
 #: Ticks between two measurements of free disk space on a node that writes nothing: half a second.
 FREE_SPACE_TICKS = 50
 
+#: Ticks between two looks at what changes slowly: what a leader proposes by itself, snapshots, operators' requests. Half a heartbeat.
+POLL_TICKS = 3
+
 #: How often effects are collected within one turn before the reactor gets its turn again.
 _ROUNDS_PER_TURN = 4
 
@@ -317,7 +320,17 @@ class Node:
             self._store.measure_free_space(self._measured)
         self.compaction.check_disk_space()
         self._reads.tick(now_ms)
-        self._turn()
+        is_poll = self.raft.tick_count % POLL_TICKS == 0
+        if is_poll:
+            self._proposals.poll(self.machine)
+        if is_poll or self._has_work(now_ms):
+            self._turn()
+
+    def _has_work(self, now_ms: int) -> bool:
+        """Whether a turn would do anything now that no other event brings about."""
+        if self.raft.has_work or self.gateway.reads:
+            return True
+        return self._known_leader is not None and self.gateway.has_work(now_ms)
 
     def _measured(self) -> None:
         self._is_measuring = False
@@ -343,6 +356,8 @@ class Node:
                 self.was_refused(message)
             case _:
                 self.raft.step(sender, message)
+                if not self._has_work(now_ms):  # most often an acknowledgement that moves nothing
+                    return
         self.wake()
 
     # -- one turn -----------------------------------------------------------------------------
@@ -360,10 +375,10 @@ class Node:
             self._send_forwards(now_ms)
             if self._known_leader is not None:
                 self._reads.start_round(now_ms)
-            self._proposals.poll(self.machine, now_ms)
             ready = self.raft.ready()
             self._carry_out(ready)
-            if not ready.apply and not ready.reads:
+            is_proposed = self._proposals.let_time_pass(self.machine, now_ms)
+            if not (ready.apply or ready.reads or is_proposed) or not self._has_work(now_ms):
                 break
             applied_bytes += sum(entry.size_bytes for entry in ready.apply)
             if applied_bytes >= APPLY_BYTES or self.turn.entries.left <= 0:  # four rounds of this size would be a noticeable pause
@@ -413,12 +428,15 @@ class Node:
         self._reads.run(self.machine, self._owns_its_row)
 
     def _persisted(self, number: int) -> None:
-        self._set_time()
+        now_ms = self._set_time()
         self.raft.persisted(number)
         while self._waiting_for_disk and self._waiting_for_disk[0][0] <= number:
             for to, message in self._waiting_for_disk.popleft()[1]:
                 self._transport.send(to, message)
-        self.wake()
+        if self._has_work(now_ms):
+            self.wake()
+        else:
+            self._transport.flush()
 
     def _apply(self, entries: list[Entry]) -> None:
         machine, gateway, node = self.machine, self.gateway, self.config.node

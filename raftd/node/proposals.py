@@ -77,10 +77,10 @@ class LeaderProposals:
             self._timer_call.cancel()
             self._timer_call = None
 
-    def poll(self, machine: StateMachine, now_ms: int) -> None:
-        """Several times a turn. `machine` is the state as it is applied."""
+    def poll(self, machine: StateMachine) -> None:
+        """Propose what is due; to be called a few times a second or more often. `machine` is the state as it is applied."""
         raft = self._raft
-        if not raft.is_leader or machine.applied_index < raft.first_own_index:
+        if not self._leads(machine):
             return
         if machine.settings != self._settings or not machine.settings_index:
             self._propose_once(self._settings, self._settings)
@@ -89,7 +89,10 @@ class LeaderProposals:
         self._propose_level(machine)
         if machine.level >= 2 and raft.membership.latest is not self._known_by_disk:
             self._propose_directories(machine)
-        self._let_time_pass(machine, now_ms)
+
+    def _leads(self, machine: StateMachine) -> bool:
+        """Whether this node leads and has applied an entry of its term."""
+        return self._raft.is_leader and machine.applied_index >= self._raft.first_own_index
 
     def _propose_directories(self, machine: StateMachine) -> None:
         """R28: all members know which disk is whose, so that any of them refuses one that was wiped, also one that has never met it."""
@@ -137,23 +140,28 @@ class LeaderProposals:
         self._proposed.add(key)
         return True
 
-    def _let_time_pass(self, machine: StateMachine, now_ms: int) -> None:
-        """With timers due and no entry on its way that fires them, append an empty one."""
+    def let_time_pass(self, machine: StateMachine, now_ms: int) -> bool:
+        """With timers due and no entry on its way that fires them, append an empty one; return whether one was. To be called whenever
+        timers may have changed."""
+        if not self._leads(machine):
+            return False
         due_ms = machine.next_due_ms()
         if due_ms is None:
-            return
+            return False
         log = self._raft.log
         clock_ms = self._raft.clock_ms() or 0
         if log.last_index > machine.applied_index and log.last_time_ms >= due_ms:
-            return
+            return False
         wait_ms = max(due_ms - clock_ms, log.last_time_ms + TIMER_ENTRY_GAP_MS - clock_ms)
         if wait_ms > 0:
             self._wake_in(wait_ms, now_ms)
-        else:
-            try:
-                self._raft.propose([(EntryKind.BATCH, b"")])
-            except Overloaded:
-                self._wake_in(TIMER_ENTRY_GAP_MS, now_ms)
+            return False
+        try:
+            self._raft.propose([(EntryKind.BATCH, b"")])
+        except Overloaded:
+            self._wake_in(TIMER_ENTRY_GAP_MS, now_ms)
+            return False
+        return True
 
     def _wake_in(self, wait_ms: int, now_ms: int) -> None:
         """One timer for all timers: the earliest."""

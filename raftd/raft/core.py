@@ -368,6 +368,18 @@ class Raft:
 
     # -- output -------------------------------------------------------------------------------
 
+    @property
+    def has_work(self) -> bool:
+        """Whether `ready` would give anything, or do anything besides."""
+        log = self.log
+        if self._send_now or self._send_after or self._finished_reads or self._changes or self._chunks or self._hard_state_changed:
+            return True
+        if log.handed_index < log.last_index or (log.applied_index < log.commit_index and not self.is_installing):
+            return True
+        if self.replication is None or self._leadership is None:
+            return False
+        return bool(self._reads) or self._leadership.has_work or self.replication.has_work
+
     def ready(self) -> Ready:
         """Everything that must happen now."""
         fetches: list[EntriesFetch | ChunkFetch] = []
@@ -781,6 +793,11 @@ class Leadership:
     def best_successor(self) -> int:
         """Which voter is the nearest to this leader's log, 0 if none is heard."""
         return self._replication.furthest(self._raft.membership.latest.voters, self._heard_since)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether the lead is being handed over or is over."""
+        return self._target != 0 or self.is_over
 
     def hand_over(self) -> None:
         """TimeoutNow once the target has everything; entries on their way to it go first on the same connection."""

@@ -22,6 +22,10 @@ class PendingReads:
         self._unsent: list[tuple[int, int]] = []  # (asker, context)
         self._waiting: deque[tuple[int, int, int, int]] = deque()  # (round, index, asker, context)
 
+    def __len__(self) -> int:
+        """Reads that are not finished."""
+        return len(self._unsent) + len(self._waiting)
+
     def ask(self, asker: int, context: int) -> None:
         self._unsent.append((asker, context))
 

@@ -54,6 +54,17 @@ class Replication:
             if node in self.progress:
                 self.progress[node].message_due = True
 
+    @property
+    def has_work(self) -> bool:
+        """Whether `replicate` would send or fetch anything. With a snapshot on its way the answer is always yes."""
+        log = self._log
+        for progress in self.progress.values():
+            if progress.message_due or progress.state is State.SNAPSHOT or progress.next_index <= log.offset:
+                return True
+            if progress.next_index <= log.last_index and progress.fetching is None and progress.may_send:
+                return True
+        return False
+
     def replicate(self, snapshot: Snapshot | None, clock_ms: int, read_round: int) -> None:
         """Send everyone what its window allows. `snapshot` is the newest, `clock_ms` log time."""
         log = self._log
