@@ -39,6 +39,14 @@ class JobTable(MutableMapping[int, Job]):
         self._count += id not in page
         page[id] = job
 
+    def add(self, id: int, job: Job) -> None:
+        """Set an id that is not there."""
+        page = self._pages.get(id >> _PAGE_BITS)
+        if page is None:
+            page = self._pages[id >> _PAGE_BITS] = {}
+        self._count += 1
+        page[id] = job
+
     def __delitem__(self, id: int) -> None:
         page = self._pages[id >> _PAGE_BITS]
         del page[id]

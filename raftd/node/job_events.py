@@ -7,8 +7,7 @@ The buffer is bounded; `known_from` says how far back it reaches.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-
-import msgspec
+from typing import Any, NamedTuple
 
 from raftd.jobs.machine import Key, StateMachine, ignore_job_event
 from raftd.jobs.model import Job, JobEventKind, State
@@ -17,11 +16,12 @@ from raftd.jobs.model import Job, JobEventKind, State
 RECENT_EVENTS = 65_536
 
 Place = tuple[int, int]
+_JOB = 4  # the place of the job's id in the fields of a job event
 _MANY = 1 << 62  # more than happens in one entry
 _DELAYED, _RESERVED, _DELETED = State.DELAYED, State.RESERVED, JobEventKind.DELETED
 
 
-class JobEvent(msgspec.Struct, frozen=True, gc=False):
+class JobEvent(NamedTuple):
     """`time_ms` is log time. `who` is the session that did it, None if time did. `token` is that of the last reservation, 0 if there
     was none; `deadline_ms` is when its time to run or its delay is over, 0 if neither runs."""
 
@@ -34,7 +34,6 @@ class JobEvent(msgspec.Struct, frozen=True, gc=False):
     who: Key | None
     token: int
     deadline_ms: int
-    before: int  # the position of what happened to the same job before, -1 if nothing is remembered
 
     @property
     def place(self) -> Place:
@@ -42,11 +41,11 @@ class JobEvent(msgspec.Struct, frozen=True, gc=False):
 
 
 class JobEventBuffer:
-    """A ring. Positions count everything that was ever remembered, from 0."""
+    """A ring. Positions count everything that was ever remembered, from 0. Remembering is cheap, because every job passes several
+    times; looking is not."""
 
     def __init__(self, machine: StateMachine, most: int = RECENT_EVENTS) -> None:
-        self._ring: list[JobEvent | None] = [None] * most
-        self._newest: dict[int, int] = {}  # job -> the position of what happened to it last
+        self._ring: list[tuple[Any, ...] | None] = [None] * most  # the fields of job events
         #: The position of the next.
         self.end = 0
         #: Called once at the next event; the callee sets it again.
@@ -61,30 +60,34 @@ class JobEventBuffer:
         self._machine = machine
         machine.on_job_event = self._add
         self._begin = self.end
-        self._newest.clear()
-        self._forgotten: Place = (machine.applied_index, _MANY)
+        self._followed_from: Place = (machine.applied_index, _MANY)
+        self._overwritten: tuple[Any, ...] | None = None  # the last that has left the ring
         self._entry = self._number = 0  # the place of the last
 
     def _add(self, what: JobEventKind, job: Job, who: Key | None) -> None:
-        machine, newest, ring, end, id, state = self._machine, self._newest, self._ring, self.end, job.id, job.state
-        most = len(ring)
+        machine, ring, end, state = self._machine, self._ring, self.end, job.state
         entry = machine.applied_index
-        number = self._number = self._number + 1 if self._entry == entry else 1
-        self._entry = entry
+        if entry == self._entry:
+            self._number += 1
+        else:
+            self._entry = entry
+            self._number = 1
         deadline_ms = job.deadline_ms if (state is _RESERVED or state is _DELAYED) and what is not _DELETED else 0
-        slot = end % most
-        oldest = ring[slot]
-        if oldest is not None and end - most >= self._begin:
-            self._forgotten = oldest.place
-            if newest.get(oldest.job) == end - most:
-                del newest[oldest.job]
-        before = newest.get(id, -1)
-        newest[id] = end
-        ring[slot] = JobEvent(entry, number, machine.now_ms, what, id, job.tube.name, who, job.token, deadline_ms, before)
+        slot = end % len(ring)
+        self._overwritten = ring[slot]
+        ring[slot] = (entry, self._number, machine.now_ms, what, job.id, job.tube.name, who, job.token, deadline_ms)
         self.end = end + 1
         if self.when_more is not None:
             call, self.when_more = self.when_more, None
             call()
+
+    @property
+    def _forgotten(self) -> Place:
+        """The place of the last thing that is not remembered any more."""
+        if self._overwritten is None or self.end - len(self._ring) <= self._begin:
+            return self._followed_from
+        entry, number, *_ = self._overwritten
+        return entry, number
 
     @property
     def begin(self) -> int:
@@ -101,10 +104,10 @@ class JobEventBuffer:
         return place < self._forgotten
 
     def __getitem__(self, position: int) -> JobEvent:
-        event = self._ring[position % len(self._ring)]
-        if event is None or not self.begin <= position < self.end:
+        fields = self._ring[position % len(self._ring)]
+        if fields is None or not self.begin <= position < self.end:
             raise IndexError(position)
-        return event
+        return JobEvent(*fields)
 
     def after(self, place: Place) -> int:
         """The position of the first thing behind `place`, as far as it is remembered."""
@@ -118,9 +121,9 @@ class JobEventBuffer:
         return low
 
     def of_job(self, id: int) -> Iterator[JobEvent]:
-        """What is remembered of one job, newest first."""
-        position = self._newest.get(id, -1)
-        while position >= self.begin:
-            event = self[position]
-            yield event
-            position = event.before
+        """What is remembered of one job, newest first. Looks at everything that is remembered."""
+        ring, most = self._ring, len(self._ring)
+        for position in range(self.end - 1, self.begin - 1, -1):
+            fields = ring[position % most]
+            if fields is not None and fields[_JOB] == id:
+                yield JobEvent(*fields)

@@ -134,7 +134,10 @@ class Session:
         if self.state is State.NEW:
             self._advance(State.USED)
         self._count_bytes(size_of(command))
-        self._queue_request(_Request(Session._start_command, command, done))
+        if self._requests or self._blocked or self._paused:
+            self._requests.append(_Request(Session._start_command, command, done))
+        else:
+            self._start_command(command, done)
 
     def read(self, query: Query, done: Done, scanned: Callable[[StateMachine], int] = nothing_scanned) -> None:
         """Run a linearizable query; `done` gets its result. `scanned`: how many items it looks at besides those that it gives."""

@@ -78,9 +78,8 @@ class ConnectionLimiter:
 
     # -- how much -----------------------------------------------------------------------------
 
-    def has_time(self) -> bool:
-        """Whether this turn has time left for one more request."""
-        now_s: float = self._clock.seconds()
+    def has_time(self, now_s: float) -> bool:
+        """Whether this turn has time left for more requests."""
         if self._turn_ends_s is None:
             self._turn_ends_s = now_s + CLIENT_TURN_MS / 1000
             self._clock.callLater(0, self._next_turn)
@@ -101,7 +100,7 @@ class ConnectionLimiter:
         """Before anything new is read, those that wait; one that is not done waits again, behind the others."""
         self._turn_ends_s = None
         for _ in range(len(self._waiting)):
-            if not self.has_time():
+            if not self.has_time(self._clock.seconds()):
                 break
             connection, _ = self._waiting.popitem(last=False)
             connection.resume()

@@ -3,9 +3,9 @@ around it."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
@@ -14,7 +14,7 @@ from raftd.jobs import commands as c
 from raftd.jobs import queries as q
 from raftd.jobs.budget import LONG_ANSWER_STEPS
 from raftd.jobs.model import Job
-from raftd.jobs.replies import Reply, Using
+from raftd.jobs.replies import Using
 from raftd.node.loop import Node
 from raftd.server.limiter import ConnectionLimiter
 from raftd.server.protocol import ClientConnection, ConnectionFactory
@@ -82,6 +82,7 @@ class LineProtocol(ClientConnection):
         self._parser = LineParser(node.max_job_size)
         self._is_producer = False
         self._is_worker = False
+        self._sizes: deque[int] = deque()  # of requests without an answer: answers come in the order of requests
 
     def connectionMade(self) -> None:
         super().connectionMade()
@@ -116,15 +117,24 @@ class LineProtocol(ClientConnection):
         else:
             self._handle_here(verb, args)
 
+    def began(self, size: int) -> None:
+        super().began(size)
+        self._sizes.append(size)
+
+    def _answer(self, line: bytes) -> None:
+        """Answer the oldest request."""
+        self.answer(line, self._sizes.popleft())
+
     def _handle_command(self, verb: str, args: tuple[int | str | bytes, ...]) -> None:
         command = _COMMANDS[verb](self.session.number, *args)
         size = _REQUEST_BYTES
         if type(command) is c.Put:
-            self._is_a_producer()
+            if not self._is_producer:
+                self._is_a_producer()
             size += len(command.body)
             if self._counters.draining:
                 self.began(size)
-                self.session.local(lambda: DRAINING, partial(self._say, size))
+                self.session.local(lambda: DRAINING, self._say)
                 return
         elif verb.startswith("reserve"):
             size += self.node.max_job_size  # what its answer may hold
@@ -132,14 +142,14 @@ class LineProtocol(ClientConnection):
                 self._is_worker = True
                 self._counters.workers += 1
         self.began(size)
-        self.session.submit(command, partial(self._replied, size))
+        self.session.submit(command, self._replied)
         self.node.wake()
 
     def _handle_read(self, query: q.Query, encode: Callable[[Any], bytes]) -> None:
         size = _REQUEST_BYTES + self.node.max_job_size
 
         def done(result: object, index: int) -> None:
-            self.answer(NOT_FOUND if result is None else encode(result), size)
+            self._answer(NOT_FOUND if result is None else encode(result))
 
         self.began(size)
         self.session.introduce()
@@ -149,7 +159,7 @@ class LineProtocol(ClientConnection):
     def _handle_here(self, verb: str, args: tuple[int | str | bytes, ...]) -> None:
         """What this node answers by itself, when its turn has come."""
         self.began(_REQUEST_BYTES)
-        say = partial(self._say, _REQUEST_BYTES)
+        say = self._say
         if verb == "quit":
             self.stop_reading()
             self.session.local(lambda: None, lambda result, index: self.finish())
@@ -168,11 +178,11 @@ class LineProtocol(ClientConnection):
             self._is_producer = True
             self._counters.producers += 1
 
-    def _replied(self, size: int, reply: object, index: int) -> None:
-        self.answer(encode_reply(cast(Reply, reply)), size)
+    def _replied(self, reply: object, index: int) -> None:
+        self._answer(encode_reply(reply))  # type: ignore[arg-type]  # a session gives commands their replies
 
-    def _say(self, size: int, line: object, index: int) -> None:
-        self.answer(cast(bytes, line), size)
+    def _say(self, line: object, index: int) -> None:
+        self._answer(line)  # type: ignore[arg-type]  # what `local` was given
 
 
 class LineServerFactory(ConnectionFactory):

@@ -28,6 +28,8 @@ from raftd.server.stats import Counters
 #: And how much of that one connection may take at a time (milliseconds), so that one more is served soon among a
 #: thousand that flood.
 CLIENT_SHARE_MS = 1
+#: Requests between two looks at the clock.
+_TIME_CHECK = 8
 #: Commands of one line or client connection that are not answered yet, in number and in bytes, before
 #: reading pauses. A reserve counts the largest job; one command alone never pauses it.
 CONNECTION_IN_FLIGHT = 128
@@ -256,13 +258,17 @@ class ClientConnection(Protocol, ABC):
         """Handle what has arrived, as far as the bounds allow."""
         if self._is_queued:
             return
-        until_s = self._clock.seconds() + CLIENT_SHARE_MS / 1000
-        for _ in range(CONNECTION_IN_FLIGHT):
+        now_s = self._clock.seconds()
+        until_s = now_s + CLIENT_SHARE_MS / 1000
+        for count in range(CONNECTION_IN_FLIGHT):
             if self._state not in _TAKES_REQUESTS or self._output_full or self._has_enough:
                 self._set_reading(False)
                 return
-            if not self._limiter.has_time() or self._clock.seconds() > until_s:
-                break
+            if count % _TIME_CHECK == 0:
+                if count:
+                    now_s = self._clock.seconds()
+                if not self._limiter.has_time(now_s) or now_s > until_s:
+                    break
             if not self._take():
                 self._set_reading(True)
                 return

@@ -625,10 +625,7 @@ class Checks:
         last = min(process.node.machine.applied_index for process in alive)
         first = max(process.node.job_events.known_from for process in alive)
         told = [
-            [
-                msgspec.structs.replace(recent[place], before=0)  # a position of the process
-                for place in range(recent.after((first, 0)), recent.after((last + 1, 0)))
-            ]
+            [recent[place] for place in range(recent.after((first, 0)), recent.after((last + 1, 0)))]
             for recent in (process.node.job_events for process in alive)
         ]
         for process, mine in zip(alive, told, strict=True):

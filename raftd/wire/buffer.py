@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 _SMALL = 4096
 
 
@@ -46,6 +48,23 @@ class Buffer:
             self._at += step
             count -= step
             self._advance()
+
+    def match(self, pattern: re.Pattern[bytes]) -> re.Match[bytes] | None:
+        """Match `pattern` at the front, in what arrived together with it."""
+        return pattern.match(self._chunk, self._at)
+
+    def take_behind(self, head: re.Match[bytes], count: int, mark: bytes) -> bytes | None:
+        """Take `head`, which was matched at the front, then `count` bytes and `mark`; return the `count` bytes. None, and nothing is
+        taken, if they did not arrive together or another mark follows."""
+        chunk, start = self._chunk, head.end()
+        end = start + count
+        if not chunk.startswith(mark, end):
+            return None
+        at = end + len(mark)
+        self._size -= at - self._at
+        self._at = at
+        self._advance()
+        return chunk[start:end]
 
     def find(self, what: bytes, within: int | None = None) -> int:
         """How many bytes stand before `what`, looking at the first `within` bytes only; -1 if it is not there."""

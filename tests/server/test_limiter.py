@@ -41,7 +41,7 @@ class Busy:
 
     def resume(self) -> None:
         while self.requests:
-            if not self.limiter.has_time():
+            if not self.limiter.has_time(self.clock.seconds()):
                 self.limiter.wait(self)
                 return
             self.requests -= 1
@@ -94,11 +94,11 @@ class Crowds(SynchronousTestCase):
         self.assertEqual(self.log, ["b"])
 
     def test_the_next_turn_has_time_again(self) -> None:
-        self.assertTrue(self.limiter.has_time())
+        self.assertTrue(self.limiter.has_time(self.clock.seconds()))
         self.clock.now_s += CLIENT_TURN_MS / 1000
-        self.assertFalse(self.limiter.has_time())
+        self.assertFalse(self.limiter.has_time(self.clock.seconds()))
         self.clock.next_turn()
-        self.assertTrue(self.limiter.has_time())
+        self.assertTrue(self.limiter.has_time(self.clock.seconds()))
         self.clock.next_turn()
         self.assertEqual(self.clock.calls, [])
 

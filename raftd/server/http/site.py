@@ -215,7 +215,7 @@ class _Request(http.Request):
         if self._refused:
             return
         self._has_arrived()
-        if limiter.has_time():
+        if limiter.has_time(self.channel.site.clock.seconds()):
             self._serve()
         else:
             limiter.wait(self)
@@ -363,6 +363,7 @@ class Site(http.HTTPFactory):
     def __init__(self, clock: Any, limiter: ConnectionLimiter, counters: Counters, handler: Handler, names: frozenset[str]) -> None:
         """`names`: those by which nodes of the cluster are known."""
         super().__init__(timeout=HTTP_IDLE_S, reactor=clock)
+        self.clock = clock
         self.counters = counters
         self.limiter = limiter
         self.handler = handler
