@@ -95,7 +95,7 @@ class Worker:
         self._process = process
         self._waiting: list[Callable[[], None]] = []
 
-    def run(self, job: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+    def run(self, job: Callable[[], None], done: Callable[[BaseException | None], None], is_small: bool = False) -> None:
         process = self._process
 
         def execute() -> None:

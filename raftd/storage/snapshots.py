@@ -166,9 +166,10 @@ class Copier(Protocol):
 
 
 class Worker(Protocol):
-    """Runs a blocking job elsewhere; `done` is called back in the reactor, with the error or None."""
+    """Runs a blocking job; `done` is called back in the reactor, with the error or None. `is_small`: the job is one short write, which may
+    be done in the reactor's thread if the disk is fast."""
 
-    def run(self, job: Callable[[], None], done: Done) -> None: ...
+    def run(self, job: Callable[[], None], done: Done, is_small: bool = False) -> None: ...
 
 
 class Snapshots:

@@ -27,6 +27,11 @@ from raftd.storage.records import Damage, new_id
 from raftd.storage.snapshots import Copier, Meta, Snapshots, Worker, inspect_snapshots
 from raftd.storage.vote import Identity, VoteFile
 
+#: A write of at most this many bytes of entries is small: the commands of a few clients. Handing it to a thread and back costs more
+#: processor time than it. Larger writes come from many clients, whose next commands are read meanwhile.
+SMALL_WRITE_BYTES = 2 << 10
+#: How often free space is measured while a segment of the log is filled.
+_MEASURES_PER_SEGMENT = 16
 #: An idle log is sealed after this long (milliseconds), so that damage to its last batch is told
 #: apart from a torn write.
 SEAL_IDLE_MS = 50
@@ -129,7 +134,7 @@ class Store:
         self.batches_written = 0
         #: How long each took, in seconds.
         self.write_s = Histogram(LATENCIES)
-        #: Free bytes of the disk, at the last write or measurement.
+        #: Free bytes of the disk, as last measured.
         self.free_bytes = 0
         self._fs = fs
         self._random = random
@@ -147,6 +152,7 @@ class Store:
         self._busy = False
         self._closed = False
         self._on_idle: Done | None = None
+        self._unmeasured_bytes = 0  # written since free space was measured
         self._sealed = True
         self._last_batch_s = 0.0
         self._seal_call: Any = None
@@ -253,7 +259,7 @@ class Store:
     # -- disk space ---------------------------------------------------------------------------------
 
     def measure_free_space(self, done: Done) -> None:
-        """Look anew how many bytes are free, then call `done`; every write looks too."""
+        """Measure how many bytes are free, then call `done`. Writes measure it too, a few times a segment."""
 
         def measured(error: BaseException | None) -> None:
             if error is not None:
@@ -381,6 +387,11 @@ class Store:
         self._changed = False
         self._busy = True
         began_s = self._clock.seconds()
+        size_bytes = sum(entry.size_bytes for entry in entries)
+        self._unmeasured_bytes += size_bytes
+        is_measured = self._unmeasured_bytes >= self._log.segment_bytes // _MEASURES_PER_SEGMENT
+        if is_measured:
+            self._unmeasured_bytes = 0
         write = self._log.prepare(entries) if entries else None
         begun = msgspec.structs.replace(identity, segment=self._log.number) if self._log.number != identity.segment else None
 
@@ -392,7 +403,8 @@ class Store:
                 write()
             if begun is not None:
                 self._vote.write(begun)  # from now on this segment must be there
-            self._measure()
+            if is_measured:
+                self._measure()
 
         def done(error: BaseException | None) -> None:
             self._busy = False
@@ -409,7 +421,7 @@ class Store:
                 callback()
             self._start_next()
 
-        self._worker.run(job, done)
+        self._worker.run(job, done, not changed and begun is None and size_bytes <= SMALL_WRITE_BYTES)
 
     def _start_next(self) -> None:
         if self._busy:

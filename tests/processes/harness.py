@@ -103,13 +103,16 @@ class ProcessCluster(LocalCluster):
         return self
 
     def client(self, node: int) -> LineClient:
-        """A client, once the node listens."""
+        """A client, once the node answers. That it can be connected to says too little: for a moment after a node was killed, the copy that
+        it made of itself for a snapshot may hold its listener, and ends with it."""
 
         def connect() -> LineClient | None:
             self.running[node].check()
             try:
-                return LineClient(self.addresses[node]["line"])
+                client = LineClient(self.addresses[node]["line"])
+                client.stats()
+                return client
             except Closed:
                 return None
 
-        return wait_for(connect, what=f"node {node} listening")
+        return wait_for(connect, what=f"node {node} answering")

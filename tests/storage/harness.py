@@ -28,7 +28,7 @@ class HeldWorker:
         self.hold = hold
         self.jobs: deque[tuple[Callable[[], None], Callable[[BaseException | None], None]]] = deque()
 
-    def run(self, job, done) -> None:
+    def run(self, job, done, is_small=False) -> None:
         self.jobs.append((job, done))
         if not self.hold:
             self.step()
