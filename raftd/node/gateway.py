@@ -103,9 +103,13 @@ class Gateway:
             "bytes of sessions": self.held_bytes - sum(session.held_bytes for session in self.sessions.values()),
         }
 
-    def begin_turn(self) -> bool:
-        """Continue sessions whose local answers did not fit the last turn, and notify more sessions of a closed gateway. Return whether
-        some are left."""
+    @property
+    def has_deferred(self) -> bool:
+        """Whether sessions wait for a turn with time for them."""
+        return bool(self._deferred or self._abandoned)
+
+    def begin_turn(self) -> None:
+        """Continue sessions whose local answers did not fit the last turn, and notify more sessions of a closed gateway."""
         while self._abandoned and self._share.left > 0:
             self._share.spend(ABANDONED_STEPS)
             self._abandoned.popleft().abandon()
@@ -114,7 +118,6 @@ class Gateway:
                 break
             session, _ = self._deferred.popitem(last=False)
             session.resume()
-        return bool(self._deferred or self._abandoned)
 
     def has_time(self, session: Session, steps: int) -> bool:
         """Whether this turn has time for one more local answer, of `steps`; if not, `session` continues in the next."""

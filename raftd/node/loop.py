@@ -328,7 +328,7 @@ class Node:
 
     def _has_work(self, now_ms: int) -> bool:
         """Whether a turn would do anything now that no other event brings about."""
-        if self.raft.has_work or self.gateway.reads:
+        if self.raft.has_work or self.gateway.reads or self.gateway.has_deferred:
             return True
         return self._known_leader is not None and self.gateway.has_work(now_ms)
 
@@ -367,8 +367,7 @@ class Node:
         self._in_turn = True
         now_ms = self._set_time()
         self.turn.begin()
-        if self.gateway.begin_turn():
-            self.wake()
+        self.gateway.begin_turn()
         applied_bytes = 0
         for _ in range(_ROUNDS_PER_TURN):
             self._resend_if_leader_changed()
@@ -393,6 +392,8 @@ class Node:
         ends, self._turn_ends = self._turn_ends, []
         for end in ends:
             end()
+        if self.gateway.has_deferred:
+            self.wake()
         self._transport.flush()
 
     def _check_members(self) -> None:

@@ -135,6 +135,7 @@ class LineProtocol(ClientConnection):
             if self._counters.draining:
                 self.began(size)
                 self.session.local(lambda: DRAINING, self._say)
+                self.node.wake()
                 return
         elif verb.startswith("reserve"):
             size += self.node.max_job_size  # what its answer may hold
@@ -172,6 +173,7 @@ class LineProtocol(ClientConnection):
             if verb == "open-put":
                 self._is_a_producer()
             self.session.local(lambda: args[0], say)
+        self.node.wake()  # the answer may wait for a turn with time for it
 
     def _is_a_producer(self) -> None:
         if not self._is_producer:

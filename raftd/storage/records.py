@@ -167,8 +167,11 @@ def scan_segment(data: bytes, number: int, segment_id: bytes, chain: int | None,
         offset = SEGMENT_HEADER_BYTES
         while offset < len(data):
             batch, chain, end = _read_batch(data, segment_id, offset, chain)
-            if batch and (not marks or offset - marks[-1][1] >= mark_bytes or batch[0].index <= entries[-1].index):
-                marks.append((batch[0].index, offset))
+            if batch:
+                lowest = min(entry.index for entry in batch)  # before its first, in logs of an older raftd, if it replaces some inside
+                replaces = lowest < batch[0].index or (bool(entries) and lowest <= entries[-1].index)
+                if not marks or offset - marks[-1][1] >= mark_bytes or replaces:
+                    marks.append((lowest, offset))
             entries += batch
             last_batch, offset = offset, end
     except _Bad as bad:

@@ -195,6 +195,7 @@ class Snapshots:
         self._chunk_bytes = chunk_bytes
         self._receiving: Snapshot | None = None
         self._have = 0
+        self._jobs = 0  # of the copier and of the worker, that have not ended
         self._keeping = False  # a chunk is being written
         self._early: list[tuple[Snapshot, int, bytes, Callable[[int], None]]] = []  # chunks that came meanwhile
 
@@ -251,12 +252,14 @@ class Snapshots:
             done(taken[0], "")
 
         def written(error: BaseException | None) -> None:
+            self._jobs -= 1
             if error is not None:
                 # the partial snapshot would take space that the log needs
                 self._run(lambda: self._remove_if_there(path), lambda: done(None, str(error)))
             else:
                 self._run(verify, verified)
 
+        self._jobs += 1
         self._copier.write(path, lambda: _at_most(most_bytes, encode(meta, pieces())), written)
 
     def _remove_if_there(self, path: str) -> None:
@@ -278,8 +281,16 @@ class Snapshots:
 
         self._run(remove, done)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a snapshot is being written, read back, received or removed."""
+        return self._jobs > 0 or self._receiving is not None
+
     def _run(self, job: Callable[[], None], then: Callable[[], None]) -> None:
+        self._jobs += 1
+
         def done(error: BaseException | None) -> None:
+            self._jobs -= 1
             if error is not None:
                 self._fail(error)
             else:

@@ -267,7 +267,7 @@ class Store:
             else:
                 done()
 
-        self._worker.run(self._measure, measured)
+        self._reader.run(self._measure, measured)  # as every job that writes nothing: it says nothing of how fast writes are
 
     def _measure(self) -> None:
         with suppress(OSError):  # a disk that does not say is no reason to end: writing will tell
@@ -363,7 +363,11 @@ class Store:
         state = persist.hard_state
         if state is not None:
             self._change(term=state.term, voted_for=state.voted_for, doubtful=state.doubtful)
-        self._entries += persist.entries
+        if persist.entries:
+            first = persist.entries[0].index
+            while self._entries and self._entries[-1].index >= first:
+                self._entries.pop()  # not written yet, and replaced: the entries of a batch follow each other without gaps
+            self._entries += persist.entries
         self._enqueue(done)
 
     def remember(self, done: Done, **changes: object) -> None:
@@ -421,7 +425,8 @@ class Store:
                 callback()
             self._start_next()
 
-        self._worker.run(job, done, not changed and begun is None and size_bytes <= SMALL_WRITE_BYTES)
+        is_small = size_bytes <= SMALL_WRITE_BYTES and not changed and begun is None
+        self._worker.run(job, done, is_small and not self.snapshots.is_busy)  # whose large files make small writes wait
 
     def _start_next(self) -> None:
         if self._busy:

@@ -10,8 +10,10 @@ import pytest
 
 from raftd.errors import CorruptionError, StorageError
 from raftd.limits import LIMITS, Limits
-from raftd.raft.messages import Configuration, Snapshot
+from raftd.raft.messages import Configuration, Entry, Snapshot
 from raftd.sim.disk import MemoryFileSystem
+from raftd.storage.log import parse_name
+from raftd.storage.records import Damage, encode_batch, scan_segment, segment_header
 from raftd.storage.snapshots import Meta, SnapshotReader, encode
 from tests.storage.harness import DATA, Machine, entry
 
@@ -210,6 +212,45 @@ def test_reading_begins_with_an_entry_that_was_not_replaced(again):
         machine.power_cycle()
     for first in (9, 10, 11):
         assert fetched(machine, first)[0] == (first, 2 if first >= 10 else 1)
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("mark_bytes", [1, 64 << 10])
+def test_entries_that_wait_for_the_disk_and_are_replaced_are_not_written(again, mark_bytes):
+    """A review: they stood in one batch with those that replaced them, which had no mark then."""
+    machine = Machine(limits=Limits(append_bytes=1_000, log_mark_bytes=mark_bytes))
+    machine.start()
+    for index in range(1, 21):
+        machine.write([entry(index, data=b"x" * 300)])
+    machine.worker.hold = True
+    for written in ([entry(21)], [entry(22)], [entry(10, term=2), entry(11, term=2)]):
+        machine.write(written)
+    while machine.worker.jobs:
+        machine.worker.step()
+    machine.worker.hold = False
+    machine.write([entry(12, term=2)])
+    if again:
+        assert [(item.index, item.term) for item in machine.power_cycle().entries[-4:]] == [(9, 1), (10, 2), (11, 2), (12, 2)]
+    assert not any(item.index == 22 for item in scanned(machine))
+    for first in (10, 11, 12):
+        assert fetched(machine, first)[0] == (first, 2)
+
+
+def test_a_batch_of_an_older_raftd_that_replaces_entries_inside_has_a_mark():
+    name = b"i" * 16
+    header = segment_header(1, name, 0)
+    first, chain = encode_batch(name, len(header), 0, [entry(index) for index in range(1, 21)])
+    mixed, chain = encode_batch(name, len(header) + len(first), chain, [entry(21), entry(10, term=2), entry(11, term=2)])
+    scan = scan_segment(header + first + mixed, 1, name, None)
+    assert (scan.damage, scan.marks) == (Damage.NONE, [(1, len(header)), (10, len(header) + len(first))])
+
+
+def scanned(machine: Machine) -> list[Entry]:
+    """Every entry in the last segment, replaced ones too."""
+    path = machine.segment()
+    parsed = parse_name(path.rpartition("/")[2])
+    assert parsed is not None
+    return scan_segment(machine.disk.read(path), *parsed, None).entries
 
 
 def test_reading_for_a_follower_is_bounded():
