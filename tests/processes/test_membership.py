@@ -11,14 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from raftd.bench.local import LocalNode, wait_for
+from raftd.bench.local import LocalError, LocalNode, wait_for
 from raftd.bench.workload import Workload
 from tests.processes.harness import ProcessCluster
 
 RAFTD = str(Path(sys.executable).parent / "raftd")
-
-#: Parts of refusals that another moment may change.
-_ASK_AGAIN = ("under way", "is new", "not known", "no leader", "leads no more", "ask again", "did not take", "not heard", "leads now")
 
 
 class Growing(ProcessCluster):
@@ -45,32 +42,35 @@ class Growing(ProcessCluster):
             return {}
         return {row["node"]: row["as"] for row in json.loads(said.stdout)["members"]}
 
-    def do(self, *arguments: str, at: int = 1) -> None:
-        """Asked again while another change is under way, or if its leader has gone."""
-        again = False
+    def do(self, verb: str, node: int, *arguments: str, at: int = 1) -> None:
+        """`raftd member add` or `remove`, again and again until it is done: another change may be under way, or its leader may have gone.
+        If an answer was lost, the members show whether it was done."""
+        said: list[str] = []
 
         def done() -> bool:
-            nonlocal again
-            said = self.raftd(*arguments, at=at)
-            if not said.returncode or (again and "member" in said.stderr):  # it was done, by one whose answer was lost
+            asked = self.raftd("member", verb, str(node), *arguments, at=at)
+            said.append(asked.stderr)
+            if not asked.returncode:
                 return True
-            again = again or "not known" in said.stderr
-            assert any(text in said.stderr for text in _ASK_AGAIN), said
-            return False
+            members = self.members(at)
+            return bool(members) and (node in members) == (verb == "add")
 
-        wait_for(done, what=" ".join(arguments))
+        try:
+            wait_for(done, what=f"member {verb} {node}")
+        except LocalError as late:
+            raise AssertionError(f"{late}; the last answer: {said[-1]}") from None
 
     def add(self, node: int, at: int = 1) -> None:
         place = self.addresses[node]
         known = {other: self.addresses[other] for other in (*self.members(at), node)}  # whoever leads must be among them
         self.write_config(self.config_of(node), known)
-        self.do("member", "add", str(node), "--host", "127.0.0.1", "--peer", str(place["peer"]), "--client", str(place["client"]), at=at)
+        self.do("add", node, "--host", "127.0.0.1", "--peer", str(place["peer"]), "--client", str(place["client"]), at=at)
         self.start(node)
         wait_for(lambda: self.members(at).get(node) == "voter", what=f"node {node} becoming a voter")
         self.nodes.append(node)
 
     def remove(self, node: int, at: int) -> None:
-        self.do("member", "remove", str(node), at=at)
+        self.do("remove", node, at=at)
         self.nodes.remove(node)
         gone = self.running.pop(node, None)
         if gone is not None:
@@ -126,7 +126,7 @@ def test_impossible_changes_are_refused_and_old_files_work(tmp_path):
         ):
             said = cluster.raftd("member", *arguments, at=2)
             assert (said.returncode, reason in said.stderr) == (1, True), said
-        cluster.do("member", "add", "4", *place, at=3)
+        cluster.do("add", 4, *place, at=3)
         said = cluster.raftd("member", "promote", "4", at=2)
         assert (said.returncode, "node 4 lags" in said.stderr) == (1, True), said
         cluster.start(4)
@@ -135,7 +135,7 @@ def test_impossible_changes_are_refused_and_old_files_work(tmp_path):
         cluster.kill(1)
         cluster.start(1)
         wait_for(lambda: set(cluster.members(1)) == {1, 2, 3, 4}, what="node 1 knowing all members")
-        cluster.do("member", "remove", "4", at=1)
+        cluster.do("remove", 4, at=1)
         assert cluster.running.pop(4).process.wait(timeout=20) == 0
         assert "was removed from the cluster" in cluster.log(4)
         said = cluster.raftd("member", "add", "4", *place, at=1)
