@@ -208,7 +208,7 @@ def measure(server: Server, work: Work, options: Options) -> Round:
     try:
         processes = server.processes()
         _begin_together(loads)
-        time.sleep(_WARM_UP_S)
+        time.sleep(_WARM_UP_S)  # the loads leave this time out of what they count, and say nothing when it is over
         before = [cpu_time_s(pid) for pid in processes]
         results = [_result(load, options) for load in loads]
         after = [cpu_time_s(pid) for pid in processes]

@@ -45,7 +45,7 @@ from raftd.wire.peer import Hello, PeerMessage, Refusal, RefusalCode
 #: Ticks between two measurements of free disk space on a node that writes nothing: half a second.
 FREE_SPACE_TICKS = 50
 
-#: Ticks between two looks at what changes slowly: what a leader proposes by itself, snapshots, operators' requests. Half a heartbeat.
+#: Ticks between two looks at what changes slowly: what a leader proposes by itself, snapshots, operators' requests. Less than a heartbeat.
 POLL_TICKS = 3
 
 #: How often effects are collected within one turn before the reactor gets its turn again.

@@ -22,7 +22,8 @@ class HandReactor:
         self.soon.append(lambda: call(*args))
         self.came.release()
 
-    callFromThread = lambda self, call, *args: self.callLater(0, call, *args)  # noqa: E731
+    def callFromThread(self, call: Callable[..., None], *args: object) -> None:
+        self.callLater(0, call, *args)
 
     def turn(self) -> None:
         assert self.came.acquire(timeout=10)
