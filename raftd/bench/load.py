@@ -58,10 +58,11 @@ class LoadError(Exception):
 class _Connection:
     """One client: its requests under way, and the answers that have come in part."""
 
-    def __init__(self, address: tuple[str, int], spec: Spec, tube: str) -> None:
+    def __init__(self, address: tuple[str, int], spec: Spec, tube: str, now_ns: Callable[[], int]) -> None:
         self.socket = socket.create_connection(address, timeout=_NO_ANSWER_S)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._spec = spec
+        self._now_ns = now_ns
         body = b"x" * spec.body_bytes
         self._put = b"put 0 0 3600 %d\r\n%b\r\n" % (len(body), body)
         self._rest = b""
@@ -84,7 +85,7 @@ class _Connection:
 
     def begin(self) -> None:
         self.socket.sendall(self._put * self._spec.in_flight)
-        self._sent_ns = [time.perf_counter_ns()] * self._spec.in_flight
+        self._sent_ns = [self._now_ns()] * self._spec.in_flight
 
     def ready(self, latencies: Counter[int]) -> None:
         """Answers can be read: count what is complete, and send what comes next."""
@@ -102,7 +103,7 @@ class _Connection:
         if not lines:
             return
         self.socket.sendall(self._put * len(lines))
-        now = time.perf_counter_ns()
+        now = self._now_ns()
         for line, sent in zip(lines, self._sent_ns, strict=False):
             _expect(line, b"INSERTED ")
             latencies[(now - sent) // _UNIT_NS] += 1
@@ -122,7 +123,7 @@ class _Connection:
         else:
             for line in answers:
                 _expect(line, b"DELETED")
-            now = time.perf_counter_ns()
+            now = self._now_ns()
             latencies[(now - self._sent_ns[0]) // _UNIT_NS] += k
             self._sent_ns = [now]
             following = self._put * k
@@ -136,19 +137,19 @@ def _expect(line: bytes, start: bytes) -> bool:
     return True
 
 
-def run(spec: Spec, tube: str, go: Callable[[], None] = lambda: None) -> Result:
+def run(spec: Spec, tube: str, go: Callable[[], None] = lambda: None, now_ns: Callable[[], int] = time.perf_counter_ns) -> Result:
     """Do what `spec` says with jobs in `tube`. `go` is called when all are connected, and returns when it may begin: the windows
-    of several processes must be one. Raises LoadError or OSError."""
+    of several processes must be one. `now_ns`: the clock, in nanoseconds. Raises LoadError or OSError."""
     poll = select.epoll()
     connections: dict[int, _Connection] = {}
     for number in range(spec.connections):
-        connection = _Connection(spec.addresses[number % len(spec.addresses)], spec, tube)
+        connection = _Connection(spec.addresses[number % len(spec.addresses)], spec, tube, now_ns)
         connections[connection.socket.fileno()] = connection
         poll.register(connection.socket, select.EPOLLIN)
     go()
     for connection in connections.values():
         connection.begin()
-    began = time.perf_counter_ns()
+    began = now_ns()
     counting_from = began + int(spec.warm_up_s * _NS)
     end = counting_from + int(spec.seconds * _NS)
     latencies: Counter[int] = Counter()
@@ -161,7 +162,7 @@ def run(spec: Spec, tube: str, go: Callable[[], None] = lambda: None) -> Result:
             raise LoadError(f"no answer within {_NO_ANSWER_S:g} s")
         for number, _ in events:
             connections[number].ready(latencies)
-        now = time.perf_counter_ns()
+        now = now_ns()
         if not is_warm and now >= counting_from:
             is_warm = True
             latencies.clear()
