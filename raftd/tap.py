@@ -106,6 +106,9 @@ class CannotStart(Exception):
 
 def makeService(options: Options) -> Any:
     """The service of one node. What it needs is imported only now, and `twistd --help` stays quick."""
+    from raftd.server.reactor import install
+
+    install()  # before anything asks for one
     from raftd.server.service import build
 
     parent = getattr(options, "parent", None) or {}

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import msgspec
 
-from raftd.errors import CorruptionError, NotLeader, Overloaded
+from raftd.errors import CorruptionError
 from raftd.histogram import Histogram
 from raftd.jobs.budget import Turn
 from raftd.jobs.commands import Forward, ForwardRefused
@@ -28,6 +28,7 @@ from raftd.node.admission import Admission
 from raftd.node.backups import Backup
 from raftd.node.compaction import Compaction
 from raftd.node.config import NodeConfig
+from raftd.node.forwards import ForwardProposals
 from raftd.node.gateway import Gateway
 from raftd.node.job_events import JobEventBuffer
 from raftd.node.proposals import LeaderProposals
@@ -83,14 +84,16 @@ class Observer(Protocol):
 
 
 class Node:
-    """A member of the cluster. `fail` is called with an error after which the process must end. Raises CorruptionError for a
-    snapshot that cannot be loaded, and TooOld for one that only a newer raftd understands."""
+    """A member of the cluster. `soon` calls a function with arguments when all input that is there is handed over. `fail` is called with an
+    error after which the process must end. Raises CorruptionError for a snapshot that cannot be loaded, and TooOld for one that only a
+    newer raftd understands."""
 
     def __init__(
         self,
         config: NodeConfig,
         clock: Clock,
         wall_s: Callable[[], float],
+        soon: Callable[..., object],
         transport: Transport,
         store: Store,
         opened: Opened,
@@ -125,6 +128,7 @@ class Node:
         self.gateway = Gateway(config.node, identity.incarnation, 2 * config.election_timeout_ms, self.turn.answers, config.costs, limits)
         self._clock = clock
         self._wall_s = wall_s
+        self._soon = soon
         self._transport = transport
         self._store = store
         self._observer = observer
@@ -138,7 +142,7 @@ class Node:
         self._reads = Reads(config.node, self.raft, self.gateway, 2 * config.election_timeout_ms, self.turn.reads, self.wake)
         self._admission = Admission(config.node, config.cluster, config.voters, config.level, self.raft, store)
         # leading
-        self._refused: dict[int, tuple[int, int]] = {}  # node -> the (incarnation, attempt) whose further batches are refused
+        self._forwards = ForwardProposals(self.raft, self._refuse)
         self._proposals = LeaderProposals(
             config.node, config.settings, config.level, self.raft, clock, self.wake, observer.gateway_silent, self._admission
         )
@@ -175,7 +179,7 @@ class Node:
         """Something arrived: run a turn when the reactor has handed over all of it."""
         if not self._awake and not self._stopped:
             self._awake = True
-            self._clock.callLater(0, self._guarded, self._turn)
+            self._soon(self._guarded, self._turn)
 
     def at_turn_end(self, call: Callable[[], None]) -> None:
         """Call once at the end of this turn (or of the next), when all answers of it are there."""
@@ -314,6 +318,7 @@ class Node:
     def _tick(self) -> None:
         now_ms = self._set_time()
         self.raft.tick()
+        self._forwards.tick()
         self._proposals.tick()
         if self.raft.tick_count % FREE_SPACE_TICKS == 0 and not self._is_measuring:
             self._is_measuring = True
@@ -347,7 +352,7 @@ class Node:
                 return
         match message:
             case Forward():
-                self._propose_forward(sender, message)
+                self._forwards.add(sender, message)
             case ForwardRefused():
                 self.gateway.refused(message, now_ms)
             case Admin() | AdminReply():
@@ -372,6 +377,7 @@ class Node:
         for _ in range(_ROUNDS_PER_TURN):
             self._resend_if_leader_changed()
             self._send_forwards(now_ms)
+            self._forwards.propose_held()
             if self._known_leader is not None:
                 self._reads.start_round(now_ms)
             ready = self.raft.ready()
@@ -533,7 +539,7 @@ class Node:
         if known_leader == self._known_leader:
             return
         self._known_leader = known_leader
-        self._refused.clear()
+        self._forwards.leader_changed()
         self._proposals.leader_changed(self.machine)
         if known_leader is not None:
             self.gateway.leader_changed()
@@ -545,22 +551,12 @@ class Node:
         leader = self._known_leader[0]
         for forward in self.gateway.collect(now_ms):
             if leader == self.config.node:
-                self._propose_forward(leader, forward)
+                self._forwards.add(leader, forward)
             else:
                 self._transport.send(leader, forward)
 
-    def _propose_forward(self, sender: int, forward: Forward) -> None:
-        """A gateway's payload for this leader to propose. After refusing one, the rest of that attempt is
-        refused too, or a later one could overtake it."""
-        attempt = (forward.incarnation, forward.attempt)
-        if self._refused.get(sender) != attempt:
-            try:
-                self.raft.propose([(EntryKind.BATCH, forward.payload)])
-                return
-            except (NotLeader, Overloaded):
-                self._refused[sender] = attempt
-        refusal = ForwardRefused(*attempt)
-        if sender == self.config.node:
+    def _refuse(self, node: int, refusal: ForwardRefused) -> None:
+        if node == self.config.node:
             self.gateway.refused(refusal, self.raft.now_ms)
         else:
-            self._transport.send(sender, refusal)
+            self._transport.send(node, refusal)

@@ -8,6 +8,8 @@ from threading import Thread
 from time import perf_counter
 from typing import Any
 
+from raftd.server.reactor import soon_of
+
 _Job = tuple[Callable[[], None], Callable[[BaseException | None], None]]
 
 #: A job that took no longer (seconds) was fast: less than handing it to the thread and back takes on a busy machine.
@@ -23,6 +25,7 @@ class DiskThread:
     def __init__(self, reactor: Any, name: str) -> None:
         self._name = name
         self._reactor = reactor
+        self._soon = soon_of(reactor)
         self._jobs: SimpleQueue[_Job] = SimpleQueue()
         self._thread: Thread | None = None
         self._fast_jobs = 0  # without a slow one
@@ -32,7 +35,7 @@ class DiskThread:
         """Run `job` in the thread; `done` is called in the reactor with what it raised, or None. If it `is_small`, and the disk is fast
         and idle, `job` runs in the reactor's next turn, when what was written to sockets in this one has left."""
         if is_small and self._fast_jobs >= _FAST_JOBS and not self._queued:
-            self._reactor.callLater(0, self._run_here, job, done)
+            self._soon(self._run_here, job, done)
             return
         if self._thread is None:
             self._thread = Thread(target=self._work, name=self._name, daemon=True)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from twisted.logger import Logger
 
 from raftd.limits import MOST_DESCRIPTORS, STRANGER_LINES
+from raftd.server.reactor import soon_of
 
 #: How much of one turn of the reactor clients' requests may take (milliseconds). What is left of them waits its turn
 #: behind ticks and the other nodes: a crowd must not cost a heartbeat.
@@ -46,6 +47,7 @@ class ConnectionLimiter:
     def __init__(self, clock: Any, most: int) -> None:
         self.most = most
         self._clock = clock
+        self._soon = soon_of(clock)
         self._count = 0
         self._is_full = False  # and the log says so
         self._waiting: OrderedDict[LimitedConnection, None] = OrderedDict()
@@ -82,7 +84,7 @@ class ConnectionLimiter:
         """Whether this turn has time left for more requests."""
         if self._turn_ends_s is None:
             self._turn_ends_s = now_s + CLIENT_TURN_MS / 1000
-            self._clock.callLater(0, self._next_turn)
+            self._soon(self._next_turn)
         return now_s < self._turn_ends_s
 
     def wait(self, connection: LimitedConnection) -> None:
@@ -90,7 +92,7 @@ class ConnectionLimiter:
         self._waiting[connection] = None
         if self._turn_ends_s is None:
             self._turn_ends_s = self._clock.seconds()
-            self._clock.callLater(0, self._next_turn)
+            self._soon(self._next_turn)
 
     def forget(self, connection: LimitedConnection) -> None:
         self._waiting.pop(connection, None)

@@ -41,6 +41,7 @@ from raftd.server.http.v1 import v1
 from raftd.server.limiter import ConnectionLimiter, most_clients
 from raftd.server.line import LineServerFactory
 from raftd.server.peer import PeerFactory, PeerService, PeerTransport, dial
+from raftd.server.reactor import soon_of
 from raftd.server.reporter import EventReporter
 from raftd.server.sockets import remove_stale_socket
 from raftd.server.stats import Counters
@@ -290,6 +291,7 @@ class RaftdService(service.MultiService):
             ),
             self._reactor,
             time.time,
+            soon_of(self._reactor),
             self._peers,
             self._store,
             opened,

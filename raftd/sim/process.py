@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -196,7 +197,8 @@ class Process:
         self.store = _Store(disk, directory, owner, random, self.worker, self.reader, Copier(self, disk), clock, self._fail, config.limits)
         self.store.process = self
         self.opened = self.store.open()
-        self.node = Node(config, clock, lambda: world.wall_s(config.node), self, self.store, self.opened, random, self, self._fail)
+        soon = partial(clock.callLater, 0)
+        self.node = Node(config, clock, lambda: world.wall_s(config.node), soon, self, self.store, self.opened, random, self, self._fail)
         world.scheduler.after(random.randrange(self._tick_us), self._tick)
 
     # -- what reaches it ----------------------------------------------------------------------

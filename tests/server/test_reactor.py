@@ -1,0 +1,112 @@
+"""The reactor of a node: once after each poll, whatever it brought."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+import pytest
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.task import Clock
+
+from raftd.server import reactor as module
+from raftd.server.reactor import TurnReactor, install, soon_of
+
+
+class Reader(FileDescriptor):
+    """Writes down what arrives, and asks for a call after the poll."""
+
+    def __init__(self, reactor: TurnReactor, events: list[str]) -> None:
+        super().__init__(reactor)
+        self.ours, self.theirs = socket.socketpair()
+        self._events = events
+        self.startReading()
+
+    def fileno(self) -> int:
+        return self.ours.fileno()
+
+    def doRead(self) -> None:
+        self._events.append(self.ours.recv(100).decode())
+        self.reactor.soon(self._events.append, "after the poll")
+
+
+@pytest.fixture
+def reactor():
+    reactor = TurnReactor()
+    yield reactor
+    for descriptor in reactor.removeAll():
+        if isinstance(descriptor, Reader):
+            descriptor.ours.close()
+            descriptor.theirs.close()
+    reactor._poller.close()
+
+
+def test_a_call_comes_after_all_that_the_poll_has_brought(reactor):
+    events: list[str] = []
+    readers = [Reader(reactor, events) for _ in range(3)]
+    for number, reader in enumerate(readers):
+        reader.theirs.send(b"%d" % number)
+    reactor.doIteration(0)
+    assert sorted(events[:3]) == ["0", "1", "2"]
+    assert events[3:] == ["after the poll"] * 3
+
+
+def test_a_poll_does_not_wait_while_a_call_does(reactor):
+    calls: list[str] = []
+    assert reactor.timeout() is None
+    reactor.soon(calls.append, "first")
+    assert reactor.timeout() == 0
+    reactor.doIteration(reactor.timeout())
+    assert calls == ["first"]
+    assert reactor.timeout() is None
+
+
+def test_what_a_call_asks_for_comes_after_one_more_poll(reactor):
+    calls: list[str] = []
+    reactor.soon(lambda: reactor.soon(calls.append, "second"))
+    reactor.doIteration(0)
+    assert calls == []
+    reactor.doIteration(0)
+    assert calls == ["second"]
+
+
+def test_a_call_that_fails_is_logged_and_stops_no_other(reactor, capfd):
+    calls: list[str] = []
+    reactor.soon(lambda: 1 // 0)
+    reactor.soon(calls.append, "second")
+    reactor.doIteration(0)
+    assert calls == ["second"]
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_an_event_of_a_connection_that_was_closed_in_the_same_poll_is_dropped(reactor):
+    events: list[str] = []
+    one, other = Reader(reactor, events), Reader(reactor, events)
+
+    def read() -> None:
+        one.stopReading()
+        other.stopReading()
+        events.append("read")
+
+    one.doRead = other.doRead = read
+    one.theirs.send(b"x")
+    other.theirs.send(b"x")
+    reactor.doIteration(0)
+    assert events == ["read"]
+
+
+def test_a_reactor_that_was_chosen_stays():
+    chosen = sys.modules["twisted.internet.reactor"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "installReactor", lambda reactor: pytest.fail("another was installed"))
+        install()
+    assert sys.modules["twisted.internet.reactor"] is chosen
+
+
+def test_any_other_reactor_calls_after_its_poll_too():
+    clock = Clock()
+    calls: list[str] = []
+    soon_of(clock)(calls.append, "called")
+    assert calls == []
+    clock.advance(0)
+    assert calls == ["called"]
