@@ -362,7 +362,7 @@ class Raft:
             self._tally.count(self.node, True, self.doubtful)
             self._votes_requested_tick = self.tick_count
             self._settle_election()
-        if self.is_leader:
+        if self.is_leader and self.log.durable_index > self.log.commit_index:
             self._advance_commit()
         self._recover_from_doubt()
 
@@ -707,7 +707,7 @@ class Raft:
             return
         if message.doubtful and self.log.last_index == progress.heard_at:
             self.append([(EntryKind.NOOP, b"")])  # an idle cluster would leave it in doubt for ever
-        if self.replication.answered(progress, message):
+        if self.replication.answered(progress, message) and progress.match_index > self.log.commit_index:
             self._advance_commit()
 
     def _on_install_snapshot_reply(self, sender: int, message: InstallSnapshotReply) -> None:

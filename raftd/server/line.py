@@ -104,7 +104,7 @@ class LineProtocol(ClientConnection):
         if request is None:
             return False
         self._handle(request)
-        return True
+        return self._parser.has_input
 
     def _handle(self, request: Request) -> None:
         verb, args = request

@@ -111,7 +111,7 @@ class ClientConnection(Protocol, ABC):
 
     @abstractmethod
     def _take(self) -> bool:
-        """Handle the next request that has arrived whole; False if there is none."""
+        """Handle the next request that has arrived whole; False if there is none, or if nothing has arrived behind it."""
 
     @property
     def is_closed(self) -> bool:
@@ -261,7 +261,7 @@ class ClientConnection(Protocol, ABC):
         now_s = self._clock.seconds()
         until_s = now_s + CLIENT_SHARE_MS / 1000
         for count in range(CONNECTION_IN_FLIGHT):
-            if self._state not in _TAKES_REQUESTS or self._output_full or self._has_enough:
+            if not self._may_take:
                 self._set_reading(False)
                 return
             if count % _TIME_CHECK == 0:
@@ -270,7 +270,7 @@ class ClientConnection(Protocol, ABC):
                 if not self._limiter.has_time(now_s) or now_s > until_s:
                     break
             if not self._take():
-                self._set_reading(True)
+                self._set_reading(self._may_take)
                 return
         # More may be there, but others wait too.
         self._set_reading(False)
@@ -278,10 +278,12 @@ class ClientConnection(Protocol, ABC):
         self._limiter.wait(self)
 
     @property
-    def _has_enough(self) -> bool:
-        """Whether no further request is taken. One alone never stops reading, however large its answer may be:
-        a connection that is not read does not notice that its client is gone."""
-        return self._in_flight >= CONNECTION_IN_FLIGHT or (self._in_flight > 1 and self._bytes_in_flight >= CONNECTION_BYTES)
+    def _may_take(self) -> bool:
+        """Whether a further request may be taken. One alone never stops reading, however large its answer may be: a connection that is
+        not read does not notice that its client is gone."""
+        if self._state not in _TAKES_REQUESTS or self._output_full or self._in_flight >= CONNECTION_IN_FLIGHT:
+            return False
+        return self._in_flight <= 1 or self._bytes_in_flight < CONNECTION_BYTES
 
     def resume(self) -> None:
         """The turn that it waited for has come."""

@@ -1,6 +1,6 @@
-"""Twisted's epoll reactor with what a turn of the node needs: to run once after all that one poll has brought, and cheaply.
+"""Twisted's epoll reactor with what a turn of the node needs: to run once after all that has arrived, and cheaply.
 
-Two things differ from Twisted's. `soon` calls at the end of the poll under way, or of the next one, without a place among the timers.
+Two things differ from Twisted's. `soon` calls when a poll brings nothing more, without a place among the timers.
 And an event goes to its connection directly, not inside a logging context of its own: raftd's log lines name their source themselves.
 """
 
@@ -15,6 +15,9 @@ from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.main import installReactor
 from twisted.logger import Logger
 
+#: Polls between two runs of what waits, at most: timers come no later than so many small ones.
+MOST_POLLS = 16
+
 
 class TurnReactor(EPollReactor):
     """The reactor of a node."""
@@ -26,8 +29,9 @@ class TurnReactor(EPollReactor):
         self._soon: list[tuple[Callable[..., object], tuple[object, ...]]] = []
 
     def soon(self, call: Callable[..., object], *arguments: object) -> None:
-        """Call it when everything that the poll under way has brought is handled; if none is, after the next, which does not wait.
-        What a call asks for itself comes after one more poll."""
+        """Call it when the sockets have nothing more to read, after MOST_POLLS polls at the latest. Answers to clients bring their next
+        commands at once, one after the other: a turn for all of them costs little more than a turn for the first. What a call asks for
+        itself comes after one more poll."""
         self._soon.append((call, arguments))
 
     def timeout(self) -> float | None:
@@ -35,14 +39,19 @@ class TurnReactor(EPollReactor):
 
     def doPoll(self, timeout: float | None) -> None:
         selectables = self._selectables
-        try:
-            events = self._poller.poll(-1 if timeout is None else timeout, len(selectables))
-        except InterruptedError:
-            return
-        for descriptor, event in events:
-            selectable = selectables.get(descriptor)
-            if selectable is not None:  # else one of the events before has closed it
-                self._doReadOrWrite(selectable, descriptor, event)
+        wait_s = -1 if timeout is None else timeout
+        for _ in range(MOST_POLLS):
+            try:
+                events = self._poller.poll(wait_s, len(selectables))
+            except InterruptedError:
+                return
+            for descriptor, event in events:
+                selectable = selectables.get(descriptor)
+                if selectable is not None:  # else one of the events before has closed it
+                    self._doReadOrWrite(selectable, descriptor, event)
+            if not events or not self._soon:
+                break
+            wait_s = 0  # is there more?
         if self._soon:
             calls, self._soon = self._soon, []
             for call, arguments in calls:

@@ -164,6 +164,11 @@ class LineParser:
     def feed(self, data: bytes) -> None:
         self._buffer.feed(data)
 
+    @property
+    def has_input(self) -> bool:
+        """Whether bytes have arrived that belong to no request so far."""
+        return len(self._buffer) > 0
+
     def next_request(self) -> Request | None:
         """The next request that has arrived whole."""
         if self._put is None and not self._skip and self._after_skip is None and not self._discarding:

@@ -10,7 +10,7 @@ from twisted.internet.abstract import FileDescriptor
 from twisted.internet.task import Clock
 
 from raftd.server import reactor as module
-from raftd.server.reactor import TurnReactor, install, soon_of
+from raftd.server.reactor import MOST_POLLS, TurnReactor, install, soon_of
 
 
 class Reader(FileDescriptor):
@@ -49,6 +49,35 @@ def test_a_call_comes_after_all_that_the_poll_has_brought(reactor):
     reactor.doIteration(0)
     assert sorted(events[:3]) == ["0", "1", "2"]
     assert events[3:] == ["after the poll"] * 3
+
+
+def test_a_call_comes_when_nothing_more_arrives(reactor):
+    events: list[str] = []
+    one, other = Reader(reactor, events), Reader(reactor, events)
+
+    def read() -> None:
+        events.append(one.ours.recv(100).decode())
+        reactor.soon(events.append, "call")
+        other.theirs.send(b"second")
+
+    one.doRead = read
+    one.theirs.send(b"first")
+    reactor.doIteration(0)
+    assert events == ["first", "second", "call", "after the poll"]
+
+
+def test_a_flood_does_not_hold_calls_back(reactor):
+    events: list[str] = []
+    reader = Reader(reactor, events)
+
+    def read() -> None:
+        events.append("read")  # and leave it there: it can be read again
+        reactor.soon(events.append, "call")
+
+    reader.doRead = read
+    reader.theirs.send(b"x")
+    reactor.doIteration(0)
+    assert events == ["read"] * MOST_POLLS + ["call"] * MOST_POLLS
 
 
 def test_a_poll_does_not_wait_while_a_call_does(reactor):

@@ -64,6 +64,7 @@ class NodeCollector(Collector):
         node, raft = self._node, self._node.raft
         yield _histogram("raftd_fsync_seconds", "A batch written to the log and synced.", node.write_s)
         yield GaugeMetricFamily("raftd_log_bytes", "Files of the log.", value=node.log_bytes)
+        yield CounterMetricFamily("raftd_turns", "Runs of the node's loop.", value=node.turns)
         snapshot = raft.snapshot
         yield GaugeMetricFamily("raftd_snapshot_bytes", "The newest snapshot.", value=snapshot.size_bytes if snapshot else 0)
         yield GaugeMetricFamily("raftd_snapshot_index", "Its entry.", value=snapshot.index if snapshot else 0)
