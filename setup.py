@@ -31,6 +31,7 @@ setup(
     ],
     entry_points={"console_scripts": ["raftd = raftd.cli.main:main"]},
     extras_require={
+        "plot": ["matplotlib>=3.9"],
         "api": ["schemathesis>=4.32"],
         "test": ["pytest>=8", "pytest-twisted>=1.14", "pytest-xdist>=3.6", "pytest-cov>=6", "hypothesis>=6.100", "mypy>=1.11", "ruff>=0.6"],
     },

@@ -1,37 +1,43 @@
 """The load of `raftd bench`, in a process of its own: raw sockets, one epoll, nothing else.
 
-A connection has `in_flight` requests under way, and sends the next when their answers have come. For *put* each
-answer allows one more put. For *cycle* it puts, then reserves, then deletes, `in_flight` of each at once.
-Bodies hold no line break, so every answer is one line, a reservation's two.
+*Closed loop*: a connection has `in_flight` operations under way, and begins the next when one is done. *Open loop*: operations begin
+at a fixed rate, whether others are done or not, in turns on all connections; the latency counts from when one should have begun.
+
+An operation is, for *put*, a put; for *cycle*, a put and then a take (reserve and delete) on the same connection; for *handoff*, a
+put on a connection to one node and a take on a connection to another. Jobs of a handoff are told apart by their order alone: its
+latency is that from the oldest put under way to the next take done.
 """
 
 from __future__ import annotations
 
 import resource
 import select
-import socket
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Literal
 
 import msgspec
 
-#: Small enough for the allocator to serve from its heap: a larger one is mapped and unmapped for each answer, or not, as the heap
-#: happens to lie, and the load then takes twice the time for the same work.
-_RECV_BYTES = 64 << 10
-_NO_ANSWER_S = 10.0
+from raftd.bench.loaders.amqp import AmqpConnection
+from raftd.bench.loaders.beanstalkd import BeanstalkdConnection
+from raftd.bench.loaders.connection import NO_ANSWER_S, Connection, LoadError
+from raftd.bench.loaders.nats import NatsConnection
+
 _NS = 1_000_000_000
 #: Latencies are counted in these units.
 LATENCY_UNIT_S = 1e-5
 _UNIT_NS = 10_000
 
-Work = Literal["put", "cycle"]
+Work = Literal["put", "cycle", "handoff"]
+Protocol = Literal["beanstalkd", "nats", "amqp"]
+_CONNECTIONS: dict[Protocol, type[Connection]] = {"beanstalkd": BeanstalkdConnection, "nats": NatsConnection, "amqp": AmqpConnection}
 
 
 class Spec(msgspec.Struct, frozen=True):
-    """What one process is to do. The first `warm_up_s` seconds are not counted."""
+    """What one process is to do. The first `warm_up_s` seconds are not counted. `tubes`: connections use them in turns, or in pairs for a
+    handoff. `rate`: operations a second in an open loop; None for a closed one."""
 
     addresses: list[tuple[str, int]]
     connections: int
@@ -40,138 +46,140 @@ class Spec(msgspec.Struct, frozen=True):
     work: Work
     warm_up_s: float
     seconds: float
+    tubes: tuple[str, ...] = ("bench",)
+    rate: float | None = None
+    protocol: Protocol = "beanstalkd"
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What it saw: how often each latency, in units of 10 µs, and how busy it was itself. A latency is that of a
-    put, or of a whole cycle."""
+    """What it saw: how often each latency, in units of 10 µs, how busy it was itself, and how many operations were under way at its end."""
 
     seconds: float
     latencies: dict[int, int]
     cpu_s: float
+    unanswered: int
 
 
-class LoadError(Exception):
-    """The server closed a connection, fell silent, or answered what it should not; the text says what."""
+class _Client:
+    """A connection, and when each of its operations began, the oldest first. `work` is its own part."""
+
+    def __init__(self, connection: Connection, work: Literal["put", "cycle", "take"]) -> None:
+        self.connection = connection
+        self.work = work
+        self.began_ns: deque[int] = deque()
 
 
-class _Connection:
-    """One client: its requests under way, and the answers that have come in part."""
+class _Load:
+    """`now_ns`: the clock, in nanoseconds."""
 
-    def __init__(self, address: tuple[str, int], spec: Spec, tube: str, now_ns: Callable[[], int]) -> None:
-        self.socket = socket.create_connection(address, timeout=_NO_ANSWER_S)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def __init__(self, spec: Spec, now_ns: Callable[[], int]) -> None:
+        self.latencies: Counter[int] = Counter()
         self._spec = spec
         self._now_ns = now_ns
+        self.clients: dict[int, _Client] = {}
+        self._starters: deque[_Client] = deque()
+        self._handoffs: deque[int] = deque()
         body = b"x" * spec.body_bytes
-        self._put = b"put 0 0 3600 %d\r\n%b\r\n" % (len(body), body)
-        self._rest = b""
-        self._sent_ns: list[int] = []  # of the puts under way, oldest first
-        self._answers: list[bytes] = []  # of the phase under way
-        self._ask(f"use {tube}", f"USING {tube}")
-        self._ask(f"watch {tube}", "WATCHING 2")
-        self._ask("ignore default", "WATCHING 1")
+        is_handoff = spec.work == "handoff"
+        for number in range(spec.connections):
+            tube = spec.tubes[(number // 2 if is_handoff else number) % len(spec.tubes)]
+            connection = _CONNECTIONS[spec.protocol](spec.addresses[number % len(spec.addresses)], tube, body)
+            client = _Client(connection, "take" if is_handoff and number % 2 else "put" if spec.work != "cycle" else "cycle")
+            self.clients[connection.socket.fileno()] = client
+            if client.work != "take":
+                self._starters.append(client)
 
-    def _ask(self, line: str, expected: str) -> None:
-        self.socket.sendall(line.encode() + b"\r\n")
-        answer = b""
-        while not answer.endswith(b"\r\n"):
-            data = self.socket.recv(_RECV_BYTES)
-            if not data:
-                break
-            answer += data
-        if answer != expected.encode() + b"\r\n":
-            raise LoadError(f"{line!r} was answered with {answer[:80]!r}")
+    @property
+    def unanswered(self) -> int:
+        return len(self._handoffs) + sum(len(client.began_ns) for client in self.clients.values())
 
     def begin(self) -> None:
-        self.socket.sendall(self._put * self._spec.in_flight)
-        self._sent_ns = [self._now_ns()] * self._spec.in_flight
+        """The first operations of a closed loop, and the takes that a handoff waits with."""
+        for client in self.clients.values():
+            if client.work == "take":
+                client.connection.take(self._spec.in_flight)
+            elif self._spec.rate is None:
+                self._start(client, self._spec.in_flight, self._now_ns())
 
-    def ready(self, latencies: Counter[int]) -> None:
-        """Answers can be read: count what is complete, and send what comes next."""
-        data = self.socket.recv(_RECV_BYTES)
-        if not data:
-            raise LoadError("the server closed a connection")
-        *lines, self._rest = (self._rest + data).split(b"\r\n")
-        if self._spec.work == "put":
-            self._puts_answered(lines, latencies)
-        else:
-            self._answers += lines
-            self._go_round(latencies)
+    def start_next(self, at_ns: int) -> None:
+        """One operation that should begin at that moment, on the connection whose turn it is."""
+        self._start(self._starters[0], 1, at_ns)
+        self._starters.rotate(-1)
 
-    def _puts_answered(self, lines: list[bytes], latencies: Counter[int]) -> None:
-        if not lines:
+    def _start(self, client: _Client, count: int, at_ns: int) -> None:
+        client.connection.put(count)
+        (self._handoffs if self._spec.work == "handoff" else client.began_ns).extend([at_ns] * count)
+
+    def ready(self, client: _Client) -> None:
+        """Something can be read: count what is done, and begin what follows."""
+        connection = client.connection
+        connection.receive()
+        while connection.puts_done or connection.takes_done:
+            puts, connection.puts_done = connection.puts_done, 0
+            takes, connection.takes_done = connection.takes_done, 0
+            if client.work == "put" and self._spec.work == "put":
+                self._done(client.began_ns, puts, client)
+            elif client.work == "cycle":
+                if puts:
+                    connection.take(puts)
+                self._done(client.began_ns, takes, client)
+            elif client.work == "take":
+                connection.take(takes)
+                self._done(self._handoffs, takes, self._starters[0])
+                self._starters.rotate(-1)
+
+    def _done(self, began_ns: deque[int], count: int, starter: _Client) -> None:
+        if not count:
             return
-        self.socket.sendall(self._put * len(lines))
+        if count > len(began_ns):
+            raise LoadError("more answers came than there were requests")
         now = self._now_ns()
-        for line, sent in zip(lines, self._sent_ns, strict=False):
-            _expect(line, b"INSERTED ")
-            latencies[(now - sent) // _UNIT_NS] += 1
-        del self._sent_ns[: len(lines)]
-        self._sent_ns += [now] * len(lines)
-
-    def _go_round(self, latencies: Counter[int]) -> None:
-        """The next phase of the cycle, once all answers of this one are there."""
-        k, answers = self._spec.in_flight, self._answers
-        first = answers[0] if answers else b""
-        if len(answers) < (2 * k if first.startswith(b"RESERVED") else k):
-            return
-        if first.startswith(b"INSERTED"):
-            following = b"reserve\r\n" * k
-        elif first.startswith(b"RESERVED"):
-            following = b"".join(b"delete %b\r\n" % line.split(b" ")[1] for line in answers[::2] if _expect(line, b"RESERVED "))
-        else:
-            for line in answers:
-                _expect(line, b"DELETED")
-            now = self._now_ns()
-            latencies[(now - self._sent_ns[0]) // _UNIT_NS] += k
-            self._sent_ns = [now]
-            following = self._put * k
-        self._answers = []
-        self.socket.sendall(following)
+        if self._spec.rate is None:  # first the server's next work, then the count
+            self._start(starter, count, now)
+        for _ in range(count):
+            self.latencies[(now - began_ns.popleft()) // _UNIT_NS] += 1
 
 
-def _expect(line: bytes, start: bytes) -> bool:
-    if not line.startswith(start):
-        raise LoadError(f"an answer began with {line[:80]!r}, and should with {start!r}")
-    return True
-
-
-def run(spec: Spec, tube: str, go: Callable[[], None] = lambda: None, now_ns: Callable[[], int] = time.perf_counter_ns) -> Result:
-    """Do what `spec` says with jobs in `tube`. `go` is called when all are connected, and returns when it may begin: the windows
-    of several processes must be one. `now_ns`: the clock, in nanoseconds. Raises LoadError or OSError."""
+def run(spec: Spec, go: Callable[[], None] = lambda: None, now_ns: Callable[[], int] = time.perf_counter_ns) -> Result:
+    """Do what `spec` says. `go` is called when all are connected, and returns when it may begin: the windows of several processes must be
+    one. `now_ns`: the clock, in nanoseconds. Raises LoadError or OSError."""
+    load = _Load(spec, now_ns)
     poll = select.epoll()
-    connections: dict[int, _Connection] = {}
-    for number in range(spec.connections):
-        connection = _Connection(spec.addresses[number % len(spec.addresses)], spec, tube, now_ns)
-        connections[connection.socket.fileno()] = connection
-        poll.register(connection.socket, select.EPOLLIN)
+    for number in load.clients:
+        poll.register(number, select.EPOLLIN)
     go()
-    for connection in connections.values():
-        connection.begin()
-    began = now_ns()
+    load.begin()
+    began = now = now_ns()
     counting_from = began + int(spec.warm_up_s * _NS)
     end = counting_from + int(spec.seconds * _NS)
-    latencies: Counter[int] = Counter()
+    period_ns = _NS / spec.rate if spec.rate is not None else 0.0
+    started = 0
     is_warm = False
     cpu_s = time.process_time()
-    now = began
     while now < end:
-        events = poll.poll(_NO_ANSWER_S)
-        if not events:
-            raise LoadError(f"no answer within {_NO_ANSWER_S:g} s")
+        wait_s = NO_ANSWER_S
+        if spec.rate is not None:
+            while (due := began + int(started * period_ns)) <= now:
+                load.start_next(due)
+                started += 1
+            wait_s = (due - now) / _NS
+            select.select([poll], [], [], wait_s)  # to the microsecond, where epoll waits whole milliseconds
+            wait_s = 0.0
+        events = poll.poll(wait_s)
+        if not events and spec.rate is None:
+            raise LoadError(f"no answer within {NO_ANSWER_S:g} s")
         for number, _ in events:
-            connections[number].ready(latencies)
+            load.ready(load.clients[number])
         now = now_ns()
         if not is_warm and now >= counting_from:
             is_warm = True
-            latencies.clear()
+            load.latencies.clear()
             counting_from, cpu_s = now, time.process_time()
     if not is_warm or now <= counting_from:
         raise LoadError("the server stood still for the whole of the measurement")
-    result = Result((now - counting_from) / _NS, dict(latencies), time.process_time() - cpu_s)
-    for connection in connections.values():
-        connection.socket.close()
+    result = Result((now - counting_from) / _NS, dict(load.latencies), time.process_time() - cpu_s, load.unanswered)
+    for client in load.clients.values():
+        client.connection.close()
     return result
 
 
@@ -181,13 +189,12 @@ def _wait_for_the_others() -> None:
 
 
 def main() -> None:
-    """The spec and the tube come as arguments. Says a line when it is connected, waits for one, and then prints the result
-    as JSON."""
+    """The spec comes as argument. Says a line when it is connected, waits for one, and then prints the result as JSON."""
     spec = msgspec.json.decode(sys.argv[1], type=Spec)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a descriptor
     try:
-        result = run(spec, sys.argv[2], _wait_for_the_others)
+        result = run(spec, _wait_for_the_others)
     except (LoadError, OSError) as error:
         sys.exit(f"{error}")
     sys.stdout.buffer.write(msgspec.json.encode(result))

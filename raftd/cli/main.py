@@ -44,20 +44,33 @@ def demo() -> None:
     raise SystemExit(0 if good else 1)
 
 
+_WORK = "Puts; or put, reserve and delete; or the same with put at one node and the rest at another."
+_AGAINST = "Measure this server too, in turns; several may be given. Those that are not installed are left out."
+_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
+
+
 def _option(*names: str, default: object, help: str, kind: Any) -> Callable[[_F], _F]:
     return click.option(*names, type=kind, default=default, show_default=True, help=help)
 
 
 @main.group(invoke_without_command=True, short_help="Measure jobs per second and latencies.")
-@_option("--work", default="both", kind=click.Choice(["put", "cycle", "both"]), help="Puts; or put, reserve and delete.")
+@_option("--work", default="both", kind=click.Choice(["put", "cycle", "handoff", "both"]), help=_WORK)
 @_option("--connections", "-c", default=64, kind=click.IntRange(1, 10_000), help="Clients at once.")
 @_option("--in-flight", "-k", default=1, kind=click.IntRange(1, 1_000), help="Requests under way on each connection.")
 @_option("--size", default=200, kind=click.IntRange(0, 65_535), help="Bytes in the body of a job.")
+@click.option("--rate", type=click.FloatRange(1), help="Begin so many a second, done or not, and count from when each should have begun.")
+@_option("--tubes", default=1, kind=click.IntRange(1, 1_000_000), help="Spread over so many tubes.")
+@_option("--waiting", default=0, kind=click.IntRange(0, 10_000_000), help="Jobs that wait from the beginning.")
+@_option("--idle", default=0, kind=click.IntRange(0, 50_000), help="Connections that do nothing.")
+@_option("--to", default="all", kind=click.Choice(["all", "leader"]), help="The nodes that clients connect to.")
 @_option("--seconds", default=4.0, kind=click.FloatRange(0.1, 600), help="Length of a round, after one second of warming up.")
 @_option("--rounds", default=3, kind=click.IntRange(1, 100), help="Rounds of each work, the servers in turns.")
 @_option("--nodes", default=3, kind=click.IntRange(1, 13), help="Size of the cluster.")
 @_option("--processes", default=1, kind=click.IntRange(1, 16), help="Processes that make the load.")
-@click.option("--against", type=click.Choice(["beanstalkd"]), help="Measure this server too; it fsyncs every write, as raftd does.")
+@click.option("--against", type=click.Choice(["beanstalkd", "nats", "rabbitmq", "all"]), multiple=True, help=_AGAINST)
+@click.option("--comparison", is_flag=True, help="The rows of docs/performance.md, instead of --work, --connections and --in-flight.")
+@click.option("--json", type=_FILE, help="Write all figures to this file.")
+@click.option("--plot", type=_FILE, help="Draw the rates into this SVG file; needs `pip install 'raftd[plot]'`.")
 @click.option(
     "--data",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -69,14 +82,19 @@ def bench(context: click.Context, /, **asked: Any) -> None:
     from rich.console import Console
 
     from raftd.bench import rates
+    from raftd.bench.servers import OTHERS
 
     if context.invoked_subcommand is not None:
         if any(_is_given(name) for name in asked):
             raise click.UsageError(f"give the options of `bench {context.invoked_subcommand}` behind its name")
         return
+    if "all" in asked["against"]:
+        asked["against"] = tuple(OTHERS)
     options = rates.Options(**asked)
-    if options.processes > options.connections:
-        raise click.UsageError("--processes: each needs a connection at least")
+    if any(row.connections < options.processes * (2 if row.work == "handoff" else 1) for row in options.rows):
+        raise click.UsageError("--processes: each needs a connection at least, for handoffs two")
+    if {"nats", "rabbitmq"} & set(options.against) and (options.tubes > 1 or options.waiting or options.idle):
+        raise click.UsageError("--tubes, --waiting and --idle: only beside servers that speak beanstalkd's protocol")
     with working():
         rates.run(options, Console())
 

@@ -160,6 +160,8 @@ class Node:
         self._configuration = self.raft.membership.latest
         self._removal_reported = False
         self._is_measuring = False
+        #: How many turns it has run.
+        self.turns = 0
         self.gateway.space_is_scarce = self.machine.space_is_scarce
         self._set_time()
 
@@ -370,6 +372,7 @@ class Node:
     def _turn(self) -> None:
         self._awake = False
         self._in_turn = True
+        self.turns += 1
         now_ms = self._set_time()
         self.turn.begin()
         self.gateway.begin_turn()

@@ -15,8 +15,10 @@ import pytest
 from rich.console import Console
 
 from raftd.bench.ask import ask_stats
-from raftd.bench.load import LoadError, Result, Spec, run
-from raftd.bench.rates import Measured, Round, cpu_time_s
+from raftd.bench.load import Result, Spec, run
+from raftd.bench.loaders.connection import LoadError
+from raftd.bench.rates import cpu_time_s
+from raftd.bench.rounds import Measured, Round
 from raftd.bench.workload import Workload
 from raftd.cli.demo import Demo
 from raftd.client.blocking import NoAnswer
@@ -69,11 +71,20 @@ def answering(*answers: bytes) -> Callable[[io.BufferedRWPair], None]:
 def load(spec: Spec) -> Result:
     """What a load gives by a clock of its own: each look at it takes a millisecond, however slow the machine is."""
     moments = itertools.count(step=1_000_000)
-    return run(spec, "t", now_ns=lambda: next(moments))
+    return run(spec, now_ns=lambda: next(moments))
 
 
 def spec(address: tuple[str, int], **changes: object) -> Spec:
-    values = {"connections": 1, "in_flight": 1, "body_bytes": 3, "work": "put", "warm_up_s": 0.0, "seconds": 0.05, **changes}
+    values = {
+        "connections": 1,
+        "in_flight": 1,
+        "body_bytes": 3,
+        "work": "put",
+        "warm_up_s": 0.0,
+        "seconds": 0.05,
+        "tubes": ("t",),
+        **changes,
+    }
     return Spec([address], **values)
 
 

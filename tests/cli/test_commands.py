@@ -103,27 +103,54 @@ def test_a_demo_that_is_stopped_takes_its_nodes_with_it(tmp_path, number, status
 @pytest.mark.load
 @pytest.mark.skipif(shutil.which("beanstalkd") is None, reason="beanstalkd is not installed, so there is nothing to measure against")
 def test_the_bench_measures_two_servers_in_turns(tmp_path):
-    done = run("bench", "--against", "beanstalkd", "--rounds", "2", "--seconds", "0.2", "-c", "4", "-k", "2", "--data", ".", cwd=tmp_path)
+    done = run(
+        "bench",
+        "--against",
+        "beanstalkd",
+        "--rounds",
+        "2",
+        "--seconds",
+        "0.2",
+        "-c",
+        "4",
+        "-k",
+        "2",
+        "--data",
+        ".",
+        "--json",
+        "figures.json",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
-    rounds = [line.split()[:4] for line in done.stdout.splitlines() if " round " in line]
+    rounds = [line.split()[:8] for line in done.stdout.splitlines() if " round " in line]
     servers = ["raftd,", "beanstalkd"]
-    assert rounds == [[work, "round", str(number), server] for work in ("put", "cycle") for number in (1, 2) for server in servers]
-    assert "put: raftd does " in done.stdout
-    assert "cycle: raftd does " in done.stdout
+    works = ("put,", "cycle,")
+    expected = [[work, "4", "×", "2", "conns", "round", str(number), server] for work in works for number in (1, 2) for server in servers]
+    assert rounds == expected
+    kept = json.loads((tmp_path / "figures.json").read_text())
+    assert [(row["row"]["work"], row["server"][:5]) for row in kept["rows"]] == [
+        (work, server) for work in ("put", "cycle") for server in ("raftd", "beans")
+    ]
+    assert all(len(row["rates"]) == 2 and row["operations"] for row in kept["rows"])
+    (tmp_path / "figures.json").unlink()
     assert list(tmp_path.iterdir()) == []
     assert processes_below(tmp_path) == []
 
 
-def test_a_bench_against_what_is_not_there_says_what_to_install(tmp_path):
-    done = run("bench", "--against", "beanstalkd", "--nodes", "1", "--data", str(tmp_path), env={**os.environ, "PATH": ""})
-    assert done.returncode == 1
-    assert done.stderr.startswith("raftd: there is no beanstalkd to measure against; install it")
+def test_a_bench_names_what_is_not_installed_and_leaves_it_out(tmp_path):
+    short = ("--work", "put", "--rounds", "1", "--seconds", "0.2", "-c", "2", "--nodes", "1", "--data", str(tmp_path))
+    done = run("bench", "--against", "beanstalkd", *short, env={**os.environ, "PATH": ""})
+    assert done.returncode == 0, done.stderr
+    assert "not measured: beanstalkd is not installed (Debian: apt-get install beanstalkd)" in done.stdout
+    assert [line.split()[5] for line in done.stdout.splitlines() if " round " in line] == ["raftd,"]
 
 
 def test_a_bench_needs_sense():
     done = run("bench", "--connections", "2", "--processes", "3")
     assert (done.returncode, "each needs a connection" in done.stderr) == (2, True)
     assert run("bench", "--rounds", "0").returncode == 2
+    done = run("bench", "--against", "nats", "--waiting", "5")
+    assert (done.returncode, "only beside servers that speak beanstalkd's protocol" in done.stderr) == (2, True)
 
 
 # -- status ------------------------------------------------------------------------------------

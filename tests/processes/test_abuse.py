@@ -117,7 +117,7 @@ def test_two_thousand_idle_connections_and_64_busy_ones(tmp_path, capsys):
             with_idle = memory_mb(cluster.running[leader])
             spec = Spec([cluster.line_address(leader)], busy, 1, 200, "cycle", 0.5, 5.0)
             load = subprocess.run(
-                [sys.executable, "-m", "raftd.bench.load", msgspec.json.encode(spec).decode(), "t"],
+                [sys.executable, "-m", "raftd.bench.load", msgspec.json.encode(spec).decode()],
                 stdout=subprocess.PIPE,
                 check=True,
                 timeout=60,

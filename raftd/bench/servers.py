@@ -1,0 +1,316 @@
+"""What `raftd bench` measures: a raftd cluster, and the servers of others beside it, each started on loopback and ended again.
+
+All of them keep their jobs on disk. raftd and beanstalkd fsync before they answer, RabbitMQ's quorum queue too; JetStream answers
+when a majority has the message, and leaves the fsync to the kernel and a timer.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import msgspec
+
+from raftd.bench.load import Protocol
+from raftd.bench.loaders import nats
+from raftd.bench.loaders.amqp import AmqpConnection
+from raftd.bench.loaders.connection import LoadError
+from raftd.bench.local import LocalCluster, LocalError, free_ports, wait_for
+from raftd.cli import signals
+
+_RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+_REPLICAS = 3
+#: Erlang takes its time.
+_START_S = 90.0
+_ASK_S = 5.0
+_METRIC = re.compile(rb"^raftd_(turns_total|fsync_seconds_count) (\S+)$", re.MULTILINE)
+#: Longer than any measurement: no message may come again in it.
+_ACK_WAIT_NS = 3600 * 10**9
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """What all processes of a server have done so far: `written_bytes` to files by system calls and pages; turns and fsyncs are
+    raftd's own count, None for others."""
+
+    written_bytes: int
+    fsyncs: int | None = None
+    turns: int | None = None
+
+    def since(self, earlier: Counts) -> Counts:
+        return Counts(
+            self.written_bytes - earlier.written_bytes,
+            self.fsyncs - earlier.fsyncs if self.fsyncs is not None and earlier.fsyncs is not None else None,
+            self.turns - earlier.turns if self.turns is not None and earlier.turns is not None else None,
+        )
+
+    def plus(self, more: Counts) -> Counts:
+        """`more` decides what is known."""
+        return Counts(
+            self.written_bytes + more.written_bytes,
+            (self.fsyncs or 0) + more.fsyncs if more.fsyncs is not None else None,
+            (self.turns or 0) + more.turns if more.turns is not None else None,
+        )
+
+
+class Server(msgspec.Struct, frozen=True):
+    """What is measured.
+
+    `check` raises LocalError, with the reason, if it has ended by itself. `processes`: the pids of its processes, the one that leads
+    first. `prepare` makes a tube that clients cannot make by using it; it raises LocalError. `addresses`: the one that leads first.
+    """
+
+    name: str
+    protocol: Protocol
+    addresses: list[tuple[str, int]]
+    check: Callable[[], None]
+    processes: Callable[[], list[int]]
+    prepare: Callable[[str], None]
+    counts: Callable[[], Counts]
+
+
+class Missing(LocalError):
+    """A server that is not installed; the text says how to install it."""
+
+
+def _nothing_to_prepare(tube: str) -> None:
+    pass
+
+
+def _written_bytes(pids: list[int]) -> int:
+    return sum(int(re.findall(r"^write_bytes: (\d+)$", Path(f"/proc/{pid}/io").read_text(), re.MULTILINE)[0]) for pid in pids)
+
+
+@contextmanager
+def raftd_server(directory: Path, nodes: int) -> Iterator[Server]:
+    """A cluster of its own."""
+    with LocalCluster(directory, nodes) as cluster:
+
+        def led_by() -> list[int]:
+            leader = cluster.leader()
+            return sorted(cluster.nodes, key=lambda node: node != leader)
+
+        def processes() -> list[int]:
+            return [cluster.running[node].process.pid for node in led_by()]
+
+        def counts() -> Counts:
+            found = {b"turns_total": 0.0, b"fsync_seconds_count": 0.0}
+            for node in cluster.nodes:
+                host, port = cluster.address(node, "http")
+                with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=_ASK_S) as answer:
+                    for name, value in _METRIC.findall(answer.read()):
+                        found[name] += float(value)
+            return Counts(_written_bytes(processes()), int(found[b"fsync_seconds_count"]), int(found[b"turns_total"]))
+
+        name = f"raftd, {nodes} node{'s' if nodes > 1 else ''}"
+        addresses = [cluster.line_address(node) for node in led_by()]
+        yield Server(name, "beanstalkd", addresses, cluster.check, processes, _nothing_to_prepare, counts)
+
+
+@contextmanager
+def _processes(commands: list[list[str]], directory: Path, environments: list[dict[str, str]]) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Run these, each with its environment and what it says in a file; all are killed at the end."""
+    running: list[subprocess.Popen[bytes]] = []
+    try:
+        with signals.held():
+            for number, (command, environment) in enumerate(zip(commands, environments, strict=True), 1):
+                with (directory / f"{number}.log").open("wb") as log:
+                    running.append(
+                        subprocess.Popen(
+                            command,
+                            stdin=subprocess.DEVNULL,
+                            stdout=log,
+                            stderr=subprocess.STDOUT,
+                            cwd=directory,
+                            env=os.environ | environment,
+                            start_new_session=True,
+                        )
+                    )
+        yield running
+    finally:
+        with signals.held():
+            for process in running:
+                process.kill()
+            for process in running:
+                process.wait()
+
+
+def _check(name: str, running: list[subprocess.Popen[bytes]], directory: Path) -> None:
+    for number, process in enumerate(running, 1):
+        if process.poll() is not None:
+            said = "\n".join((directory / f"{number}.log").read_text(errors="replace").splitlines()[-5:])
+            raise LocalError(f"{name} ended with status {process.returncode}. The last it said:\n{said}")
+
+
+def _program(name: str, package: str) -> str:
+    program = shutil.which(name)
+    if program is None:
+        raise Missing(f"{name} is not installed (Debian: apt-get install {package})")
+    return program
+
+
+def _version(command: list[str]) -> str:
+    said = subprocess.run(command, capture_output=True, text=True, timeout=_START_S, check=False).stdout
+    found = re.search(r"\d+(\.\d+)+", said)
+    return found[0] if found else "of an unknown version"
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def beanstalkd_server(directory: Path) -> Iterator[Server]:
+    """beanstalkd, one node, which fsyncs every write. Raises LocalError."""
+    program = _program("beanstalkd", "beanstalkd")
+    (port,) = free_ports(1)
+    command = [program, "-l", "127.0.0.1", "-p", str(port), "-b", str(directory), "-f0"]
+    name = f"beanstalkd {_version([program, '-v'])} -f0"
+    with _processes([command], directory, [{}]) as running:
+
+        def check() -> None:
+            _check(name, running, directory)
+
+        wait_for(lambda: _listens(port) or running[0].poll() is not None, what="beanstalkd listening")
+        check()
+        pids = [running[0].pid]
+        yield Server(
+            name, "beanstalkd", [("127.0.0.1", port)], check, lambda: pids, _nothing_to_prepare, lambda: Counts(_written_bytes(pids))
+        )
+
+
+@contextmanager
+def nats_server(directory: Path) -> Iterator[Server]:
+    """Three nodes of NATS with JetStream; a tube is a work-queue stream of three replicas with a pull consumer. Raises LocalError."""
+    program = _program("nats-server", "nats-server")
+    name = f"NATS JetStream {_version([program, '--version'])}"
+    ports, routes = free_ports(_REPLICAS), free_ports(_REPLICAS)
+    commands = []
+    for number, (port, route) in enumerate(zip(ports, routes, strict=True), 1):
+        others = ", ".join(f"nats://127.0.0.1:{other}" for other in routes)
+        (directory / f"{number}.conf").write_text(
+            f"server_name: n{number}\nlisten: 127.0.0.1:{port}\n"
+            f'jetstream {{ store_dir: "{directory / str(number)}", max_mem: 1G, max_file: 50G }}\n'
+            f"cluster {{ name: bench, listen: 127.0.0.1:{route}, routes: [{others}] }}\n"
+        )
+        commands.append([program, "-c", str(directory / f"{number}.conf")])
+    with _processes(commands, directory, [{}] * _REPLICAS) as running:
+
+        def check() -> None:
+            _check(name, running, directory)
+
+        leads = [0]
+
+        def prepare(tube: str) -> None:
+            def ask(subject: str, question: object) -> dict[str, object] | None:
+                """None if the cluster has no leader yet."""
+                check()
+                try:
+                    connection = nats.NatsConnection(("127.0.0.1", ports[0]), tube, b"")
+                    try:
+                        answer = connection.ask(subject, question)
+                    finally:
+                        connection.close()
+                except (OSError, LoadError):
+                    return None
+                return None if "error" in answer else answer
+
+            stream = {"name": tube, "subjects": [tube], "retention": "workqueue", "storage": "file", "num_replicas": _REPLICAS}
+            unlimited = {"max_ack_pending": -1, "max_waiting": 100_000}
+            made = wait_for(lambda: ask(f"STREAM.CREATE.{tube}", stream), _START_S, "a stream of JetStream")
+            consumer = {"durable_name": nats.CONSUMER, "ack_policy": "explicit", "ack_wait": _ACK_WAIT_NS, **unlimited}
+            subject = f"CONSUMER.DURABLE.CREATE.{tube}.{nats.CONSUMER}"
+            wait_for(lambda: ask(subject, {"stream_name": tube, "config": consumer}), _START_S, "a consumer of JetStream")
+            leads[0] = int(str(made["cluster"]["leader"])[1:]) - 1  # type: ignore[index]
+
+        def processes() -> list[int]:
+            return [process.pid for process in (*running[leads[0] :], *running[: leads[0]])]
+
+        wait_for(lambda: all(map(_listens, ports)) or any(process.poll() is not None for process in running), _START_S, "NATS listening")
+        check()
+        addresses = [("127.0.0.1", port) for port in ports]
+        yield Server(name, "nats", addresses, check, processes, prepare, lambda: Counts(_written_bytes(processes())))
+
+
+@contextmanager
+def rabbitmq_server(directory: Path) -> Iterator[Server]:
+    """Three nodes of RabbitMQ; a tube is a quorum queue, led by the first. Raises LocalError."""
+    if not _RABBITMQ.exists():
+        raise Missing("rabbitmq-server is not installed (Debian: apt-get install rabbitmq-server)")
+    name = f"RabbitMQ {_version([str(_RABBITMQ.with_name('rabbitmqctl')), 'version'])}"
+    ports, distribution, (epmd,) = free_ports(_REPLICAS), free_ports(_REPLICAS), free_ports(1)
+    names = [f"bench{number}@localhost" for number in range(1, _REPLICAS + 1)]
+    (directory / "rabbitmq.conf").write_text(
+        "cluster_formation.peer_discovery_backend = classic_config\n"
+        + "".join(f"cluster_formation.classic_config.nodes.{number} = {node}\n" for number, node in enumerate(names, 1))
+        + "log.console.level = warning\nlog.file = false\n"
+    )
+    (directory / "plugins").write_text("[].\n")
+    common = {
+        "HOME": str(directory),  # the cookie that Erlang's nodes share is there
+        "ERL_EPMD_PORT": str(epmd),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+        "RABBITMQ_CONFIG_FILE": str(directory / "rabbitmq"),
+        "RABBITMQ_ADVANCED_CONFIG_FILE": "/dev/null",
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "plugins"),
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+    }
+    (directory / ".erlang.cookie").write_text("bench")
+    (directory / ".erlang.cookie").chmod(0o600)
+    environments = [
+        common
+        | {
+            "RABBITMQ_NODENAME": names[number],
+            "RABBITMQ_NODE_PORT": str(ports[number]),
+            "RABBITMQ_DIST_PORT": str(distribution[number]),
+            "RABBITMQ_MNESIA_BASE": str(directory / f"mnesia{number}"),
+            "RABBITMQ_LOG_BASE": str(directory),
+            "RABBITMQ_PID_FILE": str(directory / f"{number}.pid"),
+        }
+        for number in range(_REPLICAS)
+    ]
+    mapper = [_program("epmd", "erlang-base"), "-port", str(epmd), "-address", "127.0.0.1"]
+    commands = [mapper, *([str(_RABBITMQ)] for _ in names)]
+    with _processes(commands, directory, [common, *environments]) as running:
+
+        def check() -> None:
+            _check(name, running, directory)
+
+        def connected(port: int, tube: str) -> AmqpConnection | None:
+            check()
+            try:
+                return AmqpConnection(("127.0.0.1", port), tube, b"")
+            except (OSError, LoadError):
+                return None
+
+        def prepare(tube: str) -> None:
+            connection = wait_for(lambda: connected(ports[0], tube), _START_S, "RabbitMQ's first node")
+            try:
+                connection.declare()
+            except (OSError, LoadError) as error:
+                raise LocalError(f"RabbitMQ made no queue: {error}") from None
+            finally:
+                connection.close()
+
+        for port in ports:
+            wait_for(lambda port=port: connected(port, ""), _START_S, "RabbitMQ serving").close()  # type: ignore[misc]
+        pids = [process.pid for process in running[1:]]
+        addresses = [("127.0.0.1", port) for port in ports]
+        yield Server(name, "amqp", addresses, check, lambda: pids, prepare, lambda: Counts(_written_bytes(pids)))
+
+
+#: What raftd can be measured against, by the name that the command line takes.
+OTHERS: dict[str, Callable[[Path], AbstractContextManager[Server]]] = {
+    "beanstalkd": beanstalkd_server,
+    "nats": nats_server,
+    "rabbitmq": rabbitmq_server,
+}
