@@ -36,6 +36,11 @@ class ForwardProposals:
             self._propose(sender, forward)
 
     @property
+    def has_held(self) -> bool:
+        """Whether batches wait for a commit or a tick."""
+        return bool(self._held)
+
+    @property
     def _has_uncommitted(self) -> bool:
         return self._raft.log.last_index > self._raft.log.commit_index
 

@@ -108,6 +108,11 @@ class Gateway:
         """Whether sessions wait for a turn with time for them."""
         return bool(self._deferred or self._abandoned)
 
+    @property
+    def is_refused(self) -> bool:
+        """Whether batches wait until they may be sent again."""
+        return self._retry_at_ms is not None
+
     def begin_turn(self) -> None:
         """Continue sessions whose local answers did not fit the last turn, and notify more sessions of a closed gateway."""
         while self._abandoned and self._share.left > 0:

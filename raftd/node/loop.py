@@ -84,9 +84,9 @@ class Observer(Protocol):
 
 
 class Node:
-    """A member of the cluster. `soon` calls a function with arguments when all input that is there is handed over. `fail` is called with an
-    error after which the process must end. Raises CorruptionError for a snapshot that cannot be loaded, and TooOld for one that only a
-    newer raftd understands."""
+    """A member of the cluster. `soon` calls a function with arguments when all input that is there is handed over. `hasten`: the next tick
+    must come after so many TICK_MS, although the last one asked for a longer rest. `fail` is called with an error after which the process
+    must end. Raises CorruptionError for a snapshot that cannot be loaded, and TooOld for one that only a newer raftd understands."""
 
     def __init__(
         self,
@@ -94,6 +94,7 @@ class Node:
         clock: Clock,
         wall_s: Callable[[], float],
         soon: Callable[..., object],
+        hasten: Callable[[int], None],
         transport: Transport,
         store: Store,
         opened: Opened,
@@ -129,6 +130,10 @@ class Node:
         self._clock = clock
         self._wall_s = wall_s
         self._soon = soon
+        self._hasten = hasten
+        self._ticks_left = 1  # until the next tick is due; those of them that have passed are counted when something arrives
+        self._ticked_ms = int(clock.seconds() * 1000)  # until when they are counted
+        self._next_measure_tick = self._next_poll_tick = 0
         self._transport = transport
         self._store = store
         self._observer = observer
@@ -257,9 +262,10 @@ class Node:
             "snapshots to be finished": int(self.compaction.is_taking or self.raft.is_installing),
         }
 
-    def tick(self) -> None:
-        """To be called every TICK_MS."""
+    def tick(self) -> int:
+        """To be called so many TICK_MS after the tick before as that one returned, one for the first."""
         self._guarded(self._tick)
+        return max(1, self._ticks_left)
 
     def receive(self, sender: int, message: PeerMessage) -> None:
         self._guarded(self._receive, sender, message)
@@ -317,21 +323,38 @@ class Node:
         self.raft.set_time(now_ms, int(self._wall_s() * 1000))
         return self.raft.now_ms
 
+    def _count_ticks(self, now_ms: int) -> None:
+        """Count the ticks that have passed. No more than were to pass: a process that was stopped has heard nobody meanwhile."""
+        ticks = min(self._ticks_left, (now_ms - self._ticked_ms) // TICK_MS)
+        if ticks > 0:
+            self._ticks_left -= ticks
+            self._ticked_ms += ticks * TICK_MS
+            self.raft.tick(ticks)
+
+    @property
+    def _idle_ticks(self) -> int:
+        """How many ticks may pass before one could do anything."""
+        return 1 if self._forwards.has_held or self.gateway.is_refused else self.raft.idle_ticks
+
     def _tick(self) -> None:
         now_ms = self._set_time()
-        self.raft.tick()
+        self._count_ticks(now_ms + TICK_MS // 2)  # timers are not exact
+        self._ticked_ms = now_ms
         self._forwards.tick()
         self._proposals.tick()
-        if self.raft.tick_count % FREE_SPACE_TICKS == 0 and not self._is_measuring:
+        if self.raft.tick_count >= self._next_measure_tick and not self._is_measuring:
+            self._next_measure_tick = self.raft.tick_count + FREE_SPACE_TICKS
             self._is_measuring = True
             self._store.measure_free_space(self._measured)
         self.compaction.check_disk_space()
         self._reads.tick(now_ms)
-        is_poll = self.raft.tick_count % POLL_TICKS == 0
+        is_poll = self.raft.tick_count >= self._next_poll_tick
         if is_poll:
+            self._next_poll_tick = self.raft.tick_count + POLL_TICKS
             self._proposals.poll(self.machine)
         if is_poll or self._has_work(now_ms):
             self._turn()
+        self._ticks_left = self._idle_ticks
 
     def _has_work(self, now_ms: int) -> bool:
         """Whether a turn would do anything now that no other event brings about."""
@@ -344,6 +367,7 @@ class Node:
 
     def _receive(self, sender: int, message: PeerMessage) -> None:
         now_ms = self._set_time()
+        self._count_ticks(now_ms)
         if sender not in self.raft.membership.members and type(message) is not AdminReply:
             removal = self._admission.removal_of(sender)
             if removal is not None:
@@ -403,6 +427,9 @@ class Node:
             end()
         if self.gateway.has_deferred:
             self.wake()
+        if self._ticks_left > 1 and self._ticks_left > (ticks := self._idle_ticks):
+            self._ticks_left = ticks
+            self._hasten(ticks)
         self._transport.flush()
 
     def _check_members(self) -> None:

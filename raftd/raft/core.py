@@ -186,16 +186,25 @@ class Raft:
         self.now_ms = max(self.now_ms, now_ms)
         self.wall_ms = wall_ms
 
-    def tick(self) -> None:
-        """One logical tick has passed."""
-        self.tick_count += 1
-        self._elapsed_ticks += 1
+    def tick(self, ticks: int = 1) -> None:
+        """So many logical ticks have passed, at most `idle_ticks` at once."""
+        self.tick_count += ticks
+        self._elapsed_ticks += ticks
         if self.is_leader:
-            self._tick_leader()
+            self._tick_leader(ticks)
         elif self.role is Role.CANDIDATE and self._tally.won and self.tick_count - self._votes_requested_tick >= self._heartbeat_ticks:
             self._become_leader()
         elif self._elapsed_ticks >= self._timeout_ticks and self._may_campaign:
             self.campaign("no leader heard within the election timeout")
+
+    @property
+    def idle_ticks(self) -> int:
+        """How many ticks may pass, one at least, before the next could do anything; half an election timeout at most."""
+        if self.is_leader:
+            return max(1, self._heartbeat_ticks - self._heartbeat_elapsed_ticks)
+        if self.role is Role.FOLLOWER:
+            return max(1, min(self._election_ticks // 2, self._timeout_ticks - self._elapsed_ticks))
+        return 1
 
     def campaign(self, reason: str) -> None:
         """Ask whether an election could be won (PreVote, thesis §9.6); the only voter need not ask."""
@@ -673,7 +682,7 @@ class Raft:
         """A write has been on its way for 2T."""
         return bool(self._persists_in_flight) and self.tick_count - self._persists_in_flight[0][1] >= 2 * self._election_ticks
 
-    def _tick_leader(self) -> None:
+    def _tick_leader(self, ticks: int) -> None:
         if self._leadership is not None:
             self._leadership.tick()
         if self._disk_stalled and self.peers:
@@ -686,7 +695,7 @@ class Raft:
             if not has_majority(self.membership.halves, active | {self.node}):
                 self._become(Role.FOLLOWER, 0, "no majority answered within the election timeout")  # R7
                 return
-        self._heartbeat_elapsed_ticks += 1
+        self._heartbeat_elapsed_ticks += ticks
         # Also by the clock: a busy reactor skips ticks, and must not skip heartbeats.
         late = self.now_ms - self._heartbeat_sent_ms >= self._heartbeat_ticks * TICK_MS
         if late or self._heartbeat_elapsed_ticks >= self._heartbeat_ticks:

@@ -258,14 +258,23 @@ class RaftdService(service.MultiService):
             needed=majority_text(self.node.raft.membership.halves),
         )
 
+    def _hasten(self, ticks: int) -> None:
+        """The next tick comes after so many TICK_MS."""
+        if self._ticks is not None and self._ticks.running:
+            self._ticks.interval = ticks * TICK_MS / 1000
+            self._ticks.reset()
+
     def _tick(self, node: Node) -> None:
         """One tick, and how much later it comes than it should."""
+        assert self._ticks is not None
+        assert self._ticks.interval is not None
         before, now = self._ticked, self._clocks()
         self._ticked = now
         counters = self._counters
-        counters.longest_pause_s = max(counters.longest_pause_s, now[0] - before[0] - TICK_MS / 1000)
+        counters.longest_pause_s = max(counters.longest_pause_s, now[0] - before[0] - self._ticks.interval)
         counters.longest_work_s = max(counters.longest_work_s, now[1] - before[1])
-        node.tick()
+        self._ticks.interval = node.tick() * TICK_MS / 1000
+        self._ticks.starttime = self._reactor.seconds()  # counted from here, not from multiples of the interval since the start
 
     def _clocks(self) -> tuple[float, float]:
         """Monotonic time, and how much this thread has worked; both without forks."""
@@ -292,6 +301,7 @@ class RaftdService(service.MultiService):
             self._reactor,
             time.time,
             soon_of(self._reactor),
+            self._hasten,
             self._peers,
             self._store,
             opened,

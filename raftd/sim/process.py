@@ -188,7 +188,6 @@ class Process:
         self._used = 0  # steps of which the time has been counted
         self._sent = 0  # messages of which the time has not been counted
         self._is_resuming = False
-        self._tick_waits = False
         clock: Any = NodeClock(world.scheduler, self.later, rate, random.randrange(1, 1_000_000))
         self._tick_us = int(TICK_MS * 1000 / rate)
         owner = Identity(config.node, config.cluster, config.voters)
@@ -198,8 +197,9 @@ class Process:
         self.store.process = self
         self.opened = self.store.open()
         soon = partial(clock.callLater, 0)
-        self.node = Node(config, clock, lambda: world.wall_s(config.node), soon, self, self.store, self.opened, random, self, self._fail)
-        world.scheduler.after(random.randrange(self._tick_us), self._tick)
+        wall_s = partial(world.wall_s, config.node)
+        self.node = Node(config, clock, wall_s, soon, self._hasten, self, self.store, self.opened, random, self, self._fail)
+        self._next_tick = world.scheduler.after(random.randrange(self._tick_us), self._tick)
 
     # -- what reaches it ----------------------------------------------------------------------
 
@@ -240,15 +240,22 @@ class Process:
 
     def _tick(self) -> None:
         """LoopingCall, which skips what it has missed."""
-        if self.alive:
-            if not self.stopped and not self._tick_waits:
-                self._tick_waits = True
-                self.soon(self._tick_node)
-            self.world.scheduler.after(self._tick_us, self._tick)
+        if self.stopped:
+            self._tick_in(1)
+        else:
+            self.soon(self._tick_node)
 
     def _tick_node(self) -> None:
-        self._tick_waits = False
-        self.node.tick()
+        self._tick_in(self.node.tick())
+
+    def _tick_in(self, ticks: int) -> None:
+        if self.alive:
+            self._next_tick = self.world.scheduler.after(ticks * self._tick_us, self._tick)
+
+    def _hasten(self, ticks: int) -> None:
+        if self._next_tick.active():  # else it waits for this turn to end
+            self._next_tick.cancel()
+            self._tick_in(ticks)
 
     def stop(self) -> None:
         """SIGSTOP."""
