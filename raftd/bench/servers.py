@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -115,7 +116,8 @@ def raftd_server(directory: Path, nodes: int) -> Iterator[Server]:
 
 @contextmanager
 def _processes(commands: list[list[str]], directory: Path, environments: list[dict[str, str]]) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Run these, each with its environment and what it says in a file; all are killed at the end."""
+    """Run these, each with its environment and what it says in a file. All are killed at the end, with what they have started: what
+    begins RabbitMQ is a script."""
     running: list[subprocess.Popen[bytes]] = []
     try:
         with signals.held():
@@ -136,7 +138,8 @@ def _processes(commands: list[list[str]], directory: Path, environments: list[di
     finally:
         with signals.held():
             for process in running:
-                process.kill()
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
             for process in running:
                 process.wait()
 
@@ -244,7 +247,9 @@ def rabbitmq_server(directory: Path) -> Iterator[Server]:
     """Three nodes of RabbitMQ; a tube is a quorum queue, led by the first. Raises LocalError."""
     if not _RABBITMQ.exists():
         raise Missing("rabbitmq-server is not installed (Debian: apt-get install rabbitmq-server)")
-    name = f"RabbitMQ {_version([str(_RABBITMQ.with_name('rabbitmqctl')), 'version'])}"
+    # its own tool for that would leave a daemon behind
+    versions = [path.name.rpartition("-")[2] for path in _RABBITMQ.parent.parent.glob("lib/rabbitmq_server-*")]
+    name = f"RabbitMQ {versions[0] if versions else 'of an unknown version'}"
     ports, distribution, (epmd,) = free_ports(_REPLICAS), free_ports(_REPLICAS), free_ports(1)
     names = [f"bench{number}@localhost" for number in range(1, _REPLICAS + 1)]
     (directory / "rabbitmq.conf").write_text(
@@ -303,9 +308,19 @@ def rabbitmq_server(directory: Path) -> Iterator[Server]:
 
         for port in ports:
             wait_for(lambda port=port: connected(port, ""), _START_S, "RabbitMQ serving").close()  # type: ignore[misc]
-        pids = [process.pid for process in running[1:]]
+        pids = [_erlang(process.pid) for process in running[1:]]
         addresses = [("127.0.0.1", port) for port in ports]
         yield Server(name, "amqp", addresses, check, lambda: pids, prepare, lambda: Counts(_written_bytes(pids)))
+
+
+def _erlang(pid: int) -> int:
+    """The process that does the work, below the script `pid`. Raises LocalError."""
+    below = [pid]
+    for process in below:
+        if Path(f"/proc/{process}/comm").read_text().startswith("beam"):
+            return process
+        below += map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())
+    raise LocalError("RabbitMQ's process cannot be found")
 
 
 #: What raftd can be measured against, by the name that the command line takes.
