@@ -32,7 +32,7 @@ _UNIT_NS = 10_000
 
 Work = Literal["put", "cycle", "handoff"]
 Protocol = Literal["beanstalkd", "nats", "amqp"]
-_CONNECTIONS: dict[Protocol, type[Connection]] = {"beanstalkd": BeanstalkdConnection, "nats": NatsConnection, "amqp": AmqpConnection}
+CONNECTIONS: dict[Protocol, type[Connection]] = {"beanstalkd": BeanstalkdConnection, "nats": NatsConnection, "amqp": AmqpConnection}
 
 
 class Spec(msgspec.Struct, frozen=True):
@@ -83,7 +83,7 @@ class _Load:
         is_handoff = spec.work == "handoff"
         for number in range(spec.connections):
             tube = spec.tubes[(number // 2 if is_handoff else number) % len(spec.tubes)]
-            connection = _CONNECTIONS[spec.protocol](spec.addresses[number % len(spec.addresses)], tube, body)
+            connection = CONNECTIONS[spec.protocol](spec.addresses[number % len(spec.addresses)], tube, body)
             client = _Client(connection, "take" if is_handoff and number % 2 else "put" if spec.work != "cycle" else "cycle")
             self.clients[connection.socket.fileno()] = client
             if client.work != "take":

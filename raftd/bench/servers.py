@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import Any, Self
 
 import msgspec
 
@@ -25,6 +26,8 @@ from raftd.bench.loaders.amqp import AmqpConnection
 from raftd.bench.loaders.connection import LoadError
 from raftd.bench.local import LocalCluster, LocalError, free_ports, wait_for
 from raftd.cli import signals
+from raftd.client.blocking import Connection
+from raftd.wire.client import Failed, TransferRequest
 
 _RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 _REPLICAS = 3
@@ -60,11 +63,16 @@ class Counts(msgspec.Struct, frozen=True):
         )
 
 
+def _nothing_to_hand_over() -> None:
+    raise LocalError("only raftd is asked to hand the lead over")
+
+
 class Server(msgspec.Struct, frozen=True):
     """What is measured.
 
     `check` raises LocalError, with the reason, if it has ended by itself. `processes`: the pids of its processes, the one that leads
-    first. `prepare` makes a tube that clients cannot make by using it; it raises LocalError. `addresses`: the one that leads first.
+    first. `prepare` makes a tube that clients cannot make by using it; it raises LocalError. `addresses`: of raftd the one that leads
+    first. `restart` starts processes again that have ended; `hand_over` makes another node lead, and is raftd's only.
     """
 
     name: str
@@ -74,6 +82,8 @@ class Server(msgspec.Struct, frozen=True):
     processes: Callable[[], list[int]]
     prepare: Callable[[str], None]
     counts: Callable[[], Counts]
+    restart: Callable[[], None]
+    hand_over: Callable[[], None] = _nothing_to_hand_over
 
 
 class Missing(LocalError):
@@ -109,46 +119,76 @@ def raftd_server(directory: Path, nodes: int) -> Iterator[Server]:
                         found[name] += float(value)
             return Counts(_written_bytes(processes()), int(found[b"fsync_seconds_count"]), int(found[b"turns_total"]))
 
+        def restart() -> None:
+            for node, process in list(cluster.running.items()):
+                if process.process.poll() is not None:
+                    cluster.start(node)
+
+        def hand_over() -> None:
+            leader, successor, *_ = led_by()
+            with Connection(cluster.address(leader, "client"), _ASK_S) as connection:
+                reply = connection.ask(TransferRequest(1, successor)).reply
+            if isinstance(reply, Failed):
+                raise LocalError(f"the lead was not handed over: {reply.text}")
+
         name = f"raftd, {nodes} node{'s' if nodes > 1 else ''}"
         addresses = [cluster.line_address(node) for node in led_by()]
-        yield Server(name, "beanstalkd", addresses, cluster.check, processes, _nothing_to_prepare, counts)
+        yield Server(name, "beanstalkd", addresses, cluster.check, processes, _nothing_to_prepare, counts, restart, hand_over)
 
 
-@contextmanager
-def _processes(commands: list[list[str]], directory: Path, environments: list[dict[str, str]]) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Run these, each with its environment and what it says in a file. All are killed at the end, with what they have started: what
-    begins RabbitMQ is a script."""
-    running: list[subprocess.Popen[bytes]] = []
-    try:
+class _Processes:
+    """The processes of a server, each with its environment and what it says in a file. As a context it starts them all, and kills them at
+    its end, with what they have started: what begins RabbitMQ is a script."""
+
+    def __init__(self, name: str, directory: Path, commands: list[list[str]], environments: list[dict[str, str]] | None = None) -> None:
+        self._name = name
+        self._directory = directory
+        self._commands = list(zip(commands, environments or [{} for _ in commands], strict=True))
+        self.running: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Self:
         with signals.held():
-            for number, (command, environment) in enumerate(zip(commands, environments, strict=True), 1):
-                with (directory / f"{number}.log").open("wb") as log:
-                    running.append(
-                        subprocess.Popen(
-                            command,
-                            stdin=subprocess.DEVNULL,
-                            stdout=log,
-                            stderr=subprocess.STDOUT,
-                            cwd=directory,
-                            env=os.environ | environment,
-                            start_new_session=True,
-                        )
-                    )
-        yield running
-    finally:
+            self.running = [self._start(number) for number in range(len(self._commands))]
+        return self
+
+    def _start(self, number: int) -> subprocess.Popen[bytes]:
+        command, environment = self._commands[number]
+        with (self._directory / f"{number}.log").open("ab") as log:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self._directory,
+                env=os.environ | environment,
+                start_new_session=True,
+            )
+
+    def __exit__(self, *exception: object) -> None:
         with signals.held():
-            for process in running:
+            for process in self.running:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-            for process in running:
+            for process in self.running:
                 process.wait()
 
+    def restart(self) -> None:
+        """Start again what has ended."""
+        with signals.held():
+            for number, process in enumerate(self.running):
+                if process.poll() is not None:
+                    self.running[number] = self._start(number)
 
-def _check(name: str, running: list[subprocess.Popen[bytes]], directory: Path) -> None:
-    for number, process in enumerate(running, 1):
-        if process.poll() is not None:
-            said = "\n".join((directory / f"{number}.log").read_text(errors="replace").splitlines()[-5:])
-            raise LocalError(f"{name} ended with status {process.returncode}. The last it said:\n{said}")
+    @property
+    def has_ended(self) -> bool:
+        return any(process.poll() is not None for process in self.running)
+
+    def check(self) -> None:
+        """Raises LocalError if one has ended."""
+        for number, process in enumerate(self.running):
+            if process.poll() is not None:
+                said = "\n".join((self._directory / f"{number}.log").read_text(errors="replace").splitlines()[-5:])
+                raise LocalError(f"{self._name} ended with status {process.returncode}. The last it said:\n{said}")
 
 
 def _program(name: str, package: str) -> str:
@@ -176,17 +216,17 @@ def beanstalkd_server(directory: Path) -> Iterator[Server]:
     (port,) = free_ports(1)
     command = [program, "-l", "127.0.0.1", "-p", str(port), "-b", str(directory), "-f0"]
     name = f"beanstalkd {_version([program, '-v'])} -f0"
-    with _processes([command], directory, [{}]) as running:
+    with _Processes(name, directory, [command]) as server:
+        wait_for(lambda: _listens(port) or server.has_ended, what="beanstalkd listening")
+        server.check()
 
-        def check() -> None:
-            _check(name, running, directory)
+        def pids() -> list[int]:
+            return [server.running[0].pid]
 
-        wait_for(lambda: _listens(port) or running[0].poll() is not None, what="beanstalkd listening")
-        check()
-        pids = [running[0].pid]
-        yield Server(
-            name, "beanstalkd", [("127.0.0.1", port)], check, lambda: pids, _nothing_to_prepare, lambda: Counts(_written_bytes(pids))
-        )
+        def counts() -> Counts:
+            return Counts(_written_bytes(pids()))
+
+        yield Server(name, "beanstalkd", [("127.0.0.1", port)], server.check, pids, _nothing_to_prepare, counts, server.restart)
 
 
 @contextmanager
@@ -204,42 +244,46 @@ def nats_server(directory: Path) -> Iterator[Server]:
             f"cluster {{ name: bench, listen: 127.0.0.1:{route}, routes: [{others}] }}\n"
         )
         commands.append([program, "-c", str(directory / f"{number}.conf")])
-    with _processes(commands, directory, [{}] * _REPLICAS) as running:
+    addresses = [("127.0.0.1", port) for port in ports]
+    with _Processes(name, directory, commands) as server:
+        tubes: list[str] = []  # the newest is the one that is measured
 
-        def check() -> None:
-            _check(name, running, directory)
-
-        leads = [0]
+        def ask(subject: str, question: object, address: tuple[str, int] = addresses[0]) -> dict[str, Any] | None:
+            """None if nobody can answer now."""
+            try:
+                connection = nats.NatsConnection(address, "ask", b"")
+                try:
+                    answer = connection.ask(subject, question)
+                finally:
+                    connection.close()
+            except (OSError, LoadError):
+                return None
+            return None if "error" in answer else answer
 
         def prepare(tube: str) -> None:
-            def ask(subject: str, question: object) -> dict[str, object] | None:
-                """None if the cluster has no leader yet."""
-                check()
-                try:
-                    connection = nats.NatsConnection(("127.0.0.1", ports[0]), tube, b"")
-                    try:
-                        answer = connection.ask(subject, question)
-                    finally:
-                        connection.close()
-                except (OSError, LoadError):
-                    return None
-                return None if "error" in answer else answer
-
             stream = {"name": tube, "subjects": [tube], "retention": "workqueue", "storage": "file", "num_replicas": _REPLICAS}
+            wait_for(lambda: ask(f"STREAM.CREATE.{tube}", stream), _START_S, "a stream of JetStream")
             unlimited = {"max_ack_pending": -1, "max_waiting": 100_000}
-            made = wait_for(lambda: ask(f"STREAM.CREATE.{tube}", stream), _START_S, "a stream of JetStream")
             consumer = {"durable_name": nats.CONSUMER, "ack_policy": "explicit", "ack_wait": _ACK_WAIT_NS, **unlimited}
             subject = f"CONSUMER.DURABLE.CREATE.{tube}.{nats.CONSUMER}"
             wait_for(lambda: ask(subject, {"stream_name": tube, "config": consumer}), _START_S, "a consumer of JetStream")
-            leads[0] = int(str(made["cluster"]["leader"])[1:]) - 1  # type: ignore[index]
+            tubes.append(tube)
+
+        def leader() -> str | None:
+            answers = (ask(f"STREAM.INFO.{tubes[-1]}", {}, address) for address in addresses)
+            return next((answer["cluster"].get("leader") for answer in answers if answer is not None), None)
 
         def processes() -> list[int]:
-            return [process.pid for process in (*running[leads[0] :], *running[: leads[0]])]
+            first = int(wait_for(leader, _START_S, "a leader of JetStream")[1:]) - 1 if tubes else 0
+            return [process.pid for process in (*server.running[first:], *server.running[:first])]
 
-        wait_for(lambda: all(map(_listens, ports)) or any(process.poll() is not None for process in running), _START_S, "NATS listening")
-        check()
-        addresses = [("127.0.0.1", port) for port in ports]
-        yield Server(name, "nats", addresses, check, processes, prepare, lambda: Counts(_written_bytes(processes())))
+        wait_for(lambda: all(map(_listens, ports)) or server.has_ended, _START_S, "NATS listening")
+        server.check()
+
+        def counts() -> Counts:
+            return Counts(_written_bytes([process.pid for process in server.running]))
+
+        yield Server(name, "nats", addresses, server.check, processes, prepare, counts, server.restart)
 
 
 @contextmanager
@@ -285,13 +329,10 @@ def rabbitmq_server(directory: Path) -> Iterator[Server]:
     ]
     mapper = [_program("epmd", "erlang-base"), "-port", str(epmd), "-address", "127.0.0.1"]
     commands = [mapper, *([str(_RABBITMQ)] for _ in names)]
-    with _processes(commands, directory, [common, *environments]) as running:
-
-        def check() -> None:
-            _check(name, running, directory)
+    with _Processes(name, directory, commands, [common, *environments]) as server:
 
         def connected(port: int, tube: str) -> AmqpConnection | None:
-            check()
+            server.check()
             try:
                 return AmqpConnection(("127.0.0.1", port), tube, b"")
             except (OSError, LoadError):
@@ -308,9 +349,9 @@ def rabbitmq_server(directory: Path) -> Iterator[Server]:
 
         for port in ports:
             wait_for(lambda port=port: connected(port, ""), _START_S, "RabbitMQ serving").close()  # type: ignore[misc]
-        pids = [_erlang(process.pid) for process in running[1:]]
+        pids = [_erlang(process.pid) for process in server.running[1:]]
         addresses = [("127.0.0.1", port) for port in ports]
-        yield Server(name, "amqp", addresses, check, lambda: pids, prepare, lambda: Counts(_written_bytes(pids)))
+        yield Server(name, "amqp", addresses, server.check, lambda: pids, prepare, lambda: Counts(_written_bytes(pids)), server.restart)
 
 
 def _erlang(pid: int) -> int:

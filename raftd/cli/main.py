@@ -137,6 +137,37 @@ def bench_capacity(jobs: int, size: int, churn: bool, data: Path | None) -> None
         capacity.run(jobs, size, churn, data, Console())
 
 
+@bench.command("layers", short_help="Processor time of each layer alone.")
+@click.option("--save", is_flag=True, help="Make what was measured the baseline, in the source of raftd.")
+def bench_layers(save: bool) -> None:
+    """Measure the processor time that each layer takes for an operation, beside a stored baseline. Takes some seconds."""
+    from rich.console import Console
+
+    from raftd.bench.layers import run
+
+    with working():
+        run(save, Console())
+
+
+@bench.command("failover", short_help="How long puts wait when the leader is gone.")
+@_option("--times", default=20, kind=click.IntRange(1, 1_000), help="How often each.")
+@click.option("--against", type=click.Choice(["nats"]), multiple=True, help=_AGAINST)
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Keep the servers' data below this directory, on its disk.  [default: where temporary files go]",
+)
+def bench_failover(times: int, against: tuple[str, ...], data: Path | None) -> None:
+    """Kill and pause the leader of three nodes, and make it hand the lead over, while clients put on all of them; print how long no put
+    was answered."""
+    from rich.console import Console
+
+    from raftd.bench.failover import Options, run
+
+    with working():
+        run(Options(times, against, data), Console())
+
+
 def _is_given(name: str) -> bool:
     """Whether an option of this command was given, rather than left to its default."""
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE

@@ -1,0 +1,157 @@
+"""`raftd bench failover`: how long nobody's put is answered when the leader is killed, paused, or hands the lead over.
+
+Clients on all nodes put one job after the other. A gap is the longest time between two answers to any of them, around the moment at
+which the leader was disturbed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from raftd.bench.load import CONNECTIONS
+from raftd.bench.loaders.connection import Connection, LoadError
+from raftd.bench.local import wait_for
+from raftd.bench.servers import OTHERS, Missing, Server, raftd_server
+
+Way = Literal["killed", "paused", "handed over"]
+WAYS: tuple[Way, ...] = ("killed", "paused", "handed over")
+_NODES = 3
+_TUBE = "failover"
+_BODY = b"x" * 200
+_STEADY_S = 0.5
+_LONG_S = 60.0
+#: A client asks again, or at another node, when it has no answer for so long (seconds).
+_PATIENCE_S = 0.25
+_RECONNECT_S = 0.02
+#: So many answers behind the disturbance end the measurement: the lead is found again.
+_ANSWERS = 50
+_SETTLE_S = 0.05
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What `raftd bench failover` was asked for."""
+
+    times: int
+    against: tuple[str, ...]
+    data: Path | None
+
+
+class _Clients:
+    """One for each node, in a thread; `answers` are the moments of all answers."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._stopped = threading.Event()
+        self.answers: list[float] = []
+        self._threads = [threading.Thread(target=self._run, args=(number,), daemon=True) for number in range(len(server.addresses))]
+
+    def __enter__(self) -> _Clients:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join(_LONG_S)
+
+    def _run(self, number: int) -> None:
+        addresses = self._server.addresses
+        for place in itertools.count(number):
+            if self._stopped.is_set():
+                return
+            with suppress(OSError, LoadError):
+                connection = CONNECTIONS[self._server.protocol](addresses[place % len(addresses)], _TUBE, _BODY)
+                try:
+                    self._put(connection)
+                finally:
+                    connection.close()
+            self._stopped.wait(_RECONNECT_S)
+
+    def _put(self, connection: Connection) -> None:
+        connection.socket.settimeout(_PATIENCE_S)
+        while not self._stopped.is_set():
+            connection.put(1)
+            while not connection.puts_done:
+                connection.receive()
+            connection.puts_done = 0
+            self.answers.append(time.monotonic())
+
+    def gap_s(self, since: float) -> float:
+        """The longest time without an answer from just before `since` until enough have come again. Raises LocalError."""
+        wait_for(lambda: len(self.answers) > _ANSWERS and self.answers[-_ANSWERS] > since + _SETTLE_S, _LONG_S, "puts being answered again")
+        moments = sorted(moment for moment in list(self.answers) if moment > since - _SETTLE_S)
+        return max(later - earlier for earlier, later in itertools.pairwise(moments))
+
+
+def _disturb(server: Server, way: Way) -> Callable[[], None]:
+    """Do it to the leader; return how it is made good again. Raises LocalError."""
+    leader = server.processes()[0]
+    if way == "killed":
+        os.kill(leader, signal.SIGKILL)
+        return server.restart
+    if way == "paused":
+        os.kill(leader, signal.SIGSTOP)
+        return lambda: os.kill(leader, signal.SIGCONT)
+    server.hand_over()
+    return lambda: None
+
+
+def measure(server: Server, way: Way, times: int, tell: Callable[[str], None]) -> list[float]:
+    """The gaps, in seconds. Raises LocalError."""
+    gaps = []
+    with _Clients(server) as clients:
+        for number in range(1, times + 1):
+            server.processes()  # waits for a leader
+            clients.gap_s(time.monotonic())
+            time.sleep(_STEADY_S)  # measures the usual
+            since = time.monotonic()
+            heal = _disturb(server, way)
+            try:
+                gaps.append(clients.gap_s(since))
+            finally:
+                heal()
+            tell(f"{server.name}, {way}, {number} of {times}: {gaps[-1] * 1e3:,.0f} ms")
+    return gaps
+
+
+def run(options: Options, console: Console) -> None:
+    """Measure raftd in every way, others when the leader is killed; print a table. Raises LocalError."""
+    table = Table(caption="Time without an answer to any client, in ms.", box=box.SIMPLE)
+    for heading in ("server", "the leader is"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("least", "median", "most", "ratio"):
+        table.add_column(heading, no_wrap=True, justify="right")
+    own = 0.0
+    with TemporaryDirectory(prefix="raftd-failover-", dir=options.data) as directory:
+        top = Path(directory).resolve()
+        for name in ("raftd", *options.against):
+            (top / name).mkdir()
+            try:
+                with raftd_server(top / name, _NODES) if name == "raftd" else OTHERS[name](top / name) as server:
+                    server.prepare(_TUBE)
+                    for way in WAYS if name == "raftd" else WAYS[:1]:
+                        with console.status(f"{server.name}: the leader is {way}") as status:
+                            gaps = measure(server, way, options.times, status.update)
+                        median = statistics.median(gaps)
+                        own = own or median
+                        ratio = f"{own / median:.2f}" if name != "raftd" else "–"
+                        table.add_row(server.name, way, *(f"{gap * 1e3:,.0f}" for gap in (min(gaps), median, max(gaps))), ratio)
+            except Missing as error:
+                console.print(f"not measured: {error}", highlight=False, soft_wrap=True)
+    console.print(table)
