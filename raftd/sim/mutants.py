@@ -256,9 +256,9 @@ def _vote_without_a_look_at_the_log(original: Any) -> Any:
 
 @_mutant("CheckQuorum off", Raft, "_tick_leader")
 def _check_quorum_off(original: Any) -> Any:
-    def tick(self: Raft) -> None:
+    def tick(self: Raft, ticks: int) -> None:
         self._elapsed_ticks = 0
-        original(self)
+        original(self, ticks)
 
     return tick
 
