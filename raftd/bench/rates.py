@@ -164,6 +164,8 @@ def _result(load: subprocess.Popen[bytes], options: Options) -> Result:
 
 def run(options: Options, console: Console) -> None:
     """Start the servers, measure them in turns, print. Raises LocalError."""
+    if options.plot is not None:
+        report.pyplot()  # before anything is measured
     measured: dict[tuple[Row, str], Measured] = {}
     missing: set[str] = set()
     with ExitStack() as stack:

@@ -99,8 +99,8 @@ def write_json(measured: dict[tuple[Row, str], Measured], sync_s: float, path: P
         raise LocalError(f"{path}: {error.strerror}") from None
 
 
-def plot(measured: dict[tuple[Row, str], Measured], path: Path) -> None:
-    """The rates as bars, a group for each row. Raises LocalError."""
+def pyplot() -> Any:
+    """What draws. Raises LocalError if it is not installed."""
     try:
         import matplotlib
 
@@ -108,10 +108,14 @@ def plot(measured: dict[tuple[Row, str], Measured], path: Path) -> None:
         from matplotlib import pyplot
     except ImportError:
         raise LocalError("--plot needs matplotlib: pip install 'raftd[plot]'") from None
+    return pyplot
+
+
+def plot(measured: dict[tuple[Row, str], Measured], path: Path) -> None:
+    """The rates as bars, a group for each row. Raises LocalError."""
     rows = list(dict.fromkeys(row for row, _ in measured))
     names = list(dict.fromkeys(name for _, name in measured))
-    figure: Any
-    figure, panes = pyplot.subplots(1, len(rows), figsize=(2.2 * len(rows) + 1, 3.2), squeeze=False)
+    figure, panes = pyplot().subplots(1, len(rows), figsize=(2.2 * len(rows) + 1, 3.2), squeeze=False)
     for pane, row in zip(panes[0], rows, strict=True):
         for place, name in enumerate(names):
             one = measured.get((row, name))

@@ -32,6 +32,7 @@ def fail(reason: object) -> NoReturn:
 @contextmanager
 def working() -> Iterator[None]:
     """What goes wrong is said in one line; what was started is taken along."""
+    from raftd.bench.loaders.connection import LoadError
     from raftd.bench.local import LocalError
     from raftd.cli import signals
     from raftd.client.blocking import NoAnswer
@@ -44,7 +45,7 @@ def working() -> Iterator[None]:
     except BrokenPipeError:  # who reads has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         raise SystemExit(128 + 13) from None
-    except (LocalError, OSError, RaftdError) as error:
+    except (LocalError, LoadError, OSError, RaftdError) as error:
         fail(error)
 
 

@@ -137,6 +137,25 @@ def bench_capacity(jobs: int, size: int, churn: bool, data: Path | None) -> None
         capacity.run(jobs, size, churn, data, Console())
 
 
+@bench.command("evaluation", short_help="Time to put and consume messages, by nodes and sizes.")
+@click.option("--nodes", type=click.IntRange(1, 13), multiple=True, help="Sizes of the cluster.  [default: 3, 5, 7, 13]")
+@click.option("--messages", type=click.IntRange(1), multiple=True, help="How many.  [default: 50, 100, 200, 500, 1000, 2000]")
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Keep the nodes' data below this directory, on its disk.  [default: where temporary files go]",
+)
+@click.option("--plot", type=_FILE, help="Draw them into this SVG file; needs `pip install 'raftd[plot]'`.")
+def bench_evaluation(nodes: tuple[int, ...], messages: tuple[int, ...], data: Path | None, plot: Path | None) -> None:
+    """Put messages of 4, 200 and 640 bytes one after the other, and consume them, in clusters of several sizes. Takes some minutes."""
+    from rich.console import Console
+
+    from raftd.bench import evaluation
+
+    with working():
+        evaluation.run(evaluation.Options(nodes or evaluation.NODES, messages or evaluation.MESSAGES, data, plot), Console())
+
+
 @bench.command("layers", short_help="Processor time of each layer alone.")
 @click.option("--save", is_flag=True, help="Make what was measured the baseline, in the source of raftd.")
 def bench_layers(save: bool) -> None:
