@@ -17,6 +17,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=[*find_packages(include=["raftd", "raftd.*"]), "twisted.plugins"],
+    package_data={"raftd.bench": ["layers.json"]},
     package_dir={"twisted.plugins": "twisted_plugins"},
     # Without strict mode an editable install would lose the plugin in silence.
     options={"editable_wheel": {"mode": "strict"}},

@@ -7,15 +7,18 @@ import socket
 from typing import Self
 
 from raftd.bench.loaders.beanstalkd import BeanstalkdConnection
+from raftd.bench.local import LocalError
 
 #: Puts under way at once; more would fill a socket while nobody reads the answers.
 _AT_ONCE = 500
 _TUBE = "bench-waiting"
 _TIMEOUT_S = 30.0
+#: What the bench itself has open, with room.
+_OTHER_DESCRIPTORS = 64
 
 
 class Crowd:
-    """Of a server that speaks beanstalkd's protocol; as a context, there until it ends. Raises OSError or LoadError."""
+    """Of a server that speaks beanstalkd's protocol; as a context, there until it ends. Raises OSError, LoadError or LocalError."""
 
     def __init__(self, addresses: list[tuple[str, int]], tubes: int, waiting: int, idle: int, size: int) -> None:
         self._addresses = addresses
@@ -32,12 +35,22 @@ class Crowd:
                 self._fill(connection)
             finally:
                 connection.close()
-        if self._idle:
-            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a descriptor
+        try:
+            self._crowd()
+        except OSError:
+            self.__exit__()
+            raise
+        return self
+
+    def _crowd(self) -> None:
+        if not self._idle:
+            return
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if self._idle > most - _OTHER_DESCRIPTORS:
+            raise LocalError(f"--idle {self._idle}: a process may have {most} files and sockets open here; raise the limit (ulimit -Hn)")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a descriptor
         for number in range(self._idle):
             self._connections.append(socket.create_connection(self._addresses[number % len(self._addresses)], timeout=_TIMEOUT_S))
-        return self
 
     def _fill(self, connection: BeanstalkdConnection) -> None:
         left = self._waiting

@@ -113,7 +113,7 @@ def _disturb(server: Server, way: Way) -> Callable[[], None]:
 
 
 def measure(server: Server, way: Way, times: int, tell: Callable[[str], None]) -> list[float]:
-    """The gaps, in seconds. Raises LocalError."""
+    """The gaps, in seconds; `tell` hears of each. Raises LocalError."""
     gaps = []
     with _Clients(server) as clients:
         for number in range(1, times + 1):
@@ -146,8 +146,7 @@ def run(options: Options, console: Console) -> None:
                 with raftd_server(top / name, _NODES) if name == "raftd" else OTHERS[name](top / name) as server:
                     server.prepare(_TUBE)
                     for way in WAYS if name == "raftd" else WAYS[:1]:
-                        with console.status(f"{server.name}: the leader is {way}") as status:
-                            gaps = measure(server, way, options.times, status.update)
+                        gaps = measure(server, way, options.times, lambda line: console.print(line, highlight=False))
                         median = statistics.median(gaps)
                         own = own or median
                         ratio = f"{own / median:.2f}" if name != "raftd" else "–"

@@ -194,7 +194,7 @@ def run(options: Options, console: Console) -> None:
                     progress.advance(task)
     report.show(measured, console)
     if options.json is not None:
-        report.write_json(measured, sync_s, options.json)
+        report.write_json(measured, msgspec.to_builtins(options, enc_hook=str), sync_s, options.json)
     if options.plot is not None:
         report.plot(measured, options.plot)
 

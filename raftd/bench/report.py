@@ -77,8 +77,9 @@ def _table(caption: str, *headings: str) -> Table:
     return table
 
 
-def write_json(measured: dict[tuple[Row, str], Measured], sync_s: float, path: Path) -> None:
-    """All figures as an object. Raises LocalError."""
+def write_json(measured: dict[tuple[Row, str], Measured], options: object, sync_s: float, path: Path) -> None:
+    """All figures as an object, and what was asked for. Times: `cpu_us` has a list for each round, with the µs an operation took of each
+    process, the one that leads first. Raises LocalError."""
     rows = [
         {
             "row": row,
@@ -94,7 +95,7 @@ def write_json(measured: dict[tuple[Row, str], Measured], sync_s: float, path: P
         for (row, name), one in measured.items()
     ]
     try:
-        path.write_bytes(msgspec.json.format(msgspec.json.encode({"sync_ms": sync_s * 1e3, "rows": rows})) + b"\n")
+        path.write_bytes(msgspec.json.format(msgspec.json.encode({"options": options, "sync_ms": sync_s * 1e3, "rows": rows})) + b"\n")
     except OSError as error:
         raise LocalError(f"{path}: {error.strerror}") from None
 

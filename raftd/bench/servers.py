@@ -233,7 +233,7 @@ def beanstalkd_server(directory: Path) -> Iterator[Server]:
 def nats_server(directory: Path) -> Iterator[Server]:
     """Three nodes of NATS with JetStream; a tube is a work-queue stream of three replicas with a pull consumer. Raises LocalError."""
     program = _program("nats-server", "nats-server")
-    name = f"NATS JetStream {_version([program, '--version'])}"
+    name = f"NATS JetStream {_version([program, '--version'])}, no fsync"
     ports, routes = free_ports(_REPLICAS), free_ports(_REPLICAS)
     commands = []
     for number, (port, route) in enumerate(zip(ports, routes, strict=True), 1):
@@ -327,7 +327,7 @@ def rabbitmq_server(directory: Path) -> Iterator[Server]:
         }
         for number in range(_REPLICAS)
     ]
-    mapper = [_program("epmd", "erlang-base"), "-port", str(epmd), "-address", "127.0.0.1"]
+    mapper = [_program("epmd", "rabbitmq-server"), "-port", str(epmd), "-address", "127.0.0.1"]
     commands = [mapper, *([str(_RABBITMQ)] for _ in names)]
     with _Processes(name, directory, commands, [common, *environments]) as server:
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -92,7 +93,14 @@ def bench(context: click.Context, /, **asked: Any) -> None:
         asked["against"] = tuple(OTHERS)
     options = rates.Options(**asked)
     if any(row.connections < options.processes * (2 if row.work == "handoff" else 1) for row in options.rows):
-        raise click.UsageError("--processes: each needs a connection at least, for handoffs two")
+        raise click.UsageError("--connections: each of the --processes needs one at least, for handoffs two")
+    if options.comparison and any(_is_given(name) for name in ("work", "connections", "in_flight", "rate")):
+        raise click.UsageError("--comparison: its rows say the work, connections, requests in flight and rate")
+    if not all(math.isfinite(number) for number in (options.seconds, options.rate or 0)):
+        raise click.UsageError("--seconds and --rate: finite numbers are expected")
+    for path in (options.json, options.plot):
+        if path is not None and not path.parent.is_dir():
+            raise click.UsageError(f"{path}: there is no directory {path.parent}")
     if {"nats", "rabbitmq"} & set(options.against) and (options.tubes > 1 or options.waiting or options.idle):
         raise click.UsageError("--tubes, --waiting and --idle: only beside servers that speak beanstalkd's protocol")
     with working():

@@ -45,15 +45,16 @@ def test_an_open_loop_that_was_not_kept_is_named():
 
 
 def test_the_json_file_has_all_figures(tmp_path):
-    report.write_json(measured(), 0.0002, tmp_path / "figures.json")
+    report.write_json(measured(), {"nodes": 3}, 0.0002, tmp_path / "figures.json")
     kept = msgspec.json.decode((tmp_path / "figures.json").read_bytes())
     assert kept["sync_ms"] == 0.2
+    assert kept["options"] == {"nodes": 3}
     assert [(row["server"], row["rates"], row["operations"]) for row in kept["rows"]] == [
         ("raftd, 3 nodes", [200.0], 200),
         ("other", [100.0], 100),
     ]
     with pytest.raises(LocalError, match="No such file"):
-        report.write_json(measured(), 0.0002, tmp_path / "missing" / "figures.json")
+        report.write_json(measured(), {}, 0.0002, tmp_path / "missing" / "figures.json")
 
 
 def test_the_picture(tmp_path):

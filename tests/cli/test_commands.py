@@ -147,10 +147,20 @@ def test_a_bench_names_what_is_not_installed_and_leaves_it_out(tmp_path):
 
 def test_a_bench_needs_sense():
     done = run("bench", "--connections", "2", "--processes", "3")
-    assert (done.returncode, "each needs a connection" in done.stderr) == (2, True)
+    assert (done.returncode, "each of the --processes needs one at least" in done.stderr) == (2, True)
     assert run("bench", "--rounds", "0").returncode == 2
+    for wrong in (("--rate", "nan"), ("--comparison", "--rate", "5"), ("--json", "missing/f.json"), ("--work", "handoff", "-c", "1")):
+        assert run("bench", *wrong).returncode == 2, wrong
     done = run("bench", "--against", "nats", "--waiting", "5")
     assert (done.returncode, "only beside servers that speak beanstalkd's protocol" in done.stderr) == (2, True)
+
+
+def test_a_crowd_that_the_limit_on_open_files_forbids_is_refused(tmp_path):
+    limited = ["bash", "-c", 'ulimit -n 1000; exec "$@"', "_", *RAFTD]
+    asked = ("bench", "--rounds", "1", "--seconds", "0.1", "--nodes", "1", "--idle", "5000", "--data", str(tmp_path))
+    done = subprocess.run([*limited, *asked], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "raise the limit (ulimit -Hn)" in done.stderr) == (1, True)
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- status ------------------------------------------------------------------------------------
