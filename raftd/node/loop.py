@@ -85,7 +85,7 @@ class Observer(Protocol):
 
 class Node:
     """A member of the cluster. `soon` calls a function with arguments when all input that is there is handed over. `hasten`: the next tick
-    must come after so many TICK_MS, although the last one asked for a longer rest. `fail` is called with an error after which the process
+    must come after so many seconds, although the last one asked for a longer rest. `fail` is called with an error after which the process
     must end. Raises CorruptionError for a snapshot that cannot be loaded, and TooOld for one that only a newer raftd understands."""
 
     def __init__(
@@ -94,7 +94,7 @@ class Node:
         clock: Clock,
         wall_s: Callable[[], float],
         soon: Callable[..., object],
-        hasten: Callable[[int], None],
+        hasten: Callable[[float], None],
         transport: Transport,
         store: Store,
         opened: Opened,
@@ -228,7 +228,7 @@ class Node:
         self._guarded(self._administer, request, answer)
 
     def _administer(self, request: AdminRequest, answer: Answer) -> None:
-        self._set_time()
+        self._count_ticks(self._set_time())
         self._administration.ask(request, answer)
         self.wake()
 
@@ -272,7 +272,11 @@ class Node:
 
     def hearing_from(self, peer: int) -> None:
         """Part of a long message of `peer` has arrived."""
-        self._guarded(self.raft.hearing_from, peer)
+        self._guarded(self._hearing_from, peer)
+
+    def _hearing_from(self, peer: int) -> None:
+        self._count_ticks(self._set_time())
+        self.raft.hearing_from(peer)
 
     def link_changed(self, peer: int) -> None:
         """The connection to `peer` came up or went down."""
@@ -334,7 +338,7 @@ class Node:
     @property
     def _idle_ticks(self) -> int:
         """How many ticks may pass before one could do anything."""
-        return 1 if self._forwards.has_held or self.gateway.is_refused else self.raft.idle_ticks
+        return 1 if self._forwards.has_held or self.gateway.is_refused else min(self.raft.idle_ticks, FREE_SPACE_TICKS)
 
     def _tick(self) -> None:
         now_ms = self._set_time()
@@ -398,6 +402,7 @@ class Node:
         self._in_turn = True
         self.turns += 1
         now_ms = self._set_time()
+        self._count_ticks(now_ms)  # what begins in this turn must not begin at an old tick
         self.turn.begin()
         self.gateway.begin_turn()
         applied_bytes = 0
@@ -429,7 +434,7 @@ class Node:
             self.wake()
         if self._ticks_left > 1 and self._ticks_left > (ticks := self._idle_ticks):
             self._ticks_left = ticks
-            self._hasten(ticks)
+            self._hasten((self._ticked_ms + ticks * TICK_MS - now_ms) / 1000)
         self._transport.flush()
 
     def _check_members(self) -> None:

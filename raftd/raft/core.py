@@ -200,8 +200,15 @@ class Raft:
     @property
     def idle_ticks(self) -> int:
         """How many ticks may pass, one at least, before the next could do anything; half an election timeout at most."""
-        if self.is_leader:
-            return max(1, self._heartbeat_ticks - self._heartbeat_elapsed_ticks)
+        if self.is_leader and self._leadership is not None:
+            ticks = min(
+                self._heartbeat_ticks - self._heartbeat_elapsed_ticks,
+                self._election_ticks - self._elapsed_ticks,
+                self._leadership.idle_ticks,
+            )
+            if self._persists_in_flight:
+                ticks = min(ticks, self._persists_in_flight[0][1] + 2 * self._election_ticks - self.tick_count)
+            return max(1, ticks)
         if self.role is Role.FOLLOWER:
             return max(1, min(self._election_ticks // 2, self._timeout_ticks - self._elapsed_ticks))
         return 1
@@ -816,6 +823,11 @@ class Leadership:
         if progress is not None and progress.match_index == self._raft.log.last_index:
             self._is_asked = True
             self._raft.send(self._target, TimeoutNow(self._raft.term))
+
+    @property
+    def idle_ticks(self) -> int:
+        """How many ticks may pass before `tick` would do anything."""
+        return self._give_up_tick - self._raft.tick_count if self._target else self._election_ticks
 
     def tick(self) -> None:
         if self._target and self._raft.tick_count >= self._give_up_tick:

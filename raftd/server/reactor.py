@@ -7,6 +7,7 @@ And an event goes to its connection directly, not inside a logging context of it
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,8 +16,10 @@ from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.main import installReactor
 from twisted.logger import Logger
 
-#: Polls between two runs of what waits, at most: timers come no later than so many small ones.
+#: Polls between two runs of what waits, at most; and the time after which no more follows (seconds): a crowd that connects or
+#: leaves must not hold back ticks.
 MOST_POLLS = 16
+LONGEST_POLLS_S = 0.002
 
 
 class TurnReactor(EPollReactor):
@@ -26,10 +29,10 @@ class TurnReactor(EPollReactor):
 
     def __init__(self) -> None:
         super().__init__()
-        self._soon: list[tuple[Callable[..., object], tuple[object, ...]]] = []
+        self._soon: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
 
     def soon(self, call: Callable[..., object], *arguments: object) -> None:
-        """Call it when the sockets have nothing more to read, after MOST_POLLS polls at the latest. Answers to clients bring their next
+        """Call it when the sockets have nothing more to read, or after MOST_POLLS or LONGEST_POLLS_S. Answers to clients bring their next
         commands at once, one after the other: a turn for all of them costs little more than a turn for the first. What a call asks for
         itself comes after one more poll."""
         self._soon.append((call, arguments))
@@ -40,6 +43,7 @@ class TurnReactor(EPollReactor):
     def doPoll(self, timeout: float | None) -> None:
         selectables = self._selectables
         wait_s = -1 if timeout is None else timeout
+        until_s = 0.0
         for _ in range(MOST_POLLS):
             try:
                 events = self._poller.poll(wait_s, len(selectables))
@@ -52,13 +56,16 @@ class TurnReactor(EPollReactor):
             if not events or not self._soon:
                 break
             wait_s = 0  # is there more?
-        if self._soon:
-            calls, self._soon = self._soon, []
-            for call, arguments in calls:
-                try:
-                    call(*arguments)
-                except Exception:
-                    self._log.failure("a bug in raftd: the process continues")
+            now_s = self.seconds()
+            until_s = until_s or now_s + LONGEST_POLLS_S
+            if now_s >= until_s:
+                break
+        for _ in range(len(self._soon)):
+            call, arguments = self._soon.popleft()
+            try:
+                call(*arguments)
+            except Exception:
+                self._log.failure("a bug in raftd: the process continues")
 
     doIteration = doPoll
 

@@ -139,6 +139,7 @@ class RaftdService(service.MultiService):
         hangups.setServiceParent(self)
         self._diallers: dict[int, tuple[MemberAddress, PeerService]] = {}
         self._ticks: task.LoopingCall | None = None
+        self._tick_due_s = 0.0  # by the first of `_clocks`
         self._ticked = (0.0, 0.0)  # the clocks when it last did
         self._reminder = internet.TimerService(NO_LEADER_REMINDER_S, self._remind)
         self._reminder.clock = reactor
@@ -205,6 +206,7 @@ class RaftdService(service.MultiService):
         self._collector = CycleCollector(self._reactor, lambda: node.machine.items)
         self._collector.setServiceParent(self)
         self._ticked = self._clocks()
+        self._tick_due_s = self._ticked[0] + TICK_MS / 1000
         self._ticks = task.LoopingCall(self._tick, node)
         self._ticks.clock = self._reactor
         self._ticks.start(TICK_MS / 1000, now=False).addErrback(self._tick_died)
@@ -258,22 +260,23 @@ class RaftdService(service.MultiService):
             needed=majority_text(self.node.raft.membership.halves),
         )
 
-    def _hasten(self, ticks: int) -> None:
-        """The next tick comes after so many TICK_MS."""
+    def _hasten(self, delay_s: float) -> None:
+        """The next tick comes after so many seconds."""
         if self._ticks is not None and self._ticks.running:
-            self._ticks.interval = ticks * TICK_MS / 1000
+            self._ticks.interval = delay_s
             self._ticks.reset()
+            self._tick_due_s = self._clocks()[0] + delay_s
 
     def _tick(self, node: Node) -> None:
         """One tick, and how much later it comes than it should."""
         assert self._ticks is not None
-        assert self._ticks.interval is not None
         before, now = self._ticked, self._clocks()
         self._ticked = now
         counters = self._counters
-        counters.longest_pause_s = max(counters.longest_pause_s, now[0] - before[0] - self._ticks.interval)
+        counters.longest_pause_s = max(counters.longest_pause_s, now[0] - self._tick_due_s)
         counters.longest_work_s = max(counters.longest_work_s, now[1] - before[1])
         self._ticks.interval = node.tick() * TICK_MS / 1000
+        self._tick_due_s = self._clocks()[0] + self._ticks.interval
         self._ticks.starttime = self._reactor.seconds()  # counted from here, not from multiples of the interval since the start
 
     def _clocks(self) -> tuple[float, float]:

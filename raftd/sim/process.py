@@ -252,10 +252,10 @@ class Process:
         if self.alive:
             self._next_tick = self.world.scheduler.after(ticks * self._tick_us, self._tick)
 
-    def _hasten(self, ticks: int) -> None:
-        if self._next_tick.active():  # else it waits for this turn to end
+    def _hasten(self, delay_s: float) -> None:
+        if self._next_tick.active() and self.alive:  # else it waits for this turn to end
             self._next_tick.cancel()
-            self._tick_in(ticks)
+            self._next_tick = self.world.scheduler.after(int(delay_s * 1000 * self._tick_us / TICK_MS), self._tick)
 
     def stop(self) -> None:
         """SIGSTOP."""

@@ -8,7 +8,7 @@ from raftd.raft.logtime import LogClock
 from raftd.raft.messages import AppendEntries, AppendEntriesReply, EntryKind, PreVote, PreVoteReply, RequestVote, RequestVoteReply
 from raftd.raft.quorum import Tally, majority_value
 from raftd.raft.ready import HardState, Role
-from tests.raft.harness import HEARTBEAT, WALL_MS, Cluster, T, alone, entries, win
+from tests.raft.harness import HEARTBEAT, WALL_MS, Cluster, T, alone, entries, led, win
 
 
 def append(term: int, prev: int = 0, prev_term: int = 0, *, batch=(), commit: int = 0, clock: int = WALL_MS) -> AppendEntries:
@@ -628,3 +628,33 @@ def test_a_heartbeat_leaves_by_the_clock_when_ticks_come_late():
     peer.raft.set_time(peer.raft.now_ms + 10 * HEARTBEAT + 10, WALL_MS)
     peer.raft.tick()  # one, where there should have been six
     assert sent(peer, AppendEntries)
+
+
+# -- rest --------------------------------------------------------------------------------------
+
+
+def test_a_leader_rests_no_longer_than_its_next_deadline():
+    cluster = led()
+    leader = cluster[1]
+    leader._heartbeat_ticks = T  # or heartbeats would be the next thing to do
+    leader._heartbeat_elapsed_ticks = leader._elapsed_ticks = 0
+    assert leader.idle_ticks == T  # R7: who answered is counted then
+    leader.tick(T - 3)
+    assert leader.idle_ticks == 3
+    cluster.isolate(3)
+    leader.leadership.transfer(3)
+    leader._heartbeat_elapsed_ticks = leader._elapsed_ticks = 0
+    leader.tick(5)
+    leader._heartbeat_elapsed_ticks = leader._elapsed_ticks = 0
+    assert leader.idle_ticks == T - 5  # R32: then the transfer is given up
+
+
+def test_a_follower_rests_no_longer_than_its_election_timeout_lasts():
+    peer = alone()
+    peer.raft._timeout_ticks = T + 1
+    assert peer.raft.idle_ticks == T // 2
+    peer.raft.tick(T - 2)
+    assert peer.raft.idle_ticks == 3
+    peer.raft.tick(3)
+    assert peer.raft.role is Role.PRE_CANDIDATE
+    assert peer.raft.idle_ticks == 1

@@ -10,7 +10,7 @@ from twisted.internet.abstract import FileDescriptor
 from twisted.internet.task import Clock
 
 from raftd.server import reactor as module
-from raftd.server.reactor import MOST_POLLS, TurnReactor, install, soon_of
+from raftd.server.reactor import LONGEST_POLLS_S, MOST_POLLS, TurnReactor, install, soon_of
 
 
 class Reader(FileDescriptor):
@@ -76,8 +76,37 @@ def test_a_flood_does_not_hold_calls_back(reactor):
 
     reader.doRead = read
     reader.theirs.send(b"x")
+    reactor.seconds = lambda: 0.0
     reactor.doIteration(0)
     assert events == ["read"] * MOST_POLLS + ["call"] * MOST_POLLS
+
+
+def test_polls_that_take_long_are_few(reactor):
+    """One process that connected and disconnected without end held back the ticks of a leader for sixteen polls, and cost it the lead."""
+    events: list[str] = []
+    reader = Reader(reactor, events)
+    now_s = [0.0]
+    reactor.seconds = lambda: now_s[0]
+
+    def read() -> None:
+        now_s[0] += LONGEST_POLLS_S
+        events.append("read")
+        reactor.soon(events.append, "call")
+
+    reader.doRead = read
+    reader.theirs.send(b"x")
+    reactor.doIteration(0)
+    assert events == ["read"] * 2 + ["call"] * 2
+
+
+def test_a_call_that_ends_the_process_loses_no_other(reactor):
+    calls: list[str] = []
+    reactor.soon(sys.exit)
+    reactor.soon(calls.append, "second")
+    with pytest.raises(SystemExit):
+        reactor.doIteration(0)
+    reactor.doIteration(0)
+    assert calls == ["second"]
 
 
 def test_a_poll_does_not_wait_while_a_call_does(reactor):
