@@ -27,6 +27,7 @@ from raftd.bench.load import CONNECTIONS
 from raftd.bench.loaders.connection import Connection, LoadError
 from raftd.bench.local import wait_for
 from raftd.bench.servers import OTHERS, Missing, Server, raftd_server
+from raftd.cli.console import wide
 
 Way = Literal["killed", "paused", "handed over"]
 WAYS: tuple[Way, ...] = ("killed", "paused", "handed over")
@@ -92,10 +93,11 @@ class _Clients:
             connection.puts_done = 0
             self.answers.append(time.monotonic())
 
-    def gap_s(self, since: float) -> float:
-        """The longest time without an answer from just before `since` until enough have come again. Raises LocalError."""
-        wait_for(lambda: len(self.answers) > _ANSWERS and self.answers[-_ANSWERS] > since + _SETTLE_S, _LONG_S, "puts being answered again")
-        moments = sorted(moment for moment in list(self.answers) if moment > since - _SETTLE_S)
+    def gap_s(self, began: float, ended: float) -> float:
+        """The longest time without an answer from `began` until enough have come after `ended`: between them the leader is disturbed.
+        Raises LocalError."""
+        wait_for(lambda: len(self.answers) > _ANSWERS and self.answers[-_ANSWERS] > ended + _SETTLE_S, _LONG_S, "puts being answered again")
+        moments = sorted(moment for moment in list(self.answers) if moment > began)
         return max(later - earlier for earlier, later in itertools.pairwise(moments))
 
 
@@ -104,12 +106,25 @@ def _disturb(server: Server, way: Way) -> Callable[[], None]:
     leader = server.processes()[0]
     if way == "killed":
         os.kill(leader, signal.SIGKILL)
-        return server.restart
+
+        def restart() -> None:
+            wait_for(lambda: _has_ended(leader), what="a killed process ending")
+            server.restart()
+
+        return restart
     if way == "paused":
         os.kill(leader, signal.SIGSTOP)
         return lambda: os.kill(leader, signal.SIGCONT)
     server.hand_over()
     return lambda: None
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether it runs no more; it may wait to be asked for its status."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
 
 
 def measure(server: Server, way: Way, times: int, tell: Callable[[str], None]) -> list[float]:
@@ -118,12 +133,12 @@ def measure(server: Server, way: Way, times: int, tell: Callable[[str], None]) -
     with _Clients(server) as clients:
         for number in range(1, times + 1):
             server.processes()  # waits for a leader
-            clients.gap_s(time.monotonic())
-            time.sleep(_STEADY_S)  # measures the usual
-            since = time.monotonic()
+            began = time.monotonic()
+            clients.gap_s(began, began + _STEADY_S)  # puts are answered
+            began = time.monotonic()
             heal = _disturb(server, way)
             try:
-                gaps.append(clients.gap_s(since))
+                gaps.append(clients.gap_s(began, time.monotonic()))
             finally:
                 heal()
             tell(f"{server.name}, {way}, {number} of {times}: {gaps[-1] * 1e3:,.0f} ms")
@@ -153,4 +168,4 @@ def run(options: Options, console: Console) -> None:
                         table.add_row(server.name, way, *(f"{gap * 1e3:,.0f}" for gap in (min(gaps), median, max(gaps))), ratio)
             except Missing as error:
                 console.print(f"not measured: {error}", highlight=False, soft_wrap=True)
-    console.print(table)
+    wide(console).print(table)

@@ -187,7 +187,7 @@ def run(options: Options, console: Console) -> None:
                         one = measured.setdefault((row, server.name), Measured())
                         one.add(measure(server, row, options))
                         console.print(
-                            f"{row.title:28} round {round_number}  {server.name:22} {one.rates[-1]:10,.0f} /s",
+                            f"{row.title:28} round {round_number}  {server.name:31} {one.rates[-1]:10,.0f} /s",
                             highlight=False,
                             soft_wrap=True,
                         )
