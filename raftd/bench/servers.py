@@ -31,9 +31,11 @@ from raftd.wire.client import Failed, TransferRequest
 
 _RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 _REPLICAS = 3
-#: Erlang takes its time.
-_START_S = 90.0
+#: Erlang takes its time, on a busy machine minutes.
+_START_S = 240.0
 _ASK_S = 5.0
+#: JetStream does not answer at all while it has no leader.
+_ASK_AGAIN_S = 0.5
 _METRIC = re.compile(rb"^raftd_(turns_total|fsync_seconds_count) (\S+)$", re.MULTILINE)
 #: Longer than any measurement: no message may come again in it.
 _ACK_WAIT_NS = 3600 * 10**9
@@ -252,6 +254,7 @@ def nats_server(directory: Path) -> Iterator[Server]:
             """None if nobody can answer now."""
             try:
                 connection = nats.NatsConnection(address, "ask", b"")
+                connection.socket.settimeout(_ASK_AGAIN_S)
                 try:
                     answer = connection.ask(subject, question)
                 finally:

@@ -124,6 +124,7 @@ def test_a_node_whose_gateway_was_closed_says_503():
     call = listener.begin("GET", "/message/t")
     cluster.run(50)
     listener.node.gateway._abandon()
+    listener.node.wake()
     cluster.run(20)  # its clients are told in the next turn
     assert call.said == (503, NO)
 
