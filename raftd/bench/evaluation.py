@@ -56,8 +56,7 @@ def measure(server: Server, nodes: int, size: int, messages: int) -> Point:
             connection.put(1)
             _await(connection, "puts_done")
         put_s = time.perf_counter() - began
-        for address in server.addresses:
-            wait_for(lambda address=address: _ready(address) == messages, what=f"{messages} messages on every node")  # type: ignore[misc]
+        wait_for(lambda: all(_ready(address) == messages for address in server.addresses), what=f"{messages} messages on every node")
         began = time.perf_counter()
         for _ in range(messages):
             connection.take(1)

@@ -25,7 +25,7 @@ from raftd.limits import LIMITS, MAX_JOB_BYTES
 from raftd.node.gateway import Gateway
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
-from raftd.raft.messages import AppendEntries, Configuration, Entry, EntryKind
+from raftd.raft.messages import AppendEntries, Configuration, Entry, EntryKind, Message
 from raftd.raft.ready import HardState
 from raftd.storage.records import encode_batch
 from raftd.wire import peer
@@ -56,8 +56,7 @@ def _parser() -> int:
 
 def _gateway() -> int:
     """Puts of as many sessions as a batch has commands, to batches; and the answers back."""
-    machine = StateMachine()
-    machine.apply(1, 1, c.encode_payload(c.OpenGateway(1, 1)))
+    machine = _machine_with_gateway()
     row = machine.gateways[1]
     gateway = Gateway(1, 1, 500, Share(), COSTS, LIMITS)
     gateway.collect(0)
@@ -132,7 +131,7 @@ def _raft() -> int:
     """Three cores and no disk: an entry from proposal to commit on all of them."""
     configuration = Configuration(b"c" * 16, _NODES)
     cores = {node: Raft(node, configuration, Log(), HardState(), 1, Random(node), 25, 5) for node in _NODES}
-    messages: deque[tuple[int, int, object]] = deque()
+    messages: deque[tuple[int, int, Message]] = deque()
 
     def settle() -> None:
         """Until nobody has anything to say."""
@@ -151,7 +150,7 @@ def _raft() -> int:
                     core.applied(ready.apply[-1].index)
             while messages:
                 sender, to, message = messages.popleft()
-                cores[to].step(sender, message)  # type: ignore[arg-type]  # what cores send, cores take
+                cores[to].step(sender, message)
 
     for core in cores.values():
         core.set_time(1, 1)

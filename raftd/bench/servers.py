@@ -15,6 +15,7 @@ import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -351,7 +352,7 @@ def rabbitmq_server(directory: Path) -> Iterator[Server]:
                 connection.close()
 
         for port in ports:
-            wait_for(lambda port=port: connected(port, ""), _START_S, "RabbitMQ serving").close()  # type: ignore[misc]
+            wait_for(partial(connected, port, ""), _START_S, "RabbitMQ serving").close()
         pids = [_erlang(process.pid) for process in server.running[1:]]
         addresses = [("127.0.0.1", port) for port in ports]
         yield Server(name, "amqp", addresses, server.check, lambda: pids, prepare, lambda: Counts(_written_bytes(pids)), server.restart)

@@ -54,6 +54,13 @@ def _option(*names: str, default: object, help: str, kind: Any) -> Callable[[_F]
     return click.option(*names, type=kind, default=default, show_default=True, help=help)
 
 
+_DATA = click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Keep the nodes' data below this directory, on its disk.  [default: where temporary files go]",
+)
+
+
 @main.group(invoke_without_command=True, short_help="Measure jobs per second and latencies.")
 @_option("--work", default="both", kind=click.Choice(["put", "cycle", "handoff", "both"]), help=_WORK)
 @_option("--connections", "-c", default=64, kind=click.IntRange(1, 10_000), help="Clients at once.")
@@ -72,11 +79,7 @@ def _option(*names: str, default: object, help: str, kind: Any) -> Callable[[_F]
 @click.option("--comparison", is_flag=True, help="The rows of docs/performance.md, instead of --work, --connections and --in-flight.")
 @click.option("--json", type=_FILE, help="Write all figures to this file.")
 @click.option("--plot", type=_FILE, help="Draw the rates into this SVG file; needs `pip install 'raftd[plot]'`.")
-@click.option(
-    "--data",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Keep the servers' data below this directory, on its disk.  [default: where temporary files go]",
-)
+@_DATA
 @click.pass_context
 def bench(context: click.Context, /, **asked: Any) -> None:
     """Measure jobs per second and latencies of a cluster started for it on this machine. Takes a minute or so."""
@@ -127,11 +130,7 @@ def bench_entries() -> None:
 @_option("--jobs", default=1_000_000, kind=click.IntRange(1, 100_000_000), help="How many.")
 @_option("--size", default=200, kind=click.IntRange(0, 65_535), help="Bytes in the body of a job.")
 @click.option("--churn", is_flag=True, help="Delete them again, ten thousand at a time, instead of keeping them all.")
-@click.option(
-    "--data",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Keep the nodes' data below this directory, on its disk.  [default: where temporary files go]",
-)
+@_DATA
 def bench_capacity(jobs: int, size: int, churn: bool, data: Path | None) -> None:
     """Fill three nodes on this machine, start them again, and let a fourth catch up; print what it took.
 
@@ -148,11 +147,7 @@ def bench_capacity(jobs: int, size: int, churn: bool, data: Path | None) -> None
 @bench.command("evaluation", short_help="Time to put and consume messages, by nodes and sizes.")
 @click.option("--nodes", type=click.IntRange(1, 13), multiple=True, help="Sizes of the cluster.  [default: 3, 5, 7, 13]")
 @click.option("--messages", type=click.IntRange(1), multiple=True, help="How many.  [default: 50, 100, 200, 500, 1000, 2000]")
-@click.option(
-    "--data",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Keep the nodes' data below this directory, on its disk.  [default: where temporary files go]",
-)
+@_DATA
 @click.option("--plot", type=_FILE, help="Draw them into this SVG file; needs `pip install 'raftd[plot]'`.")
 def bench_evaluation(nodes: tuple[int, ...], messages: tuple[int, ...], data: Path | None, plot: Path | None) -> None:
     """Put messages of 4, 200 and 640 bytes one after the other, and consume them, in clusters of several sizes. Takes some minutes."""
@@ -179,11 +174,7 @@ def bench_layers(save: bool) -> None:
 @bench.command("failover", short_help="How long puts wait when the leader is gone.")
 @_option("--times", default=20, kind=click.IntRange(1, 1_000), help="How often each.")
 @click.option("--against", type=click.Choice(["nats"]), multiple=True, help=_AGAINST)
-@click.option(
-    "--data",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Keep the servers' data below this directory, on its disk.  [default: where temporary files go]",
-)
+@_DATA
 def bench_failover(times: int, against: tuple[str, ...], data: Path | None) -> None:
     """Kill and pause the leader of three nodes, and make it hand the lead over, while clients put on all of them; print how long no put
     was answered."""

@@ -47,10 +47,10 @@ class ForwardProposals:
     def propose_held(self) -> None:
         """Propose what is kept, if everything before is committed."""
         if self._held and not self._has_uncommitted:
-            self.tick()
+            self.propose_all()
 
-    def tick(self) -> None:
-        """Propose what is kept."""
+    def propose_all(self) -> None:
+        """Propose what is kept, whatever is under way."""
         held, self._held = self._held, []
         for sender, forward in held:
             self._propose(sender, forward)

@@ -46,7 +46,8 @@ from raftd.wire.peer import Hello, PeerMessage, Refusal, RefusalCode
 #: Ticks between two measurements of free disk space on a node that writes nothing: half a second.
 FREE_SPACE_TICKS = 50
 
-#: Ticks between two looks at what changes slowly: what a leader proposes by itself, snapshots, operators' requests. Less than a heartbeat.
+#: Ticks between two looks at what changes slowly: what a leader proposes by itself, snapshots, operators' requests. A node that rests
+#: looks when it ticks.
 POLL_TICKS = 3
 
 #: How often effects are collected within one turn before the reactor gets its turn again.
@@ -344,7 +345,7 @@ class Node:
         now_ms = self._set_time()
         self._count_ticks(now_ms + TICK_MS // 2)  # timers are not exact
         self._ticked_ms = now_ms
-        self._forwards.tick()
+        self._forwards.propose_all()
         self._proposals.tick()
         if self.raft.tick_count >= self._next_measure_tick and not self._is_measuring:
             self._next_measure_tick = self.raft.tick_count + FREE_SPACE_TICKS

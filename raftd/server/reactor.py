@@ -64,7 +64,7 @@ class TurnReactor(EPollReactor):
             call, arguments = self._soon.popleft()
             try:
                 call(*arguments)
-            except Exception:
+            except Exception:  # as Twisted does with timers: one call must not stop the others
                 self._log.failure("a bug in raftd: the process continues")
 
     doIteration = doPoll
