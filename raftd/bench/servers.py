@@ -271,6 +271,8 @@ def nats_server(directory: Path) -> Iterator[Server]:
             consumer = {"durable_name": nats.CONSUMER, "ack_policy": "explicit", "ack_wait": _ACK_WAIT_NS, **unlimited}
             subject = f"CONSUMER.DURABLE.CREATE.{tube}.{nats.CONSUMER}"
             wait_for(lambda: ask(subject, {"stream_name": tube, "config": consumer}), _START_S, "a consumer of JetStream")
+            info = f"CONSUMER.INFO.{tube}.{nats.CONSUMER}"  # a pull that comes before it is led is lost
+            wait_for(lambda: ((ask(info, {}) or {}).get("cluster") or {}).get("leader"), _START_S, "a leader of JetStream's consumer")
             tubes.append(tube)
 
         def leader() -> str | None:
