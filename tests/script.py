@@ -119,7 +119,7 @@ class Script:
     def do_rot(self, node: str) -> None:
         files = self.cluster.disks[int(node)].files
         file = files[max(path for path in files if path.endswith(".log"))]
-        file.seen[-3] ^= 0x20
+        file.seen[len(file.seen.rstrip(b"\0")) - 3] ^= 0x20
         file.platter[:] = file.seen
 
     def do_status(self) -> None:

@@ -289,12 +289,13 @@ class Disk(MemoryFileSystem):
         if which == "tail":
             path = paths[-1]  # in the last batch, which may or may not have been acknowledged
             image = self.files[path]
-            place = random.randrange(self._last_batch(path), len(image.platter))
+            scan = self._scan(path)
+            place = random.randrange(scan.last_batch, scan.end)
             image.platter[place] ^= 1 << random.randrange(8)
             return self._damaged(path, f"a bit of byte {place} flipped, in the last batch")
         last = len(image.platter)
         if suffix == (".log",) and path == paths[-1] and kind != "rot":
-            last = self._last_batch(path)  # behind it zeros are no trace either
+            last = self._scan(path).last_batch  # behind it zeros are no trace either
         # an older sector must be a whole one
         sectors = range(0, last if kind == "rot" or which == "vote" else max(0, last - self.sector + 1), self.sector)
         if not sectors:
@@ -321,11 +322,8 @@ class Disk(MemoryFileSystem):
         image.seen[:] = image.platter
         return f"{path}: {what}"
 
-    def _last_batch(self, path: str) -> int:
-        """Where the last batch header of a segment is."""
-        data = bytes(self.files[path].platter)
-        scan = records.scan_segment(data, *_named(path), None)
-        return scan.last_batch
+    def _scan(self, path: str) -> records.Scan:
+        return records.scan_segment(bytes(self.files[path].platter), *_named(path), None)
 
 
 #: Rot in the last batch is the only ambiguous damage: it comes more often.

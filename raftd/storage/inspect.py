@@ -68,7 +68,8 @@ def find_segments(fs: FileSystem, directory: str, first_number: int | None) -> I
         missing = f"segment {expected} is missing before it" if number != expected else ""
         problem = missing or _problem(scan, is_last)
         is_sound = not missing and (scan.damage is Damage.NONE or (is_last and scan.damage is Damage.TORN))
-        yield SegmentFound(name, len(data), scan.entries, problem, is_sound)
+        size = scan.end if scan.damage is Damage.NONE else len(data)  # without the space for batches to come
+        yield SegmentFound(name, size, scan.entries, problem, is_sound)
         chain = scan.chain if scan.end else None
         expected = number + 1
 

@@ -2,6 +2,9 @@
 
 An entry that replaces others (a conflict, §5.3) is simply appended: on reading back, an index at or below
 the last one replaces that one and all behind it. A segment is named by its number and its random id.
+
+While batches follow each other the newest segment has zeros behind its end, into which they are written: to
+sync a file that does not grow takes half the time. A seal takes them away.
 """
 
 from __future__ import annotations
@@ -18,6 +21,11 @@ from raftd.storage.filesystem import File, FileSystem
 from raftd.storage.records import ID_BYTES, SEGMENT_HEADER_BYTES, Damage, Scan, encode_batch, read_batches, scan_segment, segment_header
 
 _SUFFIX = ".log"
+
+#: How many zeros are written behind the end at a time (bytes): a quarter of what the segment has, so that a small log stays small. A
+#: batch as large as that costs enough to make the file grow by itself.
+_LEAST_AHEAD_BYTES = 4 << 10
+_MOST_AHEAD_BYTES = 256 << 10
 
 
 class Tail(NamedTuple):
@@ -134,6 +142,9 @@ class SegmentedLog:
         self._last_name = ""
         self._last_batch = 0  # where the last good one begins
         self._file: File | None = None
+        self._path = ""  # of `_file`
+        self._written = 0  # where the last batch in it ends
+        self._file_bytes = 0  # its size: behind `_written` it has zeros
         self._segments: list[_Segment] = []
         self._marks: list[_Mark] = []  # ascending: those of entries that were replaced are gone
         self._last_index = 0  # of the entry written last
@@ -222,13 +233,16 @@ class SegmentedLog:
         one that this can concern: it is written once more."""
         if self._last_name:
             path = f"{self._directory}/{self._last_name}"
-            last = self._fs.read(path)[self._last_batch :]
+            end = self._segments[-1].size_bytes
+            data = self._fs.read(path)
             file = self._fs.open(path)
             try:
-                file.write(self._last_batch, last)
+                file.write(self._last_batch, data[self._last_batch : end])
                 file.sync()
             finally:
                 file.close()
+            if len(data) > end:
+                self._fs.truncate(path, end)  # nothing is written into it any more
         self._fs.sync_directory(self._directory)
 
     # -- reading for followers ----------------------------------------------------------------
@@ -313,7 +327,9 @@ class SegmentedLog:
 
     def start_anew(self) -> int:
         """The number of the next segment, with which the log begins again: a snapshot has taken the place of all before."""
-        self._end = self.segment_bytes  # whatever is open is full
+        if self._file is not None:
+            self._file.close()
+            self._file = None
         return self.number + 1
 
     # -- appending ----------------------------------------------------------------------------
@@ -321,7 +337,8 @@ class SegmentedLog:
     def prepare(self, entries: Sequence[Entry]) -> Callable[[], None]:
         """The write of one batch, to be called once, before the next is prepared; maybe in a thread.
 
-        It returns once the batch is durable, or raises OSError; the process must end then (R17).
+        It returns once the batch is durable, or raises OSError; the process must end then (R17). A batch without entries is a seal: no
+        further batch is expected soon.
         """
         if self._file is not None and self._end < self.segment_bytes:
             start = b""
@@ -346,24 +363,44 @@ class SegmentedLog:
             if start:
                 self._begin(start)
             assert self._file is not None
+            self._written = offset + len(data)
+            if entries and self._written > self._file_bytes:
+                self._write_space(self._file, len(data))
             self._file.write(offset, data)
             self._file.sync()
+            self._file_bytes = max(self._file_bytes, self._written)
+            if not entries:
+                self._cut_space()
 
         return write
+
+    def _write_space(self, file: File, batch_bytes: int) -> None:
+        ahead = min(max(self._written // 4, _LEAST_AHEAD_BYTES), _MOST_AHEAD_BYTES)
+        if batch_bytes < ahead:
+            file.write(self._written, bytes(ahead))
+            self._file_bytes = self._written + ahead
+
+    def _cut_space(self) -> None:
+        if self._file_bytes > self._written:
+            self._fs.truncate(self._path, self._written)
+            self._file_bytes = self._written
 
     @property
     def _name(self) -> str:
         return f"{self.number:08d}-{self._id.hex()}{_SUFFIX}"
 
     def _begin(self, header: bytes) -> None:
-        if self._file is not None:
-            self._file.close()
-        self._file = self._fs.open(f"{self._directory}/{self._name}")
+        self.close()
+        self._path = f"{self._directory}/{self._name}"
+        self._file = self._fs.open(self._path)
         self._file.write(0, header)
         self._file.sync()
         self._fs.sync_directory(self._directory)
+        self._written = self._file_bytes = len(header)
 
     def close(self) -> None:
+        """Nothing is appended to the newest segment any more."""
         if self._file is not None:
             self._file.close()
             self._file = None
+            self._cut_space()

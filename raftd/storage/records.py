@@ -16,6 +16,8 @@ Reading stops at the first bad place. Then there are three cases:
   ends early, or whole sectors are zeros), nothing in it was acknowledged: TORN.
 - Any other bytes: the batch may have been acknowledged: DOUBTFUL.
 
+A segment may end in zeros, space for batches to come: where a header would be and only zeros follow, it ends.
+
 Zeros are evidence of a torn write because no batch is written with a sector of zeros in it: where it would have
 one (a job's body may), its header says so, and its records are masked with the segment's id.
 """
@@ -165,7 +167,7 @@ def scan_segment(data: bytes, number: int, segment_id: bytes, chain: int | None,
     try:
         chain = _read_segment_header(data, number, segment_id, chain)
         offset = SEGMENT_HEADER_BYTES
-        while offset < len(data):
+        while not _ends(data, offset):
             batch, chain, end = _read_batch(data, segment_id, offset, chain)
             if batch:
                 lowest = min(entry.index for entry in batch)  # before its first, in logs of an older raftd, if it replaces some inside
@@ -178,6 +180,11 @@ def scan_segment(data: bytes, number: int, segment_id: bytes, chain: int | None,
         damage = Damage.FOREIGN if bad.is_foreign else _judge(data, segment_id, offset, bad)
         return Scan(entries, chain or 0, offset, damage, bad.first, bad.reason, last_batch, marks)
     return Scan(entries, chain, offset, Damage.NONE, offset, "", last_batch, marks)
+
+
+def _ends(data: bytes, offset: int) -> bool:
+    """Whether nothing was written from `offset` on."""
+    return not data[offset : offset + _BATCH_HEADER_BYTES].strip(b"\0") and not data[offset:].strip(b"\0")
 
 
 def read_batches(read: Callable[[int, int], bytes], segment_id: bytes, offset: int) -> Iterator[list[Entry]]:
@@ -271,7 +278,7 @@ def _judge(data: bytes, segment_id: bytes, offset: int, bad: _Bad) -> Damage:
         end = header[0]
         if end > len(data):
             return Damage.TORN  # the file ends before the batch does
-        if end < len(data):
+        if data[end:].strip(b"\0"):
             return Damage.DOUBTFUL  # a later batch was begun, so this one was durable
         last = end
     elif not offset and len(data) > SEGMENT_HEADER_BYTES:

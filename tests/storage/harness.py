@@ -119,6 +119,11 @@ class Machine:
         self.disk.crash()
         return self.start(only_voter)
 
+    def rot(self, before_end: int) -> None:
+        """Flip a bit so many bytes before the end of the newest segment's last batch."""
+        data = self.disk.files[self.segment()].seen
+        data[len(data.rstrip(b"\0")) - before_end] ^= 1
+
     def segment(self, place: int = -1) -> str:
         return f"{DATA}/log/" + [name for name in self.disk.names(f"{DATA}/log") if name.endswith(".log")][place]
 

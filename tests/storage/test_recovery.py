@@ -8,6 +8,7 @@ from zlib import crc32
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.internet.task import Clock
 
 from raftd.errors import CorruptionError, DirectoryLocked, StorageError
 from raftd.limits import SECTOR_BYTES, Limits
@@ -21,7 +22,7 @@ ID = bytes(range(1, 17))
 OWNER = Identity(1, "t", (1, 2, 3))
 
 
-def image(batches, zeros: bool = False):
+def image(batches):
     """A segment of batches of entries, and the offset behind each batch."""
     data = segment_header(1, ID, 7)
     chain, ends = 7, [len(data)]
@@ -62,9 +63,14 @@ def test_every_prefix_is_whole_or_torn_and_loses_only_its_last_batch():
         assert [item.index for item in result.entries] == good_before(size), size
 
 
+#: Zeros behind the last batch, into which the next would have been written.
+SPACES = [0, 100, 4_096]
+
+
+@pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("sector", range(len(DATA_BYTES) // SECTOR_BYTES + 1))
 @pytest.mark.parametrize("fill", ["torn", "zeros", "rot", "stale"])
-def test_every_damaged_sector_is_judged_by_its_place(sector, fill):
+def test_every_damaged_sector_is_judged_by_its_place(sector, fill, space):
     first, last = sector * SECTOR_BYTES, min((sector + 1) * SECTOR_BYTES, len(DATA_BYTES))
     if fill == "torn":
         # what a crash leaves in the last batch: its part of the sector was never written
@@ -76,7 +82,7 @@ def test_every_damaged_sector_is_judged_by_its_place(sector, fill):
         filling = bytes(byte ^ 0x40 if place == 3 else byte for place, byte in enumerate(DATA_BYTES[first:last]))
     else:
         filling = (b"a sector of an older file " * 40)[: last - first]
-    result = scan(DATA_BYTES[:first] + filling + DATA_BYTES[last:])
+    result = scan(DATA_BYTES[:first] + filling + DATA_BYTES[last:] + bytes(space))
     if first >= ENDS[-2]:
         assert result.damage is (Damage.TORN if fill in ("torn", "zeros") else Damage.DOUBTFUL)
         assert [item.index for item in result.entries] == [1, 2, 3]
@@ -88,10 +94,29 @@ def test_every_damaged_sector_is_judged_by_its_place(sector, fill):
         assert result.bad_offset <= last
 
 
-def test_no_single_changed_byte_is_taken_for_data():
+@pytest.mark.parametrize("space", SPACES)
+def test_a_segment_ends_where_only_zeros_follow(space):
+    for end in ENDS:
+        result = scan(DATA_BYTES[:end] + bytes(space))
+        assert (result.damage, result.end) == (Damage.NONE, end)
+        assert [item.index for item in result.entries] == good_before(end)
+
+
+def test_rot_in_the_space_ahead_costs_no_entry():
+    for place in range(0, 4_096, 7):
+        space = bytearray(4_096)
+        space[place] = 1
+        result = scan(DATA_BYTES + bytes(space))
+        beside = (len(DATA_BYTES) + place) // SECTOR_BYTES == len(DATA_BYTES) // SECTOR_BYTES  # in the sector of a header to come
+        assert result.damage is (Damage.DOUBTFUL if beside else Damage.TORN), place
+        assert [item.index for item in result.entries] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_no_single_changed_byte_is_taken_for_data(space):
     originals = {item.index: item for batch in BATCHES for item in batch}
     for place in range(len(DATA_BYTES)):
-        result = scan(DATA_BYTES[:place] + bytes([DATA_BYTES[place] ^ 1]) + DATA_BYTES[place + 1 :])
+        result = scan(DATA_BYTES[:place] + bytes([DATA_BYTES[place] ^ 1]) + DATA_BYTES[place + 1 :] + bytes(space))
         assert result.damage is (Damage.DOUBTFUL if place >= ENDS[-2] else Damage.CORRUPT), place
         assert all(item == originals[item.index] for item in result.entries), place
 
@@ -142,8 +167,8 @@ def test_no_jobs_body_can_forge_a_later_batch():
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.lists(st.binary(max_size=700), max_size=4), max_size=5), st.data())
-def test_a_crash_in_the_middle_of_the_last_write_keeps_all_before_it(bodies, data):
+@given(st.lists(st.lists(st.binary(max_size=700), max_size=4), max_size=5), st.sampled_from(SPACES), st.data())
+def test_a_crash_in_the_middle_of_the_last_write_keeps_all_before_it(bodies, space, data):
     index, batches = 0, []
     for batch in bodies:
         batches.append([])
@@ -158,8 +183,8 @@ def test_a_crash_in_the_middle_of_the_last_write_keeps_all_before_it(bodies, dat
     for sector in lost:
         first, last = max(start, sector * SECTOR_BYTES), min((sector + 1) * SECTOR_BYTES, len(whole))
         torn[first:last] = bytes(last - first)
-    result = scan(bytes(torn))
-    assert result.damage is Damage.TORN
+    result = scan(bytes(torn) + bytes(space))
+    assert result.damage is (Damage.TORN if any(torn[start:]) else Damage.NONE)
     assert result.end == start
     assert len(result.entries) == index
 
@@ -177,6 +202,37 @@ def test_a_restart_finds_entries_votes_and_the_next_incarnation():
     assert [(item.index, item.term) for item in again.entries] == [(1, 1), (2, 3), (3, 3)]
     assert (again.identity.term, again.identity.voted_for, again.identity.incarnation) == (3, 2, 2)
     assert again.identity.directory_id == first.identity.directory_id
+
+
+def test_only_a_segment_that_is_written_has_space_ahead():
+    machine = Machine(limits=Limits(segment_bytes=20_000))
+    machine.start()
+
+    def spaces() -> list[int]:
+        files = [bytes(image.seen) for path, image in machine.disk.files.items() if path.endswith(".log")]
+        return [len(data) - len(data.rstrip(b"\0")) for data in files]
+
+    machine.write([entry(1, data=b"x" * 1_000)])
+    size = machine.disk.size(machine.segment())
+    assert spaces() == [4_096]
+    machine.write([entry(2, data=b"x" * 1_000)])
+    assert machine.disk.size(machine.segment()) == size
+    machine.write([entry(3, data=b"x" * 20_000)])  # larger than the space there would be
+    assert spaces() == [0]
+    machine.write([entry(4)])
+    assert spaces() == [0, 4_096]
+    machine.clock = Clock()  # the process that ends here seals nothing
+    assert [item.index for item in machine.power_cycle().entries] == [1, 2, 3, 4]
+    assert spaces() == [0, 0]
+    machine.write([entry(5)])
+    machine.clock.advance(0.05)  # the seal
+    assert spaces() == [0, 0, 0]
+    machine.write([entry(6)])
+    assert spaces() == [0, 0, 4_096]
+    machine.store.close(lambda: None)
+    assert spaces() == [0, 0, 0]
+    machine.disk.exit()
+    assert [item.index for item in machine.start().entries] == [1, 2, 3, 4, 5, 6]
 
 
 def test_what_was_not_synced_was_not_acknowledged():
@@ -292,7 +348,7 @@ def rot_last_batch(machine: Machine) -> None:
     machine.write([entry(1)])
     machine.write([entry(2, data=b"y" * 3_000)])
     machine.disk.crash()
-    machine.disk.files[machine.segment()].seen[-1_000] ^= 1
+    machine.rot(1_000)
 
 
 def test_a_doubtful_tail_is_marked_durably_before_it_is_cut():
@@ -325,7 +381,7 @@ def test_after_an_idle_moment_the_same_damage_is_corruption():
     machine.write([entry(2, data=b"y" * 3_000)])
     machine.clock.advance(0.05)  # the seal
     machine.disk.crash()
-    machine.disk.files[machine.segment()].seen[-1_000] ^= 1
+    machine.rot(1_000)
     with pytest.raises(CorruptionError, match="a later batch proves that it was durable"):
         machine.start()
 
