@@ -55,11 +55,16 @@ from raftd.raft.replication import Replication
 
 Change = Callable[[Configuration], Configuration]
 
+#: T is at least so many times what the last vote took to be won, and at most so many times what it was set to: a network or a disk
+#: that is slow for T would let no candidate win, and no leader hear a majority in time.
+_ROUND_TRIPS = 4
+_MOST_TIMES = 8
+
 
 class Raft:
     """One node's part in the consensus.
 
-    `election_ticks` is T; an election timeout is drawn from [T, 2T). `incarnation` numbers this process
+    An election timeout is drawn from [T, 2T); T is `election_ticks`, or more while votes take long. `incarnation` numbers this process
     among all that ever ran on the data directory, from 1. `doubtful` in `hard_state` is never set for
     the only voter: no other node could outvote it.
     """
@@ -90,7 +95,9 @@ class Raft:
         self.now_ms = 0
         self.wall_ms = 0
         self._random = random
-        self._election_ticks = election_ticks
+        self._least_election_ticks = election_ticks
+        #: T, as it is now.
+        self.election_ticks = election_ticks
         self._heartbeat_ticks = heartbeat_ticks
         self._timeout_ticks = 0
         self._elapsed_ticks = 0
@@ -105,6 +112,7 @@ class Raft:
         self._tally = Tally(self.membership.halves)
         self._estimates: list[int | None] = []
         self._walls: list[int] = []
+        self._pre_votes_requested_tick = 0
         self._own_vote_persist = 0  # the persist that makes it durable, 0 until handed over
         self._votes_requested_tick = 0  # the tick at which it became durable and the others were asked
         # leading
@@ -203,14 +211,14 @@ class Raft:
         if self.is_leader and self._leadership is not None:
             ticks = min(
                 self._heartbeat_ticks - self._heartbeat_elapsed_ticks,
-                self._election_ticks - self._elapsed_ticks,
+                self.election_ticks - self._elapsed_ticks,
                 self._leadership.idle_ticks,
             )
             if self._persists_in_flight:
-                ticks = min(ticks, self._persists_in_flight[0][1] + 2 * self._election_ticks - self.tick_count)
+                ticks = min(ticks, self._persists_in_flight[0][1] + 2 * self.election_ticks - self.tick_count)
             return max(1, ticks)
         if self.role is Role.FOLLOWER:
-            return max(1, min(self._election_ticks // 2, self._timeout_ticks - self._elapsed_ticks))
+            return max(1, min(self.election_ticks // 2, self._timeout_ticks - self._elapsed_ticks))
         return 1
 
     def campaign(self, reason: str) -> None:
@@ -225,6 +233,7 @@ class Raft:
         self._become(Role.PRE_CANDIDATE, 0, reason)
         self._tally = Tally(self.membership.halves)
         self._tally.count(self.node, True)
+        self._pre_votes_requested_tick = self.tick_count
         for peer in sorted(self.voters - {self.node}):
             self._send_now.append((peer, PreVote(self.term + 1, self.log.last_index, self.log.last_term)))
 
@@ -279,7 +288,7 @@ class Raft:
     @property
     def hears_leader(self) -> bool:
         """Whether this follower has heard its leader within the election timeout: then it ignores candidates (R5)."""
-        return self.role is Role.FOLLOWER and self.leader != 0 and self._elapsed_ticks < self._election_ticks
+        return self.role is Role.FOLLOWER and self.leader != 0 and self._elapsed_ticks < self.election_ticks
 
     @property
     def unsent(self) -> Sequence[tuple[int, Message]]:
@@ -444,8 +453,13 @@ class Raft:
 
     # -- roles --------------------------------------------------------------------------------
 
+    def _adapt_timeout(self, requested_tick: int) -> None:
+        """Votes that were requested at this tick are won now."""
+        wanted = _ROUND_TRIPS * (self.tick_count - requested_tick)
+        self.election_ticks = min(max(wanted, self._least_election_ticks), _MOST_TIMES * self._least_election_ticks)
+
     def _draw_timeout(self) -> None:
-        self._timeout_ticks = self._random.randrange(self._election_ticks, 2 * self._election_ticks)
+        self._timeout_ticks = self._random.randrange(self.election_ticks, 2 * self.election_ticks)
 
     def _become(self, role: Role, leader: int, reason: str) -> None:
         """Every change of role or leader passes here."""
@@ -484,10 +498,11 @@ class Raft:
             self._send_after.append((peer, RequestVote(self.term, self.log.last_index, self.log.last_term, transfer)))
 
     def _become_leader(self) -> None:
+        self._adapt_timeout(self._votes_requested_tick)
         self._become(Role.LEADER, self.node, "a majority voted for it")
         self.clock.lead(self.term, self.log.last_time_ms, [*self._estimates, self.clock_ms()], [*self._walls, self.wall_ms], self.now_ms)
         self.replication = Replication(self.term, self.log, self.peers, self.send, self._limits)
-        self._leadership = Leadership(self, self.replication, self._election_ticks)
+        self._leadership = Leadership(self, self.replication, self.election_ticks)
         self._heartbeat_elapsed_ticks = 0
         self._heartbeat_sent_ms = self.now_ms
         self.uncommitted_bytes = 0
@@ -511,7 +526,7 @@ class Raft:
         self.uncommitted_bytes += sum(entry.size_bytes for entry in entries)
         self.log.append(entries)
         if self.membership.appended(entries) and self.replication is not None:
-            self.replication.set_peers(self.peers, self.tick_count + 2 * self._election_ticks)
+            self.replication.set_peers(self.peers, self.tick_count + 2 * self.election_ticks)
 
     # -- elections ----------------------------------------------------------------------------
 
@@ -520,7 +535,7 @@ class Raft:
         node is always ignored (R27)."""
         if candidate in self.membership.latest.removed and candidate not in self.membership.members:
             return True
-        return self.leader not in (0, candidate) and self._elapsed_ticks < self._election_ticks
+        return self.leader not in (0, candidate) and self._elapsed_ticks < self.election_ticks
 
     def _on_pre_vote(self, sender: int, message: PreVote) -> None:
         granted = message.term > self.term and self.log.is_up_to_date(message.last_log_index, message.last_log_term)
@@ -533,6 +548,7 @@ class Raft:
             # A grant counts as sound here even from a doubtful voter: it decides nothing yet.
             self._tally.count(sender, message.granted)
             if self._tally.won:
+                self._adapt_timeout(self._pre_votes_requested_tick)  # to an earlier request, maybe, and then too little
                 self._start_election("a majority would vote for it")
             elif self._tally.lost:
                 self._become(Role.FOLLOWER, 0, "a majority would not vote for it")
@@ -687,7 +703,7 @@ class Raft:
     @property
     def _disk_stalled(self) -> bool:
         """A write has been on its way for 2T."""
-        return bool(self._persists_in_flight) and self.tick_count - self._persists_in_flight[0][1] >= 2 * self._election_ticks
+        return bool(self._persists_in_flight) and self.tick_count - self._persists_in_flight[0][1] >= 2 * self.election_ticks
 
     def _tick_leader(self, ticks: int) -> None:
         if self._leadership is not None:
@@ -696,7 +712,7 @@ class Raft:
             # R34: heartbeats alone would keep a leader that can commit nothing; the only voter stays.
             self._become(Role.FOLLOWER, 0, "its disk has not finished a write for two election timeouts")
             return
-        if self._elapsed_ticks >= self._election_ticks:
+        if self._elapsed_ticks >= self.election_ticks:
             self._elapsed_ticks = 0
             active = self.replication.recently_active(self.tick_count) if self.replication is not None else set()
             if not has_majority(self.membership.halves, active | {self.node}):

@@ -43,6 +43,8 @@ from raftd.wire.peer import PeerMessage
 
 #: Every 50th acknowledgement is checked against the disk itself: too costly for each.
 _LOOK_AT_DISK = 50
+#: How many times what it was set to an election timeout may become.
+_MOST_TIMES = 8
 #: Monotonic clocks differ by 2 % at most; and what rounding may add up to.
 _FASTEST_CLOCK = 1.02
 _CLOCK_SLACK_MS = 500
@@ -127,7 +129,7 @@ class Checks:
         self.model = Model(msgspec.structs.asdict(costs))
         #: The greatest index of which a client was told.
         self.acknowledged = 0
-        self._election_ticks = election_ticks
+        self._most_election_ticks = _MOST_TIMES * election_ticks  # however slow votes are
         self._disks = disks
         self._configurations = [_Place(0, Configuration(b"", tuple(voters)))]  # of what is committed
         self._nodes = {node: _Node() for node in disks}
@@ -352,14 +354,14 @@ class Checks:
             if match[2] >= progress.next_index:
                 raise Violation(f"R12: node {node} sends {progress.next_index} next to node {peer}, which has {match[2]}")
             last_tick = progress.last_heard_tick if progress.last_heard_tick is not None else record.leads[1]
-            if raft.tick_count - max(last_tick, record.configured[1]) <= 3 * self._election_ticks:
+            if raft.tick_count - max(last_tick, record.configured[1]) <= 3 * min(raft.election_ticks, self._most_election_ticks):
                 heard.add(peer)
         halves = record.configurations[-1].halves
         if not has_majority(halves, heard):
             raise Violation(f"R7: node {node} still leads, and has heard no majority for three election timeouts")
         if process.unfinished and halves != [(node,)]:
             stalled = raft.tick_count - max(process.unfinished[0], record.leads[1])
-            if stalled > 3 * self._election_ticks:
+            if stalled > 3 * min(raft.election_ticks, self._most_election_ticks):
                 raise Violation(f"R34: node {node} still leads, and its disk writes nothing")
 
     def _check_votes(self, leader: int, term: int, halves: list[tuple[int, ...]]) -> None:

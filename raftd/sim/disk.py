@@ -66,6 +66,11 @@ class MemoryFile:
             image.older[start] = bytes(image.platter[start : start + size])
             image.platter[start : start + size] = image.seen[start : start + size]
 
+    def truncate(self, size: int) -> None:
+        self._disk.touch("write")
+        del self._image.seen[size:]
+        self._image.platter[:] = self._image.seen
+
     def close(self) -> None:
         pass
 
@@ -163,10 +168,7 @@ class MemoryFileSystem:
         return MemoryFile(self, path)
 
     def truncate(self, path: str, size: int) -> None:
-        self.touch("write")
-        image = self.files[path]
-        del image.seen[size:]
-        image.platter[:] = image.seen
+        MemoryFile(self, path).truncate(size)
 
     def remove(self, path: str) -> None:
         self._removed[path] = self.files.pop(path)
@@ -290,6 +292,8 @@ class Disk(MemoryFileSystem):
             path = paths[-1]  # in the last batch, which may or may not have been acknowledged
             image = self.files[path]
             scan = self._scan(path)
+            if not scan.end:
+                return None  # it has not even a header
             place = random.randrange(scan.last_batch, scan.end)
             image.platter[place] ^= 1 << random.randrange(8)
             return self._damaged(path, f"a bit of byte {place} flipped, in the last batch")
@@ -323,7 +327,8 @@ class Disk(MemoryFileSystem):
         return f"{path}: {what}"
 
     def _scan(self, path: str) -> records.Scan:
-        return records.scan_segment(bytes(self.files[path].platter), *_named(path), None)
+        """What is in the newest segment."""
+        return records.scan_segment(bytes(self.files[path].platter), *_named(path), None, is_newest=True)
 
 
 #: Rot in the last batch is the only ambiguous damage: it comes more often.

@@ -71,13 +71,14 @@ BY_TESTS = frozenset(
         "left-over tubes are not in the snapshot",
         "a session of a closed gateway is asked on",
         "read an entry early",
+        "waiting sessions are overtaken between two slices",
     },
 )
 
 
 #: Seeds that catch mutants which most seeds do not meet; they are tried first. A change of what seeds draw may make one useless.
 LIKELY_SEEDS = {
-    "fsync error ignored": 4,
+    "fsync error ignored": 204,
     "one vote slot": 14,
     "newest segment not remembered": 44,
     "doubt not persisted": 45,
@@ -87,7 +88,6 @@ LIKELY_SEEDS = {
     "repeated grant leaves at once": 20,
     "read without the quorum round": 12,
     "read token reused": 12,
-    "waiting sessions are overtaken between two slices": 93,
     "answers of the node cost nothing": 20,
     "closing sessions are not in the snapshot": 20,
     "change beside another": 56,

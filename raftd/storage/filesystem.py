@@ -22,6 +22,9 @@ class File(Protocol):
     def sync(self) -> None:
         """Return once everything written is durable (fdatasync), or raise OSError."""
 
+    def truncate(self, size: int) -> None:
+        """Cut to `size` bytes, durably."""
+
     def close(self) -> None: ...
 
 
@@ -80,6 +83,10 @@ class RealFile:
 
     def sync(self) -> None:
         os.fdatasync(self._descriptor)
+
+    def truncate(self, size: int) -> None:
+        os.ftruncate(self._descriptor, size)
+        os.fsync(self._descriptor)
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -146,12 +153,11 @@ class RealFileSystem:
         return RealFile(path)
 
     def truncate(self, path: str, size: int) -> None:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        file = RealFile(path)
         try:
-            os.ftruncate(descriptor, size)
-            os.fsync(descriptor)
+            file.truncate(size)
         finally:
-            os.close(descriptor)
+            file.close()
 
     def remove(self, path: str) -> None:
         os.unlink(path)

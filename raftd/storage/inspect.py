@@ -62,9 +62,8 @@ def find_segments(fs: FileSystem, directory: str, first_number: int | None) -> I
     chain: int | None = None
     expected = first_number if first_number is not None or not names else names[0][0][0]
     for position, ((number, id), name) in enumerate(names):
-        data = fs.read(f"{directory}/log/{name}")
-        scan = scan_segment(data, number, id, chain)
         is_last = position == len(names) - 1
+        data, scan = _read_segment(fs, f"{directory}/log/{name}", number, id, chain, is_last)
         missing = f"segment {expected} is missing before it" if number != expected else ""
         problem = missing or _problem(scan, is_last)
         is_sound = not missing and (scan.damage is Damage.NONE or (is_last and scan.damage is Damage.TORN))
@@ -72,6 +71,18 @@ def find_segments(fs: FileSystem, directory: str, first_number: int | None) -> I
         yield SegmentFound(name, size, scan.entries, problem, is_sound)
         chain = scan.chain if scan.end else None
         expected = number + 1
+
+
+def _read_segment(fs: FileSystem, path: str, number: int, id: bytes, chain: int | None, is_last: bool) -> tuple[bytes, Scan]:
+    """A node that runs may be writing the last one, and one look sees a part of that: what stays is damage."""
+    seen: Scan | None = None
+    for _ in range(_LOOKS):
+        data = fs.read(path)
+        scan = scan_segment(data, number, id, chain, is_last)
+        if not is_last or scan.damage is Damage.NONE or (seen is not None and scan[2:6] == seen[2:6]):
+            break
+        seen = scan
+    return data, scan
 
 
 def _problem(scan: Scan, is_last: bool) -> str:
@@ -143,6 +154,7 @@ def read_log(fs: FileSystem, directory: str) -> Log:
 def steady(fs: FileSystem, directory: str, read: Callable[[], _T], is_good: Callable[[_T], bool]) -> _T:
     """What `look` gives. A node that runs may purge meanwhile, and what was read at two times does not fit together: then it is asked
     again. Raises what `look` raises."""
+    failed = False  # a write under way fails once
     for _ in range(_LOOKS):
         before = VoteFile(fs, directory).read()
         try:
@@ -150,6 +162,7 @@ def steady(fs: FileSystem, directory: str, read: Callable[[], _T], is_good: Call
             if is_good(found) or VoteFile(fs, directory).read() == before:
                 return found
         except (CorruptionError, OSError):
-            if VoteFile(fs, directory).read() == before:
+            if failed and VoteFile(fs, directory).read() == before:
                 raise
+            failed = True
     return read()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from raftd.errors import ADVICE, CorruptionError
-from raftd.limits import LIMITS, Limits
+from raftd.limits import LIMITS, SECTOR_BYTES, Limits
 from raftd.raft.messages import Entry
 from raftd.raft.ready import NO_BASE, Base
 from raftd.storage.filesystem import File, FileSystem
@@ -142,7 +142,6 @@ class SegmentedLog:
         self._last_name = ""
         self._last_batch = 0  # where the last good one begins
         self._file: File | None = None
-        self._path = ""  # of `_file`
         self._written = 0  # where the last batch in it ends
         self._file_bytes = 0  # its size: behind `_written` it has zeros
         self._segments: list[_Segment] = []
@@ -174,8 +173,8 @@ class SegmentedLog:
                     f"{self._directory}/{name}: segment {self.number + 1} is missing before it. Nothing was changed. {ADVICE}"
                 )
             data = self._fs.read(f"{self._directory}/{name}")
-            scan = scan_segment(data, number, segment_id, chain, self._mark_bytes)
             is_last = position == len(segments) - 1
+            scan = scan_segment(data, number, segment_id, chain, is_last, self._mark_bytes)
             if scan.damage is Damage.FOREIGN:
                 raise CorruptionError(f"{self._directory}/{name}: {scan.reason}. Nothing was changed")
             if scan.damage is not Damage.NONE:
@@ -327,9 +326,7 @@ class SegmentedLog:
 
     def start_anew(self) -> int:
         """The number of the next segment, with which the log begins again: a snapshot has taken the place of all before."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._end = self.segment_bytes  # whatever is open is full
         return self.number + 1
 
     # -- appending ----------------------------------------------------------------------------
@@ -370,19 +367,20 @@ class SegmentedLog:
             self._file.sync()
             self._file_bytes = max(self._file_bytes, self._written)
             if not entries:
-                self._cut_space()
+                self._cut_space(self._file)
 
         return write
 
     def _write_space(self, file: File, batch_bytes: int) -> None:
         ahead = min(max(self._written // 4, _LEAST_AHEAD_BYTES), _MOST_AHEAD_BYTES)
         if batch_bytes < ahead:
-            file.write(self._written, bytes(ahead))
             self._file_bytes = self._written + ahead
+            self._file_bytes += -self._file_bytes % SECTOR_BYTES  # this tells that there is space (`records.py`)
+            file.write(self._written, bytes(self._file_bytes - self._written))
 
-    def _cut_space(self) -> None:
+    def _cut_space(self, file: File) -> None:
         if self._file_bytes > self._written:
-            self._fs.truncate(self._path, self._written)
+            file.truncate(self._written)
             self._file_bytes = self._written
 
     @property
@@ -391,8 +389,7 @@ class SegmentedLog:
 
     def _begin(self, header: bytes) -> None:
         self.close()
-        self._path = f"{self._directory}/{self._name}"
-        self._file = self._fs.open(self._path)
+        self._file = self._fs.open(f"{self._directory}/{self._name}")
         self._file.write(0, header)
         self._file.sync()
         self._fs.sync_directory(self._directory)
@@ -401,6 +398,6 @@ class SegmentedLog:
     def close(self) -> None:
         """Nothing is appended to the newest segment any more."""
         if self._file is not None:
+            self._cut_space(self._file)
             self._file.close()
             self._file = None
-            self._cut_space()

@@ -16,7 +16,9 @@ Reading stops at the first bad place. Then there are three cases:
   ends early, or whole sectors are zeros), nothing in it was acknowledged: TORN.
 - Any other bytes: the batch may have been acknowledged: DOUBTFUL.
 
-A segment may end in zeros, space for batches to come: where a header would be and only zeros follow, it ends.
+The newest segment may end in zeros, space for batches to come: where a header would be and only zeros follow, it
+ends. Its size tells whether it has space: with it a whole number of sectors, without it never. So a sealed
+segment, which has none, that lost its last sectors is not taken for one that ends earlier.
 
 Zeros are evidence of a torn write because no batch is written with a sector of zeros in it: where it would have
 one (a job's body may), its header says so, and its records are masked with the segment's id.
@@ -112,8 +114,9 @@ def encode_batch(segment_id: bytes, offset: int, chain: int, entries: Sequence[E
     """The bytes of one batch at `offset` of its segment, and the chain behind it. Empty batches are seals."""
     size = sum(len(entry.data) for entry in entries) + len(entries) * _RECORD_HEADER_BYTES
     end = offset + _BATCH_HEADER_BYTES + size + 1
-    if end % SECTOR_BYTES > SECTOR_BYTES - _BATCH_HEADER_BYTES:
-        end += -end % SECTOR_BYTES  # so that the next header is in one sector: there, or not
+    if end % SECTOR_BYTES == 0 or end % SECTOR_BYTES > SECTOR_BYTES - _BATCH_HEADER_BYTES:
+        # The next header is in one sector: there, or not. And no segment without space is a whole number of sectors.
+        end += -end % SECTOR_BYTES + 1
     end_mark = _END_MARK * (end - offset - _BATCH_HEADER_BYTES - size)
 
     def assemble(flags: int) -> tuple[bytes, int]:
@@ -156,18 +159,21 @@ def _zero_sectors(data: bytes, base: int, first: int, last: int) -> list[tuple[i
     return found
 
 
-def scan_segment(data: bytes, number: int, segment_id: bytes, chain: int | None, mark_bytes: int = LIMITS.log_mark_bytes) -> Scan:
+def scan_segment(
+    data: bytes, number: int, segment_id: bytes, chain: int | None, is_newest: bool, mark_bytes: int = LIMITS.log_mark_bytes
+) -> Scan:
     """Read a segment back. `chain` is what the segment before ended with, None for the first one held.
 
     CORRUPT, TORN and DOUBTFUL are decided as for the last segment; in an earlier one all are corruption.
     """
+    has_space = is_newest and len(data) % SECTOR_BYTES == 0
     entries: list[Entry] = []
     offset = last_batch = 0
     marks: list[tuple[int, int]] = []
     try:
         chain = _read_segment_header(data, number, segment_id, chain)
         offset = SEGMENT_HEADER_BYTES
-        while not _ends(data, offset):
+        while not _ends(data, offset, has_space):
             batch, chain, end = _read_batch(data, segment_id, offset, chain)
             if batch:
                 lowest = min(entry.index for entry in batch)  # before its first, in logs of an older raftd, if it replaces some inside
@@ -177,13 +183,15 @@ def scan_segment(data: bytes, number: int, segment_id: bytes, chain: int | None,
             entries += batch
             last_batch, offset = offset, end
     except _Bad as bad:
-        damage = Damage.FOREIGN if bad.is_foreign else _judge(data, segment_id, offset, bad)
+        damage = Damage.FOREIGN if bad.is_foreign else _judge(data, segment_id, offset, bad, has_space)
         return Scan(entries, chain or 0, offset, damage, bad.first, bad.reason, last_batch, marks)
     return Scan(entries, chain, offset, Damage.NONE, offset, "", last_batch, marks)
 
 
-def _ends(data: bytes, offset: int) -> bool:
+def _ends(data: bytes, offset: int, has_space: bool) -> bool:
     """Whether nothing was written from `offset` on."""
+    if not has_space:
+        return offset >= len(data)
     return not data[offset : offset + _BATCH_HEADER_BYTES].strip(b"\0") and not data[offset:].strip(b"\0")
 
 
@@ -266,7 +274,7 @@ def _read_batch(data: bytes, segment_id: bytes, offset: int, chain: int, base: i
     return entries, crc, end
 
 
-def _judge(data: bytes, segment_id: bytes, offset: int, bad: _Bad) -> Damage:
+def _judge(data: bytes, segment_id: bytes, offset: int, bad: _Bad, has_space: bool) -> Damage:
     """Which of the three cases the damage in the batch at `offset` is."""
     place = data.find(segment_id, offset + 1)
     while place != -1:
@@ -278,7 +286,7 @@ def _judge(data: bytes, segment_id: bytes, offset: int, bad: _Bad) -> Damage:
         end = header[0]
         if end > len(data):
             return Damage.TORN  # the file ends before the batch does
-        if data[end:].strip(b"\0"):
+        if data[end:].strip(b"\0") or (end < len(data) and not has_space):
             return Damage.DOUBTFUL  # a later batch was begun, so this one was durable
         last = end
     elif not offset and len(data) > SEGMENT_HEADER_BYTES:

@@ -206,7 +206,7 @@ class Cluster:
     def elect(self, node: int) -> Raft:
         """Nobody has heard a leader for a while; `node` is the first to notice."""
         for raft in (peer.raft for peer in self.peers.values()):
-            raft._elapsed_ticks = T
+            raft._elapsed_ticks = raft.election_ticks
         self[node].campaign("the test says so")
         self.settle()
         if self[node].role is Role.CANDIDATE:  # nobody knows log time, and somebody is not heard

@@ -326,6 +326,42 @@ def test_r07_a_new_peer_starts_as_recently_active():
     assert not cluster[1].is_leader
 
 
+def run_delayed(cluster: Cluster, delay: int, ticks: int) -> None:
+    """Every message takes so many ticks."""
+    on_the_way = []
+    for now in range(ticks):
+        for node in cluster.voters:
+            cluster[node].tick()
+        cluster.collect()
+        on_the_way.append((now + delay, list(cluster.wire)))
+        cluster.wire.clear()
+        while on_the_way and on_the_way[0][0] <= now:
+            cluster.wire.extend(on_the_way.pop(0)[1])
+        while cluster.wire:
+            cluster.deliver()
+
+
+@pytest.mark.parametrize("delay", [1, T // 4, T // 2, T, 3 * T // 2])
+def test_a_leader_is_elected_and_stays_though_round_trips_are_long(delay):
+    cluster = Cluster(3)
+    run_delayed(cluster, delay, 60 * T)
+    (leader,) = cluster.leaders()
+    term = cluster[leader].term
+    run_delayed(cluster, delay, 60 * T)
+    assert cluster.leaders() == [leader]
+    assert cluster[leader].term == term
+
+
+def test_election_timeouts_are_as_configured_again_after_fast_votes():
+    cluster = Cluster(3)
+    run_delayed(cluster, T, 60 * T)
+    (leader,) = cluster.leaders()
+    assert cluster[leader].election_ticks == 8 * T  # a round trip is 2 T
+    other = leader % 3 + 1
+    cluster.elect(other)
+    assert cluster[other].election_ticks == T
+
+
 def test_r08_a_lower_term_append_gets_an_answer_with_the_higher_term():
     peer = alone(term=6)
     peer.raft.step(2, append(4))

@@ -14,6 +14,7 @@ from raftd.errors import CorruptionError, DirectoryLocked, StorageError
 from raftd.limits import SECTOR_BYTES, Limits
 from raftd.raft.ready import HardState, Persist
 from raftd.storage.filesystem import RealFileSystem
+from raftd.storage.log import parse_name
 from raftd.storage.records import SEGMENT_HEADER_BYTES, Damage, encode_batch, scan_segment, segment_header
 from raftd.storage.vote import Identity
 from tests.storage.harness import DATA, Machine, PowerFailure, entry, failing, new_store, working
@@ -46,8 +47,8 @@ def good_before(offset: int) -> list[int]:
     return [item.index for batch, end in zip(BATCHES, ENDS[1:], strict=True) if end <= offset for item in batch]
 
 
-def scan(data: bytes):
-    return scan_segment(data, 1, ID, 7)
+def scan(data: bytes, is_newest: bool = True):
+    return scan_segment(data, 1, ID, 7, is_newest)
 
 
 def test_what_was_written_is_read_back():
@@ -63,8 +64,12 @@ def test_every_prefix_is_whole_or_torn_and_loses_only_its_last_batch():
         assert [item.index for item in result.entries] == good_before(size), size
 
 
-#: Zeros behind the last batch, into which the next would have been written.
-SPACES = [0, 100, 4_096]
+#: Sectors of zeros behind the last one that has data, into which the next batches would have been written; None: no space at all.
+SPACES = [None, 0, 8]
+
+
+def with_space(data: bytes, sectors: int | None) -> bytes:
+    return data if sectors is None else data + bytes(-len(data) % SECTOR_BYTES + sectors * SECTOR_BYTES)
 
 
 @pytest.mark.parametrize("space", SPACES)
@@ -82,7 +87,7 @@ def test_every_damaged_sector_is_judged_by_its_place(sector, fill, space):
         filling = bytes(byte ^ 0x40 if place == 3 else byte for place, byte in enumerate(DATA_BYTES[first:last]))
     else:
         filling = (b"a sector of an older file " * 40)[: last - first]
-    result = scan(DATA_BYTES[:first] + filling + DATA_BYTES[last:] + bytes(space))
+    result = scan(with_space(DATA_BYTES[:first] + filling + DATA_BYTES[last:], space))
     if first >= ENDS[-2]:
         assert result.damage is (Damage.TORN if fill in ("torn", "zeros") else Damage.DOUBTFUL)
         assert [item.index for item in result.entries] == [1, 2, 3]
@@ -97,17 +102,16 @@ def test_every_damaged_sector_is_judged_by_its_place(sector, fill, space):
 @pytest.mark.parametrize("space", SPACES)
 def test_a_segment_ends_where_only_zeros_follow(space):
     for end in ENDS:
-        result = scan(DATA_BYTES[:end] + bytes(space))
+        result = scan(with_space(DATA_BYTES[:end], space))
         assert (result.damage, result.end) == (Damage.NONE, end)
         assert [item.index for item in result.entries] == good_before(end)
 
 
 def test_rot_in_the_space_ahead_costs_no_entry():
-    for place in range(0, 4_096, 7):
-        space = bytearray(4_096)
-        space[place] = 1
-        result = scan(DATA_BYTES + bytes(space))
-        beside = (len(DATA_BYTES) + place) // SECTOR_BYTES == len(DATA_BYTES) // SECTOR_BYTES  # in the sector of a header to come
+    whole = with_space(DATA_BYTES, 8)
+    for place in range(len(DATA_BYTES), len(whole), 7):
+        result = scan(whole[:place] + b"\1" + whole[place + 1 :])
+        beside = place // SECTOR_BYTES == len(DATA_BYTES) // SECTOR_BYTES  # in the sector of a header to come
         assert result.damage is (Damage.DOUBTFUL if beside else Damage.TORN), place
         assert [item.index for item in result.entries] == [1, 2, 3, 4, 5]
 
@@ -116,7 +120,7 @@ def test_rot_in_the_space_ahead_costs_no_entry():
 def test_no_single_changed_byte_is_taken_for_data(space):
     originals = {item.index: item for batch in BATCHES for item in batch}
     for place in range(len(DATA_BYTES)):
-        result = scan(DATA_BYTES[:place] + bytes([DATA_BYTES[place] ^ 1]) + DATA_BYTES[place + 1 :] + bytes(space))
+        result = scan(with_space(DATA_BYTES[:place] + bytes([DATA_BYTES[place] ^ 1]) + DATA_BYTES[place + 1 :], space))
         assert result.damage is (Damage.DOUBTFUL if place >= ENDS[-2] else Damage.CORRUPT), place
         assert all(item == originals[item.index] for item in result.entries), place
 
@@ -183,8 +187,8 @@ def test_a_crash_in_the_middle_of_the_last_write_keeps_all_before_it(bodies, spa
     for sector in lost:
         first, last = max(start, sector * SECTOR_BYTES), min((sector + 1) * SECTOR_BYTES, len(whole))
         torn[first:last] = bytes(last - first)
-    result = scan(bytes(torn) + bytes(space))
-    assert result.damage is (Damage.TORN if any(torn[start:]) else Damage.NONE)
+    result = scan(with_space(bytes(torn), space))
+    assert result.damage is (Damage.NONE if space is not None and not any(torn[start:]) else Damage.TORN)
     assert result.end == start
     assert len(result.entries) == index
 
@@ -214,13 +218,13 @@ def test_only_a_segment_that_is_written_has_space_ahead():
 
     machine.write([entry(1, data=b"x" * 1_000)])
     size = machine.disk.size(machine.segment())
-    assert spaces() == [4_096]
+    assert spaces() == [4_096 + -(size - spaces()[0]) % SECTOR_BYTES]
     machine.write([entry(2, data=b"x" * 1_000)])
     assert machine.disk.size(machine.segment()) == size
     machine.write([entry(3, data=b"x" * 20_000)])  # larger than the space there would be
     assert spaces() == [0]
     machine.write([entry(4)])
-    assert spaces() == [0, 4_096]
+    assert [space > 0 for space in spaces()] == [False, True]
     machine.clock = Clock()  # the process that ends here seals nothing
     assert [item.index for item in machine.power_cycle().entries] == [1, 2, 3, 4]
     assert spaces() == [0, 0]
@@ -228,11 +232,51 @@ def test_only_a_segment_that_is_written_has_space_ahead():
     machine.clock.advance(0.05)  # the seal
     assert spaces() == [0, 0, 0]
     machine.write([entry(6)])
-    assert spaces() == [0, 0, 4_096]
+    assert [space > 0 for space in spaces()] == [False, False, True]
     machine.store.close(lambda: None)
     assert spaces() == [0, 0, 0]
     machine.disk.exit()
     assert [item.index for item in machine.start().entries] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("size", [130, 300, 700, 3_000])
+def test_a_sealed_segment_that_loses_its_last_sector_may_have_lost_promises(size):
+    """Zeros are no space in a segment that has none, and its size tells (found by a review of the space)."""
+    machine = Machine()
+    machine.start()
+    for index in range(1, 6):
+        machine.write([entry(index, data=b"x" * size)])
+    machine.store.close(lambda: None)
+    machine.disk.crash()
+    data = machine.disk.files[machine.segment()].seen
+    last = (len(data) - 1) // SECTOR_BYTES * SECTOR_BYTES
+    data[last:] = bytes(len(data) - last)
+    opened = machine.start()
+    assert opened.identity.doubtful
+    assert len(opened.entries) < 5
+
+
+def test_no_segment_without_space_is_a_whole_number_of_sectors():
+    for size in range(3_000):
+        data, _ = encode_batch(ID, SEGMENT_HEADER_BYTES, 7, [entry(1, data=b"x" * size)])
+        assert (SEGMENT_HEADER_BYTES + len(data)) % SECTOR_BYTES
+
+
+def test_zeros_end_only_the_newest_segment():
+    """The process ended when the next one had a name and no header; then the last batch of this one was lost."""
+    machine = Machine()
+    machine.start()
+    for index in range(1, 5):
+        machine.write([entry(index, data=b"x" * 600)])
+    machine.disk.crash()
+    data = machine.disk.files[machine.segment()].seen
+    number, segment_id = parse_name(machine.segment().rpartition("/")[2])
+    start = scan_segment(bytes(data), number, segment_id, None, is_newest=True).last_batch
+    data[start:] = bytes(-start % SECTOR_BYTES + 4 * SECTOR_BYTES)
+    machine.disk.open(f"{DATA}/log/00000002-{bytes(range(1, 17)).hex()}.log")
+    machine.disk.crash(keep=lambda path, sector: True)
+    with pytest.raises(CorruptionError, match=r"log/00000001-.*a later segment proves that it was durable"):
+        machine.start()
 
 
 def test_what_was_not_synced_was_not_acknowledged():
@@ -508,6 +552,7 @@ def test_segments_continue_each_other():
     other = Machine()
     other.start()
     other.write([entry(1, data=b"another log")])
+    other.store.close(lambda: None)
     stolen = other.disk.files[other.segment()]
     del machine.disk.files[machine.segment(0)]
     machine.disk.files[other.segment()] = stolen

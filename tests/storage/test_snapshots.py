@@ -241,7 +241,7 @@ def test_a_batch_of_an_older_raftd_that_replaces_entries_inside_has_a_mark():
     header = segment_header(1, name, 0)
     first, chain = encode_batch(name, len(header), 0, [entry(index) for index in range(1, 21)])
     mixed, chain = encode_batch(name, len(header) + len(first), chain, [entry(21), entry(10, term=2), entry(11, term=2)])
-    scan = scan_segment(header + first + mixed, 1, name, None)
+    scan = scan_segment(header + first + mixed, 1, name, None, is_newest=True)
     assert (scan.damage, scan.marks) == (Damage.NONE, [(1, len(header)), (10, len(header) + len(first))])
 
 
@@ -250,7 +250,7 @@ def scanned(machine: Machine) -> list[Entry]:
     path = machine.segment()
     parsed = parse_name(path.rpartition("/")[2])
     assert parsed is not None
-    return scan_segment(machine.disk.read(path), *parsed, None).entries
+    return scan_segment(machine.disk.read(path), *parsed, None, is_newest=True).entries
 
 
 def test_reading_for_a_follower_is_bounded():
