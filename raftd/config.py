@@ -21,15 +21,21 @@ Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 
 
 class NodeAddress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where one node listens. Every listener but `peer` may be left out. `line_socket` is the path of a Unix
-    socket with the line listener behind it, absolute once loaded."""
+    """Where one node is found: `host` is what others dial, `listen` what its listeners bind, the same if not given. Every listener but
+    `peer` may be left out. `line_socket` is the path of a Unix socket with the line listener behind it, absolute once loaded."""
 
     host: Annotated[str, msgspec.Meta(min_length=1)]
     peer: Port
     line: Port | None = None
     client: Port | None = None
     http: Port | None = None
+    listen: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     line_socket: Annotated[str, msgspec.Meta(min_length=1, max_length=100)] | None = None
+
+    @property
+    def interface(self) -> str:
+        """What its listeners bind."""
+        return self.listen or self.host
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

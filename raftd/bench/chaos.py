@@ -38,6 +38,7 @@ from raftd.storage.filesystem import RealFileSystem
 from raftd.storage.log import SegmentedLog
 from raftd.storage.vote import VoteFile
 from raftd.wire.client import Status
+from raftd.wire.peer import decode_hello
 
 reactor = cast(Any, _reactor)
 
@@ -49,6 +50,8 @@ _TURN_S = 0.02
 _WATCH_S = 0.1
 _START_S = 20.0
 _REST_S = 30.0
+#: Another loopback address than that of the nodes.
+_PROXY_HOST = "127.0.0.2"
 #: A command that ends for a signal has a status from here on.
 _SIGNALLED = 128
 #: Between the beginnings of two faults, on average; and how long each lasts at most.
@@ -57,20 +60,14 @@ _LONGEST_S = 2.5
 
 
 class ProxiedCluster(LocalCluster):
-    """Each node has a configuration of its own, which leads it to the others through the proxy."""
+    """The nodes find each other where the proxy listens."""
 
     def __init__(self, directory: Path, count: int, random: Random) -> None:
         super().__init__(directory, count)
-        self.proxy = Proxy(reactor, random, {node: self.address(node, "peer") for node in self.nodes})
-        for node in self.nodes:
-            addresses = {
-                other: address if other == node else {**address, "peer": self.proxy.port(node, other)}
-                for other, address in self.addresses.items()
-            }
-            self.write_config(self.config_of(node), addresses)
-
-    def config_of(self, node: int) -> Path:
-        return self.directory / f"{node}.yaml"
+        addresses = {node: self.address(node, "peer") for node in self.nodes}
+        self.proxy = Proxy(reactor, random, _PROXY_HOST, addresses, lambda body: decode_hello(body).node)
+        known = {node: {**address, "host": _PROXY_HOST, "listen": address["host"]} for node, address in self.addresses.items()}
+        self.write_config(self.config, known)
 
     def close(self) -> None:
         self.proxy.close()

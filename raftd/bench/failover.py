@@ -1,4 +1,4 @@
-"""`raftd bench failover`: how long nobody's put is answered when the leader is killed, paused, or hands the lead over.
+"""`raftd bench failover`: how long nobody's put is answered when the leader is killed, paused, isolated, or hands the lead over.
 
 Clients on all nodes put one job after the other. A gap is the longest time between two answers to any of them, around the moment at
 which the leader was disturbed.
@@ -12,24 +12,31 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal, cast
 
 import msgspec
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from twisted.internet import reactor as _reactor
+from twisted.internet.threads import blockingCallFromThread
 
+from raftd.bench.chaos import ProxiedCluster
 from raftd.bench.load import CONNECTIONS
 from raftd.bench.loaders.connection import Connection, LoadError
 from raftd.bench.local import wait_for
 from raftd.bench.servers import OTHERS, Missing, Server, raftd_server
 from raftd.cli.console import wide
 
-Way = Literal["killed", "paused", "handed over"]
+reactor = cast(Any, _reactor)
+
+Way = Literal["killed", "paused", "handed over", "isolated"]
+#: In which any raftd can be disturbed, others in the first.
 WAYS: tuple[Way, ...] = ("killed", "paused", "handed over")
 _NODES = 3
 _TUBE = "failover"
@@ -112,11 +119,35 @@ def _disturb(server: Server, way: Way) -> Callable[[], None]:
             server.restart()
 
         return restart
+    if way == "isolated":
+        return server.isolate()
     if way == "paused":
         os.kill(leader, signal.SIGSTOP)
         return lambda: os.kill(leader, signal.SIGCONT)
     server.hand_over()
     return lambda: None
+
+
+@contextmanager
+def _proxied(directory: Path) -> Iterator[Server]:
+    """raftd, each node behind a proxy that runs in the reactor of this process, in a thread; once in a process."""
+    thread = threading.Thread(target=reactor.run, kwargs={"installSignalHandlers": False}, daemon=True)
+    thread.start()
+    cluster = blockingCallFromThread(reactor, ProxiedCluster, directory, _NODES, Random())
+
+    def isolate() -> Callable[[], None]:
+        leader = cluster.leader()
+        others = [node for node in cluster.nodes if node != leader]
+        pairs = {pair for node in others for pair in ((leader, node), (node, leader))}
+        blockingCallFromThread(reactor, cluster.proxy.cut, pairs, _LONG_S, True)
+        return lambda: blockingCallFromThread(reactor, cluster.proxy.heal)
+
+    try:
+        with raftd_server(directory, _NODES, cluster) as server:
+            yield msgspec.structs.replace(server, isolate=isolate)
+    finally:
+        reactor.callFromThread(reactor.stop)
+        thread.join(_LONG_S)
 
 
 def _has_ended(pid: int) -> bool:
@@ -147,6 +178,12 @@ def measure(server: Server, way: Way, times: int, tell: Callable[[str], None]) -
 
 def run(options: Options, console: Console) -> None:
     """Measure raftd in every way, others when the leader is killed; print a table. Raises LocalError."""
+
+    def started(name: str, top: Path, ways: tuple[Way, ...]) -> AbstractContextManager[Server]:
+        if name != "raftd":
+            return OTHERS[name](top)
+        return _proxied(top) if ways == ("isolated",) else raftd_server(top, _NODES)
+
     table = Table(caption="Time without an answer to any client, in ms.", box=box.SIMPLE)
     for heading in ("server", "the leader is"):
         table.add_column(heading, no_wrap=True)
@@ -155,12 +192,14 @@ def run(options: Options, console: Console) -> None:
     own = 0.0
     with TemporaryDirectory(prefix="raftd-failover-", dir=options.data) as directory:
         top = Path(directory).resolve()
-        for name in ("raftd", *options.against):
-            (top / name).mkdir()
+        runs: list[tuple[str, tuple[Way, ...]]] = [("raftd", WAYS), ("raftd", ("isolated",))]
+        for number, (name, ways) in enumerate([*runs, *((name, WAYS[:1]) for name in options.against)]):
+            below = top / str(number)
+            below.mkdir()
             try:
-                with raftd_server(top / name, _NODES) if name == "raftd" else OTHERS[name](top / name) as server:
+                with started(name, below, ways) as server:
                     server.prepare(_TUBE)
-                    for way in WAYS if name == "raftd" else WAYS[:1]:
+                    for way in ways:
                         gaps = measure(server, way, options.times, lambda line: console.print(line, highlight=False))
                         median = statistics.median(gaps)
                         own = own or median

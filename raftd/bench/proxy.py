@@ -1,13 +1,15 @@
 """The proxy between real nodes in `raftd chaos`: every connection between two nodes passes here, frame by frame.
 
-Each ordered pair of nodes has a port, on which the first dials the second, and a `Link`, the way from the first to the
-second, whichever dialled. A link can be slow, and it can be cut: then it holds frames, as a network does from which
-packets vanish for a while, or loses them, which is more than TCP does and which Raft promises to bear.
+Each node is known to the others by a place at which the proxy listens; who calls there is told by the first frame, the
+hello. Each ordered pair of nodes has a `Link`, the way from the first to the second, whichever dialled. A link can be
+slow, and it can be cut: then it holds frames, as a network does from which packets vanish for a while, or loses them,
+which is more than TCP does and which Raft promises to bear.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable
 from itertools import permutations
 from random import Random
 from typing import Any
@@ -94,8 +96,8 @@ class _Side(Protocol):
 
     transport: Any
 
-    def __init__(self, proxy: Proxy, link: Link) -> None:
-        self.link = link
+    def __init__(self, proxy: Proxy) -> None:
+        self.link: Link | None = None  # of what comes in here; None until it is known who calls
         self.other: _Side | None = None
         self._proxy = proxy
         self._decoder = FrameDecoder()
@@ -108,16 +110,12 @@ class _Side(Protocol):
         self._proxy.sides.add(self)
         self.transport.setTcpNoDelay(True)
 
-    def connect_to(self, other: _Side) -> None:
-        """Both nodes are connected: what either has said meanwhile goes to the other."""
-        self.other, other.other = other, self
-        self.transport.resumeProducing()
-        other.transport.resumeProducing()
-
     def dataReceived(self, data: bytes) -> None:
-        assert self.other is not None
         self._decoder.feed(data)
-        while (body := self._decoder.next_frame()) is not None:
+        self._carry()
+
+    def _carry(self) -> None:
+        while self.link is not None and self.other is not None and (body := self._decoder.next_frame()) is not None:
             self.link.carry(self.other, frame(body))
 
     def break_in_next_frame(self) -> None:
@@ -145,67 +143,87 @@ class _Side(Protocol):
         self.transport.abortConnection()
 
 
+class _Callee(_Side):
+    """The connection to the node that was called."""
+
+    def __init__(self, proxy: Proxy, caller: _Caller) -> None:
+        super().__init__(proxy)
+        self._caller = caller
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        self._caller.reached(self)
+
+
 class _Dial(ClientFactory):
-    """To the node whose port was dialled."""
+    """To the node that was called."""
 
     noisy = False
 
-    def __init__(self, proxy: Proxy, pair: Pair, caller: _Side) -> None:
+    def __init__(self, proxy: Proxy, caller: _Caller) -> None:
         self._proxy = proxy
-        self._pair = pair
         self._caller = caller
 
     def buildProtocol(self, addr: object) -> _Side:
-        caller = self._caller
-        one, other = self._pair
-
-        class Callee(_Side):
-            def connectionMade(self) -> None:
-                super().connectionMade()
-                self.connect_to(caller)
-
-        return Callee(self._proxy, self._proxy.links[other, one])
+        return _Callee(self._proxy, self._caller)
 
     def clientConnectionFailed(self, connector: object, reason: Failure) -> None:
         self._caller.abort()
 
 
-class _Port(Factory):
+class _Caller(_Side):
+    """The connection from a node that has called node `callee`."""
+
+    def __init__(self, proxy: Proxy, callee: int) -> None:
+        super().__init__(proxy)
+        self._callee = callee
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        self._proxy.reactor.connectTCP(*self._proxy.addresses[self._callee], _Dial(self._proxy, self))
+
+    def reached(self, other: _Side) -> None:
+        """The node that was called is connected."""
+        self.other, other.other = other, self
+        self._carry()
+
+    def _carry(self) -> None:
+        if self.link is None and self.other is not None and (body := self._decoder.next_frame()) is not None:
+            node = self._proxy.caller_of(body)
+            self.link, self.other.link = self._proxy.links[node, self._callee], self._proxy.links[self._callee, node]
+            self.link.carry(self.other, frame(body))
+            self.other._carry()
+        super()._carry()
+
+
+class _Place(Factory):
+    """Where the others call node `callee`."""
+
     noisy = False
 
-    def __init__(self, proxy: Proxy, pair: Pair) -> None:
+    def __init__(self, proxy: Proxy, callee: int) -> None:
         self._proxy = proxy
-        self._pair = pair
+        self._callee = callee
 
     def buildProtocol(self, addr: object) -> _Side:
-        proxy, pair = self._proxy, self._pair
-
-        class Caller(_Side):
-            def connectionMade(self) -> None:
-                super().connectionMade()
-                self.transport.pauseProducing()
-                proxy.reactor.connectTCP(*proxy.addresses[pair[1]], _Dial(proxy, pair, self))
-
-        return Caller(proxy, proxy.links[pair])
+        return _Caller(self._proxy, self._callee)
 
 
 class Proxy:
-    """Listens on loopback for every ordered pair of the nodes at `addresses` (of their peer listeners)."""
+    """Between the nodes at `addresses` (of their peer listeners): listens on `host` at the same ports. `caller_of` tells from a first frame
+    which node sends it."""
 
-    def __init__(self, reactor: Any, random: Random, addresses: dict[int, tuple[str, int]]) -> None:
+    def __init__(
+        self, reactor: Any, random: Random, host: str, addresses: dict[int, tuple[str, int]], caller_of: Callable[[bytes], int]
+    ) -> None:
         self.reactor = reactor
         self.random = random
         self.addresses = addresses
+        self.caller_of = caller_of
         self.counts: Counter[str] = Counter()
         self.sides: set[_Side] = set()
-        pairs = list(permutations(addresses, 2))
-        self.links: dict[Pair, Link] = {pair: Link(self) for pair in pairs}
-        self._listening = {pair: reactor.listenTCP(0, _Port(self, pair), interface="127.0.0.1") for pair in pairs}
-
-    def port(self, one: int, other: int) -> int:
-        """Where node `one` dials node `other`."""
-        number: int = self._listening[one, other].getHost().port
-        return number
+        self.links: dict[Pair, Link] = {pair: Link(self) for pair in permutations(addresses, 2)}
+        self._listening = [reactor.listenTCP(port, _Place(self, node), interface=host) for node, (_, port) in addresses.items()]
 
     def cut(self, pairs: set[Pair], seconds: float, holds: bool) -> None:
         for pair in pairs:
@@ -226,7 +244,7 @@ class Proxy:
                 side.break_in_next_frame()
 
     def close(self) -> None:
-        for port in self._listening.values():
+        for port in self._listening:
             port.stopListening()
         for side in list(self.sides):
             side.abort()

@@ -70,12 +70,17 @@ def _nothing_to_hand_over() -> None:
     raise LocalError("only raftd is asked to hand the lead over")
 
 
+def _nothing_to_isolate() -> Callable[[], None]:
+    raise LocalError("only nodes behind a proxy can be isolated")
+
+
 class Server(msgspec.Struct, frozen=True):
     """What is measured.
 
     `check` raises LocalError, with the reason, if it has ended by itself. `processes`: the pids of its processes, the one that leads
     first. `prepare` makes a tube that clients cannot make by using it; it raises LocalError. `addresses`: of raftd the one that leads
-    first. `restart` starts processes again that have ended; `hand_over` makes another node lead, and is raftd's only.
+    first. `restart` starts processes again that have ended. `hand_over` makes another node lead, and is raftd's only. `isolate` parts
+    the one that leads from the others, and returns what connects it again; it is that of nodes behind a proxy only.
     """
 
     name: str
@@ -87,6 +92,7 @@ class Server(msgspec.Struct, frozen=True):
     counts: Callable[[], Counts]
     restart: Callable[[], None]
     hand_over: Callable[[], None] = _nothing_to_hand_over
+    isolate: Callable[[], Callable[[], None]] = _nothing_to_isolate
 
 
 class Missing(LocalError):
@@ -102,9 +108,9 @@ def _written_bytes(pids: list[int]) -> int:
 
 
 @contextmanager
-def raftd_server(directory: Path, nodes: int) -> Iterator[Server]:
-    """A cluster of its own."""
-    with LocalCluster(directory, nodes) as cluster:
+def raftd_server(directory: Path, nodes: int, cluster: LocalCluster | None = None) -> Iterator[Server]:
+    """`cluster`, or one of so many nodes below `directory`."""
+    with cluster or LocalCluster(directory, nodes) as cluster:
 
         def led_by() -> list[int]:
             leader = cluster.leader()

@@ -176,8 +176,8 @@ def bench_layers(save: bool) -> None:
 @click.option("--against", type=click.Choice(["nats"]), multiple=True, help=_AGAINST)
 @_DATA
 def bench_failover(times: int, against: tuple[str, ...], data: Path | None) -> None:
-    """Kill and pause the leader of three nodes, and make it hand the lead over, while clients put on all of them; print how long no put
-    was answered."""
+    """Kill, pause and isolate the leader of three nodes, and make it hand the lead over, while clients put on all of them; print how long
+    no put was answered."""
     from rich.console import Console
 
     from raftd.bench.failover import Options, run

@@ -158,7 +158,7 @@ class RaftdService(service.MultiService):
         ]
         for port, factory in listeners:
             if port is not None:
-                listener = strports.service(f"tcp:{port}:interface={quoteStringArgument(address.host)}:backlog=1024", factory)
+                listener = strports.service(f"tcp:{port}:interface={quoteStringArgument(address.interface)}:backlog=1024", factory)
                 listener.setServiceParent(self)
 
         if address.line_socket is not None:
@@ -317,7 +317,7 @@ class RaftdService(service.MultiService):
         """The one line that says where this node listens and where its data is."""
         address = self.config.address(self.node_id)
         names = ("line", "client", "peer", "http")
-        listeners = [f"{name} {address.host}:{port}" for name in names if (port := getattr(address, name)) is not None]
+        listeners = [f"{name} {address.interface}:{port}" for name in names if (port := getattr(address, name)) is not None]
         if address.line_socket is not None:
             listeners.append(f"line {address.line_socket}")
         where = ", ".join(listeners)

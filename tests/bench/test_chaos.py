@@ -71,10 +71,12 @@ class Pair:
         listener = Listener()
         self._ports = [reactor.listenTCP(0, listener, interface="127.0.0.1") for _ in range(2)]
         addresses = {node: ("127.0.0.1", port.getHost().port) for node, port in zip((1, 2), self._ports, strict=True)}
-        self.proxy = Proxy(reactor, Random(1), addresses)
-        endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", self.proxy.port(2, 1))
-        self.caller = await connectProtocol(endpoint, Peer())
+        self.proxy = Proxy(reactor, Random(1), "127.0.0.2", addresses, lambda body: body[0])
+        self.caller = await connectProtocol(TCP4ClientEndpoint(reactor, "127.0.0.2", addresses[1][1]), Peer())
+        self.caller.transport.write(frame(b"\2"))
         self.callee = await listener.accepted
+        await self.callee.wait_for(1)
+        assert self.callee.got.pop() == b"\2"
         return self
 
     async def __aexit__(self, *error: object) -> None:

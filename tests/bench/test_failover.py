@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from raftd.bench.failover import WAYS, measure
 from raftd.bench.servers import raftd_server
+from tests.cli.test_commands import run
 
 
 @pytest.mark.slow
@@ -19,3 +22,13 @@ def test_puts_go_on_after_every_way_to_lose_the_lead(tmp_path):
             assert server.processes()[0] != first, way
         server.check()
     assert [line.split(",")[2].strip() for line in said] == list(WAYS)
+
+
+@pytest.mark.slow
+def test_the_command_isolates_the_leader_too(tmp_path):
+    """Simulated partitions once passed real nodes by: they knew each other's own addresses from the log."""
+    done = run("bench", "failover", "--times", "1", "--data", str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    gaps = dict(re.findall(r"raftd, 3 nodes, ([a-z ]+), 1 of 1: ([\d,]+) ms", done.stdout))
+    assert list(gaps) == [*WAYS, "isolated"]
+    assert int(gaps["isolated"].replace(",", "")) > 150  # without a leader for an election timeout after its last heartbeat

@@ -162,6 +162,21 @@ def test_a_unix_socket_with_the_line_listener_replaces_a_stale_one(tmp_path):
         node.kill()
 
 
+def test_listeners_bind_another_address_than_the_one_that_is_dialled(tmp_path):
+    peer, line = free_ports(2)
+    write(tmp_path / "c.yaml", nodes={1: {"host": "127.0.0.3", "listen": "127.0.0.4", "peer": peer, "line": line}})
+    node = LocalNode(tmp_path / "c.yaml", 1, tmp_path / "log")
+    try:
+        wait_for(lambda: "leads now" in (tmp_path / "log").read_text(), what="the node serving")
+        socket.create_connection(("127.0.0.4", line), 10).close()
+        for port in (line, peer):
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.3", port), 10)
+        assert f"line 127.0.0.4:{line}, peer 127.0.0.4:{peer}" in (tmp_path / "log").read_text()
+    finally:
+        node.kill()
+
+
 def test_sigusr1_drains_a_node(tmp_path):
     with ProcessCluster(tmp_path, 1) as cluster:
         client = cluster.client(1)
