@@ -36,7 +36,7 @@ from raftd.cli.console import wide
 reactor = cast(Any, _reactor)
 
 Way = Literal["killed", "paused", "handed over", "isolated"]
-#: In which any raftd can be disturbed, others in the first.
+#: Those that need no proxy between the nodes; of other servers the leader is only killed.
 WAYS: tuple[Way, ...] = ("killed", "paused", "handed over")
 _NODES = 3
 _TUBE = "failover"

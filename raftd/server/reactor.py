@@ -1,7 +1,8 @@
 """Twisted's epoll reactor with what a turn of the node needs: to run once after all that has arrived, and cheaply.
 
-Two things differ from Twisted's. `soon` calls when a poll brings nothing more, without a place among the timers.
-And an event goes to its connection directly, not inside a logging context of its own: raftd's log lines name their source themselves.
+Three things differ from Twisted's. `soon` calls when a poll brings nothing more, without a place among the timers. An event goes to
+its connection directly, not inside a logging context of its own: raftd's log lines name their source themselves. And it measures its
+pauses.
 """
 
 from __future__ import annotations
@@ -22,6 +23,27 @@ MOST_POLLS = 16
 LONGEST_POLLS_S = 0.002
 
 
+class Pauses:
+    """How long timers wait while the reactor works, at most since this was made: `longest_s`, and how much of such a time its thread has
+    worked, rather than waited for a processor or a disk: `longest_work_s`. `clocks` gives both times in seconds."""
+
+    def __init__(self, clocks: Callable[[], tuple[float, float]]) -> None:
+        self.longest_s = 0.0
+        self.longest_work_s = 0.0
+        self._clocks = clocks
+        self._began = clocks()
+
+    def begin(self) -> None:
+        """A poll has returned."""
+        self._began = self._clocks()
+
+    def end(self) -> None:
+        """All timers that are due have run."""
+        now, began = self._clocks(), self._began
+        self.longest_s = max(self.longest_s, now[0] - began[0])
+        self.longest_work_s = max(self.longest_work_s, now[1] - began[1])
+
+
 class TurnReactor(EPollReactor):
     """The reactor of a node."""
 
@@ -30,6 +52,8 @@ class TurnReactor(EPollReactor):
     def __init__(self) -> None:
         super().__init__()
         self._soon: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
+        #: Kept from when it is given.
+        self.pauses: Pauses | None = None
 
     def soon(self, call: Callable[..., object], *arguments: object) -> None:
         """Call it when the sockets have nothing more to read, or after MOST_POLLS or LONGEST_POLLS_S. Answers to clients bring their next
@@ -44,11 +68,15 @@ class TurnReactor(EPollReactor):
         selectables = self._selectables
         wait_s = -1 if timeout is None else timeout
         until_s = 0.0
-        for _ in range(MOST_POLLS):
+        if self.pauses is not None:
+            self.pauses.end()
+        for number in range(MOST_POLLS):
             try:
                 events = self._poller.poll(wait_s, len(selectables))
             except InterruptedError:
-                return
+                events = []
+            if number == 0 and self.pauses is not None:
+                self.pauses.begin()
             for descriptor, event in events:
                 selectable = selectables.get(descriptor)
                 if selectable is not None:  # else one of the events before has closed it

@@ -41,7 +41,7 @@ from raftd.server.http.v1 import v1
 from raftd.server.limiter import ConnectionLimiter, most_clients
 from raftd.server.line import LineServerFactory
 from raftd.server.peer import PeerFactory, PeerService, PeerTransport, dial
-from raftd.server.reactor import soon_of
+from raftd.server.reactor import Pauses, TurnReactor, soon_of
 from raftd.server.reporter import EventReporter
 from raftd.server.sockets import remove_stale_socket
 from raftd.server.stats import Counters
@@ -139,8 +139,6 @@ class RaftdService(service.MultiService):
         hangups.setServiceParent(self)
         self._diallers: dict[int, tuple[MemberAddress, PeerService]] = {}
         self._ticks: task.LoopingCall | None = None
-        self._tick_due_s = 0.0  # by the first of `_clocks`
-        self._ticked = (0.0, 0.0)  # the clocks when it last did
         self._reminder = internet.TimerService(NO_LEADER_REMINDER_S, self._remind)
         self._reminder.clock = reactor
         self._reminder.setServiceParent(self)
@@ -205,8 +203,8 @@ class RaftdService(service.MultiService):
         self._check_own_address(node.raft.membership.latest)
         self._collector = CycleCollector(self._reactor, lambda: node.machine.items)
         self._collector.setServiceParent(self)
-        self._ticked = self._clocks()
-        self._tick_due_s = self._ticked[0] + TICK_MS / 1000
+        if isinstance(self._reactor, TurnReactor):
+            self._reactor.pauses = self._counters.pauses = Pauses(self._clocks)
         self._ticks = task.LoopingCall(self._tick, node)
         self._ticks.clock = self._reactor
         self._ticks.start(TICK_MS / 1000, now=False).addErrback(self._tick_died)
@@ -265,18 +263,10 @@ class RaftdService(service.MultiService):
         if self._ticks is not None and self._ticks.running:
             self._ticks.interval = delay_s
             self._ticks.reset()
-            self._tick_due_s = self._clocks()[0] + delay_s
 
     def _tick(self, node: Node) -> None:
-        """One tick, and how much later it comes than it should."""
         assert self._ticks is not None
-        before, now = self._ticked, self._clocks()
-        self._ticked = now
-        counters = self._counters
-        counters.longest_pause_s = max(counters.longest_pause_s, now[0] - self._tick_due_s)
-        counters.longest_work_s = max(counters.longest_work_s, now[1] - before[1])
         self._ticks.interval = node.tick() * TICK_MS / 1000
-        self._tick_due_s = self._clocks()[0] + self._ticks.interval
         self._ticks.starttime = self._reactor.seconds()  # counted from here, not from multiples of the interval since the start
 
     def _clocks(self) -> tuple[float, float]:

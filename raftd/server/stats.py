@@ -11,6 +11,7 @@ from collections import Counter
 import raftd
 from raftd.jobs.queries import Stats, job_counts
 from raftd.node.loop import Node
+from raftd.server.reactor import Pauses
 from raftd.wire.client import Status
 
 _COMMANDS = (
@@ -50,9 +51,8 @@ class Counters:
         self.total_connections = 0
         self.started_s = time.monotonic()
         self.draining = False
-        #: Between two ticks, but for forks; and how much of one the thread of the reactor has worked, rather than waited for a processor.
-        self.longest_pause_s = 0.0
-        self.longest_work_s = 0.0
+        #: Those of the reactor, but for forks; None if another was chosen (`twistd --reactor`).
+        self.pauses: Pauses | None = None
         self.elections = 0
         self.leader_changes = 0
         self.http_answers: Counter[int] = Counter()
@@ -107,6 +107,7 @@ def overview(node: Node, counters: Counters) -> Status:
     machine, raft = node.machine, node.raft
     counts = machine.counts
     snapshot = raft.snapshot
+    pauses = counters.pauses
     return Status(
         node=node.config.node,
         role=str(node.status()["role"]),
@@ -132,8 +133,8 @@ def overview(node: Node, counters: Counters) -> Status:
         is_draining=counters.draining,
         gateways=[(row.node, row.incarnation, row.is_open, len(row.sessions)) for _, row in sorted(machine.gateways.items())],
         jobs=(counts.ready, counts.reserved, counts.delayed, counts.buried),
-        longest_pause_ms=round(counters.longest_pause_s * 1000, 1),
-        longest_work_ms=round(counters.longest_work_s * 1000, 1),
+        longest_pause_ms=round(pauses.longest_s * 1000, 1) if pauses is not None else 0.0,
+        longest_work_ms=round(pauses.longest_work_s * 1000, 1) if pauses is not None else 0.0,
     )
 
 

@@ -152,8 +152,8 @@ def read_log(fs: FileSystem, directory: str) -> Log:
 
 
 def steady(fs: FileSystem, directory: str, read: Callable[[], _T], is_good: Callable[[_T], bool]) -> _T:
-    """What `look` gives. A node that runs may purge meanwhile, and what was read at two times does not fit together: then it is asked
-    again. Raises what `look` raises."""
+    """What `read` gives. A node that runs may write and purge meanwhile, and what was read at two times does not fit together: then it is
+    asked again. Raises what `read` raises, if it does so twice."""
     failed = False  # a write under way fails once
     for _ in range(_LOOKS):
         before = VoteFile(fs, directory).read()

@@ -139,8 +139,8 @@ class Status(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
     `leader` is 0 if it knows none. `match` is for a leader only: how far each other member is known to have the log. `snapshot_index`
     is 0 without a snapshot. `gateways`: (node, incarnation, whether it is open, clients). `jobs`: ready, reserved, delayed, buried.
-    `longest_pause_ms`: the longest time since the start in which the process read no socket, forks for snapshots excepted.
-    `longest_work_ms`: the most processor time in such a pause.
+    `longest_pause_ms`: the longest time since the start for which timers waited while the process worked, forks for snapshots excepted.
+    `longest_work_ms`: the most processor time in such a pause. Both are 0 with another reactor than raftd's (`twistd --reactor`).
     """
 
     node: int

@@ -10,7 +10,7 @@ from twisted.internet.abstract import FileDescriptor
 from twisted.internet.task import Clock
 
 from raftd.server import reactor as module
-from raftd.server.reactor import LONGEST_POLLS_S, MOST_POLLS, TurnReactor, install, soon_of
+from raftd.server.reactor import LONGEST_POLLS_S, MOST_POLLS, Pauses, TurnReactor, install, soon_of
 
 
 class Reader(FileDescriptor):
@@ -97,6 +97,36 @@ def test_polls_that_take_long_are_few(reactor):
     reader.theirs.send(b"x")
     reactor.doIteration(0)
     assert events == ["read"] * 2 + ["call"] * 2
+
+
+def test_pauses_are_measured_from_a_poll_to_the_next_but_not_the_wait(reactor):
+    """Work was once counted from tick to tick: a node that rested between ticks seemed to work for 50 ms at a time."""
+    clocks = [0.0, 0.0]
+    reactor.pauses = pauses = Pauses(lambda: (clocks[0], clocks[1]))
+    events: list[str] = []
+    reader = Reader(reactor, events)
+
+    work = iter([(3.0, 2.0), (1.0, 1.0), (5.0, 1.5)])
+
+    def read() -> None:
+        reader.ours.recv(1)
+        seconds, worked = next(work)
+        clocks[0] += seconds
+        clocks[1] += worked
+
+    class Poller:
+        def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
+            clocks[0] += 100  # nothing comes for a long time
+            return poller.poll(0, most)
+
+    poller, reactor._poller = reactor._poller, Poller()
+    reader.doRead = read
+    for _ in range(3):
+        reader.theirs.send(b"x")
+        reactor.doIteration(1)
+    reactor.doIteration(1)
+    reactor._poller = poller
+    assert (pauses.longest_s, pauses.longest_work_s) == (5.0, 2.0)
 
 
 def test_a_call_that_ends_the_process_loses_no_other(reactor):

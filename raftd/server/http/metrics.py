@@ -57,8 +57,9 @@ class NodeCollector(Collector):
         yield CounterMetricFamily("raftd_leader_changes", "Leaders that this node has seen.", value=self._counters.leader_changes)
         yield _histogram("raftd_commit_seconds", "From a batch of this node's clients to its being applied here.", node.gateway.commit_s)
         yield _histogram("raftd_batch_commands", "Commands in a batch of this node's clients.", node.gateway.batch_commands)
-        longest_s = self._counters.longest_pause_s
-        yield GaugeMetricFamily("raftd_longest_pause_seconds", "The longest pause of the reactor, but for forks.", value=longest_s)
+        if (pauses := self._counters.pauses) is not None:
+            text = "The longest pause of the reactor, but for forks."
+            yield GaugeMetricFamily("raftd_longest_pause_seconds", text, value=pauses.longest_s)
 
     def _storage(self) -> Iterable[Metric]:
         node, raft = self._node, self._node.raft
