@@ -68,8 +68,10 @@ class MemoryFile:
 
     def truncate(self, size: int) -> None:
         self._disk.touch("write")
-        del self._image.seen[size:]
-        self._image.platter[:] = self._image.seen
+        image = self._image
+        del image.seen[size:], image.platter[size:]
+        image.dirty = {number for number in image.dirty if number * self._disk.sector < size}
+        self.sync()  # and no more: what a failed sync has lost stays lost
 
     def close(self) -> None:
         pass

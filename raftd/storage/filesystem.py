@@ -23,7 +23,7 @@ class File(Protocol):
         """Return once everything written is durable (fdatasync), or raise OSError."""
 
     def truncate(self, size: int) -> None:
-        """Cut to `size` bytes, durably."""
+        """Cut to `size` bytes, and return once that and everything written is durable."""
 
     def close(self) -> None: ...
 

@@ -364,10 +364,9 @@ class SegmentedLog:
             if entries and self._written > self._file_bytes:
                 self._write_space(self._file, len(data))
             self._file.write(offset, data)
-            self._file.sync()
-            self._file_bytes = max(self._file_bytes, self._written)
-            if not entries:
-                self._cut_space(self._file)
+            if entries or not self._cut_space(self._file):
+                self._file.sync()
+                self._file_bytes = max(self._file_bytes, self._written)
 
         return write
 
@@ -378,10 +377,13 @@ class SegmentedLog:
             self._file_bytes += -self._file_bytes % SECTOR_BYTES  # this tells that there is space (`records.py`)
             file.write(self._written, bytes(self._file_bytes - self._written))
 
-    def _cut_space(self, file: File) -> None:
-        if self._file_bytes > self._written:
-            file.truncate(self._written)
-            self._file_bytes = self._written
+    def _cut_space(self, file: File) -> bool:
+        """Whether there was any; then everything written is durable, too."""
+        if self._file_bytes <= self._written:
+            return False
+        file.truncate(self._written)
+        self._file_bytes = self._written
+        return True
 
     @property
     def _name(self) -> str:

@@ -340,7 +340,7 @@ def test_a_missing_oldest_segment_is_noticed():
     machine = Machine(limits=Limits(segment_bytes=10))
     machine.start()
     machine.write([entry(1)])
-    machine.disk.fault = PowerFailure(3)  # the header's write and sync succeed
+    machine.disk.fault = PowerFailure(5)  # the first segment gives back its space, and the header is written and synced
     machine.write([entry(2)])
     machine.disk.fault = working
     machine.disk.exit()
