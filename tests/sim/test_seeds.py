@@ -64,7 +64,6 @@ CAUGHT_BY = {
     "incarnation spoken of before it is durable": node.test_a_new_incarnation_is_not_spoken_of_before_it_is_durable,
     "clients of a swapped state wait for ever": node.test_clients_of_a_node_that_loads_a_snapshot_get_what_is_known,
     "left-over tubes are not in the snapshot": budget.test_a_tube_whose_jobs_are_left_over_is_served_alike_after_a_restore,
-    "waiting sessions are overtaken between two slices": budget.test_a_pause_that_ends_gives_its_jobs_in_slices_and_nobody_overtakes,
     "left over without an order": budget.test_left_over_tubes_are_served_in_order,
     "a session of a closed gateway is asked on": node.test_clients_of_a_closed_gateway_are_notified_in_turns,
     "read an entry early": node.test_a_read_waits_until_the_very_entry_it_was_promised_is_applied,
