@@ -72,7 +72,7 @@ def load(path: str | None, data: str | None = None) -> Config:
         raw: object = DEFAULT
         base = os.getcwd()
     else:
-        raw = _read(path)
+        raw = read_yaml(path)
         base = os.path.dirname(os.path.abspath(path))
     try:
         config = check(raw)
@@ -117,7 +117,8 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
         return mapping
 
 
-def _read(path: str) -> object:
+def read_yaml(path: str) -> object:
+    """What a file says. Raises ConfigError."""
     try:
         with open(path, encoding="utf-8") as file:
             return yaml.load(file, _Loader)

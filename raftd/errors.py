@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 
 #: What msgspec raises for bytes that are no message: its own error, and Python's for text that is no UTF-8.
+#: (RecursionError: for what is nested without end.)
 #: Our structs forbid fields that they do not know, so nothing is skipped, to any depth.
-UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError)
+UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 #: What to do about a directory that is not used because of damage.

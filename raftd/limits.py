@@ -97,8 +97,58 @@ JOBS_PER_PUT = 1_000
 #: Tubes that one session may watch. A reserve looks at each of them, on every node.
 WATCHED_TUBES = 1_024
 
+#: Jobs of one ask of a client's session that is about many, and jobs that one reserves: at most so much work is one command.
+JOBS_PER_ASK = 400
+JOBS_PER_RESERVE = 100
+
+#: What one client's session may have: answers that the client is not known to have, reserves that wait, subscriptions, jobs that may
+#: be pushed to one of these, and tubes that all of them together watch. Every node holds all of it, and looks at it in one entry.
+UNCONFIRMED_ANSWERS = 1_024
+WAITING_RESERVES = 128
+SUBSCRIPTIONS = 16
+CREDIT = 1_000
+ASKED_TUBES = 256
+
+#: Bodies of jobs that one reserve gives, or that are pushed and not known to have arrived, in bytes; one job more than this.
+GIVEN_BYTES = 1 << 20
+
+#: All bodies of one put of many jobs, in bytes, or one job if that is larger: a frame, and a batch, must hold them.
+PUT_BYTES = 1 << 20
+
+#: The longest error that is kept with a job, in characters.
+ERROR_CHARACTERS = 1_024
+
+#: The random bytes that name a client's session.
+SESSION_TOKEN_BYTES = 16
+
 #: Jobs that one kick moves at most, and no more than its entry has budget for. The answer says how many; ask again for more.
 KICKED_JOBS = 4_096
+
+#: Tubes with a policy.
+POLICIES = 10_000
+
+#: Jobs that are finished and can still be read: so many, and so many bytes of what their workers said, on every node; and of one.
+FINISHED_JOBS = 100_000
+FINISHED_BYTES = 16 << 20
+RESULT_BYTES = 4_096
+
+#: Jobs that one step of a replay looks at, and does something to, at most; and those that one count looks at.
+REPLAY_LOOKED = 4_000
+REPLAY_JOBS = 200
+COUNTED_JOBS = 10_000
+
+#: The longest text that errors are searched for, in characters.
+SEARCH_CHARACTERS = 64
+
+#: Schedules of a cluster, and the longest name of one, in characters.
+SCHEDULES = 1_000
+SCHEDULE_CHARACTERS = 200
+
+#: The longest key that makes a job the only one of its kind in its tube, in characters.
+UNIQUE_CHARACTERS = 255
+
+#: Policies that one command sets: all of them or none.
+POLICIES_PER_ASK = 1_000
 
 #: Committed entries applied at a time, in bytes, or one entry if that is larger. A turn does so four times at most, and not again
 #: after this many bytes, so a node that replays a long log, or has many commands to answer, keeps its heartbeats.

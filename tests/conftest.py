@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-_SLOW = ("processes", "sim", "cli/test_commands.py", "cli/test_files.py", "test_container.py")
+_SLOW = ("processes", "client", "sim", "cli/test_commands.py", "cli/test_files.py", "test_container.py")
 
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH"))))
 

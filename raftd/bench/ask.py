@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 
-from raftd.client.blocking import NoAnswer, printable
+from raftd.client.connection import NoAnswer, printable
 
 _ANSWER_BYTES = 64 << 10
 _STRANGER = "what listens there does not speak the beanstalkd protocol"

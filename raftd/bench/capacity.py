@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raftd.bench.local import LocalCluster, LocalError, wait_for
-from raftd.client.blocking import Connection
+from raftd.client.connection import Connection
 from raftd.wire.client import Status, StatusRequest
 
 _NODES = 4

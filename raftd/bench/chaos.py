@@ -26,9 +26,11 @@ from rich.table import Table
 from twisted.internet import reactor as _reactor
 from twisted.logger import LogEvent, globalLogPublisher
 
+from raftd.bench.ends import Ends
 from raftd.bench.local import LocalCluster, LocalError
 from raftd.bench.proxy import Pair, Proxy
 from raftd.bench.recorded import RecordedClient, Visitor, Watch
+from raftd.bench.unique import Unique
 from raftd.cli import signals
 from raftd.cli.console import wide
 from raftd.errors import StorageError
@@ -46,6 +48,9 @@ NODES = 3
 _CLIENTS = 12
 _PIPELINE = 3
 _PAUSE_S = 0.03  # between two requests of a client
+_PRODUCERS = 16
+_WORKERS = 6
+_PUT_PAUSE_S = 0.001  # between two puts of a producer
 _TURN_S = 0.02
 _WATCH_S = 0.1
 _START_S = 20.0
@@ -70,8 +75,12 @@ class ProxiedCluster(LocalCluster):
         self.write_config(self.config, known)
 
     def close(self) -> None:
-        self.proxy.close()
+        self.close_proxy()
         super().close()
+
+    def close_proxy(self) -> None:
+        """In the thread of the reactor."""
+        self.proxy.close()
 
     def signal(self, node: int, number: signal.Signals) -> None:
         """Nothing if it does not run."""
@@ -93,6 +102,8 @@ class Chaos:
         self._busy: set[int] = set()  # nodes that something happens to already
         self._cluster: ProxiedCluster
         self._clients: list[RecordedClient] = []
+        self._unique = Unique(_PUT_PAUSE_S)
+        self._ends = Ends()
         self._watches: dict[int, Watch] = {}
 
     def run(self) -> bool:
@@ -125,6 +136,8 @@ class Chaos:
             self._until(lambda: self._leader() != 0, _START_S, "an elected leader")
             for client in self._clients:
                 client.start()
+            self._unique.start(addresses, _PRODUCERS, _WORKERS)
+            self._ends.start(addresses)
             self._under_faults()
             self._come_to_rest()
             commit = max((status.commit_index for status in self._statuses()), default=0)
@@ -207,7 +220,7 @@ class Chaos:
         if node not in self._busy:
             self._count("kill (SIGKILL)")
             self._busy.add(node)
-            self._cluster.kill(node)
+            self._kill_now(node)
             self._later(seconds, self._start, node)
 
     def _kill_all(self, node: int, other: int, seconds: float) -> None:
@@ -215,8 +228,12 @@ class Chaos:
             self._count("kill of all nodes")
             for one in self._cluster.nodes:
                 self._busy.add(one)
-                self._cluster.kill(one)
+                self._kill_now(one)
                 self._later(self._random.uniform(0, 0.5), self._start, one)
+
+    def _kill_now(self, node: int) -> None:
+        self._unique.node_dies(self._cluster.address(node, "client"))
+        self._cluster.kill(node)
 
     def _start(self, node: int) -> None:
         self._busy.discard(node)
@@ -268,8 +285,14 @@ class Chaos:
         self._cluster.proxy.heal()
         for client in self._clients:
             client.finish()
+        self._unique.stop_putting()
+        self._ends.stop_putting()
         try:
             self._until(lambda: all(client.is_done for client in self._clients), _REST_S, "an answer for every client after healing")
+            self._until(lambda: self._unique.is_done, _REST_S, "every job of the Python clients being worked after healing")
+            self._until(lambda: self._ends.is_done, _REST_S, "an end for every job of tubes with policies after healing")
+            self._unique.close()
+            self._ends.close()
             visitors = [
                 Visitor(reactor, self._random, len(self._clients) + node, [self._cluster.address(node, "client")], 1, _PAUSE_S)
                 for node in self._cluster.nodes
@@ -290,14 +313,14 @@ class Chaos:
         statuses = self._statuses()
         places = {place for status in statuses for place in (status.commit_index, status.applied_index)}
         leaders = {status.leader for status in statuses}
-        told = max((call.index for client in self._clients for call in client.calls), default=0)
+        told = max((call.index for call in self._calls), default=0)
         return len(statuses) == NODES and len(places) == len(leaders) == 1 and 0 not in leaders and max(places) >= told
 
     # -- judging ------------------------------------------------------------------------------
 
     @property
     def _calls(self) -> list[history.Call]:
-        return [call for client in self._clients for call in client.calls]
+        return [call for client in self._clients for call in client.calls] + self._unique.calls + self._ends.calls
 
     def _write_history(self) -> None:
         (self._directory / "history.json").write_bytes(msgspec.json.encode(self._calls))
@@ -318,6 +341,7 @@ class Chaos:
         if len(set(hashes.values())) > 1:
             self._problems.append(f"the nodes' logs differ in what is committed: {hashes}")
         self._problems += [problem for client in self._clients for problem in client.problems]
+        self._problems += self._unique.problems + self._ends.problems
         problems = self._problems + verdict.problems
         self._show(verdict, problems, entries, ", ".join(sorted(set(hashes.values()))))
         return not problems and verdict.proves_something
@@ -339,6 +363,7 @@ class Chaos:
             "minutes": f"{self._seconds / 60:g}",
             "asked for": f"{verdict.calls:,}",
             "never answered": f"{verdict.unknown:,} ({verdict.unknown / max(1, verdict.calls):.1%})",
+            "sessions resumed": f"{sum(client.resumed for client in self._clients) + self._unique.resumed + self._ends.resumed}",
             "entries committed": f"{entries:,}",
             "hash of every node's log": log_hash,
             "leaders": f"{len(self._leaders)}",
@@ -349,9 +374,9 @@ class Chaos:
         }
         for name, value in rows.items():
             table.add_row(name, value)
-        for counts in (self._faults, self._cluster.proxy.counts):
+        for counts in (self._unique.summary(), self._ends.summary(), self._faults, self._cluster.proxy.counts):
             table.add_section()
-            for name, number in sorted(counts.items()):
+            for name, number in counts.items():
                 table.add_row(name, f"{number:,}")
         console = wide(self._console)
         console.print(table)

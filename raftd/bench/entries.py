@@ -17,14 +17,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from raftd.jobs import asks
 from raftd.jobs import commands as c
+from raftd.jobs import replies as r
 from raftd.jobs.budget import COSTS
-from raftd.jobs.machine import StateMachine
+from raftd.jobs.machine import Answer, StateMachine
 from raftd.jobs.model import State
+from raftd.jobs.policy import Policy, PolicyChange
 from raftd.limits import JOBS_PER_PUT, WATCHED_TUBES
 
 _BODY = b"x" * 200
 _FOR_EVER_MS = 1 << 40
+_TTR_MS = 60_000
 #: Those that wait, and what they watch.
 _WAITING = 300
 _WATCHED = 1_000
@@ -56,6 +60,7 @@ class Queue:
         self.size = size
         self.machine = StateMachine()
         self.now_ms = 1_700_000_000_000
+        self.answers: list[Answer] = []  # of the last entry
         self._seqs: dict[int, int] = {}
         self.apply(c.Features(c.FEATURE_LEVEL))
         for node in (1, 2, 3):
@@ -67,8 +72,10 @@ class Queue:
         """One entry; how long it took, in seconds of the processor."""
         data = c.encode_payload(payload) if payload is not None else b""
         before = time.thread_time()
-        self.machine.apply(self.machine.applied_index + 1, self.now_ms, data)
-        return time.thread_time() - before
+        effects = self.machine.apply(self.machine.applied_index + 1, self.now_ms, data)
+        took = time.thread_time() - before
+        self.answers = effects.answers
+        return took
 
     def open(self, node: int, incarnation: int) -> float:
         self._seqs[node] = 0
@@ -277,6 +284,56 @@ def _delays(queue: Queue) -> Iterator[tuple[int, float]]:
     queue.now_ms += 10_000_000
     for took in queue.settle():
         yield 0, took
+
+
+def _put_all(queue: Queue, tube: str, policy: Policy) -> None:
+    """As many jobs as there are, into a tube with a policy."""
+    queue.all([c.SetPolicies(5, [PolicyChange(tube, policy)])])
+    many = c.PutMany(5, tube, [c.NewJob(5, 0, _TTR_MS, b"x")] * JOBS_PER_PUT)
+    for _ in range(queue.size.jobs // JOBS_PER_PUT):
+        queue.batch([many])
+        queue.settle()
+
+
+@_kind("jobs that expire, all at once")
+def _expire(queue: Queue) -> Iterator[tuple[int, float]]:
+    _put_all(queue, "expire", Policy(ttl_ms=_TTR_MS))
+    queue.now_ms += _TTR_MS
+    for took in queue.settle():
+        yield 0, took
+
+
+@_kind("jobs that die, all at once")
+def _die(queue: Queue) -> Iterator[tuple[int, float]]:
+    _put_all(queue, "die", Policy(ttl_ms=_TTR_MS, on_expire="dead_letter", dead_letter="dead"))
+    queue.now_ms += _TTR_MS
+    for took in queue.settle():
+        yield 0, took
+
+
+@_kind("dead letters that are moved back, a step each")
+def _replay(queue: Queue) -> Iterator[tuple[int, float]]:
+    after, reply = 0, None
+    for _ in range(100):
+        yield 1, queue.batch([c.Replay(5, asks.Replay(asks.Selection("dead"), "move", "again", after))])
+        (reply,) = (reply for _, number, reply in queue.answers if number == 5)
+        assert isinstance(reply, r.Replayed)
+        after = reply.after
+
+
+@_kind("put of 1,000 jobs that push out as many")
+def _push_out(queue: Queue) -> Iterator[tuple[int, float]]:
+    most = queue.size.jobs // 100
+    queue.all([c.SetPolicies(5, [PolicyChange("pushed", Policy(max_jobs=most, overflow="dead_letter_oldest", dead_letter="out"))])])
+    for _ in range(most // JOBS_PER_PUT + 20):
+        yield 1, queue.batch([c.PutMany(5, "pushed", [c.NewJob(5, 0, _FOR_EVER_MS, b"x")] * min(most, JOBS_PER_PUT))])
+
+
+@_kind("policies of 1,000 tubes")
+def _set_policies(queue: Queue) -> Iterator[tuple[int, float]]:
+    for number in range(8):
+        changes = [PolicyChange(f"policy{place}", Policy(max_attempts=1 + number, dead_letter="dead")) for place in range(_MANY)]
+        yield 1, queue.batch([c.SetPolicies(5, changes)])
 
 
 def measure(size: Size, console: Console) -> list[Longest]:

@@ -20,7 +20,7 @@ from raftd.bench.loaders.beanstalkd import BeanstalkdConnection
 from raftd.bench.local import LocalError, wait_for
 from raftd.bench.report import pyplot
 from raftd.bench.servers import Server, raftd_server
-from raftd.client.blocking import NoAnswer
+from raftd.client.connection import NoAnswer
 
 NODES = (3, 5, 7, 13)
 SIZES = (4, 200, 640)

@@ -128,12 +128,19 @@ def _disturb(server: Server, way: Way) -> Callable[[], None]:
     return lambda: None
 
 
+class _Cluster(ProxiedCluster):
+    """It is closed in another thread than that of the reactor, in which its proxy works."""
+
+    def close_proxy(self) -> None:
+        blockingCallFromThread(reactor, super().close_proxy)
+
+
 @contextmanager
 def _proxied(directory: Path) -> Iterator[Server]:
     """raftd, each node behind a proxy that runs in the reactor of this process, in a thread; once in a process."""
     thread = threading.Thread(target=reactor.run, kwargs={"installSignalHandlers": False}, daemon=True)
     thread.start()
-    cluster = blockingCallFromThread(reactor, ProxiedCluster, directory, _NODES, Random())
+    cluster = blockingCallFromThread(reactor, _Cluster, directory, _NODES, Random())
 
     def isolate() -> Callable[[], None]:
         leader = cluster.leader()

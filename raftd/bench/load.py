@@ -4,8 +4,8 @@
 at a fixed rate, whether others are done or not, in turns on all connections; the latency counts from when one should have begun.
 
 An operation is, for *put*, a put; for *cycle*, a put and then a take (reserve and delete) on the same connection; for *handoff*, a
-put on a connection to one node and a take on a connection to another. Jobs of a handoff are told apart by their order alone: its
-latency is that from the oldest put under way to the next take done.
+put on a connection to one node and a take on a connection to another; for *work*, a take of a job that waits. Jobs of a handoff are told
+apart by their order alone: its latency is that from the oldest put under way to the next take done.
 """
 
 from __future__ import annotations
@@ -24,15 +24,21 @@ from raftd.bench.loaders.amqp import AmqpConnection
 from raftd.bench.loaders.beanstalkd import BeanstalkdConnection
 from raftd.bench.loaders.connection import NO_ANSWER_S, Connection, LoadError
 from raftd.bench.loaders.nats import NatsConnection
+from raftd.bench.loaders.raftd import RaftdConnection
 
 _NS = 1_000_000_000
 #: Latencies are counted in these units.
 LATENCY_UNIT_S = 1e-5
 _UNIT_NS = 10_000
 
-Work = Literal["put", "cycle", "handoff"]
-Protocol = Literal["beanstalkd", "nats", "amqp"]
-CONNECTIONS: dict[Protocol, type[Connection]] = {"beanstalkd": BeanstalkdConnection, "nats": NatsConnection, "amqp": AmqpConnection}
+Work = Literal["put", "cycle", "handoff", "work"]
+Protocol = Literal["beanstalkd", "raftd", "nats", "amqp"]
+CONNECTIONS: dict[Protocol, type[Connection]] = {
+    "beanstalkd": BeanstalkdConnection,
+    "raftd": RaftdConnection,
+    "nats": NatsConnection,
+    "amqp": AmqpConnection,
+}
 
 
 class Spec(msgspec.Struct, frozen=True):
@@ -63,7 +69,7 @@ class Result(msgspec.Struct, frozen=True):
 class _Client:
     """A connection, and when each of its operations began, the oldest first. `work` is its own part."""
 
-    def __init__(self, connection: Connection, work: Literal["put", "cycle", "take"]) -> None:
+    def __init__(self, connection: Connection, work: Literal["put", "cycle", "work", "take"]) -> None:
         self.connection = connection
         self.work = work
         self.began_ns: deque[int] = deque()
@@ -84,7 +90,7 @@ class _Load:
         for number in range(spec.connections):
             tube = spec.tubes[(number // 2 if is_handoff else number) % len(spec.tubes)]
             connection = CONNECTIONS[spec.protocol](spec.addresses[number % len(spec.addresses)], tube, body)
-            client = _Client(connection, "take" if is_handoff and number % 2 else "put" if spec.work != "cycle" else "cycle")
+            client = _Client(connection, spec.work if spec.work != "handoff" else "take" if number % 2 else "put")
             self.clients[connection.socket.fileno()] = client
             if client.work != "take":
                 self._starters.append(client)
@@ -107,7 +113,10 @@ class _Load:
         self._starters.rotate(-1)
 
     def _start(self, client: _Client, count: int, at_ns: int) -> None:
-        client.connection.put(count)
+        if client.work == "work":
+            client.connection.take(count)
+        else:
+            client.connection.put(count)
         (self._handoffs if self._spec.work == "handoff" else client.began_ns).extend([at_ns] * count)
 
     def ready(self, client: _Client) -> None:
@@ -122,6 +131,8 @@ class _Load:
             elif client.work == "cycle":
                 if puts:
                     connection.take(puts)
+                self._done(client.began_ns, takes, client)
+            elif client.work == "work":
                 self._done(client.began_ns, takes, client)
             elif client.work == "take":
                 connection.take(takes)

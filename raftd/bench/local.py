@@ -21,7 +21,7 @@ import yaml
 
 from raftd.bench.ask import ask_stats
 from raftd.cli import signals
-from raftd.client.blocking import NoAnswer
+from raftd.client.connection import NoAnswer
 
 #: twistd of this very Python, wherever its scripts may be.
 TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]

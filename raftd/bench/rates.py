@@ -30,7 +30,7 @@ from raftd.bench.rounds import Measured, Round, Row
 from raftd.bench.servers import OTHERS, Missing, Server, raftd_server
 from raftd.cli import signals
 
-_WARM_UP_S = 1.0
+WARM_UP_S = 1.0
 _LOAD_MARGIN_S = 30.0
 _SYNCS = 50
 _SYNC_BYTES = 4096
@@ -102,7 +102,7 @@ def measure(server: Server, row: Row, options: Options) -> Round:
             row.in_flight,
             row.size,
             row.work,
-            _WARM_UP_S,
+            WARM_UP_S,
             options.seconds,
             tubes,
             row.rate / options.processes if row.rate is not None else None,
@@ -114,7 +114,7 @@ def measure(server: Server, row: Row, options: Options) -> Round:
     try:
         processes = server.processes()
         _begin_together(loads)
-        time.sleep(_WARM_UP_S)  # the loads leave this time out of what they count, and say nothing when it is over
+        time.sleep(WARM_UP_S)  # the loads leave this time out of what they count, and say nothing when it is over
         counts, before = server.counts(), [cpu_time_s(pid) for pid in processes]
         results = [_result(load, options) for load in loads]
         after, done = [cpu_time_s(pid) for pid in processes], server.counts().since(counts)
@@ -154,7 +154,7 @@ def _begin_together(loads: list[subprocess.Popen[bytes]]) -> None:
 
 def _result(load: subprocess.Popen[bytes], options: Options) -> Result:
     try:
-        output, errors = load.communicate(timeout=_WARM_UP_S + options.seconds + _LOAD_MARGIN_S)
+        output, errors = load.communicate(timeout=WARM_UP_S + options.seconds + _LOAD_MARGIN_S)
     except subprocess.TimeoutExpired:
         raise LocalError("the load did not end in time: the server is too slow to be measured") from None
     if load.returncode:

@@ -1,8 +1,8 @@
 """Clients of the client listener whose every question and answer is recorded: what `raftd chaos` judges afterwards.
 
-They put, reserve and delete, a few requests under way at once, and know nothing of the faults around them. One whose
-connection is lost, or that has no answer for too long, goes to another node and begins anew: what it had asked for may
-have happened or not.
+Each has a session, a few asks under way at once, and knows nothing of the faults around it. One whose connection is lost, or that
+has no answer for too long, goes to another node, resumes its session and asks again what was not answered. If the session has ended
+meanwhile, that may have happened or not, and the client begins anew.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ import msgspec
 from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from raftd.client import HostPort
+from raftd.client.address import HostPort
 from raftd.errors import FrameError
+from raftd.jobs import asks
+from raftd.jobs import replies as r
+from raftd.limits import SESSION_TOKEN_BYTES
+from raftd.sim.client_model import ASK, TO_ASK
 from raftd.sim.history import Call
-from raftd.sim.model import DELETE, IGNORE, PUT, RESERVE, USE, WATCH
 from raftd.wire import client as w
 from raftd.wire.frames import FrameDecoder
 
@@ -38,11 +41,15 @@ _GOES = 0.003
 
 
 class RecordedConnection(Protocol):
-    """One connection to a client listener. `answered` gets each answer; `ready` is called once the node has said hello."""
+    """One connection to a client listener, for the session with `token` if one is given. `answered` gets each answer; `ready` is called
+    once the node has said hello, with the number of the session."""
 
     transport: Any
 
-    def __init__(self, ready: Callable[[], None], answered: Callable[[w.Answer], None], lost: Callable[[], None]) -> None:
+    def __init__(
+        self, ready: Callable[[int], None], answered: Callable[[w.Answer], None], lost: Callable[[], None], token: bytes = b""
+    ) -> None:
+        self._token = token
         self._ready = ready
         self._answered = answered
         self._lost = lost
@@ -51,7 +58,7 @@ class RecordedConnection(Protocol):
 
     def connectionMade(self) -> None:
         self.transport.setTcpNoDelay(True)
-        self.transport.write(w.encode_hello(w.ClientHello()))
+        self.transport.write(w.encode_hello(w.SessionHello("", self._token) if self._token else w.ClientHello()))
 
     def dataReceived(self, data: bytes) -> None:
         self._decoder.feed(data)
@@ -60,13 +67,13 @@ class RecordedConnection(Protocol):
                 self._answered(w.decode_answer(body))
                 continue
             try:
-                w.decode_node_hello(body)
+                session = w.decode_attached_hello(body).session if self._token else 0
             except FrameError:  # it says why it will not have us
                 self.transport.loseConnection()
                 return
             self._greeted = True
             self._decoder.greeted()
-            self._ready()
+            self._ready(session)
 
     def ask(self, request: w.Request) -> None:
         self.transport.write(w.encode_request(request))
@@ -95,6 +102,8 @@ class RecordedClient:
     def __init__(self, reactor: Any, random: Random, number: int, addresses: list[HostPort], pipeline: int, pause_s: float) -> None:
         """`pipeline`: requests under way at most; `pause_s`: between two requests, on average."""
         self.calls: list[Call] = []
+        #: How often its session was resumed.
+        self.resumed = 0
         #: What a node said that no node may say.
         self.problems: list[str] = []
         self._reactor = reactor
@@ -104,10 +113,16 @@ class RecordedClient:
         self._pipeline = pipeline
         self._pause_s = pause_s
         self._connection: RecordedConnection | None = None
+        self._token = random.randbytes(SESSION_TOKEN_BYTES)
+        self._session = 0  # its number
+        self._connected_s = 0.0
+        self._is_attached = False
+        self._whats: dict[int, asks.What] = {}  # by id, of pending calls
         self._pending: dict[int, Call] = {}
-        self._reserved: list[tuple[int, int]] = []  # (job, token)
+        self._held: list[asks.Held] = []
+        self._subscription: Call | None = None
+        self._received = 0  # of what is pushed
         self._asked = 0
-        self._connections = 0
         self._finishing = False
         self._done = False
 
@@ -138,21 +153,35 @@ class RecordedClient:
             self._reactor.callLater(_REDIAL_S, self._dial)
 
         def build() -> RecordedConnection:
-            self._connections += 1
-            connection = RecordedConnection(lambda: self._ask(connection), self._answered, lambda: self._lost(connection))
-            self._connection = connection
+            self._connection = connection = RecordedConnection(
+                lambda session: self._attached(connection, session), self._answered, lambda: self._lost(connection), self._token
+            )
+            self._connected_s = time.monotonic()
             return connection
 
         host, port = self._random.choice(self._addresses)
         self._reactor.connectTCP(host, port, _Dial(build, again), timeout=1)
 
+    def _attached(self, connection: RecordedConnection, session: int) -> None:
+        self._is_attached = True
+        if self._session and session != self._session:  # it has ended: the outcome of pending calls stays unknown
+            self._pending.clear()
+            self._held.clear()
+            self._subscription, self._received = None, 0
+        elif self._session:
+            self.resumed += 1
+        self._session = session
+        for id, call in self._pending.items():
+            connection.ask(self._request(id, call))
+        if self._subscription is not None:
+            self._begin(connection, asks.Flow(self._subscription.what[2], self._received))
+        self._ask(connection)
+
     def _lost(self, connection: RecordedConnection) -> None:
-        """The outcome of pending calls stays unknown."""
         if connection is not self._connection:
             return
         self._connection = None
-        self._pending.clear()
-        self._reserved.clear()
+        self._is_attached = False
         if not self._done:
             self._reactor.callLater(_REDIAL_S, self._dial)
 
@@ -160,9 +189,12 @@ class RecordedClient:
         """Is there one that has waited too long?"""
         if self._done:
             return
+        now_s = time.monotonic()
         oldest = next(iter(self._pending.values()), None)
-        if self._connection is not None and oldest is not None and not self._finishing and time.monotonic() - oldest.asked > _PATIENCE_S:
-            self._connection.transport.abortConnection()
+        if self._connection is not None and not self._finishing and now_s - self._connected_s > _PATIENCE_S:
+            is_late = oldest is not None and now_s - max(oldest.asked, self._connected_s) > _PATIENCE_S
+            if is_late or not self._is_attached:
+                self._connection.transport.abortConnection()
         self._reactor.callLater(_LOOK_S, self._poll)
 
     # -- asking -------------------------------------------------------------------------------
@@ -171,49 +203,64 @@ class RecordedClient:
         if connection is not self._connection or self._finishing:
             return
         if len(self._pending) < self._pipeline:
-            self._asked += 1
-            what, request = self._choose(self._asked)
-            call = Call(what, time.monotonic(), connection=self._number * 1_000_000 + self._connections)
-            self.calls.append(call)
-            self._pending[self._asked] = call
-            connection.ask(request)
+            self._begin(connection, self._choose())
             if self._random.random() < _GOES:
                 self._random.choice((connection.transport.loseConnection, connection.transport.abortConnection))()
         self._reactor.callLater(self._random.expovariate(1 / self._pause_s), self._ask, connection)
 
-    def _choose(self, id: int) -> tuple[list[Any], w.Request]:
-        """A command as it will stand in the log, and the request for it."""
+    def _begin(self, connection: RecordedConnection, what: asks.What) -> None:
+        self._asked += 1
+        call = Call([ASK, self._token, self._asked], time.monotonic(), asks=msgspec.msgpack.decode(msgspec.msgpack.encode(what)))
+        self._whats[self._asked] = what
+        self.calls.append(call)
+        self._pending[self._asked] = call
+        connection.ask(self._request(self._asked, call))
+
+    def _request(self, id: int, call: Call) -> w.AskRequest:
+        return w.AskRequest(id, min(self._pending, default=id), [], self._whats[id])
+
+    def _choose(self) -> asks.What:
         random = self._random
         choice = random.random()
+        delay_ms = random.choice(_DELAYS_MS)
         if choice < _PUTS:
-            body = b"client %d job %d" % (self._number, id) + b"." * random.choice((0, 100, 3_000))
-            tube = random.choice(("", *_TUBES))
-            pri, delay_ms, ttr_ms = random.randrange(3), random.choice(_DELAYS_MS), random.choice(_TTRS_MS)
-            return [PUT, pri, delay_ms, ttr_ms, body, tube], w.PutRequest(id, body, tube, pri, delay_ms, ttr_ms)
-        if choice < 0.62 or (choice < 0.95 and not self._reserved):
-            timeout_ms = random.choice(_WAITS_MS)
-            return [RESERVE, timeout_ms], w.ReserveRequest(id, timeout_ms)
-        if choice < 0.95:
-            job, token = self._reserved.pop(random.randrange(len(self._reserved)))
-            token *= random.randrange(2)
-            return [DELETE, job, token], w.DeleteRequest(id, job, token)
-        tube = random.choice(_TUBES)
-        if choice < 0.97:
-            return [USE, tube], w.UseRequest(id, tube)
-        if choice < 0.99:
-            return [WATCH, tube], w.WatchRequest(id, tube)
-        return [IGNORE, tube], w.IgnoreRequest(id, tube)
+            body = b"client %d job %d" % (self._number, self._asked) + b"." * random.choice((0, 100, 3_000))
+            jobs = [asks.NewJob(random.randrange(3), delay_ms, random.choice(_TTRS_MS), body)]
+            return asks.Put(random.choice(_TUBES), jobs * random.choice((1, 1, 3)))
+        if choice < 0.6 or not self._held:
+            return asks.Reserve(random.sample(_TUBES, random.randrange(1, 3)), random.randrange(1, 4), random.choice(_WAITS_MS))
+        if choice < 0.62 and self._subscription is None and not any(isinstance(what, asks.Subscribe) for what in self._whats.values()):
+            return asks.Subscribe([random.choice(_TUBES)], random.randrange(1, 4))
+        if choice < 0.66 and self._subscription is not None:
+            return asks.Flow(self._subscription.what[2], self._received, random.randrange(1, 4))
+        held = [self._held.pop(random.randrange(len(self._held))) for _ in range(min(len(self._held), random.randrange(1, 4)))]
+        if choice < 0.92:
+            return asks.Delete(held)
+        return random.choice((asks.Release(held, delay_ms), asks.Fail(held, delay_ms, "it failed"), asks.Release(held)))
 
     def _answered(self, answer: w.Answer) -> None:
+        reply = answer.reply
+        if isinstance(reply, r.TakenOver):
+            return
+        told = [TO_ASK, answer.id, msgspec.msgpack.decode(msgspec.msgpack.encode(reply))]
+        if isinstance(reply, r.Pushed) and self._subscription is not None and answer.id == self._subscription.what[2]:
+            before = self._subscription
+            self.calls.append(Call(before.what, before.asked, answered=time.monotonic(), index=answer.index, answer=told, asks=before.asks))
+            if reply.number > self._received:  # else it was pushed again
+                self._received = reply.number
+                self._held.append((reply.job.id, reply.job.token))
+            return
         call = self._pending.pop(answer.id, None)
         if call is None:
             self.problems.append(f"client {self._number} gets an answer that was not asked for: {answer}")
             return
-        _, *args = call.answer = msgspec.msgpack.decode(msgspec.msgpack.encode(answer.reply))
-        call.answered = time.monotonic()
-        call.index = 0 if isinstance(answer.reply, w.Failed) else answer.index  # 0: certainly not applied
-        if call.what[0] == RESERVE and len(args) == 3:
-            self._reserved.append((args[0], args[2]))
+        del self._whats[answer.id]
+        call.answered, call.answer = time.monotonic(), told
+        call.index = 0 if isinstance(reply, w.Failed) else answer.index  # 0: certainly not applied
+        if isinstance(reply, r.Jobs):
+            self._held += [(job.id, job.token) for job in reply.jobs]
+        elif isinstance(reply, r.Subscribed):
+            self._subscription, self._received = call, 0
 
 
 class Visitor(RecordedClient):
@@ -223,9 +270,8 @@ class Visitor(RecordedClient):
         super()._ask(connection)
         self.finish()
 
-    def _choose(self, id: int) -> tuple[list[Any], w.Request]:
-        body = b"visitor %d" % self._number
-        return [PUT, 1, 0, _TTRS_MS[-1], body, "default"], w.PutRequest(id, body, "default", 1, 0, _TTRS_MS[-1])
+    def _choose(self) -> asks.What:
+        return asks.Put("default", [asks.NewJob(1, 0, _TTRS_MS[-1], b"visitor %d" % self._number)])
 
     @property
     def is_done(self) -> bool:
@@ -260,7 +306,7 @@ class Watch:
         if not self._done:
             self._reactor.callLater(_REDIAL_S, self._dial)
 
-    def _ask(self) -> None:
+    def _ask(self, session: int = 0) -> None:
         if self._connection is not None:
             self._connection.ask(w.StatusRequest(1))
 

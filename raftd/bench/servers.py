@@ -27,7 +27,7 @@ from raftd.bench.loaders.amqp import AmqpConnection
 from raftd.bench.loaders.connection import LoadError
 from raftd.bench.local import LocalCluster, LocalError, free_ports, wait_for
 from raftd.cli import signals
-from raftd.client.blocking import Connection
+from raftd.client.connection import Connection
 from raftd.wire.client import Failed, TransferRequest
 
 _RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")

@@ -1,43 +1,33 @@
 """Producers and workers that continue through any failure, and record every answer.
 
-Each is a thread with a plain beanstalkd client (greenstalk) that knows nothing of raftd; when its connection is
-lost it goes to the next node. What a client cannot know is kept apart from what it knows: a put whose answer never
-came may have happened, and so may a delete.
+Each is a thread with a client of its own. What a client cannot know is kept apart from what it knows: a put whose answer never came may
+have happened, and so may a delete.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 
-import greenstalk
+from raftd.client.address import HostPort
+from raftd.client.blocking import Client
+from raftd.client.errors import LostReservation, OutcomeUnknown, TimedOut, Unreachable
 
-#: How greenstalk says that a connection is gone: in the middle of an answer it finds its own assumption wrong.
-from raftd.client import HostPort
-
-_LOST = (OSError, AssertionError)
-
-_ANSWER_S = 20.0
-_RECONNECT_S = 0.02
-_RESERVE_S = 1
+_TUBE = "default"
+_TIMEOUT_S = 20.0
+_RESERVE_S = 1.0
 _JOIN_S = 40.0
 _POLL_S = 0.05
-
-
-def connect(address: HostPort) -> greenstalk.Client[bytes]:
-    """A client that waits a bounded time for any answer. Raises OSError."""
-    connection = socket.create_connection(address, timeout=_ANSWER_S)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return greenstalk.Client(connection, encoding=None)
+#: What became of it is not known.
+_LOST = (OutcomeUnknown, TimedOut)
 
 
 class Workload:
-    """`producers` and `workers` spread over the line listeners at `addresses`.
+    """`producers` and `workers` spread over the listeners at `addresses`.
 
     `pause_s` is the longest that a producer rests between two puts.
     """
@@ -126,54 +116,48 @@ class Workload:
 
     # -- the threads --------------------------------------------------------------------------
 
-    def _connect(self, number: int, stop: threading.Event) -> greenstalk.Client[bytes] | None:
-        for place in itertools.count(number):
-            if stop.is_set():
-                break
-            try:
-                return connect(self._addresses[place % len(self._addresses)])
-            except OSError:
-                stop.wait(_RECONNECT_S)
-        return None
+    def _client(self, number: int) -> Client:
+        """It begins at one of the nodes and learns of the others."""
+        host, port = self._addresses[number % len(self._addresses)]
+        return Client(f"raftd://{host}:{port}", timeout=_TIMEOUT_S)
 
     def _produce(self, number: int) -> None:
-        client, pause = None, random.Random(number)
-        for count in itertools.count(1):
-            client = client or self._connect(number, self._stop_putting)
-            if client is None or self._stop_putting.is_set():
-                return
-            body = b"producer %d job %d" % (number, count)
-            try:
-                client.put(body)
-            except _LOST:
-                client.close()
-                client = None
+        pause = random.Random(number)
+        with self._client(number) as client:
+            for count in itertools.count(1):
+                if self._stop_putting.is_set():
+                    return
+                body = b"producer %d job %d" % (number, count)
+                try:
+                    client.put(_TUBE, body)
+                except _LOST:
+                    with self._lock:
+                        self.unanswered_puts += 1
+                    continue
+                except Unreachable:
+                    continue
                 with self._lock:
-                    self.unanswered_puts += 1
-                continue
-            with self._lock:
-                self.acknowledged[body] = time.monotonic()
-            self._stop_putting.wait(pause.random() * self._pause_s)
+                    self.acknowledged[body] = time.monotonic()
+                self._stop_putting.wait(pause.random() * self._pause_s)
 
     def _work(self, number: int) -> None:
-        client = None
-        while not self._stop_working.is_set():
-            client = client or self._connect(number, self._stop_working)
-            if client is None:
-                return
-            job = None
-            try:
-                job = client.reserve(_RESERVE_S)
+        with self._client(number) as client:
+            while not self._stop_working.is_set():
+                try:
+                    job = client.reserve(_TUBE, timeout=_RESERVE_S)
+                except (Unreachable, *_LOST):
+                    continue
+                if job is None:
+                    continue
                 with self._lock:
                     self.handed_out[job.body] += 1
-                client.delete(job)
-                with self._lock:
-                    self.worked[job.body] += 1
-            except (greenstalk.TimedOutError, greenstalk.DeadlineSoonError, greenstalk.NotFoundError):
-                pass  # nothing to do now; or the job was given to another worker meanwhile
-            except _LOST:
-                client.close()
-                client = None
-                if job is not None:
+                try:
+                    job.delete()
+                except LostReservation:
+                    continue  # it was given to another worker meanwhile
+                except (Unreachable, *_LOST):
                     with self._lock:
                         self.perhaps_worked.add(job.body)
+                    continue
+                with self._lock:
+                    self.worked[job.body] += 1

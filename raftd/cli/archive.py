@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from random import SystemRandom
 
 from raftd.cli.common import fail, order
-from raftd.client.blocking import Connection
+from raftd.client.connection import Connection
 from raftd.errors import CommandRefused, CorruptionError, TooOld
 from raftd.jobs.commands import FEATURE_LEVEL
 from raftd.jobs.machine import StateMachine

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from raftd.client import HostPort
+from raftd.client.address import HostPort
 from raftd.errors import ConfigError, RaftdError
 
 if TYPE_CHECKING:
-    from raftd.client.blocking import Connection
+    from raftd.client.connection import Connection
     from raftd.wire.client import Request
 
 CLIENT_PORT = 11301
@@ -23,21 +23,22 @@ _T = TypeVar("_T")
 
 def fail(reason: object) -> NoReturn:
     """One clear line and status 1."""
-    from raftd.client.blocking import printable
+    from raftd.client.connection import printable
 
     click.echo(f"raftd: {printable(str(reason))}", err=True)
     raise SystemExit(1)
 
 
 @contextmanager
-def working() -> Iterator[None]:
-    """What goes wrong is said in one line; what was started is taken along."""
+def working(ends_on_signals: bool = True) -> Iterator[None]:
+    """What goes wrong is said in one line; what was started is taken along, also on a signal, if it is not heard otherwise."""
     from raftd.bench.loaders.connection import LoadError
     from raftd.bench.local import LocalError
     from raftd.cli import signals
-    from raftd.client.blocking import NoAnswer
+    from raftd.client.connection import NoAnswer
 
-    signals.end_in_order()
+    if ends_on_signals:
+        signals.end_in_order()
     try:
         yield
     except NoAnswer as reason:
@@ -52,13 +53,13 @@ def working() -> Iterator[None]:
 # -- where to ask ------------------------------------------------------------------------------
 
 
-def parse_endpoint(value: str, port_if_none: int) -> HostPort:
-    """HOST:PORT of a client listener; the port may be left out. Raises BadParameter."""
+def parse_endpoint(value: str, port_if_none: int, listener: str = "client") -> HostPort:
+    """HOST:PORT of a listener; the port may be left out. Raises BadParameter."""
     host, colon, port = value.rpartition(":")
     if not colon or (host.count(":") and not host.startswith("[")):  # no port, or an IPv6 address without brackets
         host, port = value, str(port_if_none)
     if not host or "/" in host or not (port.isascii() and port.isdigit()) or not 1 <= int(port) <= 65_535:
-        raise click.BadParameter(f"{value!r} is not HOST:PORT, the address of a client listener")
+        raise click.BadParameter(f"{value!r} is not HOST:PORT, the address of a {listener} listener")
     return host.strip("[]"), int(port)
 
 
@@ -87,6 +88,25 @@ def orders_within(seconds: float) -> Callable[[_F], _F]:
 orders = orders_within(15.0)
 
 
+def _url(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    from raftd.client.address import addresses_of
+
+    try:
+        addresses_of(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return value
+
+
+#: Of commands that are clients of a cluster like any other.
+url_option = click.option(
+    "--url",
+    callback=_url,
+    metavar="raftd://HOST:PORT,…",
+    help="Client listeners of some nodes.  [default: $RAFTD_URL, or raftd://127.0.0.1:11301]",
+)
+
+
 def endpoints(endpoint: HostPort | None, config: str | None) -> list[HostPort]:
     """Where to ask. Raises ConfigError."""
     from raftd.config import load
@@ -103,7 +123,7 @@ def endpoints(endpoint: HostPort | None, config: str | None) -> list[HostPort]:
 
 def connect(endpoint: HostPort | None, config: str | None, timeout: float) -> Connection:
     """To any of them. Raises NoAnswer, or ConfigError."""
-    from raftd.client.blocking import connect_to_any
+    from raftd.client.connection import connect_to_any
 
     return connect_to_any(endpoints(endpoint, config), timeout)
 

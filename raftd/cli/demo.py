@@ -16,8 +16,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from raftd.bench.local import LocalCluster, LocalError, wait_for
-from raftd.bench.workload import Workload, connect
+from raftd.bench.workload import Workload
 from raftd.cli.console import wide
+from raftd.client.blocking import Client
 
 NODES = 3
 KILLS = 2
@@ -74,11 +75,11 @@ class Demo:
 
     def _run(self, directory: Path) -> bool:
         with LocalCluster(directory, NODES) as self._cluster, self._progress:
-            addresses = [self._cluster.line_address(node) for node in self._cluster.nodes]
+            addresses = [self._cluster.address(node, "client") for node in self._cluster.nodes]
             self._load = Workload(addresses, _PRODUCERS, _WORKERS)
             endpoints = ", ".join(str(port) for _, port in addresses)
             self._say(f"{NODES} nodes start in {directory}")
-            self._say(f"their line listeners are the ports {endpoints}")
+            self._say(f"their client listeners are the ports {endpoints}")
             leader = self._watched(self._cluster.find_leader, "a leader")
             self._say(f"node {leader} leads; {_PRODUCERS} producers and {_WORKERS} workers begin, on all nodes")
             self._advance(1)
@@ -96,9 +97,10 @@ class Demo:
     def _count_vanished(self) -> int:
         """Return the jobs that are gone although no worker deleted them. A worker whose node was killed may not know what became of
         its delete; the cluster does, and counts."""
-        with connect(self._cluster.line_address(self._cluster.leader())) as client:
-            tube = client.stats_tube("default")
-        return tube["total-jobs"] - tube["cmd-delete"]
+        host, port = self._cluster.address(self._cluster.leader(), "client")
+        with Client(f"raftd://{host}:{port}") as client:
+            tube = client.stats("default")
+        return tube.total_jobs - tube.deletes if tube is not None else 0
 
     def _kill_the_leader(self) -> None:
         self._pass_time(_ALL_UP_S)
@@ -171,7 +173,7 @@ class Demo:
         for number, kill in enumerate(self._kills, 1):
             table.add_row(f"put gap at kill {number} (node {kill.node}, then node {kill.successor} led)", f"{kill.put_gap_s:.2f} s")
         table.add_row("puts cut off with their node (outcome unknown)", f"{load.unanswered_puts:,}")
-        table.add_row("jobs handed out again (their worker's node was killed)", f"{again:,}")
+        table.add_row("jobs handed out again", f"{again:,}")
         wide(self._console).print(table)
         good = not lost and not doubled
         self._console.print(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from raftd.cli.common import connect, directories, directory, fail, orders_within, working
-from raftd.client import HostPort
+from raftd.client.address import HostPort
 
 if TYPE_CHECKING:
     from raftd.cli.archive import Progress

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from raftd.cli.log import commands_of, describe, stamp
 from raftd.jobs.machine import Key, StateMachine
-from raftd.jobs.model import Job, JobEventKind, State
+from raftd.jobs.model import NO_NODE, Job, JobEventKind, State
 from raftd.jobs.snapshot import Loader
 from raftd.raft.messages import EntryKind
 from raftd.storage.filesystem import FileSystem
@@ -51,6 +51,8 @@ class _Watched:
 
 
 def _who(key: Key) -> str:
+    if key[0] == NO_NODE:
+        return f"client session {key[1]}"
     return f"client {key[1]} of node {key[0]}"
 
 
@@ -74,9 +76,11 @@ def _describe(what: JobEventKind, job: Job, who: Key | None) -> str:
             return _where(job)
         case JobEventKind.TOUCHED:
             return f"touched{by}: {_where(job)}"
+        case JobEventKind.FAILED:
+            return f"failed{by}; {_where(job)}"
         case JobEventKind.RELEASED:
             return f"released{by}, priority {job.pri}; {_where(job)}"
-        case JobEventKind.BURIED | JobEventKind.KICKED:
+        case JobEventKind.BURIED | JobEventKind.KICKED | JobEventKind.MOVED:
             return f"{what}{by}; {_where(job)}"
         case JobEventKind.TIMED_OUT:
             return f"its time to run was over; {_where(job)}"
@@ -84,6 +88,12 @@ def _describe(what: JobEventKind, job: Job, who: Key | None) -> str:
             return f"given back, for its client is gone; {_where(job)}"
         case JobEventKind.DELAY_OVER:
             return f"its delay was over; {_where(job)}"
+        case JobEventKind.DEAD:
+            return f"dead, as the policy of its tube has it; {_where(job)}"
+        case JobEventKind.EXPIRED:
+            return "gone: its time to live was over"
+        case JobEventKind.DROPPED:
+            return "gone: its tube was full, and it was the oldest"
 
 
 def history(fs: FileSystem, directory: str, id: int) -> tuple[list[Event], str]:

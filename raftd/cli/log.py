@@ -82,6 +82,7 @@ KINDS = (
     "disk-space",
     "features",
     "directory",
+    "tick",
     "unreadable",
 )
 _PAYLOADS: dict[type, str] = {
@@ -92,6 +93,7 @@ _PAYLOADS: dict[type, str] = {
     c.DiskSpace: "disk-space",
     c.Features: "features",
     c.Directory: "directory",
+    c.Tick: "tick",
 }
 
 

@@ -15,7 +15,12 @@ from click.core import ParameterSource
 import raftd
 from raftd.cli.common import working
 from raftd.cli.files import backup, job, log, recover, restore
+from raftd.cli.jobs import bury, delete, kick, peek, put, release, reserve, stats, tubes
+from raftd.cli.line_console import line_console
 from raftd.cli.operators import leader, member, status
+from raftd.cli.schedule import schedule
+from raftd.cli.tube import tube
+from raftd.cli.work import work
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -26,7 +31,29 @@ def main() -> None:
     """raftd, a replicated job queue. A node is started with `twistd -n raftd`; these are the tools around it."""
 
 
-for command in (status, member, leader, log, job, backup, restore, recover):
+for command in (
+    put,
+    work,
+    line_console,
+    reserve,
+    delete,
+    release,
+    bury,
+    kick,
+    peek,
+    tubes,
+    stats,
+    tube,
+    schedule,
+    status,
+    member,
+    leader,
+    log,
+    job,
+    backup,
+    restore,
+    recover,
+):
     main.add_command(command)
 
 
@@ -184,6 +211,22 @@ def bench_failover(times: int, against: tuple[str, ...], data: Path | None) -> N
 
     with working():
         run(Options(times, against, data), Console())
+
+
+@bench.command("client", short_help="The client protocol beside the line protocol.")
+@_option("--seconds", default=3.0, kind=click.FloatRange(0.1, 600), help="Length of a round, after one second of warming up.")
+@_option("--rounds", default=3, kind=click.IntRange(1, 100), help="Rounds of each, in turns, each with a new cluster.")
+@_DATA
+def bench_client(seconds: float, rounds: int, data: Path | None) -> None:
+    """Measure puts in batches, and workers whose jobs are pushed to them, beside what connections of the line protocol do one by one."""
+    from rich.console import Console
+
+    from raftd.bench.protocols import Options, run
+
+    if not math.isfinite(seconds):
+        raise click.UsageError("--seconds: a finite number is expected")
+    with working():
+        run(Options(seconds, rounds, data), Console())
 
 
 def _is_given(name: str) -> bool:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raftd.client.blocking import printable
+from raftd.client.connection import printable
 from raftd.raft.messages import Configuration
 from raftd.wire.client import Members
 

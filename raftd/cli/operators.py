@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from raftd.cli.common import CLIENT_PORT, client_addresses, connect, fail, order, orders, working
-from raftd.client import HostPort
+from raftd.client.address import HostPort
 
 if TYPE_CHECKING:
-    from raftd.client.blocking import Connection
+    from raftd.client.connection import Connection
     from raftd.wire.client import Members
 
 _POLL_S = 0.2
@@ -136,7 +136,7 @@ def member_remove(node: int, endpoint: HostPort | None, config: str | None, time
 
 def _remove(node: int, endpoint: HostPort | None, config: str | None, timeout: float) -> None:
     """The node that is asked may be the one that goes: then another knows whether it is done. Raises NoAnswer."""
-    from raftd.client.blocking import NoAnswer
+    from raftd.client.connection import NoAnswer
     from raftd.raft.outcomes import Outcome
     from raftd.wire.client import Failed, RemoveMemberRequest
 
@@ -154,7 +154,7 @@ def _remove(node: int, endpoint: HostPort | None, config: str | None, timeout: f
 
 def _is_gone(node: int, endpoint: HostPort | None, config: str | None, timeout: float) -> bool:
     """Whether a node that can be asked says within a few seconds that it is no member any more, for certain."""
-    from raftd.client.blocking import NoAnswer
+    from raftd.client.connection import NoAnswer
 
     deadline_s = time.monotonic() + _LOOK_S
     while time.monotonic() < deadline_s:

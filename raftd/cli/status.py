@@ -12,8 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from raftd.client import HostPort
-from raftd.client.blocking import Connection, NoAnswer, printable, where
+from raftd.client.address import HostPort
+from raftd.client.connection import Connection, NoAnswer, printable, where
 from raftd.config import load
 from raftd.errors import ConfigError
 from raftd.wire.client import Members, MembersRequest, Status, StatusRequest

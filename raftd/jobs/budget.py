@@ -6,7 +6,7 @@ Counting, not measuring, keeps every node at the same result: where an entry's b
 - Work that a batch asks for has at most `commands` steps, or is one command. The gateway that makes the batch sees to that.
 - All else that an entry does has at most `entry - commands` steps: timers that fire, sessions that are closed, jobs that are kicked or
   given to waiting sessions. Of these, what earlier entries left over may use `left_over`. What does not fit is done by the next
-  entries; the leader appends them.
+  entries; the leader appends them. To a full tube that drops its oldest jobs, each job that is put may drop one beside these.
 - Of a turn of the node, entries, reads and answers of the node itself have a share each, so none of them keeps the others waiting. What
   does not fit is done in the next turn.
 
@@ -18,13 +18,35 @@ from __future__ import annotations
 
 import msgspec
 
-from raftd.jobs.commands import Bury, Command, Delete, Ignore, Kick, KickJob, Put, PutMany, Release, Reserve, ReserveJob, Touch, Use, Watch
-from raftd.limits import Limits
+from raftd.jobs import asks
+from raftd.jobs.commands import (
+    Ask,
+    Attach,
+    Bury,
+    Command,
+    Delete,
+    Detach,
+    Ignore,
+    Kick,
+    KickJob,
+    Put,
+    PutMany,
+    PutUnique,
+    Release,
+    Reserve,
+    ReserveJob,
+    SetPolicies,
+    Touch,
+    Use,
+    Watch,
+)
+from raftd.jobs.commands import Replay as ReplayCommand
+from raftd.limits import ASKED_TUBES, REPLAY_JOBS, REPLAY_LOOKED, Limits
 
 
 class Costs(msgspec.Struct, frozen=True):
     """Steps. `tube` is for each tube of a watch list that is looked at, `job` for each of several that are put at once, `paused` for a
-    paused tube that goes."""
+    paused tube that goes, `died` for each job that a policy moves or drops, besides what else becomes of it."""
 
     entry: int
     commands: int
@@ -38,6 +60,7 @@ class Costs(msgspec.Struct, frozen=True):
     job: int
     tube: int
     paused: int
+    died: int
 
     def of(self, command: Command, watched: int) -> int:
         """Steps that `command` asks for, of a session that watches at most `watched` tubes."""
@@ -49,7 +72,40 @@ class Costs(msgspec.Struct, frozen=True):
             return self.command + self.granted
         if type(command) is Kick or type(command) is KickJob:
             return self.command + self.kicked
+        if type(command) is Ask:
+            return self.command + self.of_ask(command.what)
+        if type(command) is ReplayCommand:
+            return self.command + self.of_ask(command.what)
+        if type(command) is PutUnique:
+            return self.command + self.job
+        if type(command) is SetPolicies:
+            return self.command + len(command.changes) * self.job
+        if type(command) is Attach or type(command) is Detach:
+            return self.command + ASKED_TUBES * self.tube
         return self.command
+
+    def of_ask(self, what: asks.What) -> int:
+        """Steps of an ask besides those of any command."""
+        match what:
+            case asks.Put(jobs=jobs):
+                return len(jobs) * self.job
+            case asks.Reserve(tubes=tubes, count=count):
+                return count * (self.granted + len(tubes) * self.tube) + len(tubes) * self.tube
+            case asks.Subscribe(tubes=tubes):
+                return 2 * len(tubes) * self.tube
+            case asks.Flow() | asks.Cancel() | asks.End():
+                return ASKED_TUBES * self.tube
+            case asks.Replay():
+                return REPLAY_LOOKED * self.tube + REPLAY_JOBS * (self.kicked + self.died)
+            case asks.SetPolicies(changes=changes):
+                return len(changes) * self.job
+            case asks.KickJobs(jobs=ids):
+                return len(ids) * self.kicked
+            case asks.Kick():
+                return self.kicked
+            case asks.Delete(jobs=jobs) | asks.Release(jobs=jobs) | asks.Fail(jobs=jobs) | asks.Bury(jobs=jobs) | asks.Touch(jobs=jobs):
+                return len(jobs) * self.command
+        return 0
 
 
 #: Feature level 2 and later. An operation is a heap of small things: 40 steps are 4 µs.
@@ -66,6 +122,7 @@ COSTS = Costs(
     job=20,
     tube=1,
     paused=30,
+    died=40,
 )
 
 #: Before: 4,096 timers or things given back by an entry, and no bound on what commands cause.
@@ -82,6 +139,7 @@ COSTS_BEFORE_LEVEL_2 = Costs(
     job=0,
     tube=0,
     paused=0,
+    died=0,
 )
 
 
@@ -91,6 +149,9 @@ PLAIN = frozenset({Put, Delete, Release, Bury, Touch, Use, Watch, Ignore})
 #: An answer of the node itself: a line, or something long like `stats`.
 LINE_STEPS = 100
 LONG_ANSWER_STEPS = 600
+
+#: A look at the calendar for what a cron expression means: ten milliseconds for one that is never due, so one a turn.
+CALENDAR_STEPS = 25_000
 
 #: A client whose connection is ended because the cluster has given its node up.
 ABANDONED_STEPS = 300

@@ -9,6 +9,9 @@ from __future__ import annotations
 import msgspec
 
 from raftd.errors import UNDECODABLE
+from raftd.jobs import asks
+from raftd.jobs.asks import NewJob as NewJob
+from raftd.jobs.policy import PolicyChange
 
 
 class _Command(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False, forbid_unknown_fields=True):
@@ -109,15 +112,6 @@ class PutBack(_Command, frozen=True, tag=16):
     body: bytes
 
 
-class NewJob(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True):
-    """One of several to be put."""
-
-    pri: int
-    delay_ms: int
-    ttr_ms: int
-    body: bytes
-
-
 class PutMany(_Command, frozen=True, tag=17):
     """All of them or none. With a `key` that was used not long ago, nothing is put and the answer is that of the first time, if
     `fingerprint`, a digest of the request, is the same too. Without a key ("") there is nothing to remember.
@@ -140,6 +134,55 @@ class Undeclare(_Command, frozen=True, tag=19):
     tube: str
 
 
+class Attach(_Command, frozen=True, tag=20):
+    """Level 3. The connection speaks for the client's session with this `token`, 16 random bytes that the client chose; the session is
+    made if there is none. Whichever connection spoke for it before does so no more."""
+
+    token: bytes
+
+
+class Detach(_Command, frozen=True, tag=21):
+    """Level 3. The connection is gone: the client's session is kept for the session timeout."""
+
+
+class Ask(_Command, frozen=True, tag=22):
+    """Level 3. Of the client's session that the connection speaks for. The client has the answers to all asks before `answered`, but for
+    those in `waiting`."""
+
+    id: int
+    answered: int
+    waiting: list[int]
+    what: asks.What
+
+
+class SetPolicies(_Command, frozen=True, tag=23):
+    """Level 4. All of the changes or none; each is of another tube."""
+
+    changes: list[PolicyChange]
+
+
+class PutUnique(_Command, frozen=True, tag=24):
+    """Level 4. As PutMany of one job; and if there is another job of its kind in the tube, nothing is put, and the answer has its id."""
+
+    tube: str
+    job: NewJob
+    unique: asks.Unique
+    key: str = ""
+    fingerprint: bytes = b""
+
+
+class Replay(_Command, frozen=True, tag=25):
+    """Level 4."""
+
+    what: asks.Replay
+
+
+class OfSchedule(_Command, frozen=True, tag=26):
+    """Level 4."""
+
+    what: asks.OfSchedules
+
+
 Command = (
     Put
     | Use
@@ -160,6 +203,13 @@ Command = (
     | PutMany
     | Leave
     | Undeclare
+    | Attach
+    | Detach
+    | Ask
+    | SetPolicies
+    | PutUnique
+    | Replay
+    | OfSchedule
 )
 
 
@@ -217,12 +267,29 @@ class Directory(_Payload, frozen=True, tag=7):
     directory_id: bytes
 
 
+class Tick(_Payload, frozen=True, tag=8):
+    """Level 4. The occurrence `due_ms` of a schedule is due, and the next is `next_ms` (0: there is none): wall times of the leader, in
+    milliseconds since 1970. `due_ms` 0: none is, it was only found out when the next will be. `puts` False: it was missed."""
+
+    name: str
+    version: int
+    due_ms: int
+    next_ms: int
+    puts: bool
+
+
 #: The newest feature level that this raftd knows. Whatever an older one would not understand, or would apply otherwise, has a level,
 #: and is used only once the cluster is at it (docs/operations.md: Upgrading).
-FEATURE_LEVEL = 2
+FEATURE_LEVEL = 4
+
+#: From this level on there are sessions of clients.
+CLIENTS_LEVEL = 3
+
+#: From this level on there are policies of tubes.
+POLICIES_LEVEL = 4
 
 #: The data of a batch entry; an entry without data only lets time pass.
-Payload = Batch | OpenGateway | CloseGateway | Settings | DiskSpace | Features | Directory
+Payload = Batch | OpenGateway | CloseGateway | Settings | DiskSpace | Features | Directory | Tick
 
 _payload_encoder = msgspec.msgpack.Encoder()
 _payload_decoder: msgspec.msgpack.Decoder[Payload] = msgspec.msgpack.Decoder(Payload)

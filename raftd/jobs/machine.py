@@ -14,11 +14,12 @@ from typing import cast
 
 import msgspec
 
+from raftd.jobs import asks, clients, policies, replay, schedules
 from raftd.jobs import commands as c
 from raftd.jobs import replies as r
 from raftd.jobs.budget import COSTS, COSTS_BEFORE_LEVEL_2, Costs
 from raftd.jobs.keys import Keys, Used
-from raftd.jobs.model import URGENT_PRI, Counts, Gateway, Job, JobEventKind, JobListener, Session, State, Tube
+from raftd.jobs.model import NO_NODE, URGENT_PRI, ClientSession, Counts, Gateway, Job, JobEventKind, JobListener, Session, State, Tube, Wait
 from raftd.jobs.table import JobTable
 from raftd.jobs.timers import Kind, Timer, Timers
 from raftd.limits import KICKED_JOBS, MAX_JOB_BYTES, SESSION_TIMEOUT_MS, WATCHED_TUBES
@@ -67,6 +68,9 @@ class StateMachine:
         #: Tubes that were declared, in this order.
         self.topics: dict[str, None] = {}
         self.keys = Keys()
+        self.clients = clients.Clients()
+        self.policies = policies.Policies()
+        self.schedules = schedules.Schedules()
         #: Hears whatever happens to a job; no part of the state.
         self.on_job_event: JobListener = ignore_job_event
         self.level = 0  # of features, 0 in a cluster of which not all nodes have been heard together yet
@@ -85,16 +89,16 @@ class StateMachine:
         self.default = self.tube(DEFAULT_TUBE)
         self.timers = Timers()
         #: Sessions that are gone, but still watch tubes or hold reservations.
-        self.closing: deque[Session] = deque()
+        self.closing: deque[Session | ClientSession] = deque()
         #: Those of them that still watch tubes. Their numbers must not be used again yet, and no gateway does so.
         self.closed: dict[SessionId, Session] = {}
         #: Tubes with ready jobs and waiting sessions for which the budget was not enough. No other session overtakes them.
         self.unmatched: OrderedDict[str, Tube] = OrderedDict()
         #: Steps of work done so far, for the budgets of entries and turns; no part of the state.
         self.steps = 0
-        self._limit = 0  # of `steps`, at which this part of the entry stops
+        self.limit = 0  # of `steps`, at which this part of the entry stops
         self._costs_since_level_2 = costs
-        self._costs = COSTS_BEFORE_LEVEL_2
+        self.costs = COSTS_BEFORE_LEVEL_2
         self._effects = Effects([], set(), set())
 
     # -- entries ------------------------------------------------------------------------------
@@ -107,15 +111,15 @@ class StateMachine:
         effects = self._effects = Effects([], set(), set())
         self.applied_index = index
         self.now_ms = time_ms
-        costs = self._costs = self._costs_since_level_2 if self.level >= 2 else COSTS_BEFORE_LEVEL_2
+        costs = self.costs = self._costs_since_level_2 if self.level >= 2 else COSTS_BEFORE_LEVEL_2
         began = self.steps
-        self._limit = began + costs.left_over
+        self.limit = began + costs.left_over
         if self.unmatched:
             self._match_left_over()
         self._fire_timers()
-        if self.closing:
+        if self.closing or self.clients.detaching:
             self._close_sessions()
-        self._limit = began + costs.entry - costs.commands
+        self.limit += costs.entry - costs.commands - costs.left_over  # what was charged so far has raised it already
         if data:
             match c.decode_payload(data):
                 case c.Batch() as batch:
@@ -130,15 +134,18 @@ class StateMachine:
                     self.space_is_scarce = is_scarce
                 case c.Features(level=level):
                     self.level = max(self.level, level)
+                case c.Tick() as tick:
+                    self.charge_to_batch(self.costs.command + self.costs.job)
+                    schedules.tick(self, tick)
                 case c.Directory(node=node, directory_id=directory_id):
                     self.directories.setdefault(node, directory_id)
-            if self.closing:
+            if self.closing or self.clients.detaching:
                 self._close_sessions()
         return effects
 
     def next_due_ms(self) -> int | None:
         """The log time at which an entry is needed for timers, None if there are none. It may have passed."""
-        if self.closing or self.unmatched:
+        if self.closing or self.unmatched or self.clients.detaching:
             return self.now_ms
         first = self.timers.least()
         return first[0] if first is not None else None
@@ -146,11 +153,28 @@ class StateMachine:
     @property
     def items(self) -> int:
         """A rough number of objects, with a job as the unit: a tube and a session have a dozen each."""
-        return len(self.jobs) + len(self.keys.used) + 12 * len(self.tubes) + 12 * self.watches
+        sessions = self.clients.sessions
+        policies = self.policies
+        kept = len(self.keys.used) + len(self.clients.errors) + len(policies.marks) + len(policies.finished.jobs)
+        return len(self.jobs) + kept + 12 * (len(self.tubes) + self.watches + len(sessions))
 
     def session(self, node: int, session: int) -> Session | None:
+        """That of a connection to this node."""
         gateway = self.gateways.get(node)
         return gateway.sessions.get(session) if gateway is not None else None
+
+    def holder(self, job: Job) -> Session | ClientSession | None:
+        """The session that a reserved job was given to, if it has not ended."""
+        node, number = job.holder
+        gateway = self.gateways.get(node)
+        if gateway is not None:
+            return gateway.sessions.get(number)
+        return self.clients.sessions.get(number) if node == NO_NODE else None
+
+    def tell(self, session: ClientSession, reply: r.Reply) -> None:
+        """To the connection that speaks for the session, if there is one."""
+        if session.attached_to is not None:
+            self._effects.answers.append((*session.attached_to, reply))
 
     def _open_gateway(self, node: int, incarnation: int) -> None:
         row = self.gateways.get(node)
@@ -171,12 +195,18 @@ class StateMachine:
         for session in row.sessions.values():
             self._close(session)
         row.sessions = {}
+        clients.detach_all(self, row)
 
     def close_everyone(self) -> None:
-        """Every gateway is gone for good, and what its clients held is given back: the state begins a life in another cluster."""
+        """Every gateway is gone for good, and what its clients held is released: the state begins a life in another cluster."""
+        self.costs = self._costs_since_level_2 if self.level >= 2 else COSTS_BEFORE_LEVEL_2
         for row in list(self.gateways.values()):
             self._close_gateway(row.node, row.incarnation)
-        self._limit = NO_LIMIT
+        for session in list(self.clients.sessions.values()):
+            clients.end(self, session)
+        for gone in self.closing:
+            gone.releases = True  # which is no failed attempt
+        self.limit = NO_LIMIT
         self._close_sessions()
         self._match_left_over()  # for sessions that are gone
         self.gateways.clear()
@@ -199,8 +229,16 @@ class StateMachine:
             number = command.session
             session = row.sessions.get(number)
             verb = verbs.get(type(command))
-            if verb is None:  # CloseSession or Leave
-                if session is not None:
+            if verb is None:
+                if type(command) is c.Ask:
+                    asked += 1
+                    clients.ask(self, row, command)
+                elif type(command) is c.Attach:
+                    answers.append((node, number, clients.attach(self, row, command)))
+                elif type(command) is c.Detach:
+                    clients.detach(self, row, number)
+                    self._close_sessions()
+                elif session is not None:  # CloseSession or Leave
                     del row.sessions[number]
                     if type(command) is c.Leave:
                         session.give_to_tokens()
@@ -223,12 +261,12 @@ class StateMachine:
             reply = getattr(self, verb)(session, command)
             if reply is not None:
                 answers.append((node, number, reply))
-        self._charge_to_batch(asked * self._costs.command)
+        self.charge_to_batch(asked * self.costs.command)
 
-    def _charge_to_batch(self, steps: int) -> None:
+    def charge_to_batch(self, steps: int) -> None:
         """Charge steps that the gateway counted when it made the batch; the limit of the entry rises with them."""
         self.steps += steps
-        self._limit += steps
+        self.limit += steps
 
     # -- sessions -----------------------------------------------------------------------------
 
@@ -236,17 +274,19 @@ class StateMachine:
         """Mark the session closed and queue it; `_close_sessions` detaches it and gives its jobs back."""
         session.is_closed = True
         self.closing.append(session)
-        if self._costs is COSTS_BEFORE_LEVEL_2:
+        if self.costs is COSTS_BEFORE_LEVEL_2:
             self._detach(session)
         else:
             self.closed[session.id] = session
 
     def _close_sessions(self) -> None:
         """Sessions that are gone stop waiting and watching, then give back what they hold, as far as the budget goes."""
-        closing, costs = self.closing, self._costs
-        while closing and self.steps < self._limit:
+        if self.clients.detaching:
+            clients.suspend_detached(self)
+        closing, costs = self.closing, self.costs
+        while closing and self.steps < self.limit:
             session = closing[0]
-            if session.watched:
+            if type(session) is Session and session.watched:
                 self._detach(session)
                 continue
             oldest = session.reserved.least()
@@ -259,26 +299,30 @@ class StateMachine:
             token, id = oldest
             job = self.jobs.get(id)
             if job is not None and job.state is State.RESERVED and job.token == token:
-                self._unreserve(job)
-                self._make_ready(job, JobEventKind.GIVEN_BACK, None)
+                self.unreserve(job)
+                if session.releases:
+                    job.releases += 1
+                    self._back(job, 0, JobEventKind.RELEASED, None)
+                else:
+                    self.failed(job, 0, JobEventKind.GIVEN_BACK, None)
 
     def _detach(self, session: Session) -> None:
         """A session that is closed waits for nothing any more, and uses and watches no tube."""
         if session.waiting:
             self._end_wait(session)
-        self.steps += len(session.watched) * self._costs.tube
+        self.steps += len(session.watched) * self.costs.tube
         self.watches -= len(session.watched)
         session.used.using -= 1
-        self._drop_if_unused(session.used)
+        self.drop_if_unused(session.used)
         for tube in session.watched.values():
             tube.watching -= 1
-            self._drop_if_unused(tube)
+            self.drop_if_unused(tube)
         session.watched = {}
         session.used = self.default
         self.closed.pop(session.id, None)
 
     def _end_wait(self, session: Session) -> None:
-        self.steps += len(session.watched) * self._costs.tube
+        self.steps += len(session.watched) * self.costs.tube
         session.waiting = False
         if not session.is_closed:
             self.gateways[session.key[0]].waiting -= 1
@@ -291,7 +335,7 @@ class StateMachine:
                     self.timers.remove(timer)
         session.wait_until_ms = session.soon_ms = 0
 
-    def _held_job(self, session: Session, id: int, token: int) -> Job | None:
+    def held_job(self, session: Session | ClientSession, id: int, token: int) -> Job | None:
         """The reserved job `id`, if `session` holds it, or if `token` is that of its reservation."""
         job = self.jobs.get(id)
         if job is None or job.state is not State.RESERVED:
@@ -307,46 +351,48 @@ class StateMachine:
             tube = self.tubes[name] = Tube(name)
         return tube
 
-    def _drop_if_unused(self, tube: Tube) -> None:
+    def drop_if_unused(self, tube: Tube) -> None:
         if tube.is_referenced or tube is self.default or tube.name not in self.tubes:
             return
         del self.tubes[tube.name]
         self.unmatched.pop(tube.name, None)
         if tube.pause_until_ms:
-            self.steps += self._costs.paused
+            self.steps += self.costs.paused
             self.timers.remove((tube.pause_until_ms, Kind.PAUSE, tube.name))
 
-    def _is_held_back(self, tube: Tube) -> bool:
-        """Nothing may be reserved from a paused tube until the timer has fired, nor from one whose jobs are for sessions that wait:
-        those are served first."""
-        return tube.pause_until_ms != 0 or tube.name in self.unmatched
+    def is_held_back(self, tube: Tube) -> bool:
+        """Nothing may be reserved from a paused tube until the timer has fired, nor beyond what its policy allows, nor from one whose jobs
+        are for sessions that wait: those are served first."""
+        return tube.pause_until_ms != 0 or tube.name in self.unmatched or (tube.policy is not None and policies.holds_back(tube))
 
-    def _match(self, tube: Tube) -> None:
+    def match(self, tube: Tube) -> None:
         """Give ready jobs of the tube to those who wait for it, first come, first served."""
-        while tube.waiters and not self._is_held_back(tube):
+        while tube.waiters and not self.is_held_back(tube):
             least = tube.ready.least()
             if least is None:
                 return
-            if self.steps >= self._limit and self._costs.granted:
+            if self.steps >= self.limit and self.costs.granted:
                 self.unmatched[tube.name] = tube
                 return
-            session = next(iter(tube.waiters))
-            if session.is_closed:
-                self._detach(session)
+            waiter = next(iter(tube.waiters))
+            if isinstance(waiter, Wait):
+                clients.serve(self, tube, waiter, self.jobs[least[1]])
                 continue
-            job = self.jobs[least[1]]
-            reply = self._grant(session, job)
-            self._effects.answers.append((*session.key, reply))
+            if waiter.is_closed:
+                self._detach(waiter)
+                continue
+            reply = self._grant(waiter, self.jobs[least[1]])
+            self._effects.answers.append((*waiter.key, reply))
 
     def _match_left_over(self) -> None:
         """Go on where the budget of an earlier entry ended."""
-        while self.unmatched and self.steps < self._limit:
+        while self.unmatched and self.steps < self.limit:
             _, tube = self.unmatched.popitem(last=False)
-            self._match(tube)
+            self.match(tube)
 
     # -- jobs ---------------------------------------------------------------------------------
 
-    def _make_ready(self, job: Job, what: JobEventKind, who: Key | None) -> None:
+    def make_ready(self, job: Job, what: JobEventKind, who: Key | None) -> None:
         """Put the job into its ready queue. `what` and `who` are for the job event."""
         job.state = _READY
         tube, counts, pri = job.tube, self.counts, job.pri
@@ -357,17 +403,69 @@ class StateMachine:
             counts.urgent += 1
         self.on_job_event(what, job, who)
         if tube.waiters:
-            self._match(tube)
+            self.match(tube)
 
-    def _make_delayed(self, job: Job, delay_ms: int, what: JobEventKind, who: Key) -> None:
+    def queue(self, job: Job, delay_ms: int, what: JobEventKind, who: Key | None) -> None:
+        """Ready, or after a delay."""
+        if delay_ms > 0:
+            self.make_delayed(job, delay_ms, what, who)
+        else:
+            self.make_ready(job, what, who)
+
+    def failed(self, job: Job, delay_ms: int, what: JobEventKind, who: Key | None) -> None:
+        """An attempt at `job`, which is in no queue, has failed."""
+        if job.tube.policy is None:
+            self.queue(job, delay_ms, what, who)
+        else:
+            policies.failed(self, job, delay_ms, what, who)
+
+    def _back(self, job: Job, delay_ms: int, what: JobEventKind, who: Key | None) -> None:
+        """`job`, which is in no queue, was released."""
+        if job.tube.policy is None:
+            self.queue(job, delay_ms, what, who)
+        else:
+            policies.back(self, job, delay_ms, what, who)
+
+    def make_delayed(self, job: Job, delay_ms: int, what: JobEventKind, who: Key | None) -> None:
         job.state = State.DELAYED
         job.deadline_ms = self.now_ms + delay_ms
         job.tube.delayed.add((job.deadline_ms, job.id))
         self.counts.delayed += 1
         self.timers.add((job.deadline_ms, Kind.DELAY, job.id))
         self.on_job_event(what, job, who)
+        self._left(job.tube)
 
-    def _take_out(self, job: Job) -> None:
+    def make_buried(self, job: Job, what: JobEventKind, who: Key | None) -> None:
+        job.state = State.BURIED
+        last = job.tube.buried.greatest()
+        job.deadline_ms = last[0] + 1 if last is not None else 1
+        job.tube.buried.add((job.deadline_ms, job.id))
+        self.counts.buried += 1
+        self.on_job_event(what, job, who)
+        self._left(job.tube)
+
+    def _left(self, tube: Tube) -> None:
+        """One of its jobs is not reserved any more, and not ready either: another may be reserved if a policy says how many may."""
+        if tube.policy is not None and tube.waiters:
+            self.match(tube)
+
+    def remove(self, job: Job) -> None:
+        """`job`, which is in no queue, is no more. Its tube may be unused now."""
+        id, tube = job.id, job.tube
+        del self.jobs[id]
+        if self.clients.errors:
+            self.clients.errors.pop(id, None)
+        if id in self.policies.marks:
+            policies.gone(self, job)
+        tube.jobs -= 1
+        tube.bytes -= len(job.body)
+
+    def attempts(self, job: Job) -> int:
+        """At `job`, that have failed and count."""
+        mark = self.policies.marks.get(job.id)
+        return job.failures if mark is None else job.failures - mark.forgiven
+
+    def take_out(self, job: Job) -> None:
         """Remove a job that is not reserved from its queue; its state says which."""
         tube = job.tube
         state, job.state = job.state, State.RESERVED
@@ -386,37 +484,46 @@ class StateMachine:
             self.counts.buried -= 1
 
     def _grant(self, session: Session, job: Job) -> r.Reserved:
-        """`session` holds `job` from now on."""
+        """`session` waits no more: it holds `job` from now on."""
         if session.waiting:
             self._end_wait(session)
-        self._take_out(job)
-        self.steps += self._costs.granted
+        self.hold(session, job)
+        return r.Reserved(job.id, job.body, job.token)
+
+    def hold(self, session: Session | ClientSession, job: Job) -> None:
+        """Reserve `job` for `session`."""
+        self.take_out(job)
+        self.steps += self.costs.granted
         self.last_token += 1
         job.token = self.last_token
         job.holder = session.key
         job.reserves += 1
         job.deadline_ms = self.now_ms + job.ttr_ms
-        job.tube.reserved += 1
+        tube = job.tube
+        tube.reserved += 1
         self.counts.reserved += 1
         session.add_reservation(job, self.jobs)
         self.timers.add((job.deadline_ms, Kind.TTR, job.id))
+        if tube.policy is not None:
+            policies.granted(self, tube)
+        if self.policies.unique:
+            policies.reserved(self, job)
         self.on_job_event(JobEventKind.RESERVED, job, session.key)
-        return r.Reserved(job.id, job.body, job.token)
 
-    def _unreserve(self, job: Job) -> None:
+    def unreserve(self, job: Job) -> None:
         """End the reservation of `job`; the caller gives it its next state."""
         job.tube.reserved -= 1
         self.counts.reserved -= 1
         self.timers.remove((job.deadline_ms, Kind.TTR, job.id))
-        holder = self.session(*job.holder)
+        holder = self.holder(job)
         if holder is not None:
             holder.remove_reservation(job)
 
     # -- timers -------------------------------------------------------------------------------
 
     def _fire_timers(self) -> None:
-        timers, timer_steps = self.timers, self._costs.timer
-        while self.steps < self._limit:
+        timers, timer_steps = self.timers, self.costs.timer
+        while self.steps < self.limit:
             timer = timers.least()
             if timer is None or timer[0] > self.now_ms:
                 return
@@ -428,19 +535,28 @@ class StateMachine:
         _, kind, id = timer
         if kind is Kind.DELAY:
             job = self.jobs[cast(int, id)]
-            self._take_out(job)
-            self._make_ready(job, JobEventKind.DELAY_OVER, None)
+            self.take_out(job)
+            self.make_ready(job, JobEventKind.DELAY_OVER, None)
         elif kind is Kind.TTR:
             job = self.jobs[cast(int, id)]
             job.timeouts += 1
             self.job_timeouts += 1
-            self._unreserve(job)
-            self._make_ready(job, JobEventKind.TIMED_OUT, None)
+            self.unreserve(job)
+            self.failed(job, 0, JobEventKind.TIMED_OUT, None)
         elif kind is Kind.PAUSE:
             tube = self.tubes[cast(str, id)]
             self.timers.remove(timer)
             tube.pause_ms = tube.pause_until_ms = 0
-            self._match(tube)
+            self.match(tube)
+        elif kind is Kind.ASK:
+            _, number, ask = cast(tuple[int, int, int], id)
+            clients.time_is_over(self, number, ask)
+        elif kind is Kind.DETACHED:
+            clients.end(self, self.clients.sessions[cast(int, id)])
+        elif kind is Kind.RATE:
+            policies.limit_is_over(self, self.tubes[cast(str, id)])
+        elif kind is Kind.EXPIRE:
+            policies.time_is_over(self, self.jobs[cast(int, id)])
         else:
             node, number, incarnation = cast(tuple[int, int, int], id)
             session = self.session(node, number)
@@ -464,10 +580,15 @@ class StateMachine:
             return r.JobTooBig()
         if self.space_is_scarce:
             return r.OutOfMemory()
-        self._insert(self.tube(put.tube) if put.tube else session.used, put, session)
+        tube = self.tube(put.tube) if put.tube else session.used
+        if tube.policy is not None and not policies.make_room(self, tube, 1, len(put.body)):
+            return r.TubeFull()
+        self.insert(tube, put, session.key)
         return r.Inserted(self.last_id)
 
-    def _put_many(self, session: Session, put: c.PutMany) -> r.Reply:
+    def put_many(
+        self, session: Session | ClientSession, put: c.PutMany, unique: asks.Unique | None = None
+    ) -> r.InsertedMany | r.KeyReused | r.NotFound | r.JobTooBig | r.OutOfMemory | r.TubeFull:
         if put.key:
             before = self.keys.reply(put.key, put.fingerprint, self.now_ms)
             if before is not None:
@@ -478,17 +599,31 @@ class StateMachine:
             return r.JobTooBig()
         if self.space_is_scarce:
             return r.OutOfMemory()
-        self._charge_to_batch(len(put.jobs) * self._costs.job)
+        self.charge_to_batch(len(put.jobs) * self.costs.job)
         first = self.last_id + 1
+        if unique is not None and (other := policies.only_one(self, put.tube, unique.key)) is not None:
+            if put.key:
+                self.keys.remember(put.key, Used(self.now_ms, put.fingerprint, other.id, 1))
+            return r.InsertedMany(other.id, 1, True)
         tube = self.tube(put.tube)
-        for job in put.jobs:
-            self._insert(tube, job, session)
-        self._drop_if_unused(tube)  # there were none
+        if tube.policy is not None and not policies.make_room(self, tube, len(put.jobs), sum(len(job.body) for job in put.jobs)):
+            return r.TubeFull()
+        if unique is not None:
+            self.insert(tube, put.jobs[0], session.key, unique)
+        elif tube.waiters or tube.policy is not None or any(job.delay_ms > 0 for job in put.jobs):
+            for job in put.jobs:
+                self.insert(tube, job, session.key)
+        else:
+            self._insert_ready(tube, put.jobs, session)
+        self.drop_if_unused(tube)  # there were none
         if put.key:
             self.keys.remember(put.key, Used(self.now_ms, put.fingerprint, first, len(put.jobs)))
         return r.InsertedMany(first, len(put.jobs), False)
 
-    def _insert(self, tube: Tube, put: c.Put | c.NewJob, session: Session) -> None:
+    def _put_unique(self, session: Session, put: c.PutUnique) -> r.Reply:
+        return self.put_many(session, c.PutMany(put.session, put.tube, [put.job], put.key, put.fingerprint), put.unique)
+
+    def insert(self, tube: Tube, put: c.Put | c.NewJob, who: Key | None, unique: asks.Unique | None = None) -> None:
         id = self.last_id = self.last_id + 1
         ttr_ms = put.ttr_ms if put.ttr_ms > LEAST_TTR_MS else LEAST_TTR_MS
         job = Job(id, tube, put.pri, put.delay_ms, ttr_ms, put.body, self.now_ms)
@@ -496,18 +631,46 @@ class StateMachine:
         self.total_jobs += 1
         tube.total_jobs += 1
         tube.jobs += 1
+        tube.bytes += len(put.body)
+        if tube.policy is not None:
+            policies.entered(self, job)
+        if unique is not None:
+            policies.make_only(self, job, unique)
         if put.delay_ms > 0:
-            self._make_delayed(job, put.delay_ms, JobEventKind.PUT, session.key)
+            self.make_delayed(job, put.delay_ms, JobEventKind.PUT, who)
         else:
-            self._make_ready(job, JobEventKind.PUT, session.key)
+            self.make_ready(job, JobEventKind.PUT, who)
 
-    def _declare(self, session: Session, declare: c.Declare) -> r.Reply:
+    def _insert_ready(self, tube: Tube, puts: list[c.NewJob], session: Session | ClientSession) -> None:
+        """As `insert` of each, in half the time, if none has a delay and nobody waits for them."""
+        now_ms, first, count = self.now_ms, self.last_id + 1, len(puts)
+        jobs = [
+            Job(id, tube, put.pri, put.delay_ms, put.ttr_ms if put.ttr_ms > LEAST_TTR_MS else LEAST_TTR_MS, put.body, now_ms)
+            for id, put in enumerate(puts, first)
+        ]
+        self.last_id += count
+        self.jobs.add_all(first, jobs)
+        self.total_jobs += count
+        tube.total_jobs += count
+        tube.jobs += count
+        tube.bytes += sum([len(put.body) for put in puts])
+        places = [(put.pri, id) for id, put in enumerate(puts, first)]
+        tube.ready.add_all(places)
+        self.counts.ready += count
+        urgent = sum(pri < URGENT_PRI for pri, _ in places)
+        tube.urgent += urgent
+        self.counts.urgent += urgent
+        what, who, tell = JobEventKind.PUT, session.key, self.on_job_event
+        for job in jobs:
+            tell(what, job, who)
+
+    def declare(self, session: Session | ClientSession, declare: c.Declare) -> r.Declared:
         is_new = declare.tube not in self.topics
         self.topics[declare.tube] = None
         self.tube(declare.tube).is_declared = True
         return r.Declared(is_new)
 
-    def _undeclare(self, session: Session, undeclare: c.Undeclare) -> r.Reply:
+    def undeclare(self, session: Session | ClientSession, undeclare: c.Undeclare) -> r.NotFound | r.NotEmpty | r.Deleted:
         if undeclare.tube not in self.topics:
             return r.NotFound()
         tube = self.tubes[undeclare.tube]
@@ -515,23 +678,51 @@ class StateMachine:
             return r.NotEmpty(tube.jobs)
         del self.topics[tube.name]
         tube.is_declared = False
-        self._drop_if_unused(tube)
+        self.drop_if_unused(tube)
         return r.Deleted()
+
+    def set_policies(self, session: Session | ClientSession, set_policies: c.SetPolicies) -> r.PoliciesSet | r.PolicyRefused:
+        return policies.set_all(self, set_policies.changes)
+
+    def _replay(self, session: Session, command: c.Replay) -> r.Replayed:
+        return self.replay(session, command.what)
+
+    def replay(self, session: Session | ClientSession, what: asks.Replay) -> r.Replayed:
+        return replay.step(self, session, what)
+
+    def _of_schedule(self, session: Session, command: c.OfSchedule) -> r.ScheduleReply:
+        return self.of_schedule(command.what)
+
+    def of_schedule(self, what: asks.OfSchedules) -> r.ScheduleReply:
+        match what:
+            case asks.SetSchedule(name=name, plan=plan, version=version):
+                return self.schedules.set(name, plan, version)
+            case asks.PauseSchedule(name=name, is_paused=is_paused):
+                return self.schedules.pause(name, is_paused)
+        return schedules.run(self, what.name)
+
+    def error_of(self, job: Job) -> str:
+        """Why the last attempt at it failed, "" if that was not said."""
+        return self.clients.errors.get(job.id, "")
 
     def _put_back(self, session: Session, back: c.PutBack) -> r.Reply:
         if back.id in self.jobs or not 0 < back.id <= self.last_id:
             return r.NotFound()
         tube = self.tube(back.tube)
+        self.policies.finished.forget(back.id)
         job = self.jobs[back.id] = Job(back.id, tube, back.pri, 0, max(back.ttr_ms, LEAST_TTR_MS), back.body, self.now_ms)
         tube.jobs += 1
-        self._make_ready(job, JobEventKind.PUT_BACK, session.key)
+        tube.bytes += len(back.body)
+        if tube.policy is not None:
+            policies.entered(self, job)
+        self.make_ready(job, JobEventKind.PUT_BACK, session.key)
         return r.Inserted(back.id)
 
     def _use(self, session: Session, use: c.Use) -> r.Reply:
         tube = self.tube(use.tube)
         tube.using += 1
         session.used.using -= 1
-        self._drop_if_unused(session.used)
+        self.drop_if_unused(session.used)
         session.used = tube
         return r.Using(tube.name)
 
@@ -552,15 +743,15 @@ class StateMachine:
             del session.watched[ignore.tube]
             tube.watching -= 1
             self.watches -= 1
-            self._drop_if_unused(tube)
+            self.drop_if_unused(tube)
         return r.Watching(len(session.watched))
 
     def _reserve(self, session: Session, reserve: c.Reserve) -> r.Reply | None:
         best: tuple[int, int] | None = None
-        self._charge_to_batch(len(session.watched) * self._costs.tube)
+        self.charge_to_batch(len(session.watched) * self.costs.tube)
         for tube in session.watched.values():
             least = tube.ready.least()
-            if least is not None and (best is None or least < best) and not self._is_held_back(tube):
+            if least is not None and (best is None or least < best) and not self.is_held_back(tube):
                 best = least
         if best is not None:
             return self._grant(session, self.jobs[best[1]])
@@ -570,7 +761,7 @@ class StateMachine:
             return r.DeadlineSoon()
         if reserve.timeout_ms == 0:
             return r.TimedOut()
-        self._charge_to_batch(len(session.watched) * self._costs.tube)
+        self.charge_to_batch(len(session.watched) * self.costs.tube)
         session.waiting = True
         self.gateways[session.key[0]].waiting += 1
         for tube in session.watched.values():
@@ -592,95 +783,96 @@ class StateMachine:
             return r.NotFound()
         return self._grant(session, job)
 
-    def _delete(self, session: Session, delete: c.Delete) -> r.Reply:
+    def delete(self, session: Session | ClientSession, delete: c.Delete, result: bytes = b"") -> r.Reply:
         job = self.jobs.get(delete.id)
         if job is None:
             return r.NotFound()
+        tube = job.tube
         if job.state is State.RESERVED:
-            if self._held_job(session, delete.id, delete.token) is None:
+            if self.held_job(session, delete.id, delete.token) is None:
                 return r.NotFound()
-            self._unreserve(job)
+            self.unreserve(job)
+            if tube.policy is not None:
+                policies.done(self, job, result)
         elif delete.token:
             return r.NotFound()  # that reservation is over
         else:
-            self._take_out(job)
-        del self.jobs[job.id]
-        job.tube.cmd_delete += 1
-        job.tube.jobs -= 1
+            self.take_out(job)
+        self.remove(job)
+        tube.cmd_delete += 1
         self.on_job_event(JobEventKind.DELETED, job, session.key)
-        self._drop_if_unused(job.tube)
+        if tube.policy is not None:
+            self._left(tube)
+        self.drop_if_unused(tube)
         return r.Deleted()
 
-    def _release(self, session: Session, release: c.Release) -> r.Reply:
-        job = self._held_job(session, release.id, release.token)
+    def release(self, session: Session | ClientSession, release: c.Release) -> r.Reply:
+        job = self.held_job(session, release.id, release.token)
         if job is None:
             return r.NotFound()
-        self._unreserve(job)
+        self.unreserve(job)
         job.pri = job.pri if release.pri is None else release.pri
         job.delay_ms = release.delay_ms
         job.releases += 1
-        if release.delay_ms > 0:
-            self._make_delayed(job, release.delay_ms, JobEventKind.RELEASED, session.key)
-        else:
-            self._make_ready(job, JobEventKind.RELEASED, session.key)
+        self._back(job, release.delay_ms, JobEventKind.RELEASED, session.key)
         return r.Released()
 
-    def _bury(self, session: Session, bury: c.Bury) -> r.Reply:
-        job = self._held_job(session, bury.id, bury.token)
+    def bury(self, session: Session | ClientSession, bury: c.Bury) -> r.Reply:
+        job = self.held_job(session, bury.id, bury.token)
         if job is None:
             return r.NotFound()
-        self._unreserve(job)
+        self.unreserve(job)
         job.pri = job.pri if bury.pri is None else bury.pri
         job.buries += 1
-        job.state = State.BURIED
-        last = job.tube.buried.greatest()
-        job.deadline_ms = last[0] + 1 if last is not None else 1
-        job.tube.buried.add((job.deadline_ms, job.id))
-        self.counts.buried += 1
-        self.on_job_event(JobEventKind.BURIED, job, session.key)
+        self.make_buried(job, JobEventKind.BURIED, session.key)
         return r.Buried()
 
-    def _touch(self, session: Session, touch: c.Touch) -> r.Reply:
-        job = self._held_job(session, touch.id, touch.token)
+    def touch(self, session: Session | ClientSession, touch: c.Touch) -> r.Reply:
+        job = self.held_job(session, touch.id, touch.token)
         if job is None:
             return r.NotFound()
         before_ms, job.deadline_ms = job.deadline_ms, self.now_ms + job.ttr_ms
         if job.deadline_ms != before_ms:
             self.timers.remove((before_ms, Kind.TTR, job.id))
             self.timers.add((job.deadline_ms, Kind.TTR, job.id))
-            holder = self.session(*job.holder)
+            holder = self.holder(job)
             if holder is not None:
                 holder.deadline_moved(job, before_ms)
         self.on_job_event(JobEventKind.TOUCHED, job, session.key)
         return r.Touched()
 
     def _kick(self, session: Session, kick: c.Kick) -> r.Reply:
-        tube = session.used
+        return self.kick_tube(session.used, kick.count, session)
+
+    def kick_tube(self, tube: Tube, most: int, session: Session | ClientSession) -> r.Kicked:
+        """Up to `most` jobs, as far as the budget goes, but one at least if there is any."""
         queue = tube.buried or tube.delayed
-        count, most = 0, min(kick.count, KICKED_JOBS)
+        count, most = 0, min(most, KICKED_JOBS)
         while count < most and (least := queue.least()) is not None:
             if count == 0:
-                self._limit += self._costs.kicked  # one at least: 0 would say that there are none
-            elif self.steps >= self._limit and self._costs.kicked:
+                self.limit += self.costs.kicked  # one at least: 0 would say that there are none
+            elif self.steps >= self.limit and self.costs.kicked:
                 break
             self._kick_one(self.jobs[least[1]], session)
             count += 1
         return r.Kicked(count)
 
-    def _kick_job(self, session: Session, kick: c.KickJob) -> r.Reply:
+    def kick_job(self, session: Session | ClientSession, kick: c.KickJob) -> r.Reply:
         job = self.jobs.get(kick.id)
         if job is None or job.state not in (State.BURIED, State.DELAYED):
             return r.NotFound()
         self._kick_one(job, session)
         return r.Kicked(None)
 
-    def _kick_one(self, job: Job, session: Session) -> None:
-        self.steps += self._costs.kicked
-        self._take_out(job)
+    def _kick_one(self, job: Job, session: Session | ClientSession) -> None:
+        self.steps += self.costs.kicked
+        self.take_out(job)
         job.kicks += 1
-        self._make_ready(job, JobEventKind.KICKED, session.key)
+        if job.tube.policy is not None or job.id in self.policies.marks:
+            policies.kicked(self, job)
+        self.make_ready(job, JobEventKind.KICKED, session.key)
 
-    def _pause_tube(self, session: Session, pause: c.PauseTube) -> r.Reply:
+    def pause_tube(self, session: Session | ClientSession, pause: c.PauseTube) -> r.NotFound | r.Paused:
         tube = self.tubes.get(pause.tube)
         if tube is None:
             return r.NotFound()
@@ -692,13 +884,14 @@ class StateMachine:
         if pause.pause_ms:
             self.timers.add((tube.pause_until_ms, Kind.PAUSE, tube.name))
         else:
-            self._match(tube)
+            self.match(tube)
         return r.Paused()
 
     def dissolve(self) -> Iterator[None]:
         """Let go of everything, a bounded part each time: another state has taken the place of this one."""
         yield from self.jobs.dissolve()
         yield from self.timers.dissolve()
+        yield from clients.dissolve(self.clients, _FREED_PER_SLICE)
         self.closed.clear()
         sessions = [row.sessions for row in self.gateways.values()]
         while self.closing or any(sessions):  # each has its watch list, and the tubes have it
@@ -706,13 +899,27 @@ class StateMachine:
                 for _ in range(min(_FREED_PER_SLICE, len(table))):
                     _forget_watching(table.popitem()[1])
             for _ in range(min(_FREED_PER_SLICE, len(self.closing))):
-                _forget_watching(self.closing.pop())
+                session = self.closing.pop()
+                if type(session) is Session:
+                    _forget_watching(session)
             yield
         while self.tubes:
             for _ in range(min(_FREED_PER_SLICE, len(self.tubes))):
                 _, tube = self.tubes.popitem()
                 for queue in (tube.ready, tube.delayed, tube.buried):
                     yield from queue.dissolve()
+            yield
+        while self.policies.marks:
+            for _ in range(min(_FREED_PER_SLICE, len(self.policies.marks))):
+                self.policies.marks.popitem()
+            yield
+        while self.policies.unique:
+            for _ in range(min(_FREED_PER_SLICE, len(self.policies.unique))):
+                self.policies.unique.popitem()
+            yield
+        while self.policies.finished.jobs:
+            for _ in range(min(_FREED_PER_SLICE, len(self.policies.finished.jobs))):
+                self.policies.finished.jobs.popitem()
             yield
         while self.keys.used:
             for _ in range(min(_FREED_PER_SLICE, len(self.keys.used))):
@@ -728,14 +935,19 @@ class StateMachine:
             (
                 tube.name,
                 [list(tube.ready), list(tube.delayed), [id for _, id in tube.buried]],
-                [session.id for session in tube.waiters],
+                [waiter.id for waiter in tube.waiters],
                 [tube.urgent, tube.reserved, tube.jobs, tube.using, tube.watching],
                 [tube.pause_ms, tube.pause_until_ms, tube.total_jobs, tube.cmd_delete, tube.cmd_pause_tube],
+                [tube.bytes, tube.policy, tube.version, tube.next_us, tube.limited_until_ms],
             )
             for tube in self.tubes.values()
         ]
         rows = [
-            (row.node, row.incarnation, row.is_open, row.seq, row.waiting, [_describe(session) for session in row.sessions.values()])
+            [
+                (row.node, row.incarnation, row.is_open, row.seq, row.waiting),
+                [_describe(session) for session in row.sessions.values()],
+                sorted((number, session.number) for number, session in row.attached.items()),
+            ]
             for _, row in sorted(self.gateways.items())
         ]
         state = [
@@ -746,7 +958,10 @@ class StateMachine:
             list(self.topics),
             list(self.keys.used.items()),
             rows,
-            [_describe(session) for session in self.closing],
+            [_describe_closing(session) for session in self.closing],
+            clients.describe(self.clients),
+            policies.describe(self.policies),
+            schedules.describe(self.schedules),
             list(self.unmatched),
             list(self.timers),
             sorted(self.directories.items()),
@@ -768,10 +983,15 @@ def _describe_job(job: Job) -> list[object]:
     return list(fields.values())
 
 
+def _describe_closing(session: Session | ClientSession) -> list[object]:
+    if type(session) is Session and session.watched:
+        return _describe(session)
+    return [session.key, session.releases, list(session.reserved)]
+
+
 def _describe(session: Session) -> list[object]:
     waits = [session.waiting] if session.is_closed else [session.waiting, session.wait_until_ms, session.soon_ms]
-    id = session.id if session.watched else session.key
-    return [id, session.used.name, list(session.watched), list(session.reserved), waits]
+    return [session.id, session.used.name, list(session.watched), list(session.reserved), waits]
 
 
 #: Names, not methods of a machine: a machine in a cycle with itself would not go when it is replaced.
@@ -782,15 +1002,19 @@ _VERBS: dict[type, str] = {
     c.Ignore: "_ignore",
     c.Reserve: "_reserve",
     c.ReserveJob: "_reserve_job",
-    c.Delete: "_delete",
-    c.Release: "_release",
-    c.Bury: "_bury",
-    c.Touch: "_touch",
+    c.Delete: "delete",
+    c.Release: "release",
+    c.Bury: "bury",
+    c.Touch: "touch",
     c.Kick: "_kick",
-    c.KickJob: "_kick_job",
-    c.PauseTube: "_pause_tube",
-    c.Declare: "_declare",
+    c.KickJob: "kick_job",
+    c.PauseTube: "pause_tube",
+    c.Declare: "declare",
     c.PutBack: "_put_back",
-    c.PutMany: "_put_many",
-    c.Undeclare: "_undeclare",
+    c.PutMany: "put_many",
+    c.Undeclare: "undeclare",
+    c.SetPolicies: "set_policies",
+    c.PutUnique: "_put_unique",
+    c.Replay: "_replay",
+    c.OfSchedule: "_of_schedule",
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Generic, TypeVar
 
 #: Moving the half of a page costs about 0.1 µs. Larger pages make that dearer, smaller ones the list of pages longer.
@@ -56,6 +56,24 @@ class SortedPages(Generic[T]):
         """The greatest item, None if there is none."""
         return self._lasts[-1] if self._lasts else None
 
+    def from_item(self, item: T) -> Iterator[T]:
+        """Items that are not less than `item`, least first. Nothing may be added or removed meanwhile."""
+        place = bisect_left(self._lasts, item)
+        if place < len(self._pages):
+            page = self._pages[place]
+            yield from islice(page, bisect_left(page, item), None)
+            yield from chain.from_iterable(islice(self._pages, place + 1, None))
+
+    def before(self, item: T) -> T | None:
+        """The greatest item that is less than `item`, None if there is none."""
+        place = bisect_left(self._lasts, item)
+        if place < len(self._pages):
+            page = self._pages[place]
+            at = bisect_left(page, item)
+            if at:
+                return page[at - 1]
+        return self._lasts[place - 1] if place else None
+
     def add(self, item: T) -> None:
         """Add an item that is not there yet."""
         pages, lasts = self._pages, self._lasts
@@ -79,6 +97,19 @@ class SortedPages(Generic[T]):
             del page[PAGE_ITEMS // 2 :]
             pages.insert(place + 1, upper)
             lasts.insert(place, page[-1])
+
+    def add_all(self, items: list[T]) -> None:
+        """`add` for each: quick if they all belong behind those that are there."""
+        items = sorted(items)
+        at = 0
+        while at < len(items):
+            self.add(items[at])
+            page, at = self._pages[-1], at + 1
+            if page[-1] is items[at - 1] and (some := items[at : at + PAGE_ITEMS - len(page)]):
+                page += some
+                self._lasts[-1] = some[-1]
+                self._count += len(some)
+                at += len(some)
 
     def remove(self, item: T) -> None:
         """Remove an item. Raises KeyError if it is not there."""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
+
+PolicyProblem = Literal["conflict", "circle", "too-many"]
+ScheduleProblem = Literal["conflict", "too-many"]
 
 
 class _Reply(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False, forbid_unknown_fields=True):
@@ -101,6 +106,142 @@ class NotEmpty(_Reply, frozen=True, tag=20):
     count: int
 
 
+class Attached(_Reply, frozen=True, tag=21):
+    """The connection speaks for the client's session from now on. `session`: its number, another one if it was made anew. `epoch`: so many
+    connections have spoken for it. Asks up to `last_id` have been applied."""
+
+    session: int
+    epoch: int
+    last_id: int
+
+
+class TakenOver(_Reply, frozen=True, tag=22):
+    """Another connection speaks for the session now."""
+
+
+class Job(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A reserved job. `failures`: attempts that have failed so far."""
+
+    id: int
+    token: int
+    tube: str
+    body: bytes
+    pri: int
+    ttr_ms: int
+    failures: int
+
+
+class Jobs(_Reply, frozen=True, tag=23):
+    """None: the time was over."""
+
+    jobs: list[Job]
+
+
+class Subscribed(_Reply, frozen=True, tag=24):
+    pass
+
+
+class Pushed(_Reply, frozen=True, tag=25):
+    """The job is number `number` of its subscription, from 1."""
+
+    number: int
+    job: Job
+
+
+class Missed(_Reply, frozen=True, tag=26):
+    """All is done, but for these jobs: they are gone, or the session holds them no more."""
+
+    jobs: list[int]
+
+
+class TooMany(_Reply, frozen=True, tag=27):
+    """Nothing was done: the session has as many waiting reserves, subscriptions, watched tubes, credit or unconfirmed answers as one
+    may have."""
+
+
+class Flowing(_Reply, frozen=True, tag=28):
+    pass
+
+
+class Ended(_Reply, frozen=True, tag=29):
+    pass
+
+
+class TubeFull(_Reply, frozen=True, tag=31):
+    """The tube's policy lets no more in. Nothing was put."""
+
+
+class PoliciesSet(_Reply, frozen=True, tag=32):
+    """All of them have this version now."""
+
+    version: int
+
+
+class PolicyRefused(_Reply, frozen=True, tag=33):
+    """Nothing was changed, because of this tube: its policy has another `version`, its dead letters would go in a circle or through too
+    many tubes, or there would be too many policies."""
+
+    why: PolicyProblem
+    tube: str
+    version: int
+
+
+class Replayed(_Reply, frozen=True, tag=34):
+    """So many jobs were moved, kicked, deleted or counted, and so many that fit could not be. Ask again `after` this id, unless
+    `is_done`."""
+
+    done: int
+    skipped: int
+    after: int
+    is_done: bool
+
+
+class ScheduleSet(_Reply, frozen=True, tag=35):
+    """It has this version now."""
+
+    version: int
+
+
+class ScheduleRefused(_Reply, frozen=True, tag=36):
+    """Nothing was changed: the schedule has another `version`, or there would be too many."""
+
+    why: ScheduleProblem
+    version: int
+
+
+class ToAsk(_Reply, frozen=True, tag=30):
+    """`reply` is to ask `id` of a client's session. A subscription has many."""
+
+    id: int
+    reply: AskReply
+
+
+AskReply = (
+    InsertedMany
+    | KeyReused
+    | JobTooBig
+    | OutOfMemory
+    | Jobs
+    | Subscribed
+    | Pushed
+    | Missed
+    | Kicked
+    | Paused
+    | Declared
+    | Deleted
+    | NotFound
+    | NotEmpty
+    | TooMany
+    | Flowing
+    | Ended
+    | TubeFull
+    | PoliciesSet
+    | PolicyRefused
+    | Replayed
+    | ScheduleSet
+    | ScheduleRefused
+)
+
 Reply = (
     Inserted
     | Buried
@@ -122,4 +263,16 @@ Reply = (
     | InsertedMany
     | KeyReused
     | NotEmpty
+    | Attached
+    | TakenOver
+    | ToAsk
+    | TubeFull
+    | PoliciesSet
+    | PolicyRefused
+    | Replayed
+    | ScheduleSet
+    | ScheduleRefused
 )
+
+#: To what is asked of schedules.
+ScheduleReply = ScheduleSet | ScheduleRefused | Paused | NotFound | InsertedMany | TubeFull

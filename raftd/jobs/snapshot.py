@@ -9,17 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
 from raftd.errors import UNDECODABLE, CorruptionError, TooOld
+from raftd.jobs import clients, policies
+from raftd.jobs.asks import Plan
 from raftd.jobs.commands import FEATURE_LEVEL, Settings
+from raftd.jobs.finished import FinishedJob
 from raftd.jobs.keys import Used
 from raftd.jobs.machine import StateMachine
-from raftd.jobs.model import URGENT_PRI, Gateway, Job, Session, State, Tube
+from raftd.jobs.model import NO_NODE, URGENT_PRI, ClientSession, Gateway, Job, Mark, Session, State, Tube, Wait
+from raftd.jobs.policy import Death, Policy
+from raftd.jobs.replies import AskReply
+from raftd.jobs.schedules import Schedule
 from raftd.jobs.timers import Kind
-from raftd.limits import KEY_CHARACTERS, LIMITS
+from raftd.limits import ERROR_CHARACTERS, KEY_CHARACTERS, LIMITS
 
 _T = TypeVar("_T")
 _ITEM_BYTES = 64  # what an item costs besides its body
@@ -29,7 +35,7 @@ _DEADLINE = Job.__struct_fields__.index("deadline_ms") - 2
 
 
 class _Piece(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False, forbid_unknown_fields=True):
-    """Tags up to 16 are used; the next is 17. `dump` gives a piece after those that it refers to, and `_End` last."""
+    """Tags up to 27 are used; the next is 28. `dump` gives a piece after those that it refers to, and `_End` last."""
 
 
 class _Head(_Piece, frozen=True, tag=1):
@@ -102,6 +108,12 @@ class _Closing(_Piece, frozen=True, tag=9):
     key: tuple[int, int]
 
 
+class _Ended(_Piece, frozen=True, tag=23):
+    """A session that its client has ended; what it holds follows, to be released. Level 3."""
+
+    key: tuple[int, int]
+
+
 class _Closed(_Piece, frozen=True, tag=13):
     """A session that is gone and still watches tubes; what it holds follows. Level 2."""
 
@@ -119,6 +131,100 @@ class _AllWaiters(_Piece, frozen=True, tag=14):
 
     tube: str
     ids: list[tuple[int, int, int]]
+
+
+class _Clients(_Piece, frozen=True, tag=17):
+    """Of the sessions of clients: the number of the last, those whose connection is gone and that are not detached yet. Level 3."""
+
+    last_number: int
+    detaching: list[int]
+
+
+class _Client(_Piece, frozen=True, tag=18):
+    """The session of a client; its waits, its answers and what it holds follow. Level 3."""
+
+    number: int
+    token: bytes
+    epoch: int
+    attached_to: tuple[int, int] | None
+    until_ms: int
+    last_id: int
+
+
+class _Wait(_Piece, frozen=True, tag=19):
+    """Of the client loaded last."""
+
+    ask: int
+    tubes: list[str]
+    credit: int
+    is_subscription: bool
+    is_suspended: bool
+    until_ms: int
+    pushed: int
+    unconfirmed: list[tuple[int, int, int]]
+
+
+#: The ask, and its reply: None for one that gave jobs, which follow as (id, token).
+_AnswerRow = tuple[int, AskReply | None, list[tuple[int, int]]]
+
+
+class _Answers(_Piece, frozen=True, tag=20):
+    """Of the client loaded last: to asks, in their order, and to reserves that had waited."""
+
+    rows: list[_AnswerRow]
+    late: list[tuple[int, list[tuple[int, int]]]]
+
+
+class _Waiting(_Piece, frozen=True, tag=21):
+    """In order of asking, where clients' sessions are among those who wait: (node, session, incarnation), or (0, client, ask). Level 3."""
+
+    tube: str
+    ids: list[tuple[int, int, int]]
+
+
+class _Errors(_Piece, frozen=True, tag=22):
+    """(job, why the last attempt failed). Level 3."""
+
+    rows: list[tuple[int, str]]
+
+
+#: name, version, policy, next_us, limited_until_ms
+_PolicyRow = tuple[str, int, Policy, int, int]
+#: The job, and the fields of its `Mark`.
+_MarkRow = tuple[int, int, int, bool, Death | Literal[""], int, int, str, str, int, bool]
+
+
+class _Policies(_Piece, frozen=True, tag=24):
+    """In order of setting. Level 4."""
+
+    last_version: int
+    died: int
+    expired: int
+    dropped: int
+    rows: list[_PolicyRow]
+
+
+class _Marks(_Piece, frozen=True, tag=25):
+    """Level 4."""
+
+    rows: list[_MarkRow]
+
+
+class _Finished(_Piece, frozen=True, tag=26):
+    """In order of finishing. Level 4."""
+
+    rows: list[tuple[int, FinishedJob]]
+
+
+#: The fields of a `Schedule`.
+_ScheduleRow = tuple[str, int, Plan, bool, int, int, int, int, int]
+
+
+class _Schedules(_Piece, frozen=True, tag=27):
+    """In the order in which they last changed. Level 4."""
+
+    last_version: int
+    rows: list[_ScheduleRow]
 
 
 class _Unmatched(_Piece, frozen=True, tag=15):
@@ -159,9 +265,20 @@ _AnyPiece = (
     | _Holds
     | _Waiters
     | _Closing
+    | _Ended
     | _Closed
     | _AllWaiters
     | _Unmatched
+    | _Clients
+    | _Client
+    | _Wait
+    | _Answers
+    | _Waiting
+    | _Errors
+    | _Policies
+    | _Marks
+    | _Finished
+    | _Schedules
     | _Directories
     | _Topics
     | _Keys
@@ -195,6 +312,7 @@ def dump(machine: StateMachine, piece_bytes: int = LIMITS.snapshot_piece_bytes) 
     for tube_rows in _several(rows, few_named):
         yield _encode(_Tubes(tube_rows))
     yield from _dump_jobs(machine, numbers, piece_bytes)
+    yield from _dump_policies(machine.policies, few_named)
     for tube in tubes:
         for items in _several(tube.buried, few):
             yield _encode(_Buried(tube.name, [id for _, id in items]))
@@ -205,18 +323,18 @@ def dump(machine: StateMachine, piece_bytes: int = LIMITS.snapshot_piece_bytes) 
             waits = (session.waiting, session.wait_until_ms, session.soon_ms)
             yield _encode(_Session(session.key, session.used.name, list(session.watched), *waits))
             yield from _dump_reserved(session, few)
-    for session in machine.closing:
-        yield _encode(_closing_piece(session, machine))
-        yield from _dump_reserved(session, few)
+    yield from _dump_clients(machine.clients, few, piece_bytes)
+    for gone in machine.closing:
+        yield _encode(_closing_piece(gone, machine))
+        yield from _dump_reserved(gone, few)
     for tube in tubes:
-        has_closed = any(session.is_closed for session in tube.waiters)
-        for sessions in _several(tube.waiters, few):
-            if has_closed:
-                yield _encode(_AllWaiters(tube.name, [session.id for session in sessions]))
-            else:
-                yield _encode(_Waiters(tube.name, [session.key for session in sessions]))
+        yield from _dump_waiters(tube, few)
     for names in _several(machine.unmatched, few_named):
         yield _encode(_Unmatched(names))
+    if machine.schedules.last_version:
+        yield _encode(_Schedules(machine.schedules.last_version, []))
+    for schedule in machine.schedules.by_name.values():  # each has a body
+        yield _encode(_Schedules(machine.schedules.last_version, [msgspec.structs.astuple(schedule)]))
     if machine.directories:
         yield _encode(_Directories(sorted(machine.directories.items())))
     for names in _several(machine.topics, few_named):
@@ -226,9 +344,56 @@ def dump(machine: StateMachine, piece_bytes: int = LIMITS.snapshot_piece_bytes) 
     yield _encode(_End())
 
 
-def _closing_piece(session: Session, machine: StateMachine) -> _Closing | _Closed:
-    if not session.watched:
-        return _Closing(session.key)
+def _dump_waiters(tube: Tube, few: int) -> Iterator[bytes]:
+    """In the oldest form that says all."""
+    has_clients = any(isinstance(waiter, Wait) for waiter in tube.waiters)
+    has_closed = any(isinstance(waiter, Session) and waiter.is_closed for waiter in tube.waiters)
+    for waiters in _several(tube.waiters, few):
+        if has_clients:
+            yield _encode(_Waiting(tube.name, [waiter.id for waiter in waiters]))
+        elif has_closed:
+            yield _encode(_AllWaiters(tube.name, [waiter.id for waiter in waiters]))
+        else:
+            yield _encode(_Waiters(tube.name, [waiter.id[:2] for waiter in waiters]))
+
+
+def _dump_clients(known: clients.Clients, few: int, piece_bytes: int) -> Iterator[bytes]:
+    if not known.last_number:
+        return
+    yield _encode(_Clients(known.last_number, list(known.detaching)))
+    for session in known.sessions.values():
+        fields = (session.epoch, session.attached_to, session.until_ms, session.last_id)
+        yield _encode(_Client(session.number, session.token, *fields))
+        for wait in session.waits.values():
+            tubes = [tube.name for tube in wait.tubes]
+            kind = (wait.is_subscription, wait.is_suspended, wait.until_ms)
+            yield _encode(_Wait(wait.ask, tubes, wait.credit, *kind, wait.pushed, list(wait.unconfirmed)))
+        for rows in _several(session.answers.items(), max(1, few // 64)):  # each may name hundreds of jobs
+            yield _encode(_Answers([(ask, None, kept) if isinstance(kept, list) else (ask, kept, []) for ask, kept in rows], []))
+        if session.late_answers:
+            yield _encode(_Answers([], sorted(session.late_answers.items())))
+        yield from _dump_reserved(session, few)
+    for errors in _several(sorted(known.errors.items()), max(1, piece_bytes // (_ITEM_BYTES + ERROR_CHARACTERS))):
+        yield _encode(_Errors(errors))
+
+
+def _dump_policies(known: policies.Policies, few: int) -> Iterator[bytes]:
+    """Nothing if there never was one, for an older raftd."""
+    counts = (known.last_version, known.died, known.expired, known.dropped)
+    rows = ((tube.name, tube.version, tube.policy, tube.next_us, tube.limited_until_ms) for tube in known.tubes.values() if tube.policy)
+    for some in _several(rows, few):
+        yield _encode(_Policies(*counts, some))
+    if known.last_version and not known.tubes:
+        yield _encode(_Policies(*counts, []))
+    for marks in _several(sorted(known.marks.items()), few):
+        yield _encode(_Marks([(id, *msgspec.structs.astuple(mark)) for id, mark in marks]))
+    for finished in _several(known.finished.jobs.items(), max(1, few // 64)):  # each may have a result of 4 KiB
+        yield _encode(_Finished(finished))
+
+
+def _closing_piece(session: Session | ClientSession, machine: StateMachine) -> _Closing | _Ended | _Closed:
+    if isinstance(session, ClientSession) or not session.watched:
+        return _Ended(session.key) if session.releases else _Closing(session.key)
     soon, wait = ((due_ms, kind, session.id) for due_ms, kind in ((session.soon_ms, Kind.SOON), (session.wait_until_ms, Kind.WAIT)))
     # A timer of a closed session that has fired does not fire again.
     waits = (session.waiting, wait[0] if wait in machine.timers else 0, soon[0] if soon in machine.timers else 0)
@@ -259,7 +424,7 @@ def _dump_jobs(machine: StateMachine, numbers: dict[str, int], piece_bytes: int)
         yield _encode(_Jobs(rows))
 
 
-def _dump_reserved(session: Session, few: int) -> Iterator[bytes]:
+def _dump_reserved(session: Session | ClientSession, few: int) -> Iterator[bytes]:
     for reserved in _several(session.reserved, few):
         yield _encode(_Holds([(id, token) for token, id in reserved]))
 
@@ -289,7 +454,8 @@ class Loader:
         self._known_level = known_level
         self._machine = machine if machine is not None else StateMachine()
         self._tubes: list[Tube] = []
-        self._session: Session | None = None  # loaded last
+        self._session: Session | ClientSession | None = None  # loaded last
+        self._detaching: list[int] = []
         self._is_whole = False
 
     def feed(self, piece: bytes) -> None:
@@ -340,15 +506,33 @@ class Loader:
                 for node, number, incarnation in piece.ids:
                     closed = machine.closed.get((node, number, incarnation))
                     waiters[closed or machine.gateways[node].sessions[number]] = None
-            case _Closing():
+            case _Clients() | _Client() | _Wait() | _Answers() | _Waiting() | _Errors():
+                self._load_client_piece(piece)
+            case _Closing() | _Ended():
                 self._session = self._closing_session(piece.key, 0)
                 self._session.watched = {}
+                self._session.releases = isinstance(piece, _Ended)
             case _Closed():
                 self._session = session = self._closing_session(piece.key, piece.incarnation)
                 machine.closed[session.id] = session
                 self._load_watching(session, piece)
             case _Unmatched():
                 machine.unmatched.update((name, machine.tubes[name]) for name in piece.tubes)
+            case _Policies():
+                known = machine.policies
+                known.last_version, known.died, known.expired, known.dropped = piece.last_version, piece.died, piece.expired, piece.dropped
+                for policy_row in piece.rows:
+                    self._load_policy(policy_row)
+            case _Marks():
+                for mark_row in piece.rows:
+                    self._load_mark(machine.jobs[mark_row[0]], Mark(*mark_row[1:]))
+            case _Finished():
+                for id, finished in piece.rows:
+                    machine.policies.finished.add(id, finished)
+            case _Schedules():
+                machine.schedules.last_version = piece.last_version
+                for schedule_row in piece.rows:
+                    machine.schedules.add(Schedule(*schedule_row))
             case _Directories():
                 machine.directories.update(piece.rows)
             case _Topics():
@@ -358,7 +542,55 @@ class Loader:
             case _Keys():
                 machine.keys.used.update(piece.rows)
             case _End():
+                machine.clients.detaching.update((number, machine.clients.sessions[number]) for number in self._detaching)
                 self._is_whole = True
+
+    def _load_client_piece(self, piece: _Clients | _Client | _Wait | _Answers | _Waiting | _Errors) -> None:
+        machine, known = self._machine, self._machine.clients
+        match piece:
+            case _Clients():
+                known.last_number = piece.last_number
+                self._detaching = piece.detaching
+            case _Client():
+                self._session = session = ClientSession(piece.number, piece.token)
+                session.epoch, session.attached_to = piece.epoch, piece.attached_to
+                session.until_ms, session.last_id = piece.until_ms, piece.last_id
+                known.add(session)
+                if session.attached_to is not None:
+                    node, number = session.attached_to
+                    machine.gateways[node].attached[number] = session
+                if session.until_ms:
+                    machine.timers.add((session.until_ms, Kind.DETACHED, session.number))
+            case _Wait():
+                self._load_wait(self._client(), piece)
+            case _Answers():
+                self._client().answers.update((ask, jobs if reply is None else reply) for ask, reply, jobs in piece.rows)
+                self._client().late_answers.update(piece.late)
+            case _Waiting():
+                waiters = machine.tubes[piece.tube].waiters
+                for node, number, of in piece.ids:
+                    if node == NO_NODE:
+                        waiters[known.sessions[number].waits[of]] = None
+                    else:
+                        waiters[machine.closed.get((node, number, of)) or machine.gateways[node].sessions[number]] = None
+            case _Errors():
+                known.errors.update(piece.rows)
+
+    def _client(self) -> ClientSession:
+        if not isinstance(self._session, ClientSession):
+            raise KeyError("no client")
+        return self._session
+
+    def _load_wait(self, session: ClientSession, piece: _Wait) -> None:
+        machine = self._machine
+        wait = Wait(session, piece.ask, [machine.tubes[name] for name in piece.tubes], piece.credit, piece.is_subscription)
+        wait.is_suspended, wait.until_ms, wait.pushed = piece.is_suspended, piece.until_ms, piece.pushed
+        wait.unconfirmed.extend(piece.unconfirmed)
+        wait.unconfirmed_bytes = sum(size for _, _, size in piece.unconfirmed)
+        session.waits[piece.ask] = wait
+        clients.count_watching(machine, wait)
+        if wait.until_ms:
+            machine.timers.add((wait.until_ms, Kind.ASK, wait.id))
 
     def _load_tube(self, row: _TubeRow) -> None:
         tube = self._machine.tube(row[0])
@@ -367,11 +599,25 @@ class Loader:
         if tube.pause_until_ms:
             self._machine.timers.add((tube.pause_until_ms, Kind.PAUSE, tube.name))
 
+    def _load_policy(self, row: _PolicyRow) -> None:
+        tube = self._machine.policies.tubes[row[0]] = self._machine.tubes[row[0]]
+        _, tube.version, tube.policy, tube.next_us, tube.limited_until_ms = row
+        if tube.limited_until_ms:
+            self._machine.timers.add((tube.limited_until_ms, Kind.RATE, tube.name))
+
+    def _load_mark(self, job: Job, mark: Mark) -> None:
+        self._machine.policies.marks[job.id] = mark
+        if mark.unique:
+            self._machine.policies.unique[job.tube.name, mark.unique] = job
+        if mark.expires_ms and not mark.is_over:
+            self._machine.timers.add((mark.expires_ms, Kind.EXPIRE, job.id))
+
     def _load_job(self, row: _JobRow) -> None:
         machine = self._machine
         id, tube = row[0], self._tubes[row[1]]
         job = machine.jobs[id] = Job(id, tube, *row[2:])
         tube.jobs += 1
+        tube.bytes += len(job.body)
         counts = machine.counts
         if job.state is State.READY:
             tube.ready.add((job.pri, id))
@@ -398,7 +644,7 @@ class Loader:
             job.deadline_ms = last[0] + 1 if last is not None else 1
             tube.buried.add((job.deadline_ms, id))
 
-    def _load_holds(self, session: Session, reserved: list[tuple[int, int]]) -> None:
+    def _load_holds(self, session: Session | ClientSession, reserved: list[tuple[int, int]]) -> None:
         jobs = self._machine.jobs
         for id, token in reserved:
             if session.is_closed:  # another session may hold it by now, or it is gone

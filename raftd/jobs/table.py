@@ -47,6 +47,16 @@ class JobTable(MutableMapping[int, Job]):
         self._count += 1
         page[id] = job
 
+    def add_all(self, first: int, jobs: list[Job]) -> None:
+        """`add` for each, with ids from `first` on."""
+        id, end = first, first + len(jobs)
+        while id < end:
+            number = id >> _PAGE_BITS
+            stop = min(end, (number + 1) << _PAGE_BITS)
+            self._pages.setdefault(number, {}).update(zip(range(id, stop), jobs[id - first : stop - first], strict=True))
+            id = stop
+        self._count += len(jobs)
+
     def __delitem__(self, id: int) -> None:
         page = self._pages[id >> _PAGE_BITS]
         del page[id]
@@ -60,6 +70,15 @@ class JobTable(MutableMapping[int, Job]):
     def __iter__(self) -> Iterator[int]:
         for number in sorted(self._pages):
             yield from self._pages[number]
+
+    def ids_after(self, id: int, most: int) -> list[int]:
+        """Up to `most` ids greater than `id`, in order. Looks at whole pages."""
+        found: list[int] = []
+        for number in sorted(number for number in self._pages if number >= (id + 1) >> _PAGE_BITS):
+            found += sorted(one for one in self._pages[number] if one > id)
+            if len(found) >= most:
+                break
+        return found[:most]
 
     def dissolve(self) -> Iterator[None]:
         """Let go of all jobs, a page each time."""

@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from raftd.histogram import COUNTS, LATENCIES, Histogram
+from raftd.jobs import asks
 from raftd.jobs.budget import ABANDONED_STEPS, PLAIN, Costs, Share
 from raftd.jobs.commands import (
+    Ask,
     Batch,
-    CloseSession,
     Command,
     Forward,
     ForwardRefused,
-    Leave,
     OpenGateway,
     Put,
     PutMany,
@@ -31,7 +31,8 @@ from raftd.jobs.commands import (
 )
 from raftd.jobs.machine import StateMachine
 from raftd.limits import Limits
-from raftd.node.session import Read, Session, State, size_of
+from raftd.node.client_session import ClientSession, Said
+from raftd.node.session import CommandQueue, LastWord, Read, Session, State, size_of
 
 #: Delay before a resend after a refusal, in ms; doubled by each further refusal without progress, because every resend costs space in the
 #: log.
@@ -60,7 +61,7 @@ class Gateway:
         self.incarnation = incarnation
         #: Reads that wait for a read index: one of a session.
         self.reads: dict[Session, Read] = {}
-        self.sessions: dict[int, Session] = {}
+        self.sessions: dict[int, CommandQueue] = {}
         #: Of all commands of all sessions that are not answered.
         self.held_bytes = 0
         #: Puts are refused here; the state machine would refuse them too, after a useless log entry.
@@ -68,7 +69,7 @@ class Gateway:
         #: How long batches take until they are applied here (seconds), and how many commands they have.
         self.commit_s = Histogram(LATENCIES)
         self.batch_commands = Histogram(COUNTS)
-        self._abandoned: deque[Session] = deque()  # sessions with an unknown outcome; `abandon` has still to be called
+        self._abandoned: deque[CommandQueue] = deque()  # sessions with an unknown outcome; `abandon` has still to be called
         self._deferred: OrderedDict[Session, None] = OrderedDict()
         self._share = answers
         self._timeout_ms = timeout_ms
@@ -78,8 +79,8 @@ class Gateway:
         self._open()
 
     def _reset(self) -> None:
-        self._waiting: OrderedDict[Session, None] = OrderedDict()  # those with queued commands
-        self._closes: deque[CloseSession | Leave] = deque()  # those that wait for a batch
+        self._waiting: OrderedDict[CommandQueue, None] = OrderedDict()  # those with queued commands
+        self._closes: deque[LastWord] = deque()  # those that wait for a batch
         self._unapplied: deque[_Unapplied] = deque()
         self._seq = 0
         self._attempt = 1
@@ -135,9 +136,10 @@ class Gateway:
     def refuses(self, command: Command) -> bool:
         """Return whether `command` is a put to refuse here. With scarce disk space a put with a key is not refused: it may have been
         applied already, which only the state machine knows."""
-        if type(command) is not Put and type(command) is not PutMany:
+        put = command.what if type(command) is Ask else command
+        if not isinstance(put, Put | PutMany | asks.Put):
             return False
-        has_key = type(command) is PutMany and bool(command.key)
+        has_key = not isinstance(put, Put) and bool(put.key)
         return self.held_bytes >= self._limits.gateway_bytes or (self.space_is_scarce and not has_key)
 
     # -- clients ------------------------------------------------------------------------------
@@ -148,17 +150,25 @@ class Gateway:
         self.sessions[session.number] = session
         return session
 
-    def enqueue(self, session: Session) -> None:
+    def open_client_session(self, lost: Callable[[], None], said: Said) -> ClientSession:
+        """For a connection that will speak for a client's session. `said` is called with each answer."""
+        session = ClientSession(self, self._next_session, lost, said)
+        self._next_session += 1
+        self.sessions[session.number] = session
+        return session
+
+    def enqueue(self, session: CommandQueue) -> None:
         """The session has a command for a batch."""
         if session.number in self.sessions:  # otherwise its gateway was closed and `abandon` will be called
             self._waiting[session] = None
 
-    def forget(self, session: Session, last_word: CloseSession | Leave | None) -> None:
+    def forget(self, session: CommandQueue, last_word: LastWord | None) -> None:
         """The session is gone. `last_word`, if a batch ever had a command of it, is never dropped: it undoes all that still comes."""
         self.sessions.pop(session.number, None)
         self._waiting.pop(session, None)
-        self._deferred.pop(session, None)
-        self.reads.pop(session, None)
+        if isinstance(session, Session):
+            self._deferred.pop(session, None)
+            self.reads.pop(session, None)
         if last_word is not None:
             self._closes.append(last_word)
 
@@ -286,10 +296,9 @@ class Gateway:
             assert isinstance(payload, Batch)
             later.update(command.session for command in payload.commands)
         for session in list(self.sessions.values()):
-            missed = session.unanswered - len(session.queued) - later[session.number]
             in_state = row.sessions.get(session.number)
-            if missed > 1 or (missed == 1 and not (in_state is not None and in_state.waiting)):
-                self.forget(session, CloseSession(session.number) if session.state is State.REPLICATED else None)
+            if session.misses_answers(later[session.number], in_state is not None and in_state.waiting):
+                self.forget(session, session.last_word if session.state is State.REPLICATED else None)
                 self._abandoned.append(session)
         self.resend()
 

@@ -19,13 +19,14 @@ import msgspec
 from raftd.errors import CorruptionError
 from raftd.histogram import Histogram
 from raftd.jobs.budget import Turn
-from raftd.jobs.commands import Forward, ForwardRefused
+from raftd.jobs.commands import CLIENTS_LEVEL, POLICIES_LEVEL, Forward, ForwardRefused
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import check_level, load
 from raftd.limits import APPLY_BYTES, TICK_MS
 from raftd.node.admin import Administration, Answer
 from raftd.node.admission import Admission
 from raftd.node.backups import Backup
+from raftd.node.client_session import ClientSession, Said
 from raftd.node.compaction import Compaction
 from raftd.node.config import NodeConfig
 from raftd.node.forwards import ForwardProposals
@@ -182,6 +183,20 @@ class Node:
     def open_session(self, lost: Callable[[], None]) -> Session:
         """A client has connected. `lost` is called if its commands' outcome is unknown: close the connection."""
         return self.gateway.open_session(lost)
+
+    def open_client_session(self, lost: Callable[[], None], said: Said) -> ClientSession:
+        """For a connection that will speak for a client's session. `said` is called with each answer."""
+        return self.gateway.open_client_session(lost, said)
+
+    @property
+    def knows_clients(self) -> bool:
+        """Whether all nodes of the cluster know sessions of clients."""
+        return self.machine.level >= CLIENTS_LEVEL
+
+    @property
+    def knows_policies(self) -> bool:
+        """Whether tubes may have policies. Only then may one be set."""
+        return self.machine.level >= POLICIES_LEVEL
 
     def wake(self) -> None:
         """Something arrived: run a turn when the reactor has handed over all of it."""

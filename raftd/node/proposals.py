@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from raftd.errors import Overloaded
-from raftd.jobs.commands import CloseGateway, Directory, DiskSpace, Features, Settings, encode_payload
+from raftd.jobs.commands import CloseGateway, Directory, DiskSpace, Features, Settings, Tick, encode_payload
 from raftd.jobs.machine import StateMachine
-from raftd.limits import PEER_STRANGERS, TICK_MS
+from raftd.jobs.schedules import Schedule
+from raftd.limits import PEER_STRANGERS, SCHEDULES, TICK_MS
+from raftd.node import occurrences
 from raftd.node.admission import Admission
 from raftd.raft.core import Raft
 from raftd.raft.messages import Configuration, EntryKind
@@ -19,6 +21,16 @@ from raftd.storage.store import Clock
 #: With timers due and no traffic the leader appends an empty batch, but never within this many
 #: milliseconds of the entry before: a thousand timers a second then cost a hundred entries.
 TIMER_ENTRY_GAP_MS = 10
+
+#: An occurrence of a schedule that is late by more than this (milliseconds) was missed: the cluster, or its leader, was away. One that is
+#: less late is put all the same.
+MISSED_AFTER_MS = 60_000
+
+#: Occurrences that are looked at in one poll: a sparse cron expression takes a millisecond.
+TICKS_PER_POLL = 10
+
+#: When a schedule is looked at again that this node cannot evaluate (milliseconds).
+TICK_RETRY_MS = 60_000
 
 
 class LeaderProposals:
@@ -49,6 +61,8 @@ class LeaderProposals:
         self._heard_tick: dict[tuple[int, int], int] = {}  # (node, incarnation) -> when it last answered
         self._leads_since_tick: int | None = None  # with its own entry applied
         self._proposed: set[object] = set()  # once in this term
+        self._ticked: dict[str, int] = {}  # the entry of each schedule's last tick
+        self._not_before_ms: dict[str, int] = {}  # when schedules are looked at again whose next occurrence cannot be found out here
         self._timer_call: Any = None
         self._timer_call_at_ms = 0
 
@@ -67,6 +81,7 @@ class LeaderProposals:
     def leader_changed(self, machine: StateMachine) -> None:
         """There is another leader, or another term."""
         self._proposed.clear()
+        self._ticked.clear()
         self._leads_since_tick = None
         if self._raft.is_leader and not machine.settings_index:
             # In a new cluster they come before the first put, or the defaults would hold for it.
@@ -87,6 +102,8 @@ class LeaderProposals:
         self._propose_gateway_closes(machine)
         self._check_disk_space(machine)
         self._propose_level(machine)
+        if machine.schedules.due:
+            self._propose_ticks(machine)
         if machine.level >= 2 and raft.membership.latest is not self._known_by_disk:
             self._propose_directories(machine)
 
@@ -101,6 +118,29 @@ class LeaderProposals:
         for node, directory_id in self._admission.directories.items():
             if node in self._raft.membership.members and node not in machine.directories:
                 self._propose_once(Directory(node, directory_id), Directory(node, directory_id))
+
+    def _propose_ticks(self, machine: StateMachine) -> None:
+        """Occurrences of schedules that are due by this node's wall clock, some at a time."""
+        schedules, now_ms, left = machine.schedules, self._raft.wall_ms, TICKS_PER_POLL
+        for next_ms, name in schedules.due:
+            if next_ms > now_ms or not left:
+                break
+            if self._ticked.get(name, 0) > machine.applied_index or self._not_before_ms.get(name, 0) > now_ms:
+                continue  # it is on its way, or cannot be found out here
+            left -= 1
+            try:
+                tick = _tick_of(schedules.by_name[name], now_ms)
+            except (KeyError, OSError, ValueError, OverflowError):  # another node may know this time zone
+                self._not_before_ms[name] = now_ms + TICK_RETRY_MS
+                continue
+            try:
+                self._raft.propose([(EntryKind.BATCH, encode_payload(tick))])
+            except Overloaded:
+                break
+            self._ticked[name] = self._raft.log.last_index
+        for table in (self._ticked, self._not_before_ms):
+            if len(table) > 2 * SCHEDULES:
+                table.clear()
 
     def _propose_gateway_closes(self, machine: StateMachine) -> None:
         """Silence is counted in ticks, like election timeouts: a process that was stopped has not been listening."""
@@ -176,3 +216,14 @@ class LeaderProposals:
     def _timer_due(self) -> None:
         self._timer_call = None
         self._wake()
+
+
+def _tick_of(schedule: Schedule, now_ms: int) -> Tick:
+    """For the occurrence that is due; or for a new schedule, when its first one is. Raises as `occurrences`."""
+    plan, due_ms = schedule.plan, schedule.next_ms
+    if not due_ms:
+        return Tick(schedule.name, schedule.version, 0, occurrences.first(plan, now_ms), False)
+    if now_ms - due_ms <= MISSED_AFTER_MS or plan.at_ms:
+        return Tick(schedule.name, schedule.version, due_ms, occurrences.following(plan, due_ms, due_ms), True)
+    # those after it were missed, too
+    return Tick(schedule.name, schedule.version, due_ms, occurrences.following(plan, due_ms, now_ms), plan.puts_missed)

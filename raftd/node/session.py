@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum, auto
 from typing import Any, NamedTuple, Protocol
 
+from raftd.jobs import asks
 from raftd.jobs.budget import LINE_STEPS, READ_ITEM_STEPS, READ_STEPS, SCANNED_STEPS
-from raftd.jobs.commands import CloseSession, Command, Leave, Put, PutMany, Reserve, Touch, Watch
+from raftd.jobs.commands import Ask, CloseSession, Command, Detach, Leave, Put, PutMany, Reserve, Touch, Watch
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.queries import Query
 from raftd.jobs.replies import OutOfMemory, Reply, Watching
@@ -19,6 +21,7 @@ Done = Callable[[object, int], None]
 
 _NO_JOB = 0  # no job has this id, so a command about it changes nothing
 _COMMAND_BYTES = 64  # what a command costs besides its body
+_HELD_BYTES = 16  # and each job that an ask names
 
 
 def size_of(command: Command) -> int:
@@ -26,6 +29,10 @@ def size_of(command: Command) -> int:
         return _COMMAND_BYTES + len(command.body)
     if type(command) is PutMany:
         return _COMMAND_BYTES + sum(_COMMAND_BYTES + len(job.body) for job in command.jobs)
+    if type(command) is Ask:
+        if type(command.what) is asks.Put:
+            return _COMMAND_BYTES + sum(_COMMAND_BYTES + len(job.body) for job in command.what.jobs)
+        return _COMMAND_BYTES + _HELD_BYTES * (len(command.what.jobs) if isinstance(command.what, asks.OfMany) else 0)
     return _COMMAND_BYTES
 
 
@@ -47,20 +54,26 @@ class Read(NamedTuple):
         return READ_STEPS + items * READ_ITEM_STEPS + self.scanned(machine) * SCANNED_STEPS
 
 
+#: The last command of a connection.
+LastWord = CloseSession | Leave | Detach
+
+
 class SessionOwner(Protocol):
     """What a session needs of its gateway."""
 
     #: Bytes of all commands of all sessions that are not answered.
     held_bytes: int
-    sessions: dict[int, Session]
+
+    @property
+    def sessions(self) -> Mapping[int, object]: ...
 
     def refuses(self, command: Command) -> bool: ...
 
     def has_time(self, session: Session, steps: int) -> bool: ...
 
-    def enqueue(self, session: Session) -> None: ...
+    def enqueue(self, session: CommandQueue) -> None: ...
 
-    def forget(self, session: Session, last_word: CloseSession | Leave | None) -> None: ...
+    def forget(self, session: CommandQueue, last_word: LastWord | None) -> None: ...
 
     def await_read_index(self, reads: Iterable[Read]) -> None: ...
 
@@ -94,7 +107,77 @@ _NEXT = {
 }
 
 
-class Session:
+class CommandQueue(ABC):
+    """Commands of one connection on their way into batches: what the gateway sees of it."""
+
+    def __init__(self, gateway: SessionOwner, number: int, lost: Callable[[], None]) -> None:
+        self.number = number
+        #: Called when the outcome of what was asked is unknown: the connection must be closed.
+        self.lost = lost
+        #: Commands that wait for a batch.
+        self.queued: deque[Command] = deque()
+        self.state = State.NEW
+        #: Tubes that it watches at most, as far as is known here.
+        self.watched = 1
+        self._gateway = gateway
+        self._held_bytes = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Of all its commands that are not answered."""
+        return self._held_bytes
+
+    @property
+    @abstractmethod
+    def last_word(self) -> LastWord:
+        """What the log is told when the connection is gone."""
+
+    @abstractmethod
+    def answered(self, reply: Reply, index: int) -> None:
+        """The state machine has said this to the connection."""
+
+    @abstractmethod
+    def resume(self) -> None:
+        """Continue after `has_time` returned False: a new turn has begun."""
+
+    @abstractmethod
+    def misses_answers(self, later: int, waits_in_state: bool) -> bool:
+        """After a snapshot has taken the place of the state: whether answers may have been missed. `later`: its commands in batches that
+        the snapshot does not cover; `waits_in_state`: by a reserve."""
+
+    def batched(self) -> None:
+        """A batch has a command of it for the first time."""
+        self._advance(State.REPLICATED)
+
+    def abandon(self) -> None:
+        """No answer can come, because the gateway was closed or a snapshot covers the commands: call `lost`."""
+        if self.state is not State.CLOSED:
+            lost = self.lost
+            self._drop()
+            lost()
+
+    def _end(self, last_word: LastWord) -> None:
+        if self.state is not State.CLOSED:
+            is_replicated = self.state is State.REPLICATED
+            self._drop()
+            self._gateway.forget(self, last_word if is_replicated else None)
+
+    def _drop(self) -> None:
+        self._advance(State.CLOSED)
+        self.lost = _nobody_is_told  # break the reference cycle with the owner, so that both are freed at once
+        self.queued.clear()
+        self._count_bytes(-self._held_bytes)
+
+    def _advance(self, state: State) -> None:
+        assert state in _NEXT[self.state], f"a session that is {self.state} cannot become {state}"
+        self.state = state
+
+    def _count_bytes(self, size: int) -> None:
+        self._held_bytes += size
+        self._gateway.held_bytes += size
+
+
+class Session(CommandQueue):
     """One client connection. Effects and answers keep the order of its requests.
 
     A read starts when all earlier commands have applied here, no later command leaves until it is
@@ -108,19 +191,10 @@ class Session:
     """
 
     def __init__(self, gateway: SessionOwner, number: int, lost: Callable[[], None]) -> None:
-        self.number = number
-        #: Called when the outcome of what was asked is unknown: the connection must be closed.
-        self.lost = lost
-        self._gateway = gateway
+        super().__init__(gateway, number, lost)
         self._unanswered: deque[tuple[Done, int]] = deque()  # commands in the gateway or the log, with their sizes
         self._requests: deque[_Request] = deque()  # asked, but not begun
         self._blocked = False  # by a read, or a reserve that can wait
-        self._held_bytes = 0  # of all commands that are not answered
-        #: Commands that wait for a batch.
-        self.queued: deque[Command] = deque()
-        self.state = State.NEW
-        #: Tubes that it watches at most, as far as is known here.
-        self.watched = 1
         self._waits_for_nothing = False
         self._paused = False
 
@@ -164,44 +238,16 @@ class Session:
 
     def close(self) -> None:
         """The connection is gone: commands that are in no batch yet are dropped, and its jobs become ready again."""
-        self._end(CloseSession(self.number))
+        self._end(self.last_word)
 
     def leave(self) -> None:
         """End the session but keep its reservations: a call with the token keeps the job until its time to run ends."""
         self._end(Leave(self.number))
 
-    def _end(self, last_word: CloseSession | Leave) -> None:
-        if self.state is not State.CLOSED:
-            is_replicated = self.state is State.REPLICATED
-            self._drop()
-            self._gateway.forget(self, last_word if is_replicated else None)
-
-    def abandon(self) -> None:
-        """No answer can come, because the gateway was closed or a snapshot covers the commands: call `lost`."""
-        if self.state is not State.CLOSED:
-            lost = self.lost
-            self._drop()
-            lost()
-
     def _drop(self) -> None:
-        self._advance(State.CLOSED)
-        self.lost = _nobody_is_told  # break the reference cycle with the owner, so that both are freed at once
+        super()._drop()
         self._requests.clear()
         self._unanswered.clear()
-        self.queued.clear()
-        self._count_bytes(-self._held_bytes)
-
-    def batched(self) -> None:
-        """A batch has a command of it for the first time."""
-        self._advance(State.REPLICATED)
-
-    def _advance(self, state: State) -> None:
-        assert state in _NEXT[self.state], f"a session that is {self.state} cannot become {state}"
-        self.state = state
-
-    def _count_bytes(self, size: int) -> None:
-        self._held_bytes += size
-        self._gateway.held_bytes += size
 
     def _queue_request(self, request: _Request) -> None:
         if self.state is not State.CLOSED:
@@ -209,14 +255,19 @@ class Session:
             self._start_requests()
 
     @property
-    def held_bytes(self) -> int:
-        """Of all its commands that are not answered."""
-        return self._held_bytes
-
-    @property
     def unanswered(self) -> int:
         """Commands that wait for their reply, in the gateway or in the log."""
         return len(self._unanswered)
+
+    @property
+    def last_word(self) -> CloseSession:
+        """Its reservations are given back."""
+        return CloseSession(self.number)
+
+    def misses_answers(self, later: int, waits_in_state: bool) -> bool:
+        """All, but for a reserve that still waits."""
+        missed = len(self._unanswered) - len(self.queued) - later
+        return missed > 1 or (missed == 1 and not waits_in_state)
 
     def pause(self, is_paused: bool) -> None:
         """Stop or resume starting requests: stopped while the client does not read its answers."""
@@ -224,7 +275,6 @@ class Session:
         self._start_requests()
 
     def resume(self) -> None:
-        """Continue after `has_time` returned False: a new turn has begun."""
         self._start_requests()
 
     def _start_requests(self) -> None:
@@ -262,7 +312,7 @@ class Session:
         done(what[0](), 0)
 
     def answered(self, reply: Reply, index: int) -> None:
-        """The oldest unanswered command has its reply."""
+        """It is the reply to the oldest unanswered command."""
         done, size = self._unanswered.popleft()
         self._count_bytes(-size)
         self._blocked = self._blocked and bool(self._unanswered)

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from raftd.client import HostPort
-from raftd.client.blocking import Connection, NoAnswer, where
+from raftd.client.address import HostPort
+from raftd.client.connection import Connection, NoAnswer, where
 from raftd.config import Config, NodeAddress
 from raftd.errors import ConfigError, RaftdError
 from raftd.raft.messages import Configuration

@@ -100,6 +100,7 @@ class ClientConnection(Protocol, ABC):
         self._patience: Any = None
         self._state = State.OPEN
         self._output_full = False
+        self._is_held_back = False
         self._is_reading = True
         self._is_queued = False  # with the rest of what has arrived, for another turn of the reactor
 
@@ -125,6 +126,11 @@ class ClientConnection(Protocol, ABC):
         self._in_flight += 1
         self._bytes_in_flight += size
 
+    def took_back(self, size: int) -> None:
+        """A request that `began` with `size` begins anew."""
+        self._in_flight -= 1
+        self._bytes_in_flight -= size
+
     def answer(self, data: bytes, size: int) -> None:
         """The answer to a request that `began` with `size`."""
         if self._state is _CLOSED:
@@ -141,6 +147,12 @@ class ClientConnection(Protocol, ABC):
         if not self._out:
             self.node.at_turn_end(self._end_of_turn)
         self._out.append(data)
+
+    def hold_back(self, is_held_back: bool) -> None:
+        """Take no request for now, or from the end of this turn on."""
+        self._is_held_back = is_held_back
+        if not is_held_back:
+            self.node.at_turn_end(self._end_of_turn)
 
     def stop_reading(self) -> None:
         """The client has quit: read nothing more of it."""
@@ -281,7 +293,7 @@ class ClientConnection(Protocol, ABC):
     def _may_take(self) -> bool:
         """Whether a further request may be taken. One alone never stops reading, however large its answer may be: a connection that is
         not read does not notice that its client is gone."""
-        if self._state not in _TAKES_REQUESTS or self._output_full or self._in_flight >= CONNECTION_IN_FLIGHT:
+        if self._state not in _TAKES_REQUESTS or self._output_full or self._is_held_back or self._in_flight >= CONNECTION_IN_FLIGHT:
             return False
         return self._in_flight <= 1 or self._bytes_in_flight < CONNECTION_BYTES
 

@@ -131,7 +131,9 @@ def overview(node: Node, counters: Counters) -> Status:
         is_low_on_disk=raft.is_low_on_disk,
         space_is_scarce=machine.space_is_scarce,
         is_draining=counters.draining,
-        gateways=[(row.node, row.incarnation, row.is_open, len(row.sessions)) for _, row in sorted(machine.gateways.items())],
+        gateways=[
+            (row.node, row.incarnation, row.is_open, len(row.sessions) + len(row.attached)) for _, row in sorted(machine.gateways.items())
+        ],
         jobs=(counts.ready, counts.reserved, counts.delayed, counts.buried),
         longest_pause_ms=round(pauses.longest_s * 1000, 1) if pauses is not None else 0.0,
         longest_work_ms=round(pauses.longest_work_s * 1000, 1) if pauses is not None else 0.0,

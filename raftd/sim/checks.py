@@ -13,8 +13,9 @@ from zlib import crc32
 import msgspec
 
 from raftd.errors import CorruptionError
+from raftd.jobs import asks
 from raftd.jobs.budget import READ_STEPS, Costs
-from raftd.jobs.commands import Forward
+from raftd.jobs.commands import Ask, Batch, Forward, Payload, Put, PutMany, PutUnique, decode_payload
 from raftd.jobs.machine import Effects, StateMachine
 from raftd.jobs.snapshot import load
 from raftd.raft.membership import decode
@@ -116,6 +117,7 @@ class _ProcessRecord:
         self.commit = 0
         self.applied = 0
         self.used = 0  # steps
+        self.asked = 0  # of them since the last turn: those of asks that are an entry's only command
         self.votes: set[tuple[int, int]] = set()  # (term, voter) that it has heard
         self.matches: dict[int, tuple[int, int, int]] = {}  # peer -> (term, incarnation, match), while it leads
         self.configurations: list[_Place] = []
@@ -229,10 +231,12 @@ class Checks:
         reads, self._reads = self._reads, 0
         used = max(used, reads * READ_STEPS)
         _require(
-            process.node.machine.level < 2 or used <= _TURN_ENTRIES * self.costs.entry + _TURN_SLACK,
+            process.node.machine.level < 2 or used <= _TURN_ENTRIES * self.costs.entry + _TURN_SLACK + record.asked,
             "cost",
             f"a turn of node {process.node_id} takes {used} steps",
         )
+        if used:
+            record.asked = 0
         log = raft.log
         entries = record.entries
         in_memory = log.last_index > log.forgotten_index
@@ -499,6 +503,10 @@ class Checks:
             effects = apply(index, time_ms, data)
             steps = machine.steps - steps
             most = self.costs.entry + _LONGEST * self.costs.command + _MOST_WATCHED * self.costs.tube
+            if steps > most:
+                longer = self._beside_the_budget(decode_payload(data) if data else None)
+                record.asked += longer
+                most += longer
             _require(machine.level < 2 or steps <= most, "cost", f"entry {index} takes {steps} steps on node {process.node_id}")
             wanted_steps = self._steps[index - 1]
             _require(steps == wanted_steps, "cost", f"entry {index} counts {steps} steps on node {process.node_id}, not {wanted_steps}")
@@ -510,6 +518,17 @@ class Checks:
             return effects
 
         machine.apply = checked  # type: ignore[method-assign]  # of this one machine, to be watched
+
+    def _beside_the_budget(self, payload: Payload | None) -> int:
+        """One ask about many jobs is a batch of its own; and each job that is put into a full tube may push out one, which may push out one
+        of the dead letter tube."""
+        if not isinstance(payload, Batch):
+            return 0
+        asked = [command.what for command in payload.commands if isinstance(command, Ask)]
+        alone = self.costs.of_ask(asked[0]) if len(payload.commands) == len(asked) == 1 else 0
+        puts = sum(isinstance(command, Put | PutUnique) for command in payload.commands)
+        puts += sum(len(command.jobs) for command in [*payload.commands, *asked] if isinstance(command, PutMany | asks.Put))
+        return alone + 2 * puts * self.costs.died
 
     def _watch_snapshots(self, process: Process) -> None:
         """I11: what a snapshot restores is the state that was, wherever it was taken."""

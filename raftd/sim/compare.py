@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from raftd.jobs.machine import StateMachine
-from raftd.jobs.model import Job, State
+from raftd.jobs.model import NO_MARK, Job, Session, State
+from raftd.sim import policy_model as policies
 from raftd.sim.model import Model
 
 _STATES = ("ready", "delayed", "reserved", "buried")
@@ -31,6 +34,8 @@ def describe_machine(machine: StateMachine) -> list[Description]:
             "holder": job.holder if job.state is State.RESERVED and _is_held(machine, job) else None,
             "token": job.token,
             "counts": [getattr(job, name) for name in _COUNTED],
+            "kept": list(msgspec.structs.astuple(machine.policies.marks.get(job.id, NO_MARK))),
+            "attempts": machine.attempts(job),
         }
         for job in machine.jobs.values()
     }
@@ -38,8 +43,10 @@ def describe_machine(machine: StateMachine) -> list[Description]:
         tube.name: {
             "counts": [len(tube.ready), len(tube.delayed), tube.reserved, len(tube.buried), tube.urgent, tube.jobs],
             "buried": [id for _, id in tube.buried],
-            "waiting": [session.id for session in tube.waiters],
+            "waiting": [waiter.id for waiter in tube.waiters],
             "paused until": tube.pause_until_ms or None,
+            "bytes": tube.bytes,
+            "policy": [tube.version, tube.next_us, tube.limited_until_ms or None] if tube.policy is not None else None,
             "put, deleted": [tube.total_jobs, tube.cmd_delete],
             "using, watching": [tube.using, tube.watching],
         }
@@ -57,6 +64,23 @@ def describe_machine(machine: StateMachine) -> list[Description]:
         for session in row.sessions.values()
     }
     gateways = {row.node: [row.incarnation, row.is_open, row.seq] for row in machine.gateways.values()}
+    clients = {
+        session.number: {
+            "token, epoch": [session.token, session.epoch],
+            "at, until, last": [session.attached_to, session.until_ms or None, session.last_id],
+            "answers": sorted(session.answers),
+            "late": {ask: list(jobs) for ask, jobs in session.late_answers.items()},
+            "holds": [id for _, id in session.reserved],
+            "waits": [
+                [
+                    *(wait.ask, [tube.name for tube in wait.tubes], wait.credit, wait.is_subscription, wait.is_suspended),
+                    *(wait.until_ms or None, wait.pushed, list(wait.unconfirmed)),
+                ]
+                for _, wait in sorted(session.waits.items())
+            ],
+        }
+        for session in machine.clients.sessions.values()
+    }
     counts = machine.counts
     once = {
         "space is scarce, level": [machine.space_is_scarce, machine.level],
@@ -68,24 +92,39 @@ def describe_machine(machine: StateMachine) -> list[Description]:
         "total jobs, timeouts": [machine.total_jobs, machine.job_timeouts],
         "counts": [counts.ready, counts.delayed, counts.reserved, counts.buried, counts.urgent],
         "tubes with waiters and ready jobs": [
-            tube.name
-            for tube in machine.tubes.values()
-            if tube.waiters and tube.ready and not tube.pause_until_ms and tube.name not in machine.unmatched
+            tube.name for tube in machine.tubes.values() if tube.waiters and tube.ready and not machine.is_held_back(tube)
         ],
         "watches": machine.watches,
         "unmatched": list(machine.unmatched),
         "closing": [
-            [session.id if session.watched else session.key, session.used.name, list(session.watched), list(session.reserved)]
+            [session.id, session.used.name, list(session.watched), list(session.reserved)]
+            if isinstance(session, Session) and session.watched
+            else [session.key, "default", [], list(session.reserved)]
             for session in machine.closing
         ],
+        "errors": machine.clients.errors,
+        "detaching": list(machine.clients.detaching),
+        "policies": [list(machine.policies.tubes), machine.policies.last_version],
+        "schedules": [
+            [
+                *(one.name, one.version, msgspec.msgpack.encode(one.plan)),
+                *(one.is_paused, one.next_ms, one.last_ms, one.last_job, one.put, one.skipped),
+            ]
+            for one in machine.schedules.by_name.values()
+        ],
+        "finished": {
+            id: tuple(job) for id, job in machine.policies.finished.jobs.items() if machine.policies.finished.find(id, machine.now_ms)
+        },
+        "only ones": sorted((key, job.id) for key, job in machine.policies.unique.items()),
+        "died, expired, dropped": [machine.policies.died, machine.policies.expired, machine.policies.dropped],
         "timers": list(machine.timers),
     }
-    return [jobs, tubes, sessions, gateways, once]
+    return [jobs, tubes, sessions, gateways, once, clients]
 
 
 def _is_held(machine: StateMachine, job: Job) -> bool:
     """Held by a session; otherwise by the token."""
-    session = machine.session(*job.holder)
+    session = machine.holder(job)
     return session is not None and session.holds(job)
 
 
@@ -97,6 +136,8 @@ def describe_model(model: Model) -> list[Description]:
             "deadline": job["deadline"] if job["state"] in ("delayed", "reserved") else None,
             "holder": job["holder"] if job["state"] == "reserved" else None,
             "counts": [job[name] for name in _COUNTED],
+            "kept": policies.kept(job),
+            "attempts": policies.attempts(job),
         }
         for id, job in model.jobs.items()
     }
@@ -121,7 +162,8 @@ def describe_model(model: Model) -> list[Description]:
         "total jobs, timeouts": [model.total, model.timeouts],
         "counts": [*(len(model.in_state(state)) for state in _STATES), _urgent(model, None)],
         "tubes with waiters and ready jobs": [],
-        "watches": sum(len(session["watched"]) for session in [*model.sessions.values(), *model.closing]),
+        "watches": sum(len(session["watched"]) for session in [*model.sessions.values(), *model.closing])
+        + sum(len(wait["tubes"]) for wait in model.client_waits()),
         "unmatched": model.unmatched,
         "closing": [
             [
@@ -131,9 +173,36 @@ def describe_model(model: Model) -> list[Description]:
             ]
             for session in model.closing
         ],
+        "errors": model.errors,
+        "detaching": model.detaching,
+        "policies": [list(model.policies), model.last_version],
+        "schedules": [
+            [
+                *(name, one["version"], msgspec.msgpack.encode(one["plan"])),
+                *(one[field] for field in ("paused", "next", "last", "job", "put", "skipped")),
+            ]
+            for name, one in model.schedules.items()
+        ],
+        "finished": {id: job for id, job in model.finished.items() if model.now_ms < job[3]},
+        "only ones": sorted(((job["tube"], job["unique"]), job["id"]) for job in model.jobs.values() if job["unique"]),
+        "died, expired, dropped": list(model.ended.values()),
         "timers": model.timers(),
     }
-    return [jobs, {name: _describe_tube(model, name) for name in model.tubes()}, sessions, gateways, once]
+    clients = {
+        number: {
+            "token, epoch": [client["token"], client["epoch"]],
+            "at, until, last": [client["at"], client["until"], client["last"]],
+            "answers": sorted(client["answers"]),
+            "late": client["late"],
+            "holds": [job["id"] for job in model.held_by((0, number))],
+            "waits": [
+                [wait[name] for name in ("ask", "tubes", "credit", "subscription", "suspended", "until", "pushed", "unconfirmed")]
+                for wait in sorted(client["waits"], key=lambda wait: int(wait["ask"]))
+            ],
+        }
+        for number, client in model.clients.items()
+    }
+    return [jobs, {name: _describe_tube(model, name) for name in model.tubes()}, sessions, gateways, once, clients]
 
 
 def _describe_tube(model: Model, name: str) -> Description:
@@ -142,12 +211,14 @@ def _describe_tube(model: Model, name: str) -> Description:
     return {
         "counts": [*counts, _urgent(model, name), sum(counts)],
         "buried": [job["id"] for job in sorted(model.in_state("buried", name), key=lambda job: int(job["buried"]))],
-        "waiting": [(*session["key"], session["incarnation"]) for session in model.waiters(name)],
+        "waiting": [model.waiter_id(waiter) for waiter in model.waiters(name)],
         "paused until": model.pauses.get(name),
+        "bytes": sum(len(job["body"]) for job in model.jobs.values() if job["tube"] == name),
+        "policy": [model.policies[name][field] for field in ("version", "next", "limited")] if name in model.policies else None,
         "put, deleted": [model.puts.get(name, 0), model.deletes.get(name, 0)],
         "using, watching": [
             sum(session["used"] == name and bool(session["watched"]) for session in sessions),
-            sum(name in session["watched"] for session in sessions),
+            sum(name in session["watched"] for session in sessions) + sum(name in wait["tubes"] for wait in model.client_waits()),
         ],
     }
 

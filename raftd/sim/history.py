@@ -13,21 +13,37 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from raftd.sim.model import BATCH, CLOSE_SESSION, LEAVE, OUT_OF_MEMORY, PUT, PUT_MANY, RESERVE, TOUCH, Model
+from raftd.sim.model import (
+    ASK,
+    ATTACH,
+    BATCH,
+    CLOSE_SESSION,
+    DETACH,
+    JOB_TOO_BIG,
+    LEAVE,
+    OUT_OF_MEMORY,
+    PUT,
+    PUT_MANY,
+    RESERVE,
+    TOUCH,
+    Model,
+)
 
 #: Answers that may come with index 0: certainly not applied. (41: a request of the client listener that was wrong.)
-_REFUSALS = (OUT_OF_MEMORY, 41)
+_REFUSALS = (OUT_OF_MEMORY, JOB_TOO_BIG, 41)
+#: Commands that no client of a line gives: those about connections, and asks of clients' sessions.
+_NO_LINE = (CLOSE_SESSION, LEAVE, ATTACH, DETACH, ASK)
 
 #: A history of which more is unknown than this proves nothing.
 MOST_UNKNOWN = 0.2
 
 
 class Call(msgspec.Struct):
-    """Something a client asked for. `what` is the command as in the log, without its session ([tag, …]), or for a
-    read its name and arguments (["peek", id]). `clock_ms`: log time at a read. Times count in any unit. Without an answer
-    `answered` is None: it may have happened or not. `index` 0 with an answer: certainly not applied. `who` is (node, session)
-    where known. Calls of one `connection` were asked in this order; `session` (node, incarnation, number) is filled in where
-    the log tells whose it was."""
+    """Something a client asked for. `what` is the command as in the log, without its session ([tag, …]), or for a read its name and
+    arguments (["peek", id]). `clock_ms`: log time at a read. Times count in any unit. Without an answer `answered` is None: it may have
+    happened or not. `index` 0 with an answer: certainly not applied. `who` is (node, session) where known. An ask of a client's session is
+    [ASK, token, id], with what it asks in `asks`; its answer [TO_ASK, id, reply]; what is pushed is a call of its own. Calls of one
+    `connection` were asked in this order; `session` (node, incarnation, number) is filled in where the log tells whose it was."""
 
     what: list[Any]
     asked: float
@@ -38,11 +54,16 @@ class Call(msgspec.Struct):
     connection: int | None = None
     session: tuple[int, int, int] | None = None
     clock_ms: int = 0
+    asks: list[Any] | None = None
     stopped_waiting: bool = False  # its client had no more to say before it was answered: a reserve waits no longer then
 
     @property
     def is_read(self) -> bool:
         return isinstance(self.what[0], str)
+
+    @property
+    def is_ask(self) -> bool:
+        return bool(self.what[0] == ASK)
 
 
 class LogEntry(msgspec.Struct, frozen=True):
@@ -79,14 +100,28 @@ def check(entries: Sequence[LogEntry], calls: Iterable[Call], model: Model | Non
         f"lost: the log has entry {entry.index} in place {place}" for place, entry in enumerate(entries, 1) if entry.index != place
     ][:1]
     after = _disorder(calls, problems)
-    answers, commands = _replay(model or Model(), entries, [call for call in calls if call.is_read and call.answered is not None], problems)
+    model = model or Model()
+    answers, commands = _replay(model, entries, [call for call in calls if call.is_read and call.answered is not None], problems)
+    _find_asks(model, calls, problems)
     _recognise(commands, calls, problems)
     # Who is known takes his own answer before anybody of whom nothing is known could take it.
     for call in sorted(calls, key=lambda call: call.who is None and call.session is None):
         if call.answered is not None and not call.is_read:
             _find_answer(call, answers, problems)
-    _find_calls(commands, calls, after, problems)
+    _find_calls(commands, [call for call in calls if not call.is_ask], after, problems)
     return verdict
+
+
+def _find_asks(model: Model, calls: list[Call], problems: list[str]) -> None:
+    """What a client's session did was asked for, and done once, also if the session had ended and was made anew."""
+    asked = {(call.what[1], call.what[2]): call.asks for call in calls if call.is_ask}
+    done: set[tuple[bytes, int]] = set()
+    for token, id, what in model.asked:
+        if (token, id) in done:
+            problems.append(f"doubled: ask {id} of session {token.hex()} did {what} twice")
+        done.add((token, id))
+        if asked.get((token, id)) != what:
+            problems.append(f"phantom: ask {id} of session {token.hex()} did {what}, and asked for {asked.get((token, id))}")
 
 
 #: What the gateway asks for instead of any reserve, for a client that will say no more.
@@ -103,7 +138,7 @@ class _Given(NamedTuple):
 
 def _find_answer(call: Call, answers: dict[int, list[_Given]], problems: list[str]) -> None:
     if not call.index:
-        if call.answer[0] not in _REFUSALS:
+        if (call.answer[2] if call.is_ask else call.answer)[0] not in _REFUSALS:
             problems.append(f"refused: {call.what} was not applied, and was answered with {call.answer}")
         return
     there = answers[call.index]
@@ -151,7 +186,7 @@ def _replay(
             commands += [
                 _Command(entry.index, (node, incarnation, session), [verb, *args])
                 for verb, session, *args in batch
-                if verb not in (CLOSE_SESSION, LEAVE) and not (verb == TOUCH and args[0] == 0)
+                if verb not in _NO_LINE and not (verb == TOUCH and args[0] == 0)
             ]
     while reads and reads[-1].index <= len(entries):
         _compare(model, reads.pop(), problems)

@@ -12,14 +12,18 @@ from typing import Any
 
 import msgspec
 
+from raftd.client.core import Core
 from raftd.errors import CorruptionError
+from raftd.jobs import clients, policies, replay, schedules
 from raftd.jobs import commands as c
 from raftd.jobs import replies as r
+from raftd.jobs.finished import FinishedJobs
 from raftd.jobs.keys import Keys
 from raftd.jobs.machine import StateMachine
+from raftd.jobs.model import ClientSession, JobEventKind, State, Wait
 from raftd.jobs.model import Session as JobSession
-from raftd.jobs.model import State
 from raftd.jobs.pages import SortedPages
+from raftd.jobs.policy import Policy
 from raftd.jobs.snapshot import Loader
 from raftd.jobs.timers import Kind
 from raftd.node.admission import Admission
@@ -45,6 +49,7 @@ from raftd.storage.records import Damage, Scan
 from raftd.storage.snapshots import Snapshots
 from raftd.storage.store import Store
 from raftd.storage.vote import Identity, VoteFile
+from raftd.wire.client import AttachedHello
 from raftd.wire.peer import Refusal
 
 #: (class, attribute, how to make the replacement from the original)
@@ -70,7 +75,9 @@ BY_TESTS = frozenset(
         "clients of a swapped state wait for ever",
         "left-over tubes are not in the snapshot",
         "a session of a closed gateway is asked on",
+        "a session made anew is taken for the old one",
         "read an entry early",
+        "dead letters in circles",
     },
 )
 
@@ -87,6 +94,7 @@ LIKELY_SEEDS = {
     "repeated grant leaves at once": 20,
     "read without the quorum round": 12,
     "read token reused": 12,
+    "jobs for a session without a connection": 240,
     "waiting sessions are overtaken between two slices": 182,
     "answers of the node cost nothing": 20,
     "closing sessions are not in the snapshot": 20,
@@ -573,7 +581,7 @@ def _expiry_by_local_clock(original: Any) -> Any:
     return apply
 
 
-@_mutant("token not checked", StateMachine, "_held_job")
+@_mutant("token not checked", StateMachine, "held_job")
 def _token_not_checked(original: Any) -> Any:
     def holds(self: StateMachine, session: Any, id: int, token: int) -> Any:
         job = self.jobs.get(id)
@@ -593,7 +601,7 @@ def _gateway_seq_not_checked(original: Any) -> Any:
     return apply_batch
 
 
-@_mutant("lost wake-up of a waiter", StateMachine, "_make_ready")
+@_mutant("lost wake-up of a waiter", StateMachine, "make_ready")
 def _lost_wake_up(original: Any) -> Any:
     def make_ready(self: StateMachine, job: Any, *what: Any) -> None:
         waiters, job.tube.waiters = job.tube.waiters, type(job.tube.waiters)()
@@ -603,7 +611,7 @@ def _lost_wake_up(original: Any) -> Any:
     return make_ready
 
 
-@_mutant("waiter granted after its session closed", StateMachine, "_match")
+@_mutant("waiter granted after its session closed", StateMachine, "match")
 def _granted_after_close(original: Any) -> Any:
     def match(self: StateMachine, tube: Any) -> None:
         closed = [session for session in tube.waiters if session.is_closed]
@@ -619,14 +627,14 @@ def _granted_after_close(original: Any) -> Any:
 @_mutant("timers fired in another order", StateMachine, "_fire_timers")
 def _timers_in_another_order(original: Any) -> Any:
     def fire_timers(self: StateMachine) -> None:
-        while self.steps < self._limit and (due := [timer for timer in self.timers if timer[0] <= self.now_ms]):
-            self.steps += self._costs.timer
+        while self.steps < self.limit and (due := [timer for timer in self.timers if timer[0] <= self.now_ms]):
+            self.steps += self.costs.timer
             self._fire(due[-1])
 
     return fire_timers
 
 
-@_mutant("job given to two", StateMachine, "_take_out")
+@_mutant("job given to two", StateMachine, "take_out")
 def _job_given_to_two(original: Any) -> Any:
     def take_out(self: StateMachine, job: Any) -> None:
         if job.state is State.READY and job.id % 10 == 0:
@@ -642,18 +650,18 @@ def _job_given_to_two(original: Any) -> Any:
 def _close_drops_the_reservations(original: Any) -> Any:
     def close_sessions(self: StateMachine) -> None:
         for session in self.closing:
-            session.give_to_tokens()
+            session.reserved = SortedPages()
         original(self)
 
     return close_sessions
 
 
-@_mutant("a release loses its priority", StateMachine, "_release")
+@_mutant("a release loses its priority", StateMachine, "release")
 def _release_loses_its_priority(original: Any) -> Any:
     return lambda self, session, release: original(self, session, msgspec.structs.replace(release, pri=None))
 
 
-@_mutant("order of burying by id", StateMachine, "_bury")
+@_mutant("order of burying by id", StateMachine, "bury")
 def _order_of_burying_by_id(original: Any) -> Any:
     def bury(self: StateMachine, session: Any, command: c.Bury) -> Any:
         reply = original(self, session, command)
@@ -696,18 +704,18 @@ def _closing_without_a_budget(original: Any) -> Any:
     return _without_limit(original)
 
 
-@_mutant("jobs for waiting sessions without a budget", StateMachine, "_match")
+@_mutant("jobs for waiting sessions without a budget", StateMachine, "match")
 def _match_without_a_budget(original: Any) -> Any:
     return _without_limit(original)
 
 
 def _without_limit(original: Any) -> Any:
     def without_limit(self: StateMachine, *args: Any) -> Any:
-        before, self._limit = self._limit, 1 << 62
+        before, self.limit = self.limit, 1 << 62
         try:
             return original(self, *args)
         finally:
-            self._limit = before
+            self.limit = before
 
     return without_limit
 
@@ -731,7 +739,7 @@ def _left_over_waits(original: Any) -> Any:
     return next_due_ms
 
 
-@_mutant("waiting sessions are overtaken between two slices", StateMachine, "_is_held_back")
+@_mutant("waiting sessions are overtaken between two slices", StateMachine, "is_held_back")
 def _overtaken_between_slices(original: Any) -> Any:
     return lambda self, tube: tube.pause_until_ms != 0
 
@@ -799,7 +807,7 @@ def _snapshot_without_sessions(original: Any) -> Any:
     def load_session(self: Loader, piece: Any) -> None:
         original(self, piece)
         session = self._session
-        if session is not None and not session.waiting:
+        if isinstance(session, JobSession) and not session.waiting:
             session.watched = {session.used.name: session.used}
 
     return load_session
@@ -991,7 +999,7 @@ def _left_is_given_back(original: Any) -> Any:
     return lambda self: None
 
 
-@_mutant("an undeclared tube keeps its place", StateMachine, "_undeclare")
+@_mutant("an undeclared tube keeps its place", StateMachine, "undeclare")
 def _undeclared_keeps_its_place(original: Any) -> Any:
     def undeclare(self: StateMachine, session: Any, command: c.Undeclare) -> Any:
         reply = original(self, session, command)
@@ -1009,6 +1017,277 @@ def _places_counted_by_the_process(original: Any) -> Any:
         original(self, *what)
 
     return add
+
+
+# -- sessions of clients -----------------------------------------------------------------------
+
+
+@_mutant("an older connection speaks on", clients, "attach")
+def _older_connection_speaks_on(original: Any) -> Any:
+    def attach(machine: StateMachine, row: Any, command: c.Attach) -> Any:
+        session = machine.clients.by_token.get(command.token)
+        older = session.attached_to if session is not None else None
+        reply = original(machine, row, command)
+        if session is not None and older is not None:
+            machine.gateways[older[0]].attached[older[1]] = session
+        return reply
+
+    return attach
+
+
+@_mutant("an ask takes effect again", clients, "ask")
+def _ask_takes_effect_again(original: Any) -> Any:
+    def ask(machine: StateMachine, row: Any, command: c.Ask) -> None:
+        session = row.attached.get(command.session)
+        if session is not None and command.id not in session.waits:
+            session.last_id = min(session.last_id, command.id - 1)
+        original(machine, row, command)
+
+    return ask
+
+
+@_mutant("answers below the floor stay", ClientSession, "confirm")
+def _answers_stay(original: Any) -> Any:
+    return lambda self, answered, waiting: None
+
+
+@_mutant("answers above the floor go", ClientSession, "confirm")
+def _answers_go(original: Any) -> Any:
+    return lambda self, answered, waiting: original(self, answered + 1, waiting)
+
+
+@_mutant("answers to reserves that wait go with the floor", ClientSession, "confirm")
+def _late_answers_go(original: Any) -> Any:
+    return lambda self, answered, waiting: original(self, answered, [])
+
+
+@_mutant("jobs for a session without a connection", clients, "serve")
+def _jobs_without_a_connection(original: Any) -> Any:
+    def serve(machine: StateMachine, tube: Any, wait: Wait, job: Any) -> None:
+        session = wait.session
+        before, session.attached_to = session.attached_to, session.attached_to or (0, 0)
+        original(machine, tube, wait, job)
+        session.attached_to = before
+
+    return serve
+
+
+@_mutant("a session made anew is taken for the old one", Core, "_attached")
+def _made_anew(original: Any) -> Any:
+    def attached(self: Core, hello: AttachedHello, now_s: float) -> None:
+        is_known = self._session and hello.epoch != 1  # what a client knew before hellos had the number
+        original(self, msgspec.structs.replace(hello, session=self._session) if is_known else hello, now_s)
+
+    return attached
+
+
+@_mutant("a session without a connection ends at once", clients, "suspend_detached")
+def _ends_at_once(original: Any) -> Any:
+    def suspend_detached(machine: StateMachine) -> None:
+        for session in list(machine.clients.detaching.values()):
+            clients.end(machine, session)
+
+    return suspend_detached
+
+
+@_mutant("credit is not counted", Wait, "takes_jobs")
+def _credit_is_not_counted(original: Any) -> Any:
+    return property(lambda self: not self.is_suspended)
+
+
+@_mutant("answers of sessions are not in the snapshot", Loader, "_load_client_piece")
+def _answers_not_in_the_snapshot(original: Any) -> Any:
+    def load(self: Loader, piece: Any) -> None:
+        original(self, piece)
+        if isinstance(self._session, ClientSession):
+            self._session.answers.clear()
+
+    return load
+
+
+# -- policies of tubes -------------------------------------------------------------------------
+
+
+@_mutant("attempts are never enough", policies, "failed")
+def _never_enough_attempts(original: Any) -> Any:
+    return lambda machine, job, delay_ms, what, who: policies.back(machine, job, delay_ms, what, who)
+
+
+@_mutant("a release is a failed attempt", policies, "back")
+def _release_is_a_failure(original: Any) -> Any:
+    def back(machine: Any, job: Any, delay_ms: int, what: Any, who: Any) -> None:
+        if what is JobEventKind.RELEASED:
+            job.releases -= 1
+        original(machine, job, delay_ms, what, who)
+
+    return back
+
+
+@_mutant("a kick forgives nothing", policies, "kicked")
+def _kick_forgives_nothing(original: Any) -> Any:
+    def kicked(machine: Any, job: Any) -> None:
+        mark = machine.policies.marks.get(job.id)
+        forgiven = mark.forgiven if mark is not None else 0
+        original(machine, job)
+        if job.id in machine.policies.marks:
+            machine.policies.marks[job.id].forgiven = forgiven
+
+    return kicked
+
+
+@_mutant("a backoff that is one attempt ahead", Policy, "delay_ms")
+def _backoff_ahead(original: Any) -> Any:
+    return lambda self, job, attempts: original(self, job, attempts + 1)
+
+
+@_mutant("a dead job counts in two tubes", policies, "_count")
+def _counts_in_two_tubes(original: Any) -> Any:
+    return lambda tube, job, one: original(tube, job, max(one, 0))
+
+
+@_mutant("a dead letter tube is never full", policies, "_dead_letter_has_room")
+def _dead_letter_is_never_full(original: Any) -> Any:
+    return lambda machine, tube, jobs: True
+
+
+@_mutant("a dead job forgets where it died", policies, "die")
+def _forgets_where_it_died(original: Any) -> Any:
+    def die(machine: Any, job: Any, why: Any) -> None:
+        original(machine, job, why)
+        machine.policies.marks[job.id].origin = job.tube.name
+
+    return die
+
+
+@_mutant("a job whose time was over while it was reserved lives on", policies, "time_is_over")
+def _lives_on(original: Any) -> Any:
+    def time_is_over(machine: Any, job: Any) -> None:
+        original(machine, job)
+        if job.id in machine.jobs and job.id in machine.policies.marks:
+            machine.policies.marks[job.id].is_over = False
+
+    return time_is_over
+
+
+@_mutant("a time to live that begins with each release", policies, "back")
+def _time_begins_again(original: Any) -> Any:
+    def back(machine: Any, job: Any, *rest: Any) -> None:
+        policies._forget_expiry(machine, job)
+        policies.entered(machine, job)
+        original(machine, job, *rest)
+
+    return back
+
+
+@_mutant("a full tube takes one more", policies, "make_room")
+def _takes_one_more(original: Any) -> Any:
+    return lambda machine, tube, jobs, size: original(machine, tube, jobs - 1, size)
+
+
+@_mutant("the newest job is dropped", policies, "_oldest")
+def _newest_is_dropped(original: Any) -> Any:
+    return lambda machine, tube: iter(list(original(machine, tube))[::-1])
+
+
+@_mutant("a rate without a bucket", policies, "granted")
+def _no_bucket(original: Any) -> Any:
+    return lambda machine, tube: None
+
+
+@_mutant("a bucket is full after a snapshot", Loader, "_load_policy")
+def _full_after_a_snapshot(original: Any) -> Any:
+    return lambda self, row: original(self, (*row[:3], 0, row[4]))
+
+
+@_mutant("marks are not in the snapshot", Loader, "_load_mark")
+def _marks_not_in_the_snapshot(original: Any) -> Any:
+    return lambda self, job, mark: None
+
+
+@_mutant("any number of jobs is reserved at a time", policies, "holds_back")
+def _any_number_reserved(original: Any) -> Any:
+    return lambda tube: tube.limited_until_ms != 0
+
+
+@_mutant("a place that is free is given to nobody", StateMachine, "_left")
+def _free_place_is_given_to_nobody(original: Any) -> Any:
+    return lambda self, tube: None
+
+
+@_mutant("a policy is set whatever its version", policies, "set_all")
+def _whatever_its_version(original: Any) -> Any:
+    return lambda machine, changes: original(machine, [msgspec.structs.replace(change, version=None) for change in changes])
+
+
+@_mutant("dead letters in circles", policies, "leads_in_circle")
+def _circles(original: Any) -> Any:
+    return lambda tube, policy_of: False
+
+
+@_mutant("a unique key that stays when its job goes", policies, "gone")
+def _key_stays(original: Any) -> Any:
+    def gone(machine: Any, job: Any) -> None:
+        mark = machine.policies.marks[job.id]
+        key = (job.tube.name, mark.unique)
+        is_unique = key in machine.policies.unique
+        original(machine, job)
+        if is_unique:
+            machine.policies.unique[key] = job
+            machine.policies.marks[job.id] = mark
+            mark.unique = key[1]
+
+    return gone
+
+
+@_mutant("any reservation frees a unique key", policies, "reserved")
+def _reservation_frees(original: Any) -> Any:
+    return lambda machine, job: policies._free(machine, job)
+
+
+@_mutant("a finished job is known for ever", FinishedJobs, "find")
+def _known_for_ever(original: Any) -> Any:
+    return lambda self, id, now_ms: self.jobs.get(id)
+
+
+@_mutant("a replay without an end", replay, "step")
+def _replay_without_an_end(original: Any) -> Any:
+    def step(machine: Any, session: Any, what: Any) -> Any:
+        return original(machine, session, msgspec.structs.replace(what, which=msgspec.structs.replace(what.which, up_to=0)))
+
+    return step
+
+
+@_mutant("a job that was moved back is dead", policies, "revived")
+def _moved_back_is_dead(original: Any) -> Any:
+    return lambda machine, job: None
+
+
+# -- schedules -----------------------------------------------------------------------------------
+
+
+@_mutant("an occurrence is put by each leader", schedules, "tick")
+def _put_by_each_leader(original: Any) -> Any:
+    def tick(machine: Any, command: c.Tick) -> None:
+        schedule = machine.schedules.by_name.get(command.name)
+        if schedule is not None and not schedule.is_paused and command.due_ms and command.next_ms:
+            machine.schedules.drop(schedule)
+            schedule.next_ms = command.due_ms
+            machine.schedules.add(schedule)
+        original(machine, command)
+
+    return tick
+
+
+@_mutant("the next occurrence is not in the snapshot", Loader, "_load")
+def _next_not_in_the_snapshot(original: Any) -> Any:
+    def load(self: Loader, piece: Any) -> None:
+        original(self, piece)
+        for schedule in list(self._machine.schedules.by_name.values()):
+            self._machine.schedules.drop(schedule)
+            schedule.next_ms = 0
+            self._machine.schedules.add(schedule)
+
+    return load
 
 
 # -- disk space and features -------------------------------------------------------------------------

@@ -93,5 +93,8 @@ class SeedRun:
                 client.do("read", (event.numbers[0], event.numbers[1], 0, event.numbers[3]))
         elif event.kind.startswith("client "):
             clients[event.numbers[0] % len(clients)].do(event.kind.removeprefix("client "), event.numbers)
+        elif event.kind.startswith("session "):
+            sessions = self._simulation.sessions
+            sessions[event.numbers[0] % len(sessions)].do(event.kind.removeprefix("session "), event.numbers)
         elif not self._simulation.healed:
             self._faults.do(event)

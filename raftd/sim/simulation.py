@@ -22,6 +22,7 @@ from raftd.sim.disk import Disk, Interrupted
 from raftd.sim.network import Network
 from raftd.sim.process import Process, World
 from raftd.sim.scheduler import Scheduler
+from raftd.sim.sessions import SimSession
 from raftd.sim.swarm import BUDGETS, Options
 from raftd.wire.peer import PeerMessage
 
@@ -53,6 +54,8 @@ class Simulation(World):
         #: Ids of jobs that any client was told of.
         self.jobs: list[int] = []
         self.clients = [SimClient(self, number, options.pipeline, options.tubes, self.jobs) for number in range(options.clients)]
+        #: Clients with sessions.
+        self.sessions = [SimSession(self, number, options.tubes, self.jobs) for number in range(options.sessions)]
         #: The feature level of each node's raftd; one that is added has the newest.
         self.levels = dict.fromkeys(self.nodes, FEATURE_LEVEL)
         #: Nodes that have ended because they are no members any more.
@@ -96,7 +99,8 @@ class Simulation(World):
 
     @property
     def calls(self) -> list[history.Call]:
-        return [call for client in self.clients for call in client.calls]
+        calls = [call for client in self.clients for call in client.calls]
+        return calls + [call for session in self.sessions for call in session.calls]
 
     def leader(self) -> int | None:
         """A node that thinks it leads."""
@@ -232,6 +236,9 @@ class Simulation(World):
         for client in self.clients:
             if client.process is process:
                 client.forget()
+        for session in self.sessions:
+            if session.process is process:
+                session.forget()
         self.network.ended(node)
         disk = self.disks[node]
         disk.exit()

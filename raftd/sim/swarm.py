@@ -89,6 +89,7 @@ class Options(msgspec.Struct, frozen=True):
     limits: dict[str, int]
     broken_at_the_end: int  # nodes that stay broken when the others are healed
     budget: int  # place in BUDGETS
+    sessions: int = 0  # clients that have one
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -129,6 +130,20 @@ VERBS = {
     "peek": 4,
     "read": 10,
     "disconnect": 5,
+}
+
+#: And those with sessions.
+SESSION_VERBS = {
+    "put": 30,
+    "reserve": 25,
+    "finish": 35,
+    "subscribe": 6,
+    "kick": 3,
+    "pause": 1,
+    "policy": 2,
+    "replay": 1,
+    "schedule": 1,
+    "break": 4,
 }
 
 #: Budgets of an entry; a machine is as slow as fits to them. With small ones nearly everything is left over for later entries.
@@ -205,6 +220,7 @@ def draw(seed: int) -> Options:
         limits=limits,
         broken_at_the_end=random.randrange((nodes - 1) // 2 + 1) if random.random() < 0.5 else 0,
         budget=random.choice((0, 0, 1, 2)),
+        sessions=random.choice((0, 0, 2, 5)),
     )
 
 
@@ -231,6 +247,13 @@ def plan(options: Options) -> list[Event]:
         elif choice < 0.6 and faults:
             at_ms = random.choice(faults).at_ms + random.randrange(3 * options.election_timeout_ms)
         events.append(Event(at_ms, f"client {random.choices(names, weights)[0]}", numbers()))
+    if options.sessions:
+        names, weights = list(SESSION_VERBS), list(SESSION_VERBS.values())
+        for _ in range(OPERATIONS // 2):
+            at_ms = random.randrange(FAULT_MS)
+            if random.random() < 0.3 and faults:
+                at_ms = random.choice(faults).at_ms + random.randrange(3 * options.election_timeout_ms)
+            events.append(Event(at_ms, f"session {random.choices(names, weights)[0]}", numbers()))
     return sorted(events, key=lambda event: event.at_ms)
 
 

@@ -1,17 +1,19 @@
 """What the client listener and a client say to each other.
 
 A client sends a hello, then requests, each with an id of its own choosing; the node answers each with
-that id and the log index at which it was applied there. Requests of one connection take effect in order.
+that id and the log index at which it was applied there.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from raftd.errors import UNDECODABLE, FrameError
-from raftd.jobs.replies import Reply
+from raftd.jobs.asks import Plan, Selection, What
+from raftd.jobs.policy import Policy
+from raftd.jobs.replies import AskReply, TakenOver
 from raftd.raft.messages import Configuration
 from raftd.raft.outcomes import Outcome
 from raftd.wire.frames import frame
@@ -27,6 +29,30 @@ class ClientHello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     cluster: str = ""
 
 
+class SessionHello(msgspec.Struct, frozen=True, array_like=True):
+    """Of a client that has a session. `session`: its token, 16 random bytes; the session with it is resumed, or made. `client`: what the
+    client calls itself, for people."""
+
+    cluster: str
+    session: bytes
+    client: str = ""
+
+
+class AttachedHello(msgspec.Struct, frozen=True, array_like=True):
+    """To a SessionHello, once the connection speaks for the session. `session`: its number; another one than before, if it had ended and
+    was made anew. `epoch`: so many connections have spoken for it. Asks up to `last_id` were applied. Sizes in bytes, times in
+    milliseconds."""
+
+    cluster: str
+    node: int
+    max_job_size: int
+    session: int
+    epoch: int
+    last_id: int
+    session_timeout_ms: int
+    silence_ms: int
+
+
 class NodeHello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     cluster: str
     node: int
@@ -35,41 +61,6 @@ class NodeHello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
 
 class _Request(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
     id: int
-
-
-class PutRequest(_Request, frozen=True, tag=1):
-    """`tube` empty: the one in use. Times in milliseconds."""
-
-    body: bytes
-    tube: str = ""
-    pri: int = 65_536
-    delay_ms: int = 0
-    ttr_ms: int = 60_000
-
-
-class UseRequest(_Request, frozen=True, tag=2):
-    tube: str
-
-
-class WatchRequest(_Request, frozen=True, tag=3):
-    tube: str
-
-
-class IgnoreRequest(_Request, frozen=True, tag=4):
-    tube: str
-
-
-class ReserveRequest(_Request, frozen=True, tag=5):
-    """`timeout_ms` None waits for ever."""
-
-    timeout_ms: int | None = None
-
-
-class DeleteRequest(_Request, frozen=True, tag=6):
-    """`token` 0: held by this connection, or not reserved."""
-
-    job: int
-    token: int = 0
 
 
 class StatusRequest(_Request, frozen=True, tag=7):
@@ -116,13 +107,111 @@ class ChunkRequest(_Request, frozen=True, tag=14):
     offset: int
 
 
+class AskRequest(msgspec.Struct, frozen=True, array_like=True, tag=20, gc=False):
+    """Something to be done in the session. Ids of a session grow. The client has the answers to all asks before `answered`, but for
+    those in `waiting`. Further fields are those of a newer protocol."""
+
+    id: int
+    answered: int
+    waiting: list[int]
+    what: What
+
+
+class PingRequest(msgspec.Struct, frozen=True, array_like=True, tag=21):
+    """Answered at once: whoever speaks for a session says something every few seconds."""
+
+    id: int
+
+
+class JobRequest(msgspec.Struct, frozen=True, array_like=True, tag=22):
+    """How a job is, and its body. Answered with a JobFound."""
+
+    id: int
+    job: int
+
+
+class NextRequest(msgspec.Struct, frozen=True, array_like=True, tag=23):
+    """The job of the tube that would be reserved next; or of those in `state` delayed or buried. Answered with a JobFound."""
+
+    id: int
+    tube: str
+    state: str = "ready"
+
+
+class TubesRequest(msgspec.Struct, frozen=True, array_like=True, tag=24):
+    """Up to `limit` tubes behind `after`, by name. Answered with a TubesFound."""
+
+    id: int
+    after: str = ""
+    limit: int = 1_000
+
+
+class TubeRequest(msgspec.Struct, frozen=True, array_like=True, tag=25):
+    """How a tube is. Answered with a TubesFound of one, or of none."""
+
+    id: int
+    tube: str
+
+
+class HistoryRequest(msgspec.Struct, frozen=True, array_like=True, tag=26):
+    """What happened to a job, as far as this node remembers. Answered with a History."""
+
+    id: int
+    job: int
+
+
+class PoliciesRequest(msgspec.Struct, frozen=True, array_like=True, tag=27):
+    """That of `tube`; without one up to `limit` of tubes behind `after`, by name. Answered with a PoliciesFound."""
+
+    id: int
+    tube: str = ""
+    after: str = ""
+    limit: int = 1_000
+
+
+class ResultRequest(msgspec.Struct, frozen=True, array_like=True, tag=28):
+    """What came of a job that a worker has finished, if the policy of its tube retains that. Answered with a ResultFound."""
+
+    id: int
+    job: int
+
+
+class CountRequest(msgspec.Struct, frozen=True, array_like=True, tag=29):
+    """How many jobs are dead or buried: among those behind `after`. Without `up_to` the selection is completed first: up to the newest job,
+    dead (or put) for `older_ms` at least and for `newer_ms` at most (0: any). Answered with a Counted."""
+
+    id: int
+    which: Selection
+    older_ms: int = 0
+    newer_ms: int = 0
+    after: int = 0
+
+
+class SchedulesRequest(msgspec.Struct, frozen=True, array_like=True, tag=30):
+    """That of this `name`; without one up to `limit` behind `after`, by name, without bodies. Answered with a SchedulesFound."""
+
+    id: int
+    name: str = ""
+    after: str = ""
+    limit: int = 100
+
+
+Read = (
+    SchedulesRequest
+    | CountRequest
+    | ResultRequest
+    | JobRequest
+    | NextRequest
+    | TubesRequest
+    | TubeRequest
+    | HistoryRequest
+    | PoliciesRequest
+)
+
 Request = (
-    PutRequest
-    | UseRequest
-    | WatchRequest
-    | IgnoreRequest
-    | ReserveRequest
-    | DeleteRequest
+    AskRequest
+    | PingRequest
+    | Read
     | StatusRequest
     | TransferRequest
     | MembersRequest
@@ -205,7 +294,151 @@ class Done(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     """What was asked of the cluster is done."""
 
 
-NodeReply = Status | Failed | Done | Members | BackupReply | Chunk
+class JobInfo(msgspec.Struct, frozen=True, array_like=True):
+    """How a job is. Times in milliseconds; `left_ms` of its delay or its time to run. `failures`: attempts that have failed; `error`: why
+    the last of them did, if that was said. Of a dead job: why (`attempts`, `expired`, `overflow`; "" for any other), of which tube, after
+    how many attempts, for how long."""
+
+    id: int
+    tube: str
+    state: str
+    pri: int
+    age_ms: int
+    delay_ms: int
+    ttr_ms: int
+    left_ms: int
+    token: int
+    reserves: int
+    timeouts: int
+    releases: int
+    buries: int
+    kicks: int
+    failures: int
+    error: str
+    body: bytes
+    death: str = ""
+    origin: str = ""
+    attempts: int = 0
+    dead_ms: int = 0
+
+
+class FinishedInfo(msgspec.Struct, frozen=True, array_like=True):
+    """Times in milliseconds."""
+
+    id: int
+    tube: str
+    attempts: int
+    finished_ms: int
+    result: bytes
+
+
+class JobFound(msgspec.Struct, frozen=True, array_like=True, tag=46):
+    """None: there is no such job."""
+
+    job: JobInfo | None
+
+
+class TubeInfo(msgspec.Struct, frozen=True, array_like=True):
+    """How a tube is. Times in milliseconds. `bytes`: of the bodies of its jobs. `policy_version`: of its policy, 0 if it has none."""
+
+    name: str
+    ready: int
+    reserved: int
+    delayed: int
+    buried: int
+    urgent: int
+    waiting: int
+    watching: int
+    total_jobs: int
+    deletes: int
+    pause_left_ms: int
+    is_declared: bool
+    bytes: int = 0
+    policy_version: int = 0
+
+
+class TubesFound(msgspec.Struct, frozen=True, array_like=True, tag=47):
+    """`has_more`: ask again behind the last."""
+
+    tubes: list[TubeInfo]
+    has_more: bool
+
+
+class JobEvent(msgspec.Struct, frozen=True, array_like=True):
+    """At `time_ms` of log time; `token` of the last reservation, 0 if there was none."""
+
+    entry: int
+    time_ms: int
+    what: str
+    tube: str
+    token: int
+
+
+class History(msgspec.Struct, frozen=True, array_like=True, tag=48):
+    """The oldest first. Everything from entry `known_from` on is remembered."""
+
+    known_from: int
+    events: list[JobEvent]
+
+
+class PoliciesFound(msgspec.Struct, frozen=True, array_like=True, tag=49):
+    """(tube, version, policy). `has_more`: ask again behind the last."""
+
+    policies: list[tuple[str, int, Policy]]
+    has_more: bool
+
+
+class ResultFound(msgspec.Struct, frozen=True, array_like=True, tag=50):
+    """None: nothing is known of it. `finished_ms`: so long ago; `attempts`: how many had failed before."""
+
+    job: FinishedInfo | None
+
+
+class Counted(msgspec.Struct, frozen=True, array_like=True, tag=51):
+    """`which`: completed. Ask again with it `after` this id, unless `is_done`."""
+
+    count: int
+    which: Selection
+    after: int
+    is_done: bool
+
+
+class ScheduleInfo(msgspec.Struct, frozen=True, array_like=True):
+    """`next_ms`, `last_ms`: the next occurrence and the last, in milliseconds since 1970, 0: not known yet, or none."""
+
+    name: str
+    version: int
+    plan: Plan
+    is_paused: bool
+    next_ms: int
+    last_ms: int
+    last_job: int
+    put: int
+    skipped: int
+
+
+class SchedulesFound(msgspec.Struct, frozen=True, array_like=True, tag=52):
+    """`has_more`: ask again behind the last."""
+
+    schedules: list[ScheduleInfo]
+    has_more: bool
+
+
+NodeReply = (
+    SchedulesFound
+    | Counted
+    | ResultFound
+    | PoliciesFound
+    | Status
+    | Failed
+    | Done
+    | Members
+    | BackupReply
+    | Chunk
+    | JobFound
+    | TubesFound
+    | History
+)
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -213,23 +446,43 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
     id: int
     index: int
-    reply: Reply | NodeReply
+    reply: AskReply | TakenOver | NodeReply
+
+
+class Unknown(msgspec.Struct, frozen=True):
+    """A request that this node does not understand; `text` says why."""
+
+    id: int
+    text: str
 
 
 _encoder = msgspec.msgpack.Encoder()
 _client_hello_decoder = msgspec.msgpack.Decoder(ClientHello)
+_session_hello_decoder = msgspec.msgpack.Decoder(SessionHello)
 _node_hello_decoder = msgspec.msgpack.Decoder(NodeHello)
+_attached_hello_decoder = msgspec.msgpack.Decoder(AttachedHello)
+_head_decoder: msgspec.msgpack.Decoder[list[Any]] = msgspec.msgpack.Decoder(list[Any])
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _answer_decoder = msgspec.msgpack.Decoder(Answer)
 
 
-def encode_hello(hello: ClientHello | NodeHello) -> bytes:
+def encode_hello(hello: ClientHello | SessionHello | NodeHello | AttachedHello) -> bytes:
     return frame(_MAGIC + bytes([VERSION]) + _encoder.encode(hello))
 
 
-def decode_client_hello(body: bytes) -> ClientHello:
+def decode_client_hello(body: bytes) -> ClientHello | SessionHello:
     """Raises FrameError with a reason."""
-    return _decode(_client_hello_decoder, _after_magic(body))
+    data = _after_magic(body)
+    is_short = len(_decode(_head_decoder, data)) <= len(ClientHello.__struct_fields__)
+    return _decode(_client_hello_decoder, data) if is_short else _decode(_session_hello_decoder, data)
+
+
+def decode_attached_hello(body: bytes) -> AttachedHello:
+    """Raises FrameError with a reason: if the node refuses, with its."""
+    if not body.startswith(_MAGIC):
+        reply = decode_answer(body).reply
+        raise FrameError(reply.text if isinstance(reply, Failed) else f"it answers a hello with {type(reply).__name__}")
+    return _decode(_attached_hello_decoder, _after_magic(body))
 
 
 def decode_node_hello(body: bytes) -> NodeHello:
@@ -241,9 +494,22 @@ def encode_request(request: Request) -> bytes:
     return frame(_encoder.encode(request))
 
 
-def decode_request(body: bytes) -> Request:
-    """Raises FrameError with a reason."""
-    return _decode(_request_decoder, body)
+def decode_request(body: bytes) -> Request | Unknown:
+    """Raises FrameError with a reason, for what is no request."""
+    try:
+        return _request_decoder.decode(body)
+    except UNDECODABLE as error:
+        return _not_understood(body, error)
+
+
+def _not_understood(body: bytes, error: Exception) -> Unknown:
+    """A request that has an id can be answered."""
+    match _decode(_head_decoder, body):
+        case [int(tag), int(id), *rest]:
+            if tag == AskRequest.__struct_config__.tag and len(rest) > 2 and isinstance(rest[2], list) and rest[2][:1]:
+                return Unknown(id, f"the node does not know ask {rest[2][0]!r:.20}, or not with these fields: {error!s:.200}")
+            return Unknown(id, f"the node does not know request {tag}, or not with these fields: {error!s:.200}")
+    raise FrameError(f"a frame cannot be read: {error}") from None
 
 
 def encode_answer(answer: Answer) -> bytes:

@@ -272,6 +272,7 @@ _FIXED: dict[type, bytes] = {
     r.Paused: b"PAUSED\r\n",
     r.JobTooBig: JOB_TOO_BIG,
     r.OutOfMemory: b"OUT_OF_MEMORY\r\n",
+    r.TubeFull: b"OUT_OF_MEMORY\r\n",
 }
 
 

@@ -180,4 +180,9 @@ def test_a_short_run_loses_nothing_and_leaves_nothing_behind(tmp_path, monkeypat
         shutil.rmtree(next(tmp_path.iterdir()))
     assert (done.returncode, done.stderr) == (0, "")
     assert int(table["entries committed"].replace(",", "")) > 50
+    put, worked, perhaps = (
+        table[row].replace(",", "") for row in ("unique jobs put by Python clients", "of them worked", "of them perhaps worked")
+    )
+    assert int(put) == int(worked) + int(perhaps) > 50
+    assert table["duplicated"] == "0"
     assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -22,6 +24,26 @@ def test_puts_go_on_after_every_way_to_lose_the_lead(tmp_path):
             assert server.processes()[0] != first, way
         server.check()
     assert [line.split(",")[2].strip() for line in said] == list(WAYS)
+
+
+_CLOSED_WHERE = """
+import sys
+from pathlib import Path
+from twisted.python.threadable import isInIOThread
+from raftd.bench import failover, proxy
+
+close = proxy.Proxy.close
+proxy.Proxy.close = lambda self: (print("in the reactor's thread:", isInIOThread()), close(self))
+with failover._proxied(Path(sys.argv[1])):
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_the_proxy_is_closed_in_the_thread_of_its_reactor(tmp_path):
+    """In another, a connection could end there while it was being aborted here."""
+    done = subprocess.run([sys.executable, "-c", _CLOSED_WHERE, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "in the reactor's thread: True\n", "")
 
 
 @pytest.mark.slow

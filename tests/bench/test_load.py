@@ -21,7 +21,7 @@ from raftd.bench.rates import cpu_time_s
 from raftd.bench.rounds import Measured, Round
 from raftd.bench.workload import Workload
 from raftd.cli.demo import Demo
-from raftd.client.blocking import NoAnswer
+from raftd.client.connection import NoAnswer
 
 GREETING = [b"USING t", b"WATCHING 2", b"WATCHING 1"]
 

@@ -42,6 +42,38 @@ def test_it_holds_what_a_sorted_list_holds(seed):
             assert all(item in pages for item in plain[::50])
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_stands_from_an_item_on_and_before_it(seed):
+    random = Random(seed)
+    plain = sorted({(random.randrange(50), random.randrange(1_000)) for _ in range(3_000)})
+    pages = pages_of(plain)
+    for item in [*random.sample(plain, 200), (-1, 0), (25, -1), (60, 0)]:
+        assert list(pages.from_item(item)) == [other for other in plain if other >= item]
+        assert pages.before(item) == max((other for other in plain if other < item), default=None)
+    assert list(pages_of([]).from_item((1, 1))) == []
+    assert pages_of([]).before((1, 1)) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_many_at_once_are_as_many_one_by_one(seed):
+    random = Random(seed)
+    pages, plain = pages_of([]), pages_of([])
+    for number in range(30):
+        behind = random.random() < 0.7
+        some = [(60 if behind else random.randrange(60), number * 2_000 + place) for place in range(random.choice((0, 1, 3, 100, 1_500)))]
+        random.shuffle(some)
+        pages.add_all(some)
+        for item in some:
+            plain.add(item)
+        assert list(pages) == list(plain)
+        assert len(pages) == len(plain)
+        assert pages.greatest() == plain.greatest()
+    assert max(map(len, pages._pages), default=0) <= PAGE_ITEMS
+    for item in list(plain):
+        pages.remove(item)
+    assert len(pages) == 0
+
+
 def test_an_item_that_is_not_there_cannot_be_removed():
     pages = pages_of([(1, 1), (3, 3)])
     for item in ((0, 0), (2, 2), (4, 4)):

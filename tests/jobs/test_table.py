@@ -29,11 +29,29 @@ def test_it_does_what_a_dict_does():
         assert (id in table) == (id in plain)
         assert len(table) == len(plain)
     assert sorted(table) == sorted(plain)
+    for after in (0, 30, *random.sample(sorted(plain), 20), 1 << 20):
+        for most in (1, 7, 100_000):
+            assert table.ids_after(after, most) == [id for id in sorted(plain) if id > after][:most]
     assert dict(table.items()) == plain
     for id in list(table):
         del table[id]
     assert len(table) == 0
     assert table._pages == {}
+
+
+def test_many_at_once_across_pages():
+    tube = Tube("default")
+    table, plain = JobTable(), JobTable()
+    first = 1
+    for count in (1, 3, 1 << 14, 0, (3 << 14) + 5, 2):
+        jobs = [Job(id, tube, 0, 0, 1, b"", 0) for id in range(first, first + count)]
+        table.add_all(first, jobs)
+        for job in jobs:
+            plain.add(job.id, job)
+        first += count
+        assert len(table) == len(plain)
+    assert list(table.items()) == list(plain.items())
+    assert list(table._pages) == list(plain._pages)
 
 
 def test_new_jobs_stand_in_the_order_of_their_ids():

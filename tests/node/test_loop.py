@@ -887,7 +887,7 @@ def test_no_batch_asks_for_more_steps_than_it_may(ask, monkeypatch):
     cluster = started()
     node = cluster[cluster.leader]
     asked: list[int] = []
-    apply_batch, charge = StateMachine._apply_batch, StateMachine._charge_to_batch
+    apply_batch, charge = StateMachine._apply_batch, StateMachine.charge_to_batch
 
     def counted(machine: StateMachine, batch: c.Batch) -> None:
         asked.append(0)
@@ -898,7 +898,7 @@ def test_no_batch_asks_for_more_steps_than_it_may(ask, monkeypatch):
         charge(machine, steps)
 
     monkeypatch.setattr(StateMachine, "_apply_batch", counted)
-    monkeypatch.setattr(StateMachine, "_charge_to_batch", charged)
+    monkeypatch.setattr(StateMachine, "charge_to_batch", charged)
     client = Client(cluster, node.config.node)
     ask(client)
     for id in range(300):

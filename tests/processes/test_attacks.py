@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from raftd.bench.local import LocalNode, wait_for
-from raftd.client.blocking import Connection
+from raftd.client.connection import Connection
 from raftd.wire.client import StatusRequest
 from tests.processes.harness import LineClient, ProcessCluster
 from tests.processes.test_abuse import ATTEMPTS, lead, show

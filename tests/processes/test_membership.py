@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from raftd.bench.local import LocalError, LocalNode, wait_for
-from raftd.bench.workload import Workload
+from tests.line_workload import LineWorkload
 from tests.processes.harness import ProcessCluster
 
 RAFTD = str(Path(sys.executable).parent / "raftd")
@@ -81,7 +81,7 @@ class Growing(ProcessCluster):
 def test_a_cluster_grows_loses_a_disk_and_shrinks_under_load(tmp_path, capsys):
     with Growing(tmp_path, 6) as cluster:
         cluster.leader()
-        load = Workload([cluster.line_address(node) for node in (1, 2)], producers=4, workers=4)
+        load = LineWorkload([cluster.line_address(node) for node in (1, 2)], producers=4, workers=4)
         load.start()
         started = time.monotonic()
         for node in (4, 5):

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from raftd.bench.local import wait_for
-from raftd.bench.workload import Workload
 from raftd.storage import records
+from tests.line_workload import LineWorkload
 from tests.processes.harness import Closed, LineClient, ProcessCluster
 
 PUT_GAP_S = 2.0
@@ -20,7 +20,7 @@ def test_the_leader_is_killed_three_times_under_load(tmp_path, capsys):
     gaps = []
     with ProcessCluster(tmp_path, 3) as cluster:
         cluster.leader()
-        load = Workload([cluster.line_address(node) for node in cluster.nodes], producers=8, workers=8)
+        load = LineWorkload([cluster.line_address(node) for node in cluster.nodes], producers=8, workers=8)
         load.start()
         for _ in range(3):
             time.sleep(2)  # of load, with all three
@@ -51,7 +51,7 @@ def test_the_leader_is_killed_three_times_under_load(tmp_path, capsys):
 def test_all_three_are_killed_at_once_under_load(tmp_path, capsys):
     with ProcessCluster(tmp_path, 3) as cluster:
         cluster.leader()
-        load = Workload([cluster.line_address(node) for node in cluster.nodes], producers=8, workers=0)
+        load = LineWorkload([cluster.line_address(node) for node in cluster.nodes], producers=8, workers=0)
         load.start()
         time.sleep(1)  # of load
         load.stop_putting()  # producers end at their next error or answer

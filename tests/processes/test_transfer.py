@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from raftd.bench.local import wait_for
-from raftd.bench.workload import Workload
+from tests.line_workload import LineWorkload
 from tests.processes.harness import ProcessCluster
 
 RAFTD = str(Path(sys.executable).parent / "raftd")
@@ -24,7 +24,7 @@ def raftd(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_lead_is_transferred_also_at_a_stop(tmp_path, capsys):
     gaps, stops = [], []
     with ProcessCluster(tmp_path, 3) as cluster:
-        load = Workload([cluster.line_address(node) for node in cluster.nodes], producers=4, workers=4)
+        load = LineWorkload([cluster.line_address(node) for node in cluster.nodes], producers=4, workers=4)
         cluster.leader()
         load.start()
         for _ in range(2):

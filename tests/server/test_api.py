@@ -55,6 +55,141 @@ def with_listener() -> tuple[SimCluster, Listener]:
     return cluster, Listener(cluster, follower(cluster))
 
 
+# -- policies ----------------------------------------------------------------------------------
+
+
+def test_the_policy_of_a_tube():
+    _, listener = with_listener()
+    path = "/v1/tubes/mail/policy"
+    assert listener.problem("GET", path) == (404, "no-policy")
+    policy = {"max_attempts": 2, "backoff": {"initial_s": 1.0, "factor": 3.0, "max_s": 60.0}, "dead_letter": "dead", "max_jobs": 1}
+    status, view = listener.ask("PUT", path, policy)
+    assert (status, view) == (200, {"tube": "mail", "version": 1, "policy": policy})
+    assert listener.ask("GET", path) == (200, view)
+    assert listener.problem("PUT", f"{path}?version=0", policy) == (409, "policy-changed")
+    assert listener.ask("PUT", f"{path}?version=1", {"max_jobs": 2})[1]["version"] == 2
+    listener.ask("PUT", "/v1/tubes/other/policy", {"rate": 0.5})
+    assert listener.ask("GET", "/v1/policies?limit=1")[1] == {
+        "policies": [{"tube": "mail", "version": 2, "policy": {"max_jobs": 2}}],
+        "more": True,
+    }
+    assert listener.ask("GET", "/v1/tubes/mail")[1]["policy_version"] == 2
+    assert listener.ask("DELETE", f"{path}?version=2")[0] == 204
+    assert listener.problem("GET", path) == (404, "no-policy")
+
+
+@pytest.mark.parametrize(
+    ("policy", "status", "detail"),
+    [
+        ({"max_jobs": 0}, 400, "the body: Expected `int` >= 1 - at `$.max_jobs`"),
+        ({"max_job": 5}, 400, "the body: Object contains unknown field `max_job`"),
+        ({"burst": 5}, 422, "burst: it says nothing without a rate"),
+        ({"dead_letter": "mail"}, 422, "dead_letter: dead jobs would go in a circle, or through too many tubes"),
+    ],
+)
+def test_a_policy_that_cannot_be(policy, status, detail):
+    _, listener = with_listener()
+    call = listener.answered("PUT", "/v1/tubes/mail/policy", policy)
+    assert (call.said[0], call.said[1]["detail"]) == (status, detail)
+    assert listener.ask("GET", "/v1/policies")[1] == {"policies": [], "more": False}
+
+
+def test_a_full_tube_and_a_dead_job():
+    cluster, listener = with_listener()
+    listener.ask("PUT", "/v1/tubes/t/policy", {"max_jobs": 1, "max_attempts": 1, "dead_letter": "dead"})
+    id = listener.ask("POST", PUT, {"body": "a", "ttr_s": 1})[1]["ids"][0]
+    assert listener.problem("POST", PUT, {"body": "b"}) == (429, "tube-full")
+    listener.reserve()
+    cluster.run(1_500)
+    job = listener.ask("GET", f"/v1/jobs/{id}")[1]
+    assert (job["tube"], job["state"], job["attempts"], job["timeouts"]) == ("dead", "ready", 0, 1)
+    assert (job["death"]["reason"], job["death"]["tube"], job["death"]["attempts"]) == ("attempts", "t", 1)
+    assert [event["what"] for event in listener.ask("GET", f"/v1/jobs/{id}/history")[1]["events"]] == [
+        "put",
+        "reserved",
+        "timed-out",
+        "dead",
+    ]
+
+
+def test_one_of_its_kind_defaults_and_results():
+    _, listener = with_listener()
+    listener.ask("PUT", "/v1/tubes/t/policy", {"default_ttr_s": 90, "default_priority": 5, "retain_s": 60})
+    only = {"body": "a", "unique": {"key": "report", "until": "deleted", "for_s": 3_600}}
+    assert listener.ask("POST", PUT, only) == (201, {"ids": [1]})
+    assert listener.ask("POST", PUT, only) == (200, {"ids": [1], "exists": True})
+    assert listener.problem("POST", PUT, [only, {"body": "b"}]) == (422, "bad-job")
+    job = listener.ask("GET", "/v1/jobs/1")[1]
+    assert (job["ttr_s"], job["priority"]) == (90, 5)
+    (held,) = listener.reserve()
+    assert listener.problem("GET", "/v1/jobs/1/result") == (404, "no-result")
+    listener.ask("DELETE", f"/v1/jobs/1?token={held['token']}")
+    result = listener.ask("GET", "/v1/jobs/1/result")[1]
+    assert (result["id"], result["tube"], result["attempts"], result["body"]) == (1, "t", 0, "")
+    assert listener.ask("POST", PUT, {"body": "b", "run_at": "2100-01-01T00:00:00Z"})[0] == 201
+    assert listener.ask("GET", "/v1/jobs/2")[1]["state"] == "delayed"
+    assert listener.ask("POST", PUT, {"body": "b", "run_at": "2000-01-01T00:00:00+02:00"})[0] == 201
+    assert listener.ask("GET", "/v1/jobs/3")[1]["state"] == "ready"
+    assert listener.problem("POST", PUT, {"body": "b", "run_at": "2000-01-01T00:00:00"}) == (400, "bad-request")
+    assert listener.problem("POST", PUT, {"body": "b", "run_at": "2100-01-01T00:00:00Z", "delay_s": 5}) == (422, "bad-job")
+
+
+def test_dead_letters_are_moved_back():
+    _, listener = with_listener()
+    listener.ask("PUT", "/v1/tubes/t/policy", {"max_attempts": 1, "dead_letter": "dead", "ttl_s": 0.5, "on_expire": "dead_letter"})
+    ids = listener.ask("POST", PUT, [{"body": "a"}, {"body": "b"}])[1]["ids"]
+    listener.cluster.run(1_000)
+    path = "/v1/tubes/dead/replay"
+    count = listener.ask("GET", "/v1/tubes/dead/dead?origin=t")[1]
+    assert (count["count"], count["up_to"], count["more"]) == (2, ids[1], False)
+    assert listener.problem("GET", "/v1/tubes/dead/dead?before=0.5") == (400, "bad-request")
+    assert listener.ask("GET", "/v1/tubes/dead/dead?before=9999-12-31T23:59:59-12:00")[1]["count"] == 2
+    assert listener.ask("GET", f"/v1/tubes/dead/dead?up_to={ids[0]}&before={count['before']}")[1]["count"] == 1
+    assert listener.ask("POST", path, {"origin": "other"})[1] == {"done": 0, "skipped": 0, "after": ids[1], "more": False}
+    assert listener.ask("POST", path, {"up_to": ids[0], "to": "again"})[1]["done"] == 1
+    assert listener.ask("GET", f"/v1/jobs/{ids[0]}")[1]["tube"] == "again"
+    assert listener.ask("POST", path, {"before": "2000-01-01T00:00:00Z", "action": "delete"})[1]["done"] == 0
+    assert listener.ask("POST", path)[1]["done"] == 1
+    job = listener.ask("GET", f"/v1/jobs/{ids[1]}")[1]
+    assert (job["tube"], job["death"]) == ("t", None)
+    assert listener.problem("POST", path, {"action": "burn"}) == (400, "bad-request")
+
+
+def test_a_schedule():
+    cluster, listener = with_listener()
+    path = "/v1/schedules/beat"
+    assert listener.problem("GET", path) == (404, "no-schedule")
+    plan = {"tube": "t", "body": "tick", "every_s": 0.5}
+    status, view = listener.ask("PUT", path, plan)
+    assert (status, view["version"], view["schedule"], view["is_paused"]) == (200, 1, plan | {"priority": 65_536, "ttr_s": 60.0}, False)
+    cluster.run(2_300)
+    view = listener.ask("GET", path)[1]
+    assert (view["put"], view["skipped"]) == (4, 0)
+    assert view["next"] > view["last"] > "2023"
+    view["schedule"]["body"] = ""  # a list has none: all of them may be larger than any answer
+    assert listener.ask("GET", "/v1/schedules")[1] == {"schedules": [view], "more": False}
+    assert listener.ask("POST", f"{path}/pause")[1]["is_paused"] is True
+    assert listener.ask("POST", f"{path}/run")[0] == 201
+    assert listener.ask("POST", f"{path}/pause", {"paused": False})[1]["is_paused"] is False
+    assert listener.problem("PUT", f"{path}?version=7", plan) == (409, "schedule-changed")
+    assert listener.problem("PUT", path, {"tube": "t", "cron": "* * *"}) == (422, "bad-schedule")
+    assert listener.problem("PUT", path, {"tube": "t", "every_s": 1, "at": "2100-01-01T00:00:00Z"}) == (422, "bad-schedule")
+    assert listener.problem("PUT", path, {"tube": "t", "at": "2100-01-01T00:00:00"}) == (400, "bad-request")
+    assert listener.ask("DELETE", path)[0] == 204
+    assert listener.problem("POST", f"{path}/run") == (404, "no-schedule")
+
+
+def test_while_an_older_node_may_be_there_no_policy_is_set():
+    cluster, listener = with_listener()
+    for process in cluster.processes.values():
+        process.node.machine.level = 3
+    assert listener.problem("PUT", "/v1/tubes/t/policy", {"max_jobs": 1}) == (409, "older-node")
+    assert listener.problem("DELETE", "/v1/tubes/t/policy") == (409, "older-node")
+    assert listener.problem("POST", PUT, {"body": "a", "unique": {"key": "report"}}) == (409, "older-node")
+    assert listener.problem("PUT", "/v1/schedules/beat", {"tube": "t", "every_s": 1}) == (409, "older-node")
+    assert listener.problem("POST", "/v1/tubes/t/replay") == (409, "older-node")
+
+
 # -- the ways of a job -------------------------------------------------------------------------
 
 
@@ -476,7 +611,7 @@ def test_every_problem_of_the_specification_is_explained(listener):
         of_any_path = ("no-such-path", "no-such-method", "too-many-streams")
         assert kind.partition("#")[2] in of_any_path or f"`{kind}`" in text
     operations = [name for methods in document["paths"].values() for name in methods]
-    assert len(operations) == len(listener.router.routes) == 24
+    assert len(operations) == len(listener.router.routes) == 37
     names = {operation["operationId"] for methods in document["paths"].values() for operation in methods.values()}
     for methods in document["paths"].values():
         for operation in methods.values():

@@ -7,7 +7,9 @@ import itertools
 from twisted.trial.unittest import SynchronousTestCase
 
 from raftd.jobs.budget import COSTS, LINE_STEPS, READ_ITEM_STEPS, READ_STEPS
-from raftd.jobs.commands import Settings
+from raftd.jobs.commands import SetPolicies, Settings
+from raftd.jobs.policy import Policy, PolicyChange
+from raftd.jobs.replies import PoliciesSet
 from raftd.limits import LIMITS, MAX_JOB_BYTES_CEILING, REPLY_BYTES
 from raftd.node.gateway import Gateway
 from raftd.server import protocol
@@ -27,6 +29,53 @@ class OneNode(SynchronousTestCase):
         """Alternately what is sent and what comes back."""
         for sent, back in zip(exchange[::2], exchange[1::2], strict=True):
             self.assertEqual((listener or self.listener).send(sent), back)
+
+    def test_a_full_tube(self) -> None:
+        self.node_sets(Policy(max_jobs=1))
+        self.expect(
+            b"put 10 0 60 5\r\nhello\r\n",
+            b"INSERTED 1\r\n",
+            b"put 10 0 60 5\r\nworld\r\n",
+            b"OUT_OF_MEMORY\r\n",
+            b"delete 1\r\n",
+            b"DELETED\r\n",
+            b"put 10 0 60 5\r\nworld\r\n",
+            b"INSERTED 2\r\n",
+        )
+
+    def test_attempts_dead_letters_and_a_kick(self) -> None:
+        self.node_sets(Policy(max_attempts=1))
+        self.expect(
+            b"put 10 0 1 5\r\nhello\r\n",
+            b"INSERTED 1\r\n",
+            b"reserve\r\n",
+            b"RESERVED 1 5\r\nhello\r\n",
+        )
+        self.listeners.cluster.run(1_500)
+        self.expect(
+            b"reserve-with-timeout 0\r\n",
+            b"TIMED_OUT\r\n",
+            b"peek-buried\r\n",
+            b"FOUND 1 5\r\nhello\r\n",
+            b"kick 1\r\n",
+            b"KICKED 1\r\n",
+            b"reserve\r\n",
+            b"RESERVED 1 5\r\nhello\r\n",
+            b"release 1 10 0\r\n",
+            b"RELEASED\r\n",
+            b"peek-ready\r\n",
+            b"FOUND 1 5\r\nhello\r\n",
+        )
+
+    def node_sets(self, policy: Policy) -> None:
+        """As an operator does over another listener."""
+        cluster = self.listeners.cluster
+        session = cluster[self.node].open_session(lambda: None)
+        replies: list[object] = []
+        session.submit(SetPolicies(session.number, [PolicyChange("default", policy)]), lambda reply, index: replies.append(reply))
+        cluster[self.node].wake()
+        assert cluster.run(10_000, lambda: bool(replies))
+        self.assertEqual(replies, [PoliciesSet(1)])
 
     def test_put_reserve_delete(self) -> None:
         self.expect(

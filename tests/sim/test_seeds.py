@@ -16,7 +16,9 @@ from raftd.sim import mutants
 from raftd.sim.minimise import minimise
 from raftd.sim.seed import SeedRun
 from raftd.sim.swarm import draw, plan
+from tests.client import test_core as client_core
 from tests.jobs import test_budget as budget
+from tests.jobs import test_policies as policies
 from tests.node import test_loop as node
 from tests.raft import test_elections as elections
 from tests.raft import test_membership as membership
@@ -51,6 +53,7 @@ def test_a_sample_of_mutants_is_caught(name):
 
 
 CAUGHT_BY = {
+    "dead letters in circles": policies.test_dead_jobs_do_not_go_in_circles,
     "snapshot drops a matching tail": raft.test_r29_a_log_with_the_last_entry_of_the_snapshot_stays,
     "snapshots without a directory fsync": lambda: crash_states.all_states(crash_states.taken_over),
     "whole durable log acknowledged": replication.test_r10_identical_entries_are_skipped_and_nothing_is_deleted,
@@ -66,6 +69,7 @@ CAUGHT_BY = {
     "left-over tubes are not in the snapshot": budget.test_a_tube_whose_jobs_are_left_over_is_served_alike_after_a_restore,
     "left over without an order": budget.test_left_over_tubes_are_served_in_order,
     "a session of a closed gateway is asked on": node.test_clients_of_a_closed_gateway_are_notified_in_turns,
+    "a session made anew is taken for the old one": client_core.test_a_session_that_was_made_anew_is_known_by_its_number,
     "read an entry early": node.test_a_read_waits_until_the_very_entry_it_was_promised_is_applied,
     "entries of the disk sent unseen": raft.test_entries_that_were_replaced_are_not_taken_from_the_disk,
 }
@@ -122,7 +126,7 @@ def test_options_that_make_no_sense_are_refused(options, reason):
 
 
 def test_a_plan_is_cut_down_to_what_goes_wrong():
-    options = draw(2)
+    options = draw(4)
     with mutants.applied("token not checked"):
         events = plan(options)
         assert SeedRun(options, events).run().violation

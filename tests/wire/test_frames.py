@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from raftd.errors import FrameError
+from raftd.jobs import asks
 from raftd.jobs.commands import Forward, ForwardRefused
-from raftd.jobs.replies import Inserted, Reserved
+from raftd.jobs.replies import InsertedMany, Job, Jobs, Pushed
 from raftd.limits import FRAME_BYTES, HELLO_FRAME_BYTES
 from raftd.raft.messages import (
     AppendEntries,
@@ -189,20 +191,22 @@ STATUS = client.Status(
 
 def test_requests_and_answers_survive_the_wire():
     for request in (
-        client.PutRequest(1, b"body", "tube", 5, 0, 1_000),
-        client.UseRequest(2, "t"),
-        client.ReserveRequest(3),
-        client.ReserveRequest(3, 500),
-        client.DeleteRequest(4, 9),
-        client.StatusRequest(5),
+        client.AskRequest(1, 0, [], asks.Put("tube", [asks.NewJob(5, 0, 1_000, b"body")], "key", b"digest")),
+        client.AskRequest(2, 1, [1], asks.Reserve(["a", "b"], 3, None)),
+        client.AskRequest(3, 1, [], asks.Fail([(4, 2)], 500, "it broke")),
+        client.PingRequest(4),
+        client.NextRequest(5, "tube", "buried"),
+        client.StatusRequest(6),
     ):
         (body,) = decode(client.encode_request(request))
         assert client.decode_request(body) == request
     for reply in (
         client.BackupReply(3, 900),
         client.Chunk(b"x"),
-        Inserted(4),
-        Reserved(4, b"b", 2),
+        InsertedMany(4, 1, False),
+        Jobs([Job(4, 2, "tube", b"b", 5, 1_000, 1)]),
+        Pushed(7, Job(4, 2, "tube", b"b", 5, 1_000, 1)),
+        client.TubesFound([client.TubeInfo("t", 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, True)], False),
         client.Failed(Outcome.BUSY, "why"),
         STATUS,
     ):
@@ -212,7 +216,14 @@ def test_requests_and_answers_survive_the_wire():
 
 def test_client_hellos_survive_the_wire():
     (body,) = decode(client.encode_hello(client.ClientHello("demo")))
-    assert client.decode_client_hello(body).cluster == "demo"
+    assert client.decode_client_hello(body) == client.ClientHello("demo")
+    (body,) = decode(client.encode_hello(client.SessionHello("demo", b"t" * 16, "worker 7")))
+    assert client.decode_client_hello(body) == client.SessionHello("demo", b"t" * 16, "worker 7")
+    (body,) = decode(client.encode_hello(client.AttachedHello("demo", 2, 100, 7, 1, 0, 5_000, 15_000)))
+    assert client.decode_attached_hello(body).epoch == 1
+    (body,) = decode(client.encode_answer(client.Answer(0, 0, client.Failed(Outcome.INVALID, "not here"))))
+    with pytest.raises(FrameError, match="not here"):
+        client.decode_attached_hello(body)
     (body,) = decode(client.encode_hello(client.NodeHello("demo", 2, 100)))
     assert client.decode_node_hello(body).node == 2
     with pytest.raises(FrameError, match="version"):
@@ -221,7 +232,29 @@ def test_client_hellos_survive_the_wire():
 
 def test_the_exchange_in_the_protocol_document_is_what_is_spoken():
     text = (Path(__file__).parent.parent.parent / "docs/protocol.md").read_text()
-    example = [line for line in text.splitlines() if line.startswith("    000000")]
-    spoken = [re.split(r" {3,}", line.strip())[0].replace(" ", "") for line in example]
-    put = client.PutRequest(7, b"j", "", 5, 0, 1_000)
-    assert spoken == [client.encode_hello(client.ClientHello("demo")).hex(), client.encode_request(put).hex()]
+    (example,) = re.findall(r"version byte, a struct\.\n\n((?:    .*\n)+)", text)
+    digits = "".join(re.split(r" {3,}", line.strip())[0].replace(" ", "") for line in example.splitlines())
+    hello = client.SessionHello("demo", bytes(range(16)))
+    attached = client.AttachedHello("demo", 1, 65_535, 1, 1, 0, 5_000, 15_000)
+    put = client.AskRequest(1, 0, [], asks.Put("mail", [asks.NewJob(5, 0, 60_000, b"j")]))
+    answer = client.Answer(1, 6, InsertedMany(1, 1, False))
+    hellos = client.encode_hello(hello) + client.encode_hello(attached)
+    assert bytes.fromhex(digits) == hellos + client.encode_request(put) + client.encode_answer(answer)
+
+
+def test_fields_of_a_newer_protocol_are_ignored_and_requests_of_one_named():
+    for body in (
+        [20, 7, 6, [], [1, "mail", [[5, 0, 60_000, b"j"]], "", b"", None, False, False, "newer field"], "another"],
+        [20, 7, 6, [], [1, "mail", [[5, 0, 60_000, b"j"]]]],
+    ):
+        got = client.decode_request(msgspec.msgpack.encode(body))
+        assert isinstance(got, client.AskRequest)
+        assert got.id == 7
+    for body, name in (([20, 7, 6, [], [99, "mail"]], "ask 99"), ([77, 7], "request 77"), ([24, 7, 3], "request 24")):
+        got = client.decode_request(msgspec.msgpack.encode(body))
+        assert isinstance(got, client.Unknown)
+        assert got.id == 7
+        assert name in got.text
+    for junk in (b"\xc1", b"", b"\x00", msgspec.msgpack.encode(["x", 1]), msgspec.msgpack.encode([20])):
+        with pytest.raises(FrameError):
+            client.decode_request(junk)

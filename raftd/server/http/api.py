@@ -10,29 +10,29 @@ from collections.abc import Callable
 from hashlib import sha256
 from heapq import nsmallest
 from itertools import islice
+from time import time
 from typing import Annotated, Any, Literal
 
 import msgspec
 
+from raftd.jobs import asks
 from raftd.jobs import commands as c
 from raftd.jobs import replies as r
 from raftd.jobs.machine import DEFAULT_TUBE, StateMachine
 from raftd.jobs.model import Job
 from raftd.limits import HTTP_ANSWER_S, HTTP_BODY_BYTES, KEY_CHARACTERS, REPLY_BYTES
 from raftd.node.loop import Node
-from raftd.node.session import nothing_scanned
 from raftd.server.http import shapes as s
+from raftd.server.http.base import LATE, Page, QueueApi
 from raftd.server.http.exchange import Exchange
 from raftd.server.http.routes import RAW, Ask, BadRequest, convert, route
-from raftd.server.stats import Counters
 
 #: The newest things of a job that its history over HTTP tells.
 HISTORY_EVENTS = 1_000
 
 Key = Annotated[str, msgspec.Meta(min_length=1, max_length=KEY_CHARACTERS, pattern=r"^[!-~]+$(?!\n)")]
-_LATE = ("not-committed", "outcome-unknown")
-_HELD_PROBLEMS = ("no-such-job", "stale-token", *_LATE)
-_PUT_PROBLEMS = ("job-too-large", "key-reused", "draining", *_LATE)
+_HELD_PROBLEMS = ("no-such-job", "stale-token", *LATE)
+_PUT_PROBLEMS = ("bad-job", "older-node", "job-too-large", "tube-full", "key-reused", "draining", *LATE)
 _FINGERPRINT_BYTES = 16
 _FIRST = {"id": "$response.body#/ids/0"}
 _PUT_LINKS: dict[str, dict[str, Any]] = {
@@ -53,18 +53,13 @@ _RESERVE_LINKS: dict[str, dict[str, Any]] = {
 class _RawJob(msgspec.Struct, kw_only=True):
     """What a raw body has besides, in headers."""
 
-    priority: s.Priority = msgspec.field(default=s.PRIORITY, name="Raftd-Priority")
+    priority: s.Priority | msgspec.UnsetType = msgspec.field(default=msgspec.UNSET, name="Raftd-Priority")
     delay_s: s.Delay = msgspec.field(default=0, name="Raftd-Delay")
-    ttr_s: s.TimeToRun = msgspec.field(default=s.TIME_TO_RUN_S, name="Raftd-TTR")
+    ttr_s: s.TimeToRun | msgspec.UnsetType = msgspec.field(default=msgspec.UNSET, name="Raftd-TTR")
 
 
 class _WithToken(msgspec.Struct, forbid_unknown_fields=True):
     token: s.Token | msgspec.UnsetType = msgspec.UNSET
-
-
-class _Page(msgspec.Struct, forbid_unknown_fields=True):
-    after: str = ""
-    limit: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 100
 
 
 class _Which(msgspec.Struct, forbid_unknown_fields=True):
@@ -109,49 +104,12 @@ class _Reserving:
         self._call.leaving(lambda has_left: exchange.leave() if has_left else exchange.close())
 
 
-class Api:
-    def __init__(self, node: Node, clock: Any, counters: Counters) -> None:
-        self._node = node
-        self._clock = clock
-        self._counters = counters
-
-    def _begin(self, ask: Ask, within_s: float = HTTP_ANSWER_S, is_undone: bool = False) -> Exchange:
-        """`is_undone`: whatever of it takes effect too late has none in the end."""
-
-        def late(may_have_left: bool) -> None:
-            ask.call.problem("outcome-unknown" if may_have_left and not is_undone else "not-committed", headers={"Retry-After": "1"})
-
-        return Exchange(self._node, self._clock, ask.call, within_s, late)
-
-    def _command(self, ask: Ask, make: Callable[[int], c.Command], then: Callable[[Any], None]) -> None:
-        """One command, whose reply `then` answers the call with. `make` gets the number of the session."""
-        exchange = self._begin(ask)
-
-        def replied(reply: Any) -> None:
-            then(reply)
-            exchange.close()
-
-        exchange.ask(make(exchange.number), replied)
-
-    def _read(
-        self,
-        ask: Ask,
-        query: Callable[[StateMachine, int], Any],
-        then: Callable[[Any], None],
-        scanned: Callable[[StateMachine], int] = nothing_scanned,
-    ) -> None:
-        """One linearizable look at the state. `query` gets log time too; `scanned` tells how many items it looks at."""
-        exchange = self._begin(ask, is_undone=True)
-
-        def answered(result: Any) -> None:
-            then(result)
-            exchange.close()
-
-        exchange.read(lambda machine, now_ms, node, session: query(machine, now_ms), answered, scanned)
+class Api(QueueApi):
+    """Tubes and jobs."""
 
     # -- tubes --------------------------------------------------------------------------------
 
-    @route("GET", "/v1/tubes", s.TubeList, query=_Page, problems=("not-committed",))
+    @route("GET", "/v1/tubes", s.TubeList, query=Page, problems=("not-committed",))
     def _list_tubes(self, ask: Ask) -> None:
         """List tubes by name."""
         page = ask.query
@@ -165,7 +123,7 @@ class Api:
 
         self._read(ask, query, answered, lambda machine: len(machine.tubes))
 
-    @route("PUT", "/v1/tubes/{tube}", s.TubeView, problems=("no-such-tube", *_LATE), links=_TUBE_LINKS)
+    @route("PUT", "/v1/tubes/{tube}", s.TubeView, problems=("no-such-tube", *LATE), links=_TUBE_LINKS)
     def _declare(self, ask: Ask) -> None:
         """Declare a tube: it stays, empty too."""
         name = ask.parts["tube"]
@@ -190,7 +148,7 @@ class Api:
 
         self._read(ask, query, lambda tube: ask.call.say(200, tube) if tube is not None else ask.call.problem("no-such-tube"))
 
-    @route("DELETE", "/v1/tubes/{tube}", None, 204, problems=("no-such-tube", "not-declared", "tube-not-empty", *_LATE))
+    @route("DELETE", "/v1/tubes/{tube}", None, 204, problems=("no-such-tube", "not-declared", "tube-not-empty", *LATE))
     def _undeclare(self, ask: Ask) -> None:
         """Delete a tube that was declared and is empty."""
 
@@ -204,7 +162,7 @@ class Api:
 
         self._command(ask, lambda session: c.Undeclare(session, ask.parts["tube"]), answered)
 
-    @route("POST", "/v1/tubes/{tube}/pause", s.TubeView, body=s.Pause, problems=("no-such-tube", *_LATE))
+    @route("POST", "/v1/tubes/{tube}/pause", s.TubeView, body=s.Pause, problems=("no-such-tube", *LATE))
     def _pause(self, ask: Ask) -> None:
         """Pause a tube: nothing is reserved from it."""
         pause_ms = s.ms(ask.body.seconds)
@@ -217,7 +175,7 @@ class Api:
 
         self._command(ask, lambda session: c.PauseTube(session, ask.parts["tube"], pause_ms), answered)
 
-    @route("POST", "/v1/tubes/{tube}/kick", s.Kicked, body=s.Kick, body_is_optional=True, problems=("no-such-tube", *_LATE))
+    @route("POST", "/v1/tubes/{tube}/kick", s.Kicked, body=s.Kick, body_is_optional=True, problems=("no-such-tube", *LATE))
     def _kick(self, ask: Ask) -> None:
         """Kick its buried jobs, or if there are none its delayed ones."""
         name = ask.parts["tube"]
@@ -247,7 +205,7 @@ class Api:
             if tube is None:
                 return "no-such-tube"
             least = {"ready": tube.ready, "delayed": tube.delayed, "buried": tube.buried}[state].least()
-            return s.job_view(machine.jobs[least[1]], now_ms) if least is not None else "no-such-job"
+            return s.job_view(machine, machine.jobs[least[1]], now_ms) if least is not None else "no-such-job"
 
         def answered(found: s.JobView | str) -> None:
             if isinstance(found, str):
@@ -259,29 +217,53 @@ class Api:
 
     # -- putting ------------------------------------------------------------------------------
 
-    @route("POST", "/v1/tubes/{tube}/jobs", s.Stored, 201, body=s.NewJobs, raw=_RawJob, key=Key, problems=_PUT_PROBLEMS, links=_PUT_LINKS)
+    @route(
+        "POST",
+        "/v1/tubes/{tube}/jobs",
+        s.Stored,
+        201,
+        also=(200,),
+        body=s.NewJobs,
+        raw=_RawJob,
+        key=Key,
+        problems=_PUT_PROBLEMS,
+        links=_PUT_LINKS,
+    )
     def _put(self, ask: Ask) -> None:
         """Put one job, or many: all of them or none."""
         try:
-            key, jobs = self._what_to_put(ask)
+            key, jobs, unique = self._what_to_put(ask)
         except BadRequest as wrong:
             ask.call.problem(wrong.problem, str(wrong))
             return
         tube = ask.parts["tube"]
         fingerprint = sha256(msgspec.msgpack.encode((tube, jobs))).digest()[:_FINGERPRINT_BYTES] if key else b""
+        if unique is not None and not self._node.knows_policies:
+            ask.call.problem("older-node")
+            return
 
         def answered(reply: Any) -> None:
             if isinstance(reply, r.InsertedMany):
+                ids = list(range(reply.first, reply.first + reply.count))
+                if reply.is_repeat and unique is not None:  # with a key that was used, too: the job that it put is that one
+                    ask.call.say(200, s.Stored(ids, exists=True))
+                    return
                 repeated = {"Idempotency-Replayed": "true"} if reply.is_repeat else None
-                ask.call.say(201, s.Stored(list(range(reply.first, reply.first + reply.count))), repeated)
+                ask.call.say(201, s.Stored(ids), repeated)
             elif isinstance(reply, r.KeyReused):
                 ask.call.problem("key-reused")
             elif isinstance(reply, r.NotFound):
                 ask.call.problem("draining")
+            elif isinstance(reply, r.TubeFull):
+                ask.call.problem("tube-full", headers={"Retry-After": "1"})
             else:
                 ask.call.problem("job-too-large" if isinstance(reply, r.JobTooBig) else "overloaded")
 
         if not self._counters.draining:
+            if unique is not None:
+                only = unique
+                self._command(ask, lambda session: c.PutUnique(session, tube, jobs[0], only, key, fingerprint), answered)
+                return
             self._command(ask, lambda session: c.PutMany(session, tube, jobs, key, fingerprint), answered)
         elif key:  # it may be asked again for what was put before
             self._read(
@@ -290,22 +272,39 @@ class Api:
         else:
             ask.call.problem("draining")
 
-    def _what_to_put(self, ask: Ask) -> tuple[str, list[c.NewJob]]:
+    def _what_to_put(self, ask: Ask) -> tuple[str, list[c.NewJob], asks.Unique | None]:
+        """The idempotency key, the jobs, and if there is one that is the only one of its kind. Raises BadRequest."""
+        tube: str = ask.parts["tube"]
+        unique: asks.Unique | None = None
         raw_key = ask.call.header("Idempotency-Key")
         key = convert(raw_key, Key, "Idempotency-Key") if raw_key is not None else ""
         if isinstance(ask.body, bytes):
             given = {item.encode_name: ask.call.header(item.encode_name) for item in msgspec.structs.fields(_RawJob)}
             raw = convert({name: value for name, value in given.items() if value is not None}, _RawJob, f"the headers of {RAW}")
-            jobs = [c.NewJob(raw.priority, s.ms(raw.delay_s), s.ms(raw.ttr_s), ask.body)]
+            jobs = [self._new_job(tube, raw.priority, s.ms(raw.delay_s), raw.ttr_s, ask.body)]
         else:
-            jobs = [_new_job(job) for job in (ask.body if isinstance(ask.body, list) else [ask.body])]
+            given_jobs = ask.body if isinstance(ask.body, list) else [ask.body]
+            jobs = [self._new_job(tube, job.priority, _delay_ms(job), job.ttr_s, _body(job)) for job in given_jobs]
+            unique = _unique(given_jobs)
         largest = self._node.max_job_size
         for place, job in enumerate(jobs):
             if len(job.body) > largest:
                 raise BadRequest(f"Job {place} has {len(job.body)} bytes, and may have {largest}.", "job-too-large")
         if sum(len(job.body) for job in jobs) > max(HTTP_BODY_BYTES, largest):
             raise BadRequest(f"The jobs have more than {max(HTTP_BODY_BYTES, largest)} bytes together.", "too-large")
-        return key, jobs
+        return key, jobs, unique
+
+    def _new_job(
+        self, tube: str, priority: int | msgspec.UnsetType, delay_ms: int, ttr_s: float | msgspec.UnsetType, body: bytes
+    ) -> c.NewJob:
+        """What is not given is as the policy of the tube says, as this node knows it now."""
+        known = self._node.machine.policies.tubes.get(tube)
+        policy = known.policy if known is not None else None
+        if isinstance(priority, msgspec.UnsetType):
+            priority = policy.default_pri if policy is not None and policy.default_pri is not None else s.PRIORITY
+        default_ttr_ms = policy.default_ttr_ms if policy is not None else 0
+        ttr_ms = (default_ttr_ms or s.ms(s.TIME_TO_RUN_S)) if isinstance(ttr_s, msgspec.UnsetType) else s.ms(ttr_s)
+        return c.NewJob(priority, delay_ms, ttr_ms, body)
 
     # -- reserving ----------------------------------------------------------------------------
 
@@ -329,9 +328,20 @@ class Api:
 
         def query(machine: StateMachine, now_ms: int) -> s.JobView | None:
             job = machine.jobs.get(ask.parts["id"])
-            return s.job_view(job, now_ms) if job is not None else None
+            return s.job_view(machine, job, now_ms) if job is not None else None
 
         self._read(ask, query, lambda job: ask.call.say(200, job) if job is not None else ask.call.problem("no-such-job"))
+
+    @route("GET", "/v1/jobs/{id}/result", s.Result, problems=("no-result", "not-committed"))
+    def _result(self, ask: Ask) -> None:
+        """Tell what came of a finished job, if the policy of its tube retains that."""
+        id = ask.parts["id"]
+
+        def query(machine: StateMachine, now_ms: int) -> s.Result | None:
+            found = machine.policies.finished.find(id, now_ms)
+            return s.Result(id, *found[:2], s.moment(found.finished_ms), **s.body_fields(found.result)) if found is not None else None
+
+        self._read(ask, query, lambda found: ask.call.say(200, found) if found is not None else ask.call.problem("no-result"))
 
     def _done(self, ask: Ask, otherwise: str) -> Callable[[Any], None]:
         """Answers with 204, or with why not: there is no such job, or `otherwise`."""
@@ -344,7 +354,7 @@ class Api:
 
         return answered
 
-    @route("DELETE", "/v1/jobs/{id}", None, 204, query=_WithToken, problems=("no-such-job", "stale-token", "reserved", *_LATE))
+    @route("DELETE", "/v1/jobs/{id}", None, 204, query=_WithToken, problems=("no-such-job", "stale-token", "reserved", *LATE))
     def _delete(self, ask: Ask) -> None:
         """Delete a job, with its token if it is reserved."""
         token = ask.query.token or 0  # UNSET is false
@@ -384,7 +394,7 @@ class Api:
 
         self._command(ask, lambda session: c.Touch(session, ask.parts["id"], token), answered)
 
-    @route("POST", "/v1/jobs/{id}/kick", None, 204, problems=("no-such-job", "not-kickable", *_LATE))
+    @route("POST", "/v1/jobs/{id}/kick", None, 204, problems=("no-such-job", "not-kickable", *LATE))
     def _kick_job(self, ask: Ask) -> None:
         """Kick a job that is buried or delayed: it is ready."""
 
@@ -401,7 +411,7 @@ class Api:
             newest = list(islice(recent.of_job(id), HISTORY_EVENTS + 1))
             known_from = newest.pop().entry + 1 if len(newest) > HISTORY_EVENTS else recent.known_from
             events = [s.job_event(event) for event in reversed(newest)]
-            return s.History(id, known_from, events, s.job_view(job, now_ms, with_body=False) if job is not None else None)
+            return s.History(id, known_from, events, s.job_view(machine, job, now_ms, with_body=False) if job is not None else None)
 
         def answered(history: s.History) -> None:
             if history.events or history.now is not None:
@@ -432,9 +442,26 @@ class Api:
         )
 
 
-def _new_job(job: s.NewJob) -> c.NewJob:
+def _body(job: s.NewJob) -> bytes:
     if isinstance(job.body, str) == isinstance(job.base64, bytes):
         raise BadRequest("the body: a job has either `body` or `base64`")
     body = job.body.encode() if isinstance(job.body, str) else job.base64
     assert isinstance(body, bytes)
-    return c.NewJob(job.priority, s.ms(job.delay_s), s.ms(job.ttr_s), body)
+    return body
+
+
+def _delay_ms(job: s.NewJob) -> int:
+    if isinstance(job.run_at, msgspec.UnsetType):
+        return s.ms(job.delay_s)
+    if job.delay_s:
+        raise BadRequest("A job has either `delay_s` or `run_at`.", "bad-job")
+    return s.ms(min(max(0.0, job.run_at.timestamp() - time()), s.LONGEST_S))
+
+
+def _unique(jobs: list[s.NewJob]) -> asks.Unique | None:
+    only = [job.unique for job in jobs if not isinstance(job.unique, msgspec.UnsetType)]
+    if not only:
+        return None
+    if len(jobs) > 1:
+        raise BadRequest("A job with `unique` is put alone.", "bad-job")
+    return asks.Unique(only[0].key, only[0].until == "reserved", s.ms(only[0].for_s or 0))

@@ -87,6 +87,15 @@ class NodeCollector(Collector):
         yield GaugeMetricFamily("raftd_idempotency_keys", "Keys that are remembered.", value=len(machine.keys.used))
         yield CounterMetricFamily("raftd_jobs_put", "Jobs ever put.", value=machine.total_jobs)
         yield CounterMetricFamily("raftd_job_timeouts", "Reservations that ran out of time.", value=machine.job_timeouts)
+        ended = CounterMetricFamily("raftd_jobs_ended_by_policy", "Dead, expired, or dropped by a full tube.", labels=["how"])
+        for how in ("died", "expired", "dropped"):
+            ended.add_metric([how], getattr(machine.policies, how))
+        yield ended
+        schedules = GaugeMetricFamily("raftd_schedule_occurrences", "Put, or skipped, of schedules that there are.", labels=["how"])
+        for how in ("put", "skipped"):
+            schedules.add_metric([how], sum(getattr(schedule, how) for schedule in machine.schedules.by_name.values()))
+        yield schedules
+        yield GaugeMetricFamily("raftd_policies", "Tubes with a policy.", value=len(machine.policies.tubes))
         oldest = next(iter(machine.jobs.values()), None)
         age_ms = max(0, (self._node.raft.clock_ms() or machine.now_ms) - oldest.created_ms) if oldest is not None else 0
         yield GaugeMetricFamily("raftd_oldest_job_age_seconds", "Of the job that was put first.", value=age_ms / 1000)

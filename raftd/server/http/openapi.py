@@ -78,6 +78,8 @@ def _operation(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
     responses[str(route.status)] = {"description": "Done."}
     if route.answer is not None:
         responses[str(route.status)]["content"] = {JSON: {"schema": schema_of[repr(route.answer)]}}
+    for status in route.also:
+        responses[str(status)] = dict(responses[str(route.status)])
     if route.key is not None:
         replayed = {"description": "true if it was put before.", "schema": {"type": "string"}}
         responses[str(route.status)]["headers"] = {"Idempotency-Replayed": replayed}

@@ -12,8 +12,9 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from raftd.errors import UNDECODABLE
-from raftd.server.http.shapes import PARTS, TUBE_NAME
+from raftd.server.http.shapes import PARTS
 from raftd.server.http.site import JSON, Call
+from raftd.wire.policy import TUBE_NAME
 
 #: A body up to this size is read again if a whole number in it may be written with a point (bytes): it takes Python.
 WHOLE_NUMBER_BYTES = 16 << 10
@@ -43,6 +44,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     answer: Any
     status: int = 200
+    also: tuple[int, ...] = ()  # other statuses that say that it is done
     query: type[msgspec.Struct] = Nothing
     body: Any = None
     body_is_optional: bool = False

@@ -10,9 +10,14 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
+from raftd.jobs.machine import StateMachine
 from raftd.jobs.model import Job, JobEventKind, State, Tube
-from raftd.limits import JOBS_PER_PUT, KICKED_JOBS
+from raftd.jobs.schedules import Schedule
+from raftd.limits import JOBS_PER_PUT, KICKED_JOBS, SEARCH_CHARACTERS, UNIQUE_CHARACTERS
 from raftd.node import job_events
+from raftd.wire.policy import PolicyDocument, TubeName, document_of
+from raftd.wire.schedule import Base64, ScheduleDocument, ScheduleName
+from raftd.wire.schedule import document_of as document_of_plan
 
 #: The longest that a call may wait for jobs (seconds): less than a minute, after which proxies and clients give up.
 RESERVE_WAIT_S = 55
@@ -21,29 +26,27 @@ RESERVE_TUBES = 100
 
 _U32 = 0xFFFF_FFFF
 
-TUBE_NAME = "1 to 200 of A-Z a-z 0-9 - + / ; . $ _ ( ), and no - first"
-TubeName = Annotated[
-    str,
-    # (?!\n): Python's $ would let one stand at the end
-    Meta(pattern=r"^[A-Za-z0-9+/;.$_()][A-Za-z0-9+/;.$_()\-]{0,199}$(?!\n)", description=TUBE_NAME),
-]
 JobId = Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
 NodeId = Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]
 Token = Annotated[int, Meta(ge=1, le=(1 << 63) - 1, description="Of the reservation: a later one of any job has a greater one.")]
 Priority = Annotated[int, Meta(ge=0, le=_U32, description="0 is the most urgent.")]
 Delay = Annotated[float, Meta(ge=0, le=_U32, description="Seconds until it can be reserved.")]
 TimeToRun = Annotated[float, Meta(ge=1, le=_U32, description="Seconds that a reservation lasts unless it is touched.")]
-Base64 = Annotated[
-    bytes, Meta(extra_json_schema={"pattern": "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"}, description="Any bytes.")
-]
 PRIORITY, TIME_TO_RUN_S = 65_536, 60
+LONGEST_S = _U32
+_LAST_MS = 253_402_300_799_000
 
 #: The parameters that stand in paths.
-PARTS = {"tube": TubeName, "id": JobId, "node": NodeId}
+PARTS = {"tube": TubeName, "name": ScheduleName, "id": JobId, "node": NodeId}
 
 
 def ms(seconds: float) -> int:
     return round(seconds * 1000)
+
+
+def moment_ms(moment: datetime) -> int:
+    """As log time has it; 1 for what is before, and the last that `moment` can say for what is later."""
+    return min(max(1, ms(moment.timestamp())), _LAST_MS)
 
 
 def moment(time_ms: int) -> str:
@@ -57,14 +60,24 @@ class _Given(Struct, forbid_unknown_fields=True):
 # -- what callers send -------------------------------------------------------------------------
 
 
+class Unique(_Given):
+    """The only job of its kind in its tube: while there is one, another is not put."""
+
+    key: Annotated[str, Meta(min_length=1, max_length=UNIQUE_CHARACTERS)]
+    until: Annotated[Literal["deleted", "reserved"], Meta(description="`deleted` or dead; or `reserved` for the first time.")] = "deleted"
+    for_s: Annotated[float, Meta(ge=0.001, le=_U32, description="For so long at most.")] | None = None
+
+
 class NewJob(_Given):
-    """A job to be put: `body` or `base64`."""
+    """A job to be put: `body` or `base64`. Without a priority, or a time to run, it has that of its tube's policy, or 65536, and 60 s."""
 
     body: str | UnsetType = UNSET
     base64: Base64 | UnsetType = UNSET
-    priority: Priority = PRIORITY
+    priority: Priority | UnsetType = UNSET
     delay_s: Delay = 0
-    ttr_s: TimeToRun = TIME_TO_RUN_S
+    run_at: Annotated[datetime, Meta(tz=True, description="When it can be reserved, instead of a delay.")] | UnsetType = UNSET
+    ttr_s: TimeToRun | UnsetType = UNSET
+    unique: Unique | UnsetType = UNSET
 
 
 NewJobs = NewJob | Annotated[list[NewJob], Meta(min_length=1, max_length=JOBS_PER_PUT)]
@@ -111,6 +124,30 @@ class Kick(_Given):
     count: Annotated[int, Meta(ge=1, le=KICKED_JOBS)] = 1
 
 
+class Selected(_Given):
+    """Dead letters and buried jobs of a tube: whose last error has this text in it, that died in this tube, that are dead (or were put)
+    from and before these moments, with ids up to this one."""
+
+    error: Annotated[str, Meta(max_length=SEARCH_CHARACTERS)] = ""
+    origin: TubeName | None = None
+    from_: Annotated[datetime, Meta(tz=True)] | None = field(default=None, name="from")
+    before: Annotated[datetime, Meta(tz=True)] | None = None
+    up_to: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
+
+
+class Replay(Selected):
+    """One step: of the jobs behind `after` those that fit are moved, each to where it died or all `to` a tube; kicked if they are buried;
+    or deleted."""
+
+    action: Literal["move", "kick", "delete"] = "move"
+    to: TubeName | None = None
+    after: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
+
+
+class PauseSchedule(_Given):
+    paused: bool = True
+
+
 class Transfer(_Given):
     node: NodeId
 
@@ -126,13 +163,35 @@ class NewMember(_Given):
 
 
 class Stored(Struct):
-    """The ids of the jobs that were put, in their order."""
+    """The ids of the jobs that were put, in their order. `exists`: nothing was put, for there is the only job of its kind."""
 
     ids: list[JobId]
+    exists: bool | UnsetType = UNSET
+
+
+class Result(Struct):
+    """What came of a job that a worker has finished, after so many failed attempts."""
+
+    id: JobId
+    tube: str
+    attempts: int
+    finished: str
+    body: str | UnsetType = UNSET
+    base64: Base64 | UnsetType = UNSET
+
+
+class Death(Struct):
+    """Why a policy has declared a job dead, where and when, and after how many failed attempts."""
+
+    reason: Literal["attempts", "expired", "overflow"]
+    tube: str
+    at: str
+    attempts: int
 
 
 class JobView(Struct):
-    """`left_s`: until its delay or its time to run is over."""
+    """`left_s`: until its delay or its time to run is over. `attempts`: how many have failed; `error`: why the last of them did, if that
+    was said."""
 
     id: JobId
     tube: str
@@ -147,6 +206,9 @@ class JobView(Struct):
     releases: int
     buries: int
     kicks: int
+    attempts: int
+    error: str | None
+    death: Death | None
     body: str | UnsetType = UNSET
     base64: Base64 | UnsetType = UNSET
 
@@ -179,7 +241,8 @@ class Kicked(Struct):
 
 
 class TubeView(Struct):
-    """`is_topic`: it was declared, and stays though it may be empty. `urgent` jobs are ready, with a priority below 1024."""
+    """`is_topic`: it was declared, and stays though it may be empty. `urgent` jobs are ready, with a priority below 1024. `bytes`: of the
+    bodies of its jobs. `policy_version`: of its policy, 0 if it has none."""
 
     name: str
     is_topic: bool
@@ -194,6 +257,66 @@ class TubeView(Struct):
     watching: int
     waiting: int
     pause_left_s: float
+    bytes: int
+    policy_version: int
+
+
+class PolicyView(Struct):
+    """What a tube does by itself. `version`: it grows with each change of any policy."""
+
+    tube: str
+    version: int
+    policy: PolicyDocument
+
+
+class PolicyList(Struct):
+    """By tube. `more`: there are others behind the last one; ask again with it as `after`."""
+
+    policies: list[PolicyView]
+    more: bool
+
+
+class DeadCount(Struct):
+    """So many dead letters and buried jobs were there at `before`, with ids up to `up_to`: those that a replay with these two would touch.
+    `more`: ask again with them and with `after`, and add."""
+
+    count: int
+    before: str
+    up_to: int
+    after: int
+    more: bool
+
+
+class Replayed(Struct):
+    """So many were done, and so many that fit could not be: their tube is full, or there is nowhere to go. `more`: ask again with
+    `after`."""
+
+    done: int
+    skipped: int
+    after: int
+    more: bool
+
+
+class ScheduleView(Struct):
+    """`next`: its next occurrence, by the leader's clock; null: not known yet, or none. `last_job`: the job of the last. `put`, `skipped`:
+    how many occurrences were put, and how many were not: missed, too early, or their tube was full."""
+
+    name: str
+    version: int
+    schedule: ScheduleDocument
+    is_paused: bool
+    next: str | None
+    last: str | None
+    last_job: int
+    put: int
+    skipped: int
+
+
+class ScheduleList(Struct):
+    """By name. `more`: there are others behind the last one; ask again with it as `after`."""
+
+    schedules: list[ScheduleView]
+    more: bool
 
 
 class TubeList(Struct):
@@ -292,7 +415,8 @@ _STATES: dict[State, Literal["ready", "delayed", "reserved", "buried"]] = {
 }
 
 
-def job_view(job: Job, now_ms: int, with_body: bool = True) -> JobView:
+def job_view(machine: StateMachine, job: Job, now_ms: int, with_body: bool = True) -> JobView:
+    mark = machine.policies.marks.get(job.id)
     runs = job.state in (State.RESERVED, State.DELAYED)
     return JobView(
         id=job.id,
@@ -308,6 +432,9 @@ def job_view(job: Job, now_ms: int, with_body: bool = True) -> JobView:
         releases=job.releases,
         buries=job.buries,
         kicks=job.kicks,
+        attempts=machine.attempts(job),
+        error=machine.clients.errors.get(job.id),
+        death=Death(mark.death, mark.origin, moment(mark.died_ms), mark.attempts) if mark is not None and mark.death else None,
         **(body_fields(job.body) if with_body else {}),
     )
 
@@ -333,7 +460,27 @@ def tube_view(tube: Tube, now_ms: int) -> TubeView:
         tube.watching,
         len(tube.waiters),
         max(0, tube.pause_until_ms - now_ms) / 1000,
+        tube.bytes,
+        tube.version,
     )
+
+
+def schedule_view(schedule: Schedule) -> ScheduleView:
+    return ScheduleView(
+        schedule.name,
+        schedule.version,
+        document_of_plan(schedule.plan),
+        schedule.is_paused,
+        moment(schedule.next_ms) if schedule.next_ms else None,
+        moment(schedule.last_ms) if schedule.last_ms else None,
+        schedule.last_job,
+        schedule.put,
+        schedule.skipped,
+    )
+
+
+def policy_view(tube: Tube) -> PolicyView | None:
+    return PolicyView(tube.name, tube.version, document_of(tube.policy)) if tube.policy is not None else None
 
 
 def job_event(event: job_events.JobEvent) -> JobEvent:

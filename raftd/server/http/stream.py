@@ -19,6 +19,7 @@ from raftd.server.http import shapes as s
 from raftd.server.http.routes import BadRequest, read_query
 from raftd.server.http.site import Call, Stream
 from raftd.server.reporter import EventReporter
+from raftd.wire.policy import TubeName
 
 #: Clients that listen to events of one node; how much they are told in one turn, together; and how often they hear that the node is
 #: still there, and must have read something (seconds).
@@ -34,7 +35,7 @@ _Place = tuple[int, int]
 class _Wanted(msgspec.Struct, forbid_unknown_fields=True):
     """Nothing: everything."""
 
-    tube: list[s.TubeName] = []
+    tube: list[TubeName] = []
     kind: list[Literal["job", "role", "members", "note", "gateway-closed", "gateway-silent"]] = []
     last_event_id: str | None = None
 

@@ -11,7 +11,9 @@ from raftd.server.http import problems
 from raftd.server.http.api import Api
 from raftd.server.http.cluster import ClusterApi
 from raftd.server.http.openapi import specification
+from raftd.server.http.policies import PolicyApi
 from raftd.server.http.routes import Ask, Router, route, routes_of
+from raftd.server.http.schedules import ScheduleApi
 from raftd.server.http.site import JSON
 from raftd.server.stats import Counters
 
@@ -50,6 +52,7 @@ class _About:
 def v1(node: Node, clock: Any, counters: Counters) -> Router:
     """The router of all of it."""
     about = _About()
-    routes = [route for owner in (Api(node, clock, counters), ClusterApi(node, clock), about) for route in routes_of(owner)]
+    queue = [part(node, clock, counters) for part in (Api, PolicyApi, ScheduleApi)]
+    routes = [route for owner in (*queue, ClusterApi(node, clock), about) for route in routes_of(owner)]
     about.document = specification(routes)
     return Router(routes)

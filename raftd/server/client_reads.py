@@ -1,0 +1,177 @@
+"""What the client listener tells of jobs and tubes, without changing them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import nsmallest
+from itertools import islice
+
+import msgspec
+
+from raftd.jobs import replay
+from raftd.jobs.asks import Selection
+from raftd.jobs.machine import StateMachine
+from raftd.jobs.model import NO_MARK, Job, Tube
+from raftd.jobs.queries import Query
+from raftd.jobs.schedules import without_body
+from raftd.limits import COUNTED_JOBS
+from raftd.node.job_events import JobEventBuffer
+from raftd.node.session import nothing_scanned
+from raftd.wire import client as w
+from raftd.wire.checks import what_is_wrong_with_selection
+
+#: Tubes and schedules that one answer lists, and the newest events of a job that its history tells.
+TUBES_LISTED = 1_000
+SCHEDULES_LISTED = 100
+EVENTS_TOLD = 1_000
+
+
+def query_of(read: w.Read, events: JobEventBuffer) -> Query:
+    """What finds the answer to `read`."""
+    match read:
+        case w.JobRequest(job=id):
+            return lambda machine, now_ms, node, session: w.JobFound(_job(machine, machine.jobs.get(id), now_ms))
+        case w.NextRequest(tube=name, state=state):
+            return lambda machine, now_ms, node, session: w.JobFound(_job(machine, _next(machine, name, state), now_ms))
+        case w.TubeRequest(tube=name):
+            return lambda machine, now_ms, node, session: w.TubesFound(
+                [_tube(tube, now_ms) for tube in (machine.tubes.get(name),) if tube is not None], has_more=False
+            )
+        case w.TubesRequest(after=after, limit=limit):
+            most = min(max(1, limit), TUBES_LISTED)
+
+            def tubes(machine: StateMachine, now_ms: int, node: int, session: int) -> w.TubesFound:
+                names = nsmallest(most + 1, (name for name in machine.tubes if name > after))
+                return w.TubesFound([_tube(machine.tubes[name], now_ms) for name in names[:most]], len(names) > most)
+
+            return tubes
+        case w.HistoryRequest(job=id):
+            return lambda machine, now_ms, node, session: _history(events, id)
+        case w.CountRequest():
+            return lambda machine, now_ms, node, session: _count(machine, now_ms, read)
+        case w.SchedulesRequest(name=name, after=after, limit=limit):
+            some = min(max(1, limit), SCHEDULES_LISTED)
+            return lambda machine, now_ms, node, session: _schedules(machine, name, after, some)
+        case w.ResultRequest(job=id):
+            return lambda machine, now_ms, node, session: w.ResultFound(_result(machine, id, now_ms))
+        case w.PoliciesRequest(tube=name, after=after, limit=limit):
+            some = min(max(1, limit), TUBES_LISTED)
+            return lambda machine, now_ms, node, session: _policy(machine, name) if name else _policies(machine, after, some)
+
+
+def scanned_by(read: w.Read) -> Callable[[StateMachine], int]:
+    """How many items it looks at."""
+    if isinstance(read, w.TubesRequest):
+        return lambda machine: len(machine.tubes)
+    if isinstance(read, w.SchedulesRequest):
+        return lambda machine: len(machine.schedules.by_name)
+    if isinstance(read, w.CountRequest):
+        return lambda machine: min(len(machine.jobs), COUNTED_JOBS)
+    if isinstance(read, w.PoliciesRequest):
+        return lambda machine: 0 if read.tube else len(machine.policies.tubes)
+    if isinstance(read, w.HistoryRequest):
+        return lambda machine: EVENTS_TOLD
+    return nothing_scanned
+
+
+def _next(machine: StateMachine, name: str, state: str) -> Job | None:
+    tube = machine.tubes.get(name)
+    if tube is None:
+        return None
+    queue = {"ready": tube.ready, "delayed": tube.delayed, "buried": tube.buried}.get(state)
+    least = queue.least() if queue is not None else None
+    return machine.jobs[least[1]] if least is not None else None
+
+
+def _job(machine: StateMachine, job: Job | None, now_ms: int) -> w.JobInfo | None:
+    if job is None:
+        return None
+    mark = machine.policies.marks.get(job.id, NO_MARK)
+    return w.JobInfo(
+        job.id,
+        job.tube.name,
+        job.state.name.lower(),
+        job.pri,
+        max(0, now_ms - job.created_ms),
+        job.delay_ms,
+        job.ttr_ms,
+        max(0, job.deadline_ms - now_ms) if job.has_deadline else 0,
+        job.token,
+        job.reserves,
+        job.timeouts,
+        job.releases,
+        job.buries,
+        job.kicks,
+        machine.attempts(job),
+        machine.clients.errors.get(job.id, ""),
+        job.body,
+        mark.death,
+        mark.origin,
+        mark.attempts,
+        max(0, now_ms - mark.died_ms) if mark.death else 0,
+    )
+
+
+def _tube(tube: Tube, now_ms: int) -> w.TubeInfo:
+    return w.TubeInfo(
+        tube.name,
+        len(tube.ready),
+        tube.reserved,
+        len(tube.delayed),
+        len(tube.buried),
+        tube.urgent,
+        len(tube.waiters),
+        tube.watching,
+        tube.total_jobs,
+        tube.cmd_delete,
+        max(0, tube.pause_until_ms - now_ms),
+        tube.is_declared,
+        tube.bytes,
+        tube.version,
+    )
+
+
+def _count(machine: StateMachine, now_ms: int, read: w.CountRequest) -> w.Counted:
+    if what_is_wrong_with_selection(read.which):
+        return w.Counted(0, read.which, read.after, is_done=True)
+    which = complete(machine, now_ms, read.which, read.older_ms, read.newer_ms)
+    found = replay.count(machine, which, read.after, COUNTED_JOBS)
+    return w.Counted(found.done, which, found.after, found.is_done)
+
+
+def complete(machine: StateMachine, now_ms: int, which: Selection, older_ms: int, newer_ms: int) -> Selection:
+    """What dies or is put from now on is not in it."""
+    if which.up_to:
+        return which
+    from_ms = max(1, now_ms - newer_ms) if newer_ms else 0
+    return Selection(which.tube, which.error, which.origin, from_ms, max(1, now_ms - max(0, older_ms)), max(1, machine.last_id))
+
+
+def _schedules(machine: StateMachine, name: str, after: str, most: int) -> w.SchedulesFound:
+    known = machine.schedules.by_name
+    names = [name] if name in known else [] if name else nsmallest(most + 1, (one for one in known if one > after))
+    found = [w.ScheduleInfo(*msgspec.structs.astuple(known[one] if name else without_body(known[one]))) for one in names[:most]]
+    return w.SchedulesFound(found, len(names) > most)
+
+
+def _result(machine: StateMachine, id: int, now_ms: int) -> w.FinishedInfo | None:
+    found = machine.policies.finished.find(id, now_ms)
+    return w.FinishedInfo(id, found.tube, found.attempts, max(0, now_ms - found.finished_ms), found.result) if found is not None else None
+
+
+def _policy(machine: StateMachine, name: str) -> w.PoliciesFound:
+    tube = machine.policies.tubes.get(name)
+    return w.PoliciesFound([(name, tube.version, tube.policy)] if tube is not None and tube.policy is not None else [], has_more=False)
+
+
+def _policies(machine: StateMachine, after: str, most: int) -> w.PoliciesFound:
+    known = machine.policies.tubes
+    names = nsmallest(most + 1, (name for name in known if name > after))
+    found = [(name, known[name].version, policy) for name in names[:most] if (policy := known[name].policy) is not None]
+    return w.PoliciesFound(found, len(names) > most)
+
+
+def _history(events: JobEventBuffer, id: int) -> w.History:
+    newest = list(islice(events.of_job(id), EVENTS_TOLD))
+    told = [w.JobEvent(event.entry, event.time_ms, event.what.value, event.tube, event.token) for event in reversed(newest)]
+    return w.History(events.known_from, told)
