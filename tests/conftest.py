@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-_SLOW = ("processes", "client", "sim", "cli/test_commands.py", "cli/test_files.py", "test_container.py")
+_SLOW = (
+    *("bench", "client", "processes", "sim", "work", "test_container.py"),
+    *("cli/test_commands.py", "cli/test_files.py", "cli/test_jobs.py", "cli/test_line_console.py"),
+)
 
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH"))))
 

@@ -94,7 +94,7 @@ def test_a_killed_copy_costs_a_warning_and_an_orphan_ends(tmp_path):
     with ProcessCluster(tmp_path, 1, snapshot_log_bytes=BOUND, max_job_size=4 << 20) as cluster:
         node = cluster.running[1]
         client = cluster.client(1)
-        put_many(client, 60, 1 << 20)  # sixty megabytes take a while to write
+        put_many(client, 20, 1 << 20)  # twenty megabytes take a while to write
 
         def next_copy() -> int:
             put_many(client, 2, 1 << 20)
@@ -106,7 +106,7 @@ def test_a_killed_copy_costs_a_warning_and_an_orphan_ends(tmp_path):
             return "no snapshot was written" in log_of(cluster, 1)
 
         wait_for(a_warning_follows, what="a warning")
-        assert client.put(b"on") > 60
+        assert client.put(b"on") > 20
         child = wait_for(next_copy, what="another copy")
         cluster.kill(1)
         wait_for(lambda: not Path(f"/proc/{child}").exists() or _is_zombie(child), what="the copy's end")
