@@ -16,6 +16,7 @@ from raftd.client.address import HostPort
 from raftd.client.connection import Connection, NoAnswer, printable, where
 from raftd.config import load
 from raftd.errors import ConfigError
+from raftd.limits import CLOCK_DIFFERENCE_MS
 from raftd.wire.client import Members, MembersRequest, Status, StatusRequest
 
 _LEFT = ("client listener", "role", "version")
@@ -158,6 +159,9 @@ def table(addresses: list[HostPort], answers: list[Answer], width: int) -> Rende
             remarks.append(f"node {answer.node} is draining: it refuses puts until it is started again")
         if answer.is_low_on_disk:
             remarks.append(f"node {answer.node} is low on disk: {size(answer.free_bytes)} are free")
+        if abs(ahead_ms := answer.clock_ahead_ms or 0) > CLOCK_DIFFERENCE_MS:
+            where_it_is = f"{abs(ahead_ms) / 1000:.1f} s {'ahead of' if ahead_ms > 0 else 'behind'}"
+            remarks.append(f"the wall clock of node {answer.node} is {where_it_is} the leader's, and schedules go by that")
     if len({status.cluster_id for status in said if status.cluster_id}) > 1:
         remarks.append("these nodes are not of one cluster: each of them has the jobs of its own")
     if any(status.space_is_scarce for status in said):

@@ -35,6 +35,7 @@ from raftd.node.job_events import JobEventBuffer
 from raftd.node.proposals import LeaderProposals
 from raftd.node.reads import Reads
 from raftd.node.session import Session
+from raftd.node.wall_clock import WallClock
 from raftd.note import Note
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
@@ -42,7 +43,7 @@ from raftd.raft.membership import decode
 from raftd.raft.messages import Admin, AdminReply, AdminRequest, Configuration, Entry, EntryKind, Message, TransferLead
 from raftd.raft.ready import HardState, Ready, RoleChange
 from raftd.storage.store import Clock, Opened, Store
-from raftd.wire.peer import Hello, PeerMessage, Refusal, RefusalCode
+from raftd.wire.peer import AskClock, Hello, PeerMessage, Refusal, RefusalCode, TellClock
 
 #: Ticks between two measurements of free disk space on a node that writes nothing: half a second.
 FREE_SPACE_TICKS = 50
@@ -164,6 +165,7 @@ class Node:
             observer.noted,
         )
         self._administration = Administration(self.raft, transport.send)
+        self.wall_clock = WallClock(self.raft, transport.send, observer.noted)
         self._configuration = self.raft.membership.latest
         self._removal_reported = False
         self._is_measuring = False
@@ -251,6 +253,15 @@ class Node:
     def backup(self, done: Backup) -> None:
         """`done` is called with a snapshot of the state as it is applied here, or with why there is none; `copy` reads it."""
         self.compaction.backup(self.machine.applied_index, done)
+        self.wake()
+
+    def compare_clocks(self) -> None:
+        """Ask the leader what its wall clock says. To be called every `CLOCK_CHECK_S`."""
+        self._guarded(self._compare_clocks)
+
+    def _compare_clocks(self) -> None:
+        self._set_time()
+        self.wall_clock.ask(self._proposals.level_of(self.raft.leader))
         self.wake()
 
     def copy(self, index: int, offset: int, done: Callable[[bytes], None]) -> bool:
@@ -405,6 +416,8 @@ class Node:
                 self._administration.receive(sender, message)
             case Refusal():
                 self.was_refused(message)
+            case AskClock() | TellClock():
+                self.wall_clock.receive(sender, message)
             case _:
                 self.raft.step(sender, message)
                 if not self._has_work(now_ms):  # most often an acknowledgement that moves nothing

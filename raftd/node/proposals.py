@@ -72,6 +72,10 @@ class LeaderProposals:
             self._levels = {known: its for known, its in self._levels.items() if known in self._raft.membership.members}
         self._levels[node] = level
 
+    def level_of(self, node: int) -> int:
+        """Return the features that its raftd knows, as it has said last; 0 if it has said nothing."""
+        return self._levels.get(node, 0)
+
     def tick(self) -> None:
         """Remember who was heard."""
         for peer, progress in self._raft.progress.items():
@@ -166,7 +170,7 @@ class LeaderProposals:
     def _propose_level(self, machine: StateMachine) -> None:
         """The cluster is at the least level of its members, once all have been heard; there is no way back."""
         others = self._raft.membership.members - {self._node}
-        level = min([self._level, *(self._levels.get(node, 0) for node in others)])
+        level = min([self._level, *map(self.level_of, others)])
         if level > machine.level:
             self._propose_once(Features(level), Features(level))
 

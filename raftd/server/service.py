@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 from raftd.config import Config
 from raftd.errors import StorageError, TooOld
 from raftd.jobs.commands import Settings
-from raftd.limits import HANGUP_CHECK_S, LIMITS, TICK_MS, Limits
+from raftd.limits import CLOCK_CHECK_S, HANGUP_CHECK_S, LIMITS, TICK_MS, Limits
 from raftd.node.config import NodeConfig
 from raftd.node.loop import Node
 from raftd.raft.messages import Configuration, MemberAddress
@@ -201,6 +201,9 @@ class RaftdService(service.MultiService):
             self._log.warn("this node may have lost entries that it acknowledged: its votes count for less until it has caught up")
         self._dial_members(node.raft.membership.latest)
         self._check_own_address(node.raft.membership.latest)
+        clock_checks = internet.TimerService(CLOCK_CHECK_S, node.compare_clocks)
+        clock_checks.clock = self._reactor
+        clock_checks.setServiceParent(self)
         self._collector = CycleCollector(self._reactor, lambda: node.machine.items)
         self._collector.setServiceParent(self)
         if isinstance(self._reactor, TurnReactor):

@@ -137,6 +137,7 @@ def overview(node: Node, counters: Counters) -> Status:
         jobs=(counts.ready, counts.reserved, counts.delayed, counts.buried),
         longest_pause_ms=round(pauses.longest_s * 1000, 1) if pauses is not None else 0.0,
         longest_work_ms=round(pauses.longest_work_s * 1000, 1) if pauses is not None else 0.0,
+        clock_ahead_ms=node.wall_clock.ahead_ms,
     )
 
 

@@ -1,4 +1,4 @@
-"""What two nodes say to each other: a hello, then Raft's messages and the gateways'."""
+"""What two nodes say to each other: a hello, then Raft's messages, the gateways', and the time of their clocks."""
 
 from __future__ import annotations
 
@@ -53,7 +53,20 @@ class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=30, forbid_unkno
     text: str
 
 
-PeerMessage = Message | GatewayMessage | Admin | AdminReply | Refusal
+class AskClock(msgspec.Struct, frozen=True, array_like=True, tag=31, gc=False, forbid_unknown_fields=True):
+    """From level 4 on. What does your wall clock say? `asked_ms` returns with the answer: the asker's monotonic clock."""
+
+    asked_ms: int
+
+
+class TellClock(msgspec.Struct, frozen=True, array_like=True, tag=32, gc=False, forbid_unknown_fields=True):
+    """It says `wall_ms`, in milliseconds since 1970."""
+
+    asked_ms: int
+    wall_ms: int
+
+
+PeerMessage = Message | GatewayMessage | Admin | AdminReply | Refusal | AskClock | TellClock
 
 _encoder = msgspec.msgpack.Encoder()
 _hello_decoder = msgspec.msgpack.Decoder(Hello)

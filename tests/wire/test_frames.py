@@ -126,6 +126,8 @@ MESSAGES = [
     Forward(2, 1, b"payload"),
     ForwardRefused(2, 1),
     peer.Refusal(peer.RefusalCode.TIMEOUT, "why"),
+    peer.AskClock(12),
+    peer.TellClock(12, 1_700_000_000_000),
 ]
 
 
@@ -186,6 +188,7 @@ STATUS = client.Status(
     jobs=(1, 2, 3, 4),
     longest_pause_ms=1.5,
     longest_work_ms=0.5,
+    clock_ahead_ms=None,
 )
 
 

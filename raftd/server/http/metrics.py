@@ -57,6 +57,9 @@ class NodeCollector(Collector):
         yield CounterMetricFamily("raftd_leader_changes", "Leaders that this node has seen.", value=self._counters.leader_changes)
         yield _histogram("raftd_commit_seconds", "From a batch of this node's clients to its being applied here.", node.gateway.commit_s)
         yield _histogram("raftd_batch_commands", "Commands in a batch of this node's clients.", node.gateway.batch_commands)
+        if (ahead_ms := node.wall_clock.ahead_ms) is not None:
+            text = "How far this node's wall clock is ahead of the leader's."
+            yield GaugeMetricFamily("raftd_clock_ahead_seconds", text, value=ahead_ms / 1000)
         if (pauses := self._counters.pauses) is not None:
             text = "The longest pause of the reactor, but for forks."
             yield GaugeMetricFamily("raftd_longest_pause_seconds", text, value=pauses.longest_s)
