@@ -154,14 +154,16 @@ class ConvergenceCheck:
             return
         sim.wait(_REST_MS, lambda: all(session.core.is_attached for session in sim.sessions), lambda: "a session is not resumed")
         if sim.sessions and any(process.node.machine.schedules.by_name for process in self._alive.values()):
-            sim.sessions[0].remove_schedules()
             sim.wait(_REST_MS, self._no_schedules, lambda: "schedules are not removed")
         for session in sim.sessions:
             session.end()
         sim.wait(_REST_MS, lambda: all(session.is_ended for session in sim.sessions), lambda: "a session does not end")
 
     def _no_schedules(self) -> bool:
-        return not any(process.node.machine.schedules.by_name for process in self._alive.values())
+        are_there = any(process.node.machine.schedules.by_name for process in self._alive.values())
+        if are_there:
+            self._sim.sessions[0].remove_schedules()
+        return not are_there
 
     def _work(self) -> None:
         """A healed cluster is asked until few calls of the whole run are without an answer: with more the history would prove little,
