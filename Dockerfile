@@ -15,7 +15,7 @@ RUN python3 -m venv /opt/raftd \
 FROM ${BASE}
 RUN groupadd --gid 10001 raftd \
  && useradd --uid 10001 --gid raftd --home-dir /data --no-create-home --shell /usr/sbin/nologin raftd \
- && install --directory --owner raftd --group raftd /data
+ && install --directory --owner raftd --group raftd --mode 0700 /data /tls
 COPY --from=build /opt/raftd /opt/raftd
 COPY conf/container.yaml /etc/raftd/raftd.yaml
 ENV PATH=/opt/raftd/bin:$PATH
@@ -23,7 +23,7 @@ ENV PATH=/opt/raftd/bin:$PATH
 USER 10001:10001
 WORKDIR /data
 VOLUME /data
-# line, client, peer, http. The peer listener has no password: leave it inside the containers' own network.
+# line, client, peer, http. Without TLS leave the peer listener inside the containers' own network.
 EXPOSE 11300 11301 11302 11303
 # Alive means that the client listener answers; a node that waits for a majority is alive.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s CMD raftd status "$(hostname):11301" > /dev/null || exit 1

@@ -5,8 +5,11 @@ Every error names the path inside the file and what was expected there.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
+from collections.abc import Callable
+from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -38,8 +41,48 @@ class NodeAddress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.listen or self.host
 
 
+class TlsMode(StrEnum):
+    """How strict listeners are."""
+
+    #: TLS alone.
+    REQUIRED = "required"
+    #: TLS and plain text, while a cluster changes from one to the other.
+    ACCEPT = "accept"
+
+
+_File = Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """TLS on every listener. Files in PEM, absolute once loaded; `{node}` in a name stands for the id of the node.
+
+    `ca`: the authorities that sign the certificates of nodes and clients; during a change of it, the old one and the new. `certificate`:
+    this node's, with those between it and an authority behind it; `key` belongs to it. `crl`: what the authorities have revoked.
+    `verify_clients`: whoever connects to the line, client or HTTP listener must show a certificate too."""
+
+    ca: _File
+    certificate: _File
+    key: _File
+    crl: _File | None = None
+    mode: TlsMode = TlsMode.REQUIRED
+    verify_clients: bool = True
+
+    def of(self, node: int) -> Tls:
+        """The files of this node."""
+        return self._with_names(lambda name: name.replace("{node}", str(node)))
+
+    def placed(self, base: str) -> Tls:
+        """Relative names begin at `base`."""
+        return self._with_names(lambda name: os.path.join(base, os.path.expanduser(name)))
+
+    def _with_names(self, change: Callable[[str], str]) -> Tls:
+        names = {name: change(file) for name in ("ca", "certificate", "key", "crl") if (file := getattr(self, name)) is not None}
+        return msgspec.structs.replace(self, **names)
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A cluster, as all its nodes' files say it. `data` is absolute once loaded."""
+    """A cluster, as all its nodes' files say it. `data` is absolute once loaded. `insecure`: its nodes may be reached from other machines
+    without TLS."""
 
     cluster: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     data: Annotated[str, msgspec.Meta(min_length=1)]
@@ -55,6 +98,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     snapshot_log_bytes: Annotated[int, msgspec.Meta(ge=limits.SNAPSHOT_LOG_MIN_BYTES)] = limits.SNAPSHOT_LOG_BYTES
     min_free_disk_bytes: Annotated[int, msgspec.Meta(ge=0)] = limits.MIN_FREE_DISK_BYTES
     topics_leader_only: bool = False
+    tls: Tls | None = None
+    insecure: bool = False
 
     def address(self, node: int) -> NodeAddress:
         address: NodeAddress = self.nodes[node]
@@ -88,7 +133,8 @@ def place(config: Config, base: str, data: str | None = None) -> Config:
         node: msgspec.structs.replace(address, line_socket=os.path.join(base, address.line_socket)) if address.line_socket else address
         for node, address in config.nodes.items()
     }
-    return msgspec.structs.replace(config, data=directory, nodes=nodes)
+    tls = config.tls.placed(base) if config.tls is not None else None
+    return msgspec.structs.replace(config, data=directory, nodes=nodes, tls=tls)
 
 
 def choose_node(config: Config, node: str | None) -> int:
@@ -101,6 +147,16 @@ def choose_node(config: Config, node: str | None) -> int:
     if not node.isascii() or not node.isdigit() or int(node) not in config.nodes:
         raise ConfigError(f"--node {node}: the configuration has no such node, it has {known}")
     return int(node)
+
+
+def check_exposure(config: Config, node: int) -> None:
+    """A node that other machines reach has TLS, or its operator has said that it need not. Raises ConfigError."""
+    address = config.address(node)
+    if config.tls is None and not config.insecure and not is_loopback(address.interface):
+        raise ConfigError(
+            f"nodes.{node}.{'listen' if address.listen else 'host'}: {address.interface} can be reached from other machines, and without "
+            "TLS whoever reaches it may do everything: set `tls` (`raftd tls init` makes certificates), or `insecure: true`"
+        )
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
@@ -156,6 +212,14 @@ def check(raw: object) -> Config:
             f"session_timeout_ms: expected at least twice election_timeout_ms ({config.election_timeout_ms}), or elections end sessions"
         )
     return msgspec.structs.replace(config, nodes=nodes)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 #: msgspec's words, and what a user calls them.

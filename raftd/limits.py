@@ -38,6 +38,10 @@ HTTP_ANSWER_S = 5.0
 #: How often connections that are not read are looked at for a client that has gone (seconds).
 HANGUP_CHECK_S = 1.0
 
+#: How often the files of certificates are looked at for a change (seconds), and how long before one expires that is warned of (days).
+CERTIFICATE_CHECK_S = 5.0
+CERTIFICATE_WARNING_DAYS = 21
+
 #: How often a node asks the leader for its wall clock (seconds), and the difference, in milliseconds, above which it warns. An answer
 #: that takes longer than `CLOCK_ANSWER_MS` says too little: half of that time is the error.
 CLOCK_CHECK_S = 5.0
@@ -47,6 +51,9 @@ CLOCK_ANSWER_MS = 500
 #: How long sent bytes may stay unacknowledged on a peer connection (milliseconds) before the kernel
 #: gives it up. After a partition a fresh connection is there sooner than TCP's own retransmission.
 PEER_TCP_TIMEOUT_MS = 5_000
+
+#: Connections to a listener with TLS whose handshake is not done; with more, the one that waits longest is closed.
+HANDSHAKES = 256
 
 # -- sizes --------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from twisted.logger import Logger
 from twisted.python import usage
 
-from raftd.config import DEFAULT, DEFAULT_NODE, Config, check, choose_node, load, place
+from raftd.config import DEFAULT, DEFAULT_NODE, Config, check, check_exposure, choose_node, load, place
 from raftd.errors import ConfigError
 
 
@@ -36,6 +36,8 @@ class Options(usage.Options):
         ["http", None, None, "Likewise: the port of its HTTP listener.  [default: 11303]"],
         ["log-format", None, "text", "How the log is written: text, or json, an object a line."],
     ]
+
+    optFlags = [["insecure", None, "Likewise: other machines may reach this node without TLS."]]  # noqa: RUF012
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,6 +67,8 @@ class Options(usage.Options):
 
     def _read(self) -> None:
         own = {name: self[name] for name in _OWN if self[name] is not None}
+        if self["insecure"]:
+            own["insecure"] = "true"
         if own and (self["join"] is None or self["config"] is not None):
             raise ConfigError(f"--{next(iter(own))} goes with --join and without --config; a configuration file says where its nodes are")
         if self["join"] is None or self["config"] is not None:
@@ -72,6 +76,7 @@ class Options(usage.Options):
             self.node = choose_node(self.config, self["node"])
         else:
             self.config, self.node = _only(self["node"], own, self["data"])
+        check_exposure(self.config, self.node)
         if self["join"] is not None:
             from raftd.server.join import join  # only who joins needs it
 
@@ -86,10 +91,10 @@ def _only(node: str | None, own: dict[str, str], data: str | None) -> tuple[Conf
     if node is None or not node.isascii() or not node.isdigit() or not int(node):
         raise ConfigError("--join needs --node ID: an id that no node of the cluster ever had, from 1 on")
     for name, value in own.items():
-        if name != "host" and not (value.isascii() and value.isdigit()):
+        if name not in ("host", "insecure") and not (value.isascii() and value.isdigit()):
             raise ConfigError(f"--{name} {value}: expected a port")
-    ports = {name: value if name == "host" else int(value) for name, value in own.items()}
-    raw = {**DEFAULT, "nodes": {int(node): {**DEFAULT_NODE, **ports}}}
+    ports = {name: value if name == "host" else int(value) for name, value in own.items() if name != "insecure"}
+    raw = {**DEFAULT, "nodes": {int(node): {**DEFAULT_NODE, **ports}}, "insecure": "insecure" in own}
     return place(check(raw), os.getcwd(), data), int(node)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from raftd import config as configuration
+from raftd.client.tls import files_of
 
 ROOT = Path(__file__).parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -36,10 +37,13 @@ def test_compose_runs_the_three_nodes_of_its_cluster():
     places = configuration.load(str(ROOT / "conf/cluster.yaml"))
     nodes, volumes = set(), set()
     for name, service in COMPOSE["services"].items():
+        if name == "certificates":
+            continue
         node = configuration.choose_node(config, service["command"][-1])
         nodes.add(node)
-        (volume,) = service["volumes"]
+        volume, certificates = service["volumes"]
         volumes.add(volume.partition(":")[0])
+        assert certificates == "tls:/tls:ro"
         assert volume.endswith(f":{config.data}")
         assert name == service["hostname"] == config.address(node).host
         assert service["command"][:2] == ["--config", service["configs"][0]["target"]]
@@ -48,4 +52,14 @@ def test_compose_runs_the_three_nodes_of_its_cluster():
         listeners = ("line", "client", "http")
         assert service["ports"] == [f"127.0.0.1:{getattr(ours, listener)}:{getattr(theirs, listener)}" for listener in listeners]
     assert nodes == set(config.nodes)
-    assert volumes == set(COMPOSE["volumes"])
+    assert volumes | {"tls"} == set(COMPOSE["volumes"])
+
+
+def test_the_nodes_of_compose_have_certificates_before_they_start():
+    maker = COMPOSE["services"]["certificates"]
+    config = configuration.load(str(ROOT / "conf" / COMPOSE["configs"]["cluster"]["file"]))
+    assert maker["entrypoint"][-1].endswith("raftd tls init --config /etc/raftd/raftd.yaml --directory /tls")
+    assert {Path(name).parent for name in (config.tls.ca, config.tls.certificate, config.tls.key)} == {Path("/tls")}
+    others = [service for name, service in COMPOSE["services"].items() if name != "certificates"]
+    assert [service["depends_on"] for service in others] == [{"certificates": {"condition": "service_completed_successfully"}}] * 3
+    assert files_of(others[0]["environment"]["RAFTD_URL"]) == ("/tls/ca.pem", "/tls/operator.pem", "/tls/operator.key")

@@ -35,7 +35,10 @@ PACKAGES: dict[str, tuple[set[str], bool]] = {
     "raftd.work": ({"raftd.work", "raftd.client"}, False),
     "raftd.server": ({"raftd.server", "raftd.client", "raftd.config", *_NODE}, True),
     "raftd.bench": ({"raftd.bench", "raftd.cli", "raftd.client", "raftd.config", "raftd.sim", *_NODE}, True),
-    "raftd.cli": ({"raftd.cli", "raftd.bench", "raftd.client", "raftd.work", "raftd.config", "raftd.sim", *_NODE}, True),
+    "raftd.cli": (
+        {"raftd.cli", "raftd.bench", "raftd.client", "raftd.work", "raftd.config", "raftd.server.certificates", "raftd.sim", *_NODE},
+        True,
+    ),
     "raftd.__main__": ({"raftd.cli"}, False),
     "raftd.tap": ({"raftd.server", "raftd.config"}, True),
 }

@@ -6,20 +6,21 @@ import socket
 import time
 
 from raftd.client.connection import NoAnswer, printable
+from raftd.client.tls import TlsFiles, connected, why
 
 _ANSWER_BYTES = 64 << 10
 _STRANGER = "what listens there does not speak the beanstalkd protocol"
 
 
-def ask_stats(address: tuple[str, int], timeout_s: float) -> dict[str, str]:
+def ask_stats(address: tuple[str, int], timeout_s: float, tls: TlsFiles | None = None) -> dict[str, str]:
     """The answer to `stats`, every value as its text, within `timeout_s` in all. Raises NoAnswer."""
     deadline_s = time.monotonic() + timeout_s
     try:
-        with socket.create_connection(address, timeout=timeout_s) as connection:
+        with connected(address, timeout_s, tls) as connection:
             connection.sendall(b"stats\r\n")
             text = _answer(connection, deadline_s)
-    except (OSError, UnicodeError) as error:
-        raise NoAnswer(getattr(error, "strerror", None) or str(error)) from None
+    except (OSError, ValueError) as error:
+        raise NoAnswer(why(error)) from None
     head, *lines = text.decode("ascii", errors="replace").splitlines() or [""]
     stats = {key: printable(value.strip('"')) for key, colon, value in (line.partition(": ") for line in lines) if colon}
     if head != "---" or "current-jobs-ready" not in stats:

@@ -22,6 +22,7 @@ import yaml
 from raftd.bench.ask import ask_stats
 from raftd.cli import signals
 from raftd.client.connection import NoAnswer
+from raftd.client.tls import TlsFiles
 
 #: twistd of this very Python, wherever its scripts may be.
 TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
@@ -119,6 +120,8 @@ class LocalCluster:
         self._settings = settings
         self.write_config(self.config, self.addresses)
         self.running: dict[int, LocalNode] = {}
+        #: What is shown to nodes with TLS, and trusted.
+        self.tls: TlsFiles | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -177,7 +180,7 @@ class LocalCluster:
         if node in self.running:
             self.running[node].check()
         try:
-            return ask_stats(self.line_address(node), _STATS_S)
+            return ask_stats(self.line_address(node), _STATS_S, self.tls)
         except NoAnswer:
             return None
 

@@ -14,6 +14,7 @@ from raftd.errors import ConfigError, RaftdError
 
 if TYPE_CHECKING:
     from raftd.client.connection import Connection
+    from raftd.client.tls import TlsFiles
     from raftd.wire.client import Request
 
 CLIENT_PORT = 11301
@@ -89,10 +90,12 @@ orders = orders_within(15.0)
 
 
 def _url(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    from raftd.client.address import addresses_of
+    from raftd.client.address import addresses_of, url_or_default
+    from raftd.client.tls import files_of
 
     try:
         addresses_of(value)
+        files_of(url_or_default(value))
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
     return value
@@ -103,7 +106,7 @@ url_option = click.option(
     "--url",
     callback=_url,
     metavar="raftd://HOST:PORT,…",
-    help="Client listeners of some nodes.  [default: $RAFTD_URL, or raftd://127.0.0.1:11301]",
+    help="Client listeners of some nodes; raftds:// with TLS.  [default: $RAFTD_URL, or raftd://127.0.0.1:11301]",
 )
 
 
@@ -121,11 +124,33 @@ def endpoints(endpoint: HostPort | None, config: str | None) -> list[HostPort]:
     return found
 
 
+def tls_files(config: str | None) -> TlsFiles | None:
+    """What a command shows and trusts: the files of a configuration, with the certificate of a node whose key is here; without a
+    configuration, those of $RAFTD_URL. Raises ConfigError."""
+    from raftd.client.address import url_or_default
+    from raftd.client.tls import TlsFiles, files_of
+    from raftd.config import TlsMode, load
+
+    if config is None:
+        try:
+            return files_of(url_or_default(None))
+        except ValueError as error:
+            raise ConfigError(f"$RAFTD_URL: {error}") from None
+    loaded = load(config)
+    if loaded.tls is None or loaded.tls.mode is TlsMode.ACCEPT:
+        return None
+    for node in loaded.nodes:
+        files = loaded.tls.of(node)
+        if os.access(files.key, os.R_OK):
+            return TlsFiles(files.ca, files.certificate, files.key)
+    return TlsFiles(loaded.tls.ca)
+
+
 def connect(endpoint: HostPort | None, config: str | None, timeout: float) -> Connection:
     """To any of them. Raises NoAnswer, or ConfigError."""
     from raftd.client.connection import connect_to_any
 
-    return connect_to_any(endpoints(endpoint, config), timeout)
+    return connect_to_any(endpoints(endpoint, config), timeout, tls_files(config))
 
 
 def order(connection: Connection, request: Request, kind: type[_T]) -> _T:

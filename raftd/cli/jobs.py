@@ -42,20 +42,20 @@ def asks_within(seconds: float) -> Callable[[_F], _F]:
 
 def client_of(url: str | None, timeout: float) -> Client:
     """Of a cluster of which a node is there. Raises RaftdError, at once if none is."""
-    import socket
-
-    from raftd.client.address import addresses_of
+    from raftd.client.address import addresses_of, url_or_default
     from raftd.client.blocking import Client
     from raftd.client.connection import where
     from raftd.client.errors import Unreachable
+    from raftd.client.tls import connected, files_of, why
 
     problems = []
+    files = files_of(url_or_default(url))
     for address in addresses_of(url):
         try:
-            socket.create_connection(address, timeout=min(timeout, _DIAL_S)).close()
+            connected(address, min(timeout, _DIAL_S), files).close()
             break
-        except OSError as error:
-            problems.append(f"{where(address)}: {error.strerror or error}")
+        except (OSError, ValueError) as error:
+            problems.append(f"{where(address)}: {why(error)}")
     else:
         raise Unreachable(f"{'; '.join(problems)}. --url or $RAFTD_URL says where the client listeners are")
     return Client(url, name="raftd command", timeout=timeout)

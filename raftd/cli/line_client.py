@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from raftd.client.address import HostPort
 from raftd.client.connection import where
+from raftd.client.tls import TlsFiles, tunnel, why
 from raftd.errors import RaftdError
 
 _CONNECT_S = 3.0
@@ -57,7 +58,15 @@ class LineClient:
     """Connected to one of `addresses`; when that connection is lost, to the next, if `goes_on`. `show` gets each reply, `tell` what else is
     to be known; both are called in a thread of this."""
 
-    def __init__(self, addresses: list[HostPort], show: Callable[[bytes], None], tell: Callable[[str], None], goes_on: bool = True) -> None:
+    def __init__(
+        self,
+        addresses: list[HostPort],
+        show: Callable[[bytes], None],
+        tell: Callable[[str], None],
+        goes_on: bool = True,
+        tls: TlsFiles | None = None,
+    ) -> None:
+        self._tls = tls
         self._goes_on = goes_on
         self._addresses = deque(addresses)
         self._show = show
@@ -74,9 +83,9 @@ class LineClient:
         for _ in range(len(self._addresses)):
             address = self._addresses[0]
             try:
-                connection = socket.create_connection(address, timeout=_CONNECT_S)
-            except OSError as error:
-                problems.append(f"{where(address)}: {error.strerror or error}")
+                connection = tunnel(address, _CONNECT_S, self._tls)
+            except (OSError, ValueError) as error:
+                problems.append(f"{where(address)}: {why(error)}")
                 self._addresses.rotate(-1)
                 continue
             connection.settimeout(None)

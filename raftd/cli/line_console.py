@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 import click
 
+from raftd.cli.common import tls_files
 from raftd.cli.line_client import LineClient, NotConnected
 from raftd.client.address import HostPort
 from raftd.client.connection import printable, where
@@ -82,7 +83,7 @@ def body_bytes(words: list[bytes]) -> int | None:
 
 def run_piped(addresses: list[HostPort], commands: BinaryIO) -> None:
     """Send what is read, print what is answered, until all is. Raises NotConnected."""
-    client = LineClient(addresses, _print_reply, lambda text: None, goes_on=False)
+    client = LineClient(addresses, _print_reply, lambda text: None, goes_on=False, tls=tls_files(None))
     client.connect()
     try:
         while line := commands.readline():
@@ -128,7 +129,12 @@ def run_interactive(addresses: list[HostPort]) -> None:
     from prompt_toolkit.history import FileHistory
     from prompt_toolkit.patch_stdout import patch_stdout
 
-    client = LineClient(addresses, lambda reply: print(readable(reply), flush=True), lambda text: print(f"({printable(text)})", flush=True))
+    client = LineClient(
+        addresses,
+        lambda reply: print(readable(reply), flush=True),
+        lambda text: print(f"({printable(text)})", flush=True),
+        tls=tls_files(None),
+    )
     client.connect()
     print(f"connected to {where(client.address)}; `help` shows the commands, Ctrl-D ends", flush=True)
     completer = WordCompleter(

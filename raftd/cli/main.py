@@ -19,6 +19,7 @@ from raftd.cli.jobs import bury, delete, kick, peek, put, release, reserve, stat
 from raftd.cli.line_console import line_console
 from raftd.cli.operators import leader, member, status
 from raftd.cli.schedule import schedule
+from raftd.cli.tls import tls
 from raftd.cli.tube import tube
 from raftd.cli.work import work
 
@@ -53,6 +54,7 @@ for command in (
     backup,
     restore,
     recover,
+    tls,
 ):
     main.add_command(command)
 

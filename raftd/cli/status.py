@@ -12,8 +12,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from raftd.cli.common import tls_files
 from raftd.client.address import HostPort
 from raftd.client.connection import Connection, NoAnswer, printable, where
+from raftd.client.tls import TlsFiles
 from raftd.config import load
 from raftd.errors import ConfigError
 from raftd.limits import CLOCK_DIFFERENCE_MS
@@ -52,6 +54,7 @@ class Asked:
         """Raises ConfigError."""
         self._named = list(addresses)
         self._file: list[HostPort] = []
+        self._tls = tls_files(config)
         if config is not None:
             self._file = [(node.host, node.client) for node in load(config).nodes.values() if node.client is not None]
             if not self._file:
@@ -62,9 +65,11 @@ class Asked:
     def ask(self, timeout_s: float) -> tuple[list[HostPort], list[Answer]]:
         """What each says, or why it does not. One of the file that is no member any more, and does not answer, is left out."""
         asked = [*self._named, *self._file]
-        answers = ask_all(asked, timeout_s)
+        answers = ask_all(asked, timeout_s, self._tls)
         if self._file:
-            members = _members([address for address, answer in zip(asked, answers, strict=True) if isinstance(answer, Status)], timeout_s)
+            members = _members(
+                [address for address, answer in zip(asked, answers, strict=True) if isinstance(answer, Status)], timeout_s, self._tls
+            )
             if members:
                 more = [address for address in members if address not in asked]
                 gone = [
@@ -73,16 +78,16 @@ class Asked:
                     if isinstance(answer, NoAnswer) and address in self._file and address not in members
                 ]
                 pairs = [pair for pair in zip(asked, answers, strict=True) if pair[0] not in gone]
-                pairs += zip(more, ask_all(more, timeout_s), strict=True)
+                pairs += zip(more, ask_all(more, timeout_s, self._tls), strict=True)
                 asked, answers = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         return asked, answers
 
 
-def _members(answered: list[HostPort], timeout_s: float) -> list[HostPort]:
+def _members(answered: list[HostPort], timeout_s: float, tls: TlsFiles | None) -> list[HostPort]:
     """The client listeners of all members, as any of these says."""
     for address in answered:
         try:
-            with Connection(address, timeout_s) as connection:
+            with Connection(address, timeout_s, tls) as connection:
                 reply = connection.ask(MembersRequest(1)).reply
         except NoAnswer:
             continue
@@ -92,12 +97,12 @@ def _members(answered: list[HostPort], timeout_s: float) -> list[HostPort]:
     return []
 
 
-def ask_all(addresses: list[HostPort], timeout_s: float) -> list[Answer]:
+def ask_all(addresses: list[HostPort], timeout_s: float, tls: TlsFiles | None = None) -> list[Answer]:
     """What each address answers, or why it does not; all are asked at once."""
 
     def ask(address: HostPort) -> Answer:
         try:
-            with Connection(address, timeout_s) as connection:
+            with Connection(address, timeout_s, tls) as connection:
                 reply = connection.ask(StatusRequest(1)).reply
         except NoAnswer as reason:
             return reason
@@ -157,6 +162,8 @@ def table(addresses: list[HostPort], answers: list[Answer], width: int) -> Rende
         cells.append(_row(address, answer, leader))
         if answer.is_draining:
             remarks.append(f"node {answer.node} is draining: it refuses puts until it is started again")
+        if answer.is_insecure:
+            remarks.append(f"node {answer.node} can be reached from other machines without TLS: whoever reaches it may do everything")
         if answer.is_low_on_disk:
             remarks.append(f"node {answer.node} is low on disk: {size(answer.free_bytes)} are free")
         if abs(ahead_ms := answer.clock_ahead_ms or 0) > CLOCK_DIFFERENCE_MS:

@@ -1,14 +1,21 @@
-"""Where nodes are: raftd://HOST[:PORT],HOST[:PORT],…"""
+"""Where nodes are: raftd://HOST[:PORT],HOST[:PORT],…, or raftds:// with TLS."""
 
 from __future__ import annotations
 
 import os
+
+from raftd.client.tls import SECURE_SCHEME
 
 HostPort = tuple[str, int]
 
 DEFAULT_PORT = 11301
 DEFAULT_URL = "raftd://127.0.0.1:11301"
 _SCHEME = "raftd://"
+
+
+def url_or_default(url: str | None) -> str:
+    """`url`, or what $RAFTD_URL says, or the node of this machine."""
+    return url if url is not None else os.environ.get("RAFTD_URL") or DEFAULT_URL
 
 
 def addresses_of(url: str | None) -> list[HostPort]:
@@ -20,10 +27,10 @@ def addresses_of(url: str | None) -> list[HostPort]:
     >>> addresses_of("raftd://[::1]")
     [('::1', 11301)]
     """
-    url = url if url is not None else os.environ.get("RAFTD_URL") or DEFAULT_URL
+    url = url_or_default(url)
     found: list[HostPort] = []
     port = DEFAULT_PORT
-    for part in reversed(url.removeprefix(_SCHEME).rstrip("/").split(",")):
+    for part in reversed(_without_scheme(url).rstrip("/").split(",")):
         host, number = _split(part.strip())
         if number:
             if not number.isdecimal() or not 0 < int(number) < 1 << 16:
@@ -33,6 +40,12 @@ def addresses_of(url: str | None) -> list[HostPort]:
             raise ValueError(f"{url!r}: expected {_SCHEME}HOST[:PORT],HOST[:PORT],…")
         found.append((host, port))
     return found[::-1]
+
+
+def _without_scheme(url: str) -> str:
+    if url.startswith(SECURE_SCHEME):
+        return url.removeprefix(SECURE_SCHEME).partition("?")[0]
+    return url.removeprefix(_SCHEME)
 
 
 def _split(part: str) -> tuple[str, str]:

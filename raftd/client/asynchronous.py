@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from raftd.client import calls
-from raftd.client.address import addresses_of
+from raftd.client.address import addresses_of, url_or_default
 from raftd.client.calls import (
     Body,
     Call,
@@ -44,6 +44,7 @@ from raftd.client.calls import (
 from raftd.client.core import Core, Held, Subscription
 from raftd.client.errors import LostReservation, OutcomeUnknown, Unreachable
 from raftd.client.retry import Retry
+from raftd.client.tls import files_of, why
 from raftd.jobs import replies as r
 from raftd.jobs.asks import Action, Selection
 
@@ -131,6 +132,9 @@ class AsyncClient:
         self, url: str | None = None, *, name: str = "", timeout: float = 30.0, retry: Retry | None = None, cluster: str = ""
     ) -> None:
         self.core = self.core_type(addresses_of(url), name, SystemRandom(), retry or Retry(), cluster)
+        self._tls = files_of(url_or_default(url))
+        if self._tls is not None:
+            self._tls.context()  # fails now if they cannot be used; each connection reads them anew
         self._timeout_s = timeout
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -467,10 +471,10 @@ class AsyncClient:
         host, port = self.core.address
         try:
             async with asyncio.timeout(_CONNECT_S):
-                await self._loop.create_connection(lambda: _Connection(self), host, port)
-        except (OSError, TimeoutError, UnicodeError) as error:
-            why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error) or "timed out"
-            self.core.lost(self._now_s, f"{host}:{port}: {why}")
+                context = self._tls.context() if self._tls is not None else None
+                await self._loop.create_connection(lambda: _Connection(self), host, port, ssl=context)
+        except (OSError, TimeoutError, ValueError) as error:
+            self.core.lost(self._now_s, f"{host}:{port}: {_why(error)}")
         finally:
             self._dialling = None
 
@@ -540,6 +544,12 @@ class AsyncJobs:
 
     def __del__(self) -> None:
         self.stop()
+
+
+def _why(error: Exception) -> str:
+    """Why there is no connection: asyncio's own words name the address once more."""
+    is_plain = isinstance(error, OSError) and error.errno and type(error).__module__ != "ssl"
+    return os.strerror(error.errno) if is_plain else why(error) or "timed out"  # type: ignore[attr-defined]
 
 
 class _Connection(asyncio.Protocol):

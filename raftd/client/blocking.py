@@ -31,7 +31,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from raftd.client import calls
-from raftd.client.address import addresses_of
+from raftd.client.address import addresses_of, url_or_default
 from raftd.client.calls import (
     Body,
     Call,
@@ -51,6 +51,7 @@ from raftd.client.calls import (
 from raftd.client.core import Core, Held, Subscription
 from raftd.client.errors import LostReservation, OutcomeUnknown, Unreachable
 from raftd.client.retry import Retry
+from raftd.client.tls import SecureSocket, files_of, why
 from raftd.jobs import replies as r
 from raftd.jobs.asks import Action, Selection
 
@@ -141,6 +142,9 @@ class Client:
         self, url: str | None = None, *, name: str = "", timeout: float = 30.0, retry: Retry | None = None, cluster: str = ""
     ) -> None:
         self.core = self.core_type(addresses_of(url), name, SystemRandom(), retry or Retry(), cluster)
+        self._tls = files_of(url_or_default(url))
+        if self._tls is not None:
+            self._tls.context()  # fails now if they cannot be used; each connection reads them anew
         self._timeout_s = timeout
         self._pid = os.getpid()
         self._lock = threading.RLock()
@@ -148,8 +152,8 @@ class Client:
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
-        self._socket: socket.socket | None = None
-        self._is_connecting = False
+        self._socket: socket.socket | SecureSocket | None = None
+        self._is_connecting = False  # or shaking hands
         self._unsent = b""
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="raftd client", daemon=True)
@@ -503,7 +507,7 @@ class Client:
                 wait_s = max(0.0, self.core.next_tick() - now_s)
                 there, events = self._socket, 0
                 if there is not None:
-                    events = select.POLLOUT if self._is_connecting else select.POLLIN | (select.POLLOUT if self._unsent else 0)
+                    events = self._events(there)
                     poll.register(there, events)
             ready = dict(poll.poll(wait_s * 1000 + 1))
             with self._lock:
@@ -521,16 +525,22 @@ class Client:
         self._wake_in.close()
         self._wake_out.close()
 
+    def _events(self, there: socket.socket | SecureSocket) -> int:
+        """What the socket waits for."""
+        if not self._is_connecting:
+            return select.POLLIN | (select.POLLOUT if self._unsent else 0)
+        return select.POLLIN if isinstance(there, SecureSocket) and not there.wants_to_write else select.POLLOUT
+
     def _connect(self, now_s: float) -> None:
         host, port = self.core.address
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            self._socket = socket.socket(family, kind, protocol)
-            self._socket.setblocking(False)
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._socket = made = socket.socket(family, kind, protocol)
+            made.setblocking(False)
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._is_connecting = True
             self._unsent = b""
-            self._socket.connect(address)
+            made.connect(address)
         except BlockingIOError:
             pass
         except (OSError, UnicodeError) as error:
@@ -538,14 +548,29 @@ class Client:
             return
         self.core.connected(now_s)
 
+    def _is_connected(self, there: socket.socket | SecureSocket, host: str) -> bool:
+        """One step on the way. Raises OSError."""
+        if isinstance(there, SecureSocket):
+            return there.shake_hands()
+        error = there.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            raise OSError(error, os.strerror(error))
+        if self._tls is None:
+            return True
+        self._socket = secure = SecureSocket(there, self._tls.context(), host)
+        return secure.shake_hands()
+
     def _ready(self, events: int) -> None:
         assert self._socket is not None
         if self._is_connecting:
-            error = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if error:
-                self._drop(f"{self.core.address[0]}:{self.core.address[1]}: {os.strerror(error)}")
+            host, port = self.core.address
+            try:
+                self._is_connecting = not self._is_connected(self._socket, host)
+            except (OSError, ValueError) as error:
+                self._drop(f"{host}:{port}: {why(error)}")
                 return
-            self._is_connecting = False
+            if self._is_connecting:
+                return
         if events & (select.POLLIN | select.POLLHUP | select.POLLERR):
             try:
                 data = self._socket.recv(_RECV_BYTES)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
 from raftd.client.address import HostPort
+from raftd.client.tls import TlsFiles, connected, why
 from raftd.errors import FrameError
 from raftd.wire import client as w
 from raftd.wire.frames import FrameDecoder
@@ -35,14 +35,14 @@ class Connection:
     """To one client listener; one request at a time. As a context it is closed. Every method raises NoAnswer: then what was asked may
     have been done all the same."""
 
-    def __init__(self, address: HostPort, timeout_s: float) -> None:
+    def __init__(self, address: HostPort, timeout_s: float, tls: TlsFiles | None = None) -> None:
         """Raises Unreachable."""
         self._timeout_s = timeout_s
         self._decoder = FrameDecoder()
         try:
-            self._socket = socket.create_connection(address, timeout=min(timeout_s, _HELLO_S))
-        except (OSError, UnicodeError) as error:
-            raise Unreachable(getattr(error, "strerror", None) or str(error)) from None
+            self._socket = connected(address, min(timeout_s, _HELLO_S), tls)
+        except (OSError, ValueError) as error:  # UnicodeError among them
+            raise Unreachable(why(error)) from None
         try:
             self._send(w.encode_hello(w.ClientHello()))
             self._receive(w.decode_node_hello, min(timeout_s, _HELLO_S))
@@ -97,12 +97,12 @@ class Connection:
             raise NoAnswer(f"what listens there is no client listener of raftd ({error})") from None
 
 
-def connect_to_any(addresses: Sequence[HostPort], timeout_s: float) -> Connection:
+def connect_to_any(addresses: Sequence[HostPort], timeout_s: float, tls: TlsFiles | None = None) -> Connection:
     """To the first that can be reached. Raises NoAnswer."""
     why: list[str] = []
     for address in addresses:
         try:
-            return Connection(address, timeout_s)
+            return Connection(address, timeout_s, tls)
         except Unreachable as reason:
             why.append(f"{where(address)}: {reason}")
     raise Unreachable("; ".join(why))

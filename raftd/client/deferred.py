@@ -29,7 +29,7 @@ from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from raftd.client import calls
-from raftd.client.address import addresses_of
+from raftd.client.address import addresses_of, url_or_default
 from raftd.client.calls import (
     Body,
     Call,
@@ -50,6 +50,7 @@ from raftd.client.calls import (
 from raftd.client.core import Core, Held, Subscription
 from raftd.client.errors import OutcomeUnknown, Unreachable
 from raftd.client.retry import Retry
+from raftd.client.tls import TlsFiles, files_of
 from raftd.jobs import replies as r
 from raftd.jobs.asks import Action, Selection
 
@@ -132,6 +133,9 @@ class TwistedClient(Service):
             from twisted.internet import reactor  # not before: importing it installs it
         self._reactor: Any = reactor
         self.core = self.core_type(addresses_of(url), name, SystemRandom(), retry or Retry(), cluster)
+        self._tls = files_of(url_or_default(url))
+        if self._tls is not None:
+            secure(self._tls)  # fails now if they cannot be used; each connection reads them anew
         self._timeout_s = timeout
         self._timer: Any = None
         self._connection: _Connection | None = None
@@ -447,7 +451,12 @@ class TwistedClient(Service):
             self._drop("")
         if self.core.wants_connection(self._now_s) and self._connector is None:
             host, port = self.core.address
-            self._connector = self._reactor.connectTCP(host, port, _Dial(self), timeout=_CONNECT_S)
+            try:
+                factory = _Dial(self) if self._tls is None else secure(self._tls)(_Dial(self), host)
+            except ValueError as error:
+                self.core.lost(self._now_s, str(error))
+            else:
+                self._connector = self._reactor.connectTCP(host, port, factory, timeout=_CONNECT_S)
         self._flush()
         if self.core.is_closed:
             return
@@ -520,6 +529,42 @@ class TwistedJobs:
                 return
 
 
+def secure(files: TlsFiles) -> Callable[[Any, str], Any]:
+    """What puts TLS with a host around a factory. Raises ValueError for files that cannot be used."""
+    from OpenSSL.SSL import Error
+    from twisted.internet import ssl as typed
+    from twisted.protocols.tls import TLSMemoryBIOFactory
+
+    def read(name: str) -> bytes:
+        with open(name, "rb") as file:
+            return file.read()
+
+    ssl: Any = typed
+    try:
+        trusted = own = None
+        if files.ca is not None:
+            mark = b"-----BEGIN CERTIFICATE-----"
+            trusted = ssl.trustRootFromCertificates([ssl.Certificate.loadPEM(mark + part) for part in read(files.ca).split(mark)[1:]])
+        if files.certificate is not None:
+            own = ssl.PrivateCertificate.loadPEM(read(files.certificate) + read(files.key or files.certificate))
+    except (OSError, ValueError, Error) as error:
+        names = ", ".join(name for name in files if name is not None)
+        raise ValueError(f"{names}: {getattr(error, 'strerror', None) or error}: expected certificates and a key in PEM") from None
+
+    def around(factory: Any, host: str) -> Any:
+        more = {"trustRoot": trusted} if trusted is not None else {}
+        return TLSMemoryBIOFactory(ssl.optionsForClientTLS(host, clientCertificate=own, **more), True, factory)
+
+    return around
+
+
+def _why(reason: Failure) -> str:
+    """Why a connection was lost, without OpenSSL's tuples."""
+    error: Any = reason.value
+    parts = error.args[0] if type(error).__module__.startswith("OpenSSL") and error.args else None
+    return "; ".join(str(part[2]) for part in parts) if isinstance(parts, list) else str(reason.getErrorMessage())
+
+
 class _Connection(Protocol):
     transport: Any
 
@@ -534,7 +579,7 @@ class _Connection(Protocol):
         self._client._received(self, data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._client._lost(self, reason.getErrorMessage())
+        self._client._lost(self, _why(reason))
 
 
 class _Dial(ClientFactory):

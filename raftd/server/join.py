@@ -16,7 +16,8 @@ import msgspec
 
 from raftd.client.address import HostPort
 from raftd.client.connection import Connection, NoAnswer, where
-from raftd.config import Config, NodeAddress
+from raftd.client.tls import TlsFiles
+from raftd.config import Config, NodeAddress, TlsMode, is_loopback
 from raftd.errors import ConfigError, RaftdError
 from raftd.raft.messages import Configuration
 from raftd.storage.filesystem import RealFileSystem
@@ -38,13 +39,13 @@ class Joined(NamedTuple):
 def join(seed: HostPort, config: Config, node: int, has_file: bool) -> Joined:
     """Make node `node` of `config`, which says where it listens, a member of the cluster that the client listener `seed` belongs to.
     Without a file (`has_file`) the timings are the cluster's. Blocks. Raises ConfigError: then nothing was changed."""
-    own = config.address(node)
+    own, tls = config.address(node), _tls_files(config, node)
     try:
         identity = VoteFile(RealFileSystem(), f"{config.data}/{node}").read()
         if identity is not None and identity.cluster_id:
-            return _joined_before(seed, config, identity, has_file)
+            return _joined_before(seed, config, identity, has_file, tls)
         _try(seed, config, node)
-        with Connection(seed, _TIMEOUT_S) as connection:
+        with Connection(seed, _TIMEOUT_S, tls) as connection:
             members = _members(connection)
             _become_member(connection, members.configuration, node, own)
     except NoAnswer as reason:
@@ -62,11 +63,19 @@ def join(seed: HostPort, config: Config, node: int, has_file: bool) -> Joined:
     return Joined(config, voters, f"joined cluster {members.cluster!r} at {where(seed)}")
 
 
-def _joined_before(seed: HostPort, config: Config, identity: Identity, has_file: bool) -> Joined:
+def _tls_files(config: Config, node: int) -> TlsFiles | None:
+    """What the new node shows, and trusts."""
+    if config.tls is None or config.tls.mode is TlsMode.ACCEPT:
+        return None
+    files = config.tls.of(node)
+    return TlsFiles(files.ca, files.certificate, files.key)
+
+
+def _joined_before(seed: HostPort, config: Config, identity: Identity, has_file: bool, tls: TlsFiles | None) -> Joined:
     """Its log knows the others; but a seed that answers must be of the same cluster. Raises ConfigError."""
     note = f"this data directory is of cluster {identity.cluster!r} already: no other node was asked"
     try:
-        with Connection(seed, _LOOK_S) as connection:
+        with Connection(seed, _LOOK_S, tls) as connection:
             members = _members(connection)
     except NoAnswer:
         pass
@@ -90,7 +99,7 @@ def _with_timings(config: Config, members: Members, has_file: bool) -> Config:
 def _try(seed: HostPort, config: Config, node: int) -> None:
     """What would keep this node from starting, or from being found. Raises ConfigError."""
     own = config.address(node)
-    if not _is_loopback(seed[0]) and _is_loopback(own.host):
+    if not is_loopback(seed[0]) and is_loopback(own.host):
         raise ConfigError(f"the others would look for this node at {own.host}, on their own machines: --host says where it is")
     try:
         if ipaddress.ip_address(own.host).is_unspecified:
@@ -106,13 +115,6 @@ def _try(seed: HostPort, config: Config, node: int) -> None:
         place = os.path.dirname(place)
     if not os.path.isdir(place) or not os.access(place, os.W_OK | os.X_OK):
         raise ConfigError(f"{directory}: a data directory cannot be made there, for {place} is in the way")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _try_port(host: str, port: int) -> None:

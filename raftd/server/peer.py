@@ -12,6 +12,7 @@ from random import Random
 from typing import Any, cast
 
 from twisted.application.internet import ClientService, backoffPolicy
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -19,7 +20,7 @@ from twisted.python.failure import Failure
 from raftd.errors import FrameError
 from raftd.limits import HELLO_TIMEOUT_S, PEER_STRANGERS, STRANGER_LINES, STRANGER_TEXT
 from raftd.node.loop import Node
-from raftd.server.sockets import tune_peer, write_at_once
+from raftd.server.sockets import is_secure, speaks_tls, tune_peer, write_at_once
 from raftd.wire.frames import FrameDecoder
 from raftd.wire.peer import PeerMessage, Refusal, RefusalCode, decode, decode_hello, encode, encode_hello
 
@@ -58,6 +59,9 @@ class PeerProtocol(Protocol):
         self.transport.write(encode_hello(self._peers.node.hello()))
 
     def dataReceived(self, data: bytes) -> None:
+        if self._state is State.GREETING and speaks_tls(data):
+            self._refuse(Refusal(RefusalCode.INVALID_MESSAGE, "it wants TLS, and this node has none (`tls` in its configuration)"))
+            return
         self._decoder.feed(data)
         self._read()
 
@@ -80,6 +84,10 @@ class PeerProtocol(Protocol):
     def _greet(self, body: bytes) -> None:
         hello = decode_hello(body)
         self._hello_timeout.cancel()
+        if not self._peers.is_certified(self.transport, hello.node):
+            text = f"the certificate at this connection is not that of node {hello.node} of this cluster"
+            self._refuse(Refusal(RefusalCode.OTHER_NODE, text))
+            return
         if self._expected and hello.node != self._expected:
             text = f"node {hello.node} answers at the address that the configuration gives for node {self._expected}"
             self._refuse(Refusal(RefusalCode.OTHER_NODE, text))
@@ -129,10 +137,19 @@ class PeerProtocol(Protocol):
         self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        was_greeting = self._state is State.GREETING
         self._state = State.CLOSED
         if self._hello_timeout is not None and self._hello_timeout.active():
             self._hello_timeout.cancel()
-        self._peers.closed(self, reason.getErrorMessage())
+        if is_secure(self.transport):
+            from raftd.server.tls import why
+
+            text = why(reason, self.transport)
+            if was_greeting and not reason.check(ConnectionDone, ConnectionLost):
+                self._peers.refused(self.peer or self._expected, self.transport.getPeer(), text)
+        else:
+            text = reason.getErrorMessage()
+        self._peers.closed(self, text)
 
 
 class PeerFactory(Factory):
@@ -159,6 +176,9 @@ class PeerTransport:
     node: Node
 
     def __init__(self, clock: Any, random: Random) -> None:
+        #: With TLS: the cluster that the certificates of nodes must name.
+        self.own_cluster: str | None = None
+        self._openings: dict[int, int] = {}  # how many connections with a node have opened
         self.clock = clock
         self._log = Logger("raftd.peer")
         self._open: dict[int, PeerProtocol] = {}
@@ -209,6 +229,7 @@ class PeerTransport:
         self._strangers.pop(connection, None)
         older = self._open.get(peer)
         self._open[peer] = connection
+        self._openings[peer] = self._openings.get(peer, 0) + 1
         if older is not None:
             older.close()  # the other side has given it up, or it would not have dialled again
         if peer not in self._told:  # else the last one was refused, and this one may be too
@@ -219,6 +240,19 @@ class PeerTransport:
         """A message, and no refusal."""
         if self._told.pop(peer, None) is not None:
             self._log.info("connected with node {peer}", peer=peer)
+
+    def opened_with(self, peer: int) -> int:
+        """How many connections with it have opened so far."""
+        return self._openings.get(peer, 0)
+
+    def is_certified(self, transport: Any, peer: int) -> bool:
+        """Whether the other side is the node that it says it is, as far as certificates tell."""
+        if self.own_cluster is None or not is_secure(transport):
+            return True
+        from raftd.server.certificates import node_uri
+        from raftd.server.tls import uris_of
+
+        return node_uri(self.own_cluster, peer) in (uris_of(transport) or ())
 
     @property
     def reachable(self) -> set[int]:

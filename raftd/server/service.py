@@ -12,8 +12,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from random import SystemRandom
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from twisted.application import internet, service, strports
@@ -22,10 +23,10 @@ from twisted.internet.endpoints import HostnameEndpoint, quoteStringArgument
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from raftd.config import Config
-from raftd.errors import StorageError, TooOld
+from raftd.config import Config, TlsMode, is_loopback
+from raftd.errors import ConfigError, StorageError, TooOld
 from raftd.jobs.commands import Settings
-from raftd.limits import CLOCK_CHECK_S, HANGUP_CHECK_S, LIMITS, TICK_MS, Limits
+from raftd.limits import CERTIFICATE_CHECK_S, CLOCK_CHECK_S, HANGUP_CHECK_S, LIMITS, TICK_MS, Limits
 from raftd.node.config import NodeConfig
 from raftd.node.loop import Node
 from raftd.raft.messages import Configuration, MemberAddress
@@ -48,6 +49,9 @@ from raftd.server.stats import Counters
 from raftd.storage.filesystem import RealFileSystem
 from raftd.storage.store import Opened, Store
 from raftd.storage.vote import Identity
+
+if TYPE_CHECKING:
+    from raftd.server.certificates import Certificates
 
 #: While no leader is known, the log says so this often (seconds).
 NO_LEADER_REMINDER_S = 10.0
@@ -134,6 +138,8 @@ class RaftdService(service.MultiService):
         self._clients = ClientServerFactory(reactor, limiter, counters)
         self._http = Site(reactor, limiter, counters, self._serve_http, frozenset(place.host for place in config.nodes.values()))
         self._http_handlers: tuple[Callable[[Call], bool], ...] = ()
+        self._limiter = limiter
+        self._certificates = counters.certificates = self._load_certificates()
         hangups = internet.TimerService(HANGUP_CHECK_S, limiter.check_hangups)
         hangups.clock = reactor
         hangups.setServiceParent(self)
@@ -142,22 +148,45 @@ class RaftdService(service.MultiService):
         self._reminder = internet.TimerService(NO_LEADER_REMINDER_S, self._remind)
         self._reminder.clock = reactor
         self._reminder.setServiceParent(self)
+        own = config.address(node)
+        plain = config.tls is None or config.tls.mode is TlsMode.ACCEPT
+        counters.is_insecure = plain and not is_loopback(own.interface)
         self._listen()
 
     # -- starting -----------------------------------------------------------------------------
 
+    def _load_certificates(self) -> Certificates | None:
+        if self.config.tls is None:
+            return None
+        from raftd.server.certificates import Certificates  # only who has TLS needs OpenSSL
+
+        try:
+            certificates = Certificates(self.config.tls.of(self.node_id), self.config.cluster, self.node_id)
+        except ConfigError as unusable:
+            self._cannot_start(f"tls: {unusable}")
+            raise
+        self._peers.own_cluster = self.config.cluster
+        checks = internet.TimerService(CERTIFICATE_CHECK_S, certificates.check)
+        checks.clock = self._reactor
+        checks.setServiceParent(self)
+        return certificates
+
+    def _secured(self, name: str, factory: Any) -> Any:
+        if self._certificates is None or self.config.tls is None:
+            return factory
+        from raftd.server.tls import SecureListener
+
+        context = self._certificates.peer_context if name == "peer" else self._certificates.client_context
+        return SecureListener(name, factory, context, self.config.tls.mode, self._reactor, self._limiter)
+
     def _listen(self) -> None:
         address = self.config.address(self.node_id)
-        listeners: list[tuple[int | None, Any]] = [
-            (address.peer, PeerFactory(self._peers)),
-            (address.line, self._lines),
-            (address.client, self._clients),
-            (address.http, self._http),
-        ]
-        for port, factory in listeners:
+        factories = {"peer": PeerFactory(self._peers), "line": self._lines, "client": self._clients, "http": self._http}
+        for name, factory in factories.items():
+            port = getattr(address, name)
             if port is not None:
-                listener = strports.service(f"tcp:{port}:interface={quoteStringArgument(address.interface)}:backlog=1024", factory)
-                listener.setServiceParent(self)
+                place = f"tcp:{port}:interface={quoteStringArgument(address.interface)}:backlog=1024"
+                strports.service(place, self._secured(name, factory)).setServiceParent(self)
 
         if address.line_socket is not None:
             path = quoteStringArgument(address.line_socket)
@@ -185,6 +214,8 @@ class RaftdService(service.MultiService):
             self._cannot_start(f"{unusable.filename or self._store.directory}: {unusable.strerror or unusable}")
             return
         super().startService()
+        if (certificates := self._certificates) is not None:
+            signal.signal(signal.SIGHUP, lambda number, frame: self._reactor.callFromThread(certificates.reload, True))
         signal.signal(signal.SIGUSR1, lambda number, frame: self._reactor.callFromThread(self._drain))
         self.node = self._peers.node = self._lines.node = self._clients.node = self._http.node = node
         self._http_handlers = (
@@ -194,6 +225,8 @@ class RaftdService(service.MultiService):
             Events(node, self._reactor, self._reporter).handles,
         )
         self._log.info("{line}", line=self._introduction())
+        if self._counters.is_insecure:
+            self._log.warn("other machines reach this node without TLS: whoever does may do everything (docs/security.md)")
         for note in opened.notes:
             say = self._log.warn if note.is_warning else self._log.info
             say("recovery: {note}", note=note.text)
@@ -223,7 +256,12 @@ class RaftdService(service.MultiService):
                 defer.maybeDeferred(dialler.disownServiceParent)
         for peer, address in wanted.items():
             if peer not in self._diallers:
-                endpoint = HostnameEndpoint(self._reactor, address.host, address.peer)
+                endpoint: Any = HostnameEndpoint(self._reactor, address.host, address.peer)
+                if self._certificates is not None and self.config.tls is not None:
+                    from raftd.server.tls import SecureEndpoint
+
+                    opened = partial(self._peers.opened_with, peer)
+                    endpoint = SecureEndpoint(endpoint, self._certificates.peer_context, self.config.tls.mode, opened)
                 dialler = dial(self._peers, peer, endpoint, self._reactor)
                 dialler.setServiceParent(self)
                 self._diallers[peer] = (address, dialler)

@@ -7,12 +7,16 @@ import platform
 import resource
 import time
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import raftd
 from raftd.jobs.queries import Stats, job_counts
 from raftd.node.loop import Node
 from raftd.server.reactor import Pauses
 from raftd.wire.client import Status
+
+if TYPE_CHECKING:
+    from raftd.server.certificates import Certificates
 
 _COMMANDS = (
     "put",
@@ -51,6 +55,10 @@ class Counters:
         self.total_connections = 0
         self.started_s = time.monotonic()
         self.draining = False
+        #: Those of this node, None without TLS.
+        self.certificates: Certificates | None = None
+        #: Whether other machines reach this node without TLS.
+        self.is_insecure = False
         #: Those of the reactor, but for forks; None if another was chosen (`twistd --reactor`).
         self.pauses: Pauses | None = None
         self.elections = 0
@@ -138,6 +146,7 @@ def overview(node: Node, counters: Counters) -> Status:
         longest_pause_ms=round(pauses.longest_s * 1000, 1) if pauses is not None else 0.0,
         longest_work_ms=round(pauses.longest_work_s * 1000, 1) if pauses is not None else 0.0,
         clock_ahead_ms=node.wall_clock.ahead_ms,
+        is_insecure=counters.is_insecure,
     )
 
 

@@ -158,8 +158,8 @@ class SimSession:
         self.core.finish(held, whats[two % len(whats)], self._now_s, self._now_s + _PATIENCE_S, _nothing)
 
     def remove_schedules(self) -> None:
-        """So that the cluster comes to rest. To be called until there are none: whether it is done is not known if the session ends meanwhile
-        (seed 116), and what another has asked before may come after it (seed 8402433)."""
+        """So that the cluster comes to rest. To be called until there are none: whether it is done is not known if the session ends
+        meanwhile (seed 116), and what another has asked before may come after it (seed 8402433)."""
         for name in _SCHEDULES:
             if name not in self._removing:
                 self._removing.add(name)

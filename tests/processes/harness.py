@@ -10,6 +10,7 @@ from typing import Self
 import yaml
 
 from raftd.bench.local import LocalCluster, wait_for
+from raftd.client.tls import TlsFiles, connected
 
 TWISTD = [str(Path(sys.executable).parent / "twistd")]
 
@@ -21,9 +22,9 @@ class Closed(Exception):
 class LineClient:
     """One connection to a line listener. Any method may raise Closed."""
 
-    def __init__(self, port: int, timeout_s: float = 30.0) -> None:
+    def __init__(self, port: int, timeout_s: float = 30.0, tls: TlsFiles | None = None) -> None:
         try:
-            self._socket = socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
+            self._socket = connected(("127.0.0.1", port), timeout_s, tls)
         except OSError as error:
             raise Closed from error
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -109,7 +110,7 @@ class ProcessCluster(LocalCluster):
         def connect() -> LineClient | None:
             self.running[node].check()
             try:
-                client = LineClient(self.addresses[node]["line"])
+                client = LineClient(self.addresses[node]["line"], tls=self.tls)
                 client.stats()
                 return client
             except Closed:

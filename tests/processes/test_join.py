@@ -157,9 +157,11 @@ def test_join_finds_what_prevents_a_start_first(tmp_path: Path):
         blocked = started_with(options(cluster, 4, 1, ports), tmp_path)
         assert (blocked.returncode, "a data directory cannot be made there" in blocked.stderr) == (1, True)
         (tmp_path / "joined").unlink()
-        nowhere = started_with(options(cluster, 4, 1, ports, "--host", "no.such.host.invalid"), tmp_path)
+        nowhere = started_with(options(cluster, 4, 1, ports, "--host", "no.such.host.invalid", "--insecure"), tmp_path)
         assert (nowhere.returncode, "cannot listen on no.such.host.invalid:" in nowhere.stderr) == (1, True)
-        anywhere = started_with(options(cluster, 4, 1, ports, "--host", "0.0.0.0"), tmp_path)
+        plain = started_with(options(cluster, 4, 1, ports, "--host", "10.0.0.1"), tmp_path)
+        assert (plain.returncode, "without TLS whoever reaches it may do everything" in plain.stderr) == (1, True)
+        anywhere = started_with(options(cluster, 4, 1, ports, "--host", "0.0.0.0", "--insecure"), tmp_path)
         assert (anywhere.returncode, "is no address at which the others could find this node" in anywhere.stderr) == (1, True)
         assert members(cluster) == {1: "voter"}
 

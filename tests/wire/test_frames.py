@@ -189,6 +189,7 @@ STATUS = client.Status(
     longest_pause_ms=1.5,
     longest_work_ms=0.5,
     clock_ahead_ms=None,
+    is_insecure=False,
 )
 
 

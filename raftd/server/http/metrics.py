@@ -60,6 +60,9 @@ class NodeCollector(Collector):
         if (ahead_ms := node.wall_clock.ahead_ms) is not None:
             text = "How far this node's wall clock is ahead of the leader's."
             yield GaugeMetricFamily("raftd_clock_ahead_seconds", text, value=ahead_ms / 1000)
+        if (certificates := self._counters.certificates) is not None:
+            text = "How long the certificates of this node are good: the first of them."
+            yield GaugeMetricFamily("raftd_certificate_expiry_seconds", text, value=certificates.left_s)
         if (pauses := self._counters.pauses) is not None:
             text = "The longest pause of the reactor, but for forks."
             yield GaugeMetricFamily("raftd_longest_pause_seconds", text, value=pauses.longest_s)
