@@ -25,6 +25,7 @@ from raftd.bench.loaders.beanstalkd import BeanstalkdConnection
 from raftd.bench.loaders.connection import NO_ANSWER_S, Connection, LoadError
 from raftd.bench.loaders.nats import NatsConnection
 from raftd.bench.loaders.raftd import RaftdConnection
+from raftd.client.tls import TlsFiles
 
 _NS = 1_000_000_000
 #: Latencies are counted in these units.
@@ -43,7 +44,7 @@ CONNECTIONS: dict[Protocol, type[Connection]] = {
 
 class Spec(msgspec.Struct, frozen=True):
     """What one process is to do. The first `warm_up_s` seconds are not counted. `tubes`: connections use them in turns, or in pairs for a
-    handoff. `rate`: operations a second in an open loop; None for a closed one."""
+    handoff. `rate`: operations a second in an open loop; None for a closed one. `tls`: for beanstalkd's protocol only."""
 
     addresses: list[tuple[str, int]]
     connections: int
@@ -55,6 +56,7 @@ class Spec(msgspec.Struct, frozen=True):
     tubes: tuple[str, ...] = ("bench",)
     rate: float | None = None
     protocol: Protocol = "beanstalkd"
+    tls: TlsFiles | None = None
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -89,7 +91,11 @@ class _Load:
         is_handoff = spec.work == "handoff"
         for number in range(spec.connections):
             tube = spec.tubes[(number // 2 if is_handoff else number) % len(spec.tubes)]
-            connection = CONNECTIONS[spec.protocol](spec.addresses[number % len(spec.addresses)], tube, body)
+            address = spec.addresses[number % len(spec.addresses)]
+            if spec.protocol == "beanstalkd":
+                connection: Connection = BeanstalkdConnection(address, tube, body, spec.tls)
+            else:
+                connection = CONNECTIONS[spec.protocol](address, tube, body)
             client = _Client(connection, spec.work if spec.work != "handoff" else "take" if number % 2 else "put")
             self.clients[connection.socket.fileno()] = client
             if client.work != "take":

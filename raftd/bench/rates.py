@@ -107,6 +107,7 @@ def measure(server: Server, row: Row, options: Options) -> Round:
             tubes,
             row.rate / options.processes if row.rate is not None else None,
             server.protocol,
+            server.tls,
         )
         arguments = [sys.executable, "-m", "raftd.bench.load", msgspec.json.encode(spec).decode()]
         with signals.held():

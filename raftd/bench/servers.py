@@ -26,8 +26,10 @@ from raftd.bench.loaders import nats
 from raftd.bench.loaders.amqp import AmqpConnection
 from raftd.bench.loaders.connection import LoadError
 from raftd.bench.local import LocalCluster, LocalError, free_ports, wait_for
+from raftd.bench.secure import SecureCluster
 from raftd.cli import signals
 from raftd.client.connection import Connection
+from raftd.client.tls import TlsFiles
 from raftd.wire.client import Failed, TransferRequest
 
 _RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
@@ -35,6 +37,7 @@ _REPLICAS = 3
 #: Erlang takes its time, on a busy machine minutes.
 _START_S = 240.0
 _ASK_S = 5.0
+_TLS_NODES = 3
 #: JetStream does not answer at all while it has no leader.
 _ASK_AGAIN_S = 0.5
 _METRIC = re.compile(rb"^raftd_(turns_total|fsync_seconds_count) (\S+)$", re.MULTILINE)
@@ -93,6 +96,7 @@ class Server(msgspec.Struct, frozen=True):
     restart: Callable[[], None]
     hand_over: Callable[[], None] = _nothing_to_hand_over
     isolate: Callable[[], Callable[[], None]] = _nothing_to_isolate
+    tls: TlsFiles | None = None
 
 
 class Missing(LocalError):
@@ -123,7 +127,8 @@ def raftd_server(directory: Path, nodes: int, cluster: LocalCluster | None = Non
             found = {b"turns_total": 0.0, b"fsync_seconds_count": 0.0}
             for node in cluster.nodes:
                 host, port = cluster.address(node, "http")
-                with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=_ASK_S) as answer:
+                scheme, context = ("https", cluster.tls.context()) if cluster.tls is not None else ("http", None)
+                with urllib.request.urlopen(f"{scheme}://{host}:{port}/metrics", timeout=_ASK_S, context=context) as answer:
                     for name, value in _METRIC.findall(answer.read()):
                         found[name] += float(value)
             return Counts(_written_bytes(processes()), int(found[b"fsync_seconds_count"]), int(found[b"turns_total"]))
@@ -135,14 +140,21 @@ def raftd_server(directory: Path, nodes: int, cluster: LocalCluster | None = Non
 
         def hand_over() -> None:
             leader, successor, *_ = led_by()
-            with Connection(cluster.address(leader, "client"), _ASK_S) as connection:
+            with Connection(cluster.address(leader, "client"), _ASK_S, cluster.tls) as connection:
                 reply = connection.ask(TransferRequest(1, successor)).reply
             if isinstance(reply, Failed):
                 raise LocalError(f"the lead was not handed over: {reply.text}")
 
-        name = f"raftd, {nodes} node{'s' if nodes > 1 else ''}"
+        name = f"raftd{' with TLS' if cluster.tls is not None else ''}, {nodes} node{'s' if nodes > 1 else ''}"
         addresses = [cluster.line_address(node) for node in led_by()]
-        yield Server(name, "beanstalkd", addresses, cluster.check, processes, _nothing_to_prepare, counts, restart, hand_over)
+        yield Server(
+            name, "beanstalkd", addresses, cluster.check, processes, _nothing_to_prepare, counts, restart, hand_over, tls=cluster.tls
+        )
+
+
+def raftd_tls_server(directory: Path) -> AbstractContextManager[Server]:
+    """Three nodes of raftd, with TLS between them and to clients."""
+    return raftd_server(directory, _TLS_NODES, SecureCluster(directory, _TLS_NODES))
 
 
 class _Processes:
@@ -379,6 +391,7 @@ def _erlang(pid: int) -> int:
 #: What raftd can be measured against, by the name that the command line takes.
 OTHERS: dict[str, Callable[[Path], AbstractContextManager[Server]]] = {
     "beanstalkd": beanstalkd_server,
+    "raftd-tls": raftd_tls_server,
     "nats": nats_server,
     "rabbitmq": rabbitmq_server,
 }

@@ -173,3 +173,9 @@ def write(path: Path, data: bytes, is_secret: bool = False) -> None:
         new.replace(path)
     except OSError as error:
         raise RaftdError(f"{path}: {error.strerror}") from None
+
+
+def save(directory: Path, name: str, signed: Signed) -> None:
+    """As `name.pem` and `name.key`. Raises RaftdError."""
+    write(directory / f"{name}.key", signed.key_pem, is_secret=True)
+    write(directory / f"{name}.pem", signed.pem)

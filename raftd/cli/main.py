@@ -104,7 +104,7 @@ _DATA = click.option(
 @_option("--rounds", default=3, kind=click.IntRange(1, 100), help="Rounds of each work, the servers in turns.")
 @_option("--nodes", default=3, kind=click.IntRange(1, 13), help="Size of the cluster.")
 @_option("--processes", default=1, kind=click.IntRange(1, 16), help="Processes that make the load.")
-@click.option("--against", type=click.Choice(["beanstalkd", "nats", "rabbitmq", "all"]), multiple=True, help=_AGAINST)
+@click.option("--against", type=click.Choice(["beanstalkd", "nats", "rabbitmq", "raftd-tls", "all"]), multiple=True, help=_AGAINST)
 @click.option("--comparison", is_flag=True, help="The rows of docs/performance.md, instead of --work, --connections and --in-flight.")
 @click.option("--json", type=_FILE, help="Write all figures to this file.")
 @click.option("--plot", type=_FILE, help="Draw the rates into this SVG file; needs `pip install 'raftd[plot]'`.")
@@ -122,7 +122,7 @@ def bench(context: click.Context, /, **asked: Any) -> None:
             raise click.UsageError(f"give the options of `bench {context.invoked_subcommand}` behind its name")
         return
     if "all" in asked["against"]:
-        asked["against"] = tuple(OTHERS)
+        asked["against"] = tuple(name for name in OTHERS if name != "raftd-tls")
     options = rates.Options(**asked)
     if any(row.connections < options.processes * (2 if row.work == "handoff" else 1) for row in options.rows):
         raise click.UsageError("--connections: each of the --processes needs one at least, for handoffs two")

@@ -38,7 +38,7 @@ def init(config: str, directory: Path, days: int) -> None:
 
     Each node needs ca.pem, and node-ID.pem and node-ID.key of its own. Keep ca.key where no node is: whoever has it can be any of them.
     """
-    from raftd.cli.authority import new_authority, new_client, new_node, write
+    from raftd.cli.authority import new_authority, new_client, new_node, save, write
     from raftd.config import load
 
     with working():
@@ -48,10 +48,10 @@ def init(config: str, directory: Path, days: int) -> None:
             if (directory / name).exists():
                 fail(f"{directory / name} is there already: `raftd tls renew` makes new certificates. Nothing was changed")
         authority = new_authority(loaded.cluster, _AUTHORITY_DAYS)
-        _save(directory, "ca", authority)
+        save(directory, "ca", authority)
         for node, address in loaded.nodes.items():
-            _save(directory, f"node-{node}", new_node(authority, loaded.cluster, node, [address.host], days))
-        _save(directory, "operator", new_client(authority, loaded.cluster, "operator", days))
+            save(directory, f"node-{node}", new_node(authority, loaded.cluster, node, [address.host], days))
+        save(directory, "operator", new_client(authority, loaded.cluster, "operator", days))
         write(directory / "README", _README.encode())
     place = directory if directory.is_absolute() else f"{directory}"
     click.echo(f"certificates for {len(loaded.nodes)} nodes are in {directory}. In the configuration of each node:\n")
@@ -78,7 +78,7 @@ def renew(config: str, directory: Path, days: int, node: tuple[int, ...]) -> Non
 
     A node takes new files by itself, within seconds; no connection is lost.
     """
-    from raftd.cli.authority import new_node, read_key
+    from raftd.cli.authority import new_node, read_key, save
     from raftd.config import load
 
     with working():
@@ -91,7 +91,7 @@ def renew(config: str, directory: Path, days: int, node: tuple[int, ...]) -> Non
             place = directory / f"node-{one}.key"
             key = read_key(place) if place.exists() else None
             signed = new_node(authority, loaded.cluster, one, [loaded.address(one).host], days, key)
-            _save(directory, f"node-{one}", signed)
+            save(directory, f"node-{one}", signed)
             click.echo(f"{directory}/node-{one}.pem is good until {signed.certificate.not_valid_after_utc:%Y-%m-%d}")
 
 
@@ -102,7 +102,7 @@ def renew(config: str, directory: Path, days: int, node: tuple[int, ...]) -> Non
 @_DAYS
 def client(user: str, config: str, directory: Path, days: int) -> None:
     """Make a certificate and a key for a client called USER: a program, a machine or a person."""
-    from raftd.cli.authority import new_client
+    from raftd.cli.authority import new_client, save
     from raftd.config import load
 
     with working():
@@ -111,7 +111,7 @@ def client(user: str, config: str, directory: Path, days: int) -> None:
         if user == "ca" or user.startswith("node-"):
             fail(f"{user!r}: files of that name are the cluster's own. Nothing was changed")
         signed = new_client(_authority(directory), load(config).cluster, user, days)
-        _save(directory, user, signed)
+        save(directory, user, signed)
         click.echo(f"raftds://HOST:PORT?ca={directory}/ca.pem&certificate={directory}/{user}.pem&key={directory}/{user}.key")
 
 
@@ -167,13 +167,6 @@ def check(config: str, warn: int) -> None:
             )
             is_good = is_good and days >= warn
     raise SystemExit(0 if is_good else 1)
-
-
-def _save(directory: Path, name: str, signed: Signed) -> None:
-    from raftd.cli.authority import write
-
-    write(directory / f"{name}.key", signed.key_pem, is_secret=True)
-    write(directory / f"{name}.pem", signed.pem)
 
 
 def _authority(directory: Path) -> Signed:

@@ -8,16 +8,11 @@ from typing import Any
 import yaml
 from cryptography import x509
 
-from raftd.cli.authority import Signed, new_authority, new_client, new_node, write
+from raftd.cli.authority import new_authority, new_client, new_node, save, write
 from raftd.client.tls import TlsFiles
 from tests.processes.harness import ProcessCluster
 
 CLUSTER = "test"
-
-
-def save(directory: Path, name: str, signed: Signed) -> None:
-    write(directory / f"{name}.key", signed.key_pem, is_secret=True)
-    write(directory / f"{name}.pem", signed.pem)
 
 
 class SecureCluster(ProcessCluster):

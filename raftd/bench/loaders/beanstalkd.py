@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from raftd.bench.loaders.connection import Connection, unexpected
+from raftd.client.tls import TlsFiles
 
 
 class BeanstalkdConnection(Connection):
     """A take is `reserve`, and `delete` of what it gave."""
 
-    def __init__(self, address: tuple[str, int], tube: str, body: bytes) -> None:
-        super().__init__(address, tube, body)
+    def __init__(self, address: tuple[str, int], tube: str, body: bytes, tls: TlsFiles | None = None) -> None:
+        super().__init__(address, tube, body, tls)
         self._put = b"put 0 0 3600 %d\r\n%b\r\n" % (len(body), body)
         self._body = body
         self._rest = b""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from abc import ABC, abstractmethod
+
+from raftd.client.tls import TlsFiles, connected
 
 #: How long a server may take for an answer before the measurement is given up, in seconds.
 NO_ANSWER_S = 10.0
@@ -22,8 +25,8 @@ class Connection(ABC):
     `tube`: where its jobs go and come from. `body`: of every job; it holds no line break. Raises OSError or LoadError.
     """
 
-    def __init__(self, address: tuple[str, int], tube: str, body: bytes) -> None:
-        self.socket = socket.create_connection(address, timeout=NO_ANSWER_S)
+    def __init__(self, address: tuple[str, int], tube: str, body: bytes, tls: TlsFiles | None = None) -> None:
+        self.socket = connected(address, NO_ANSWER_S, tls)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.puts_done = 0
         self.takes_done = 0
@@ -44,6 +47,8 @@ class Connection(ABC):
         data = self.socket.recv(_RECV_BYTES)
         if not data:
             raise LoadError("the server closed a connection")
+        while isinstance(self.socket, ssl.SSLSocket) and self.socket.pending():  # which no poll shows
+            data += self.socket.recv(_RECV_BYTES)
         return data
 
     def close(self) -> None:
