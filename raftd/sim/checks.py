@@ -118,7 +118,7 @@ class _ProcessRecord:
         self.applied = 0
         self.used = 0  # steps
         self.asked = 0  # of them since the last turn: those of asks that are an entry's only command
-        self.votes: set[tuple[int, int]] = set()  # (term, voter) that it has heard
+        self.votes: set[tuple[int, int]] = set()  # (term, voter) that it has heard before it led
         self.matches: dict[int, tuple[int, int, int]] = {}  # peer -> (term, incarnation, match), while it leads
         self.configurations: list[_Place] = []
         self.configured = (-1, 0)  # (entry of the newest, when this leader had it), in ticks
@@ -573,7 +573,7 @@ class Checks:
         step: Callable[[int, Message], None] = raft.step
 
         def checked(sender: int, message: Message) -> None:
-            if type(message) is RequestVoteReply and message.granted:
+            if type(message) is RequestVoteReply and message.granted and not raft.is_leader:  # else it was late (seed 8500136)
                 self._records[process].votes.add((message.term, sender))
             if type(message) is AppendEntriesReply:
                 step(sender, message)
