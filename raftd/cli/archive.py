@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from random import SystemRandom
 
 from raftd.cli.common import fail, order
+from raftd.cli.sealed import SealedFiles, is_sealed, seal
 from raftd.client.connection import Connection
 from raftd.errors import CommandRefused, CorruptionError, TooOld
 from raftd.jobs.commands import FEATURE_LEVEL
@@ -36,9 +37,9 @@ def check_new(path: str) -> None:
         raise CommandRefused(f"{path} is there already: nothing was changed. Take another name, or move it away")
 
 
-def back_up(connection: Connection, path: str, progress: Progress) -> Meta:
-    """Everything that the cluster has acknowledged, as it is now, into a new file. Raises NoAnswer, RaftdError or OSError; then there
-    is none."""
+def back_up(connection: Connection, path: str, progress: Progress, passphrase: bytes | None = None) -> Meta:
+    """Everything that the cluster has acknowledged, as it is now, into a new file, sealed with a `passphrase`. Raises NoAnswer, RaftdError
+    or OSError; then there is no file."""
     check_new(path)
     reply = order(connection, BackupRequest(1), BackupReply)
     free = RealFileSystem().free(os.path.dirname(os.path.abspath(path)))
@@ -55,10 +56,10 @@ def back_up(connection: Connection, path: str, progress: Progress) -> Meta:
             progress(done, reply.size_bytes)
             yield data
 
-    return _write(path, chunks())
+    return _write(path, chunks(), passphrase)
 
 
-def back_up_directory(directory: str, path: str, note: Callable[[str], None]) -> Meta:
+def back_up_directory(directory: str, path: str, note: Callable[[str], None], passphrase: bytes | None = None) -> Meta:
     """The same from the data directory of a node that does not run: all its entries, also those that may not have been committed.
     `note` tells what is missing. Raises RaftdError or OSError."""
     check_new(path)
@@ -84,7 +85,9 @@ def back_up_directory(directory: str, path: str, note: Callable[[str], None]) ->
         if not machine.applied_index:
             raise CommandRefused(f"{directory} holds no entry: there is nothing to back up")
         _check_level(machine)
-        return _write(path, encode(Meta(log.identity.cluster, configuration, machine.applied_index, term, machine.now_ms), dump(machine)))
+        return _write(
+            path, encode(Meta(log.identity.cluster, configuration, machine.applied_index, term, machine.now_ms), dump(machine)), passphrase
+        )
     finally:
         fs.unlock(f"{directory}/lock")
 
@@ -98,18 +101,18 @@ def check_directory(directory: str) -> None:
     raise CommandRefused(f"{directory}: there is no data directory of a node{hint}")
 
 
-def _write(path: str, parts: Iterator[bytes]) -> Meta:
+def _write(path: str, parts: Iterator[bytes], passphrase: bytes | None = None) -> Meta:
     """Durably, whole or not at all, and read back."""
     fs = RealFileSystem()
     unfinished = f"{path}.{os.urandom(4).hex()}.part"
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with open(descriptor, "wb") as file:
-            for part in parts:
+            for part in parts if passphrase is None else seal(parts, passphrase):
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
-        reader = SnapshotReader(fs, unfinished)
+        reader = SnapshotReader(fs if passphrase is None else SealedFiles(unfinished, passphrase), unfinished)
         reader.verify()
         check_new(path)
         os.rename(unfinished, path)
@@ -128,7 +131,9 @@ def _check_level(machine: StateMachine) -> None:
         )
 
 
-def restore(path: str, directory: str, node: int, cluster: str | None, address: MemberAddress, progress: Progress) -> Meta:
+def restore(
+    path: str, directory: str, node: int, cluster: str | None, address: MemberAddress, progress: Progress, passphrase: bytes | None = None
+) -> Meta:
     """Make `directory` the data of `node`, the only member of a new cluster with the state of a backup. Sessions are not restored:
     what clients held is ready. Raises RaftdError or OSError; then nothing was changed."""
     fs = RealFileSystem()
@@ -139,7 +144,11 @@ def restore(path: str, directory: str, node: int, cluster: str | None, address: 
             f"{directory} is not empty: nothing was changed. Restore into a new directory; or stop its node, then move it away"
         )
     _check_nobody_listens(address)
-    meta, machine = _read_backup(fs, path, progress)
+    if is_sealed(path) and passphrase is None:
+        raise CommandRefused(f"{path} is sealed: --passphrase-file says with what. Nothing was changed")
+    if passphrase is not None and not is_sealed(path):
+        raise CommandRefused(f"{path} is not sealed: leave out --passphrase-file. Nothing was changed")
+    meta, machine = _read_backup(fs if passphrase is None else SealedFiles(path, passphrase), path, progress)
     _check_level(machine)
     try:
         machine.close_everyone()
@@ -178,7 +187,7 @@ def _read_backup(fs: RealFileSystem, path: str, progress: Progress) -> tuple[Met
     """Raises CommandRefused."""
     try:
         reader = SnapshotReader(fs, path)
-        total, done = os.path.getsize(path), 0
+        total, done = fs.size(path), 0
         loader = Loader()
         for piece in reader.pieces():
             loader.feed(piece)

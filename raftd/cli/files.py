@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -14,6 +15,11 @@ from raftd.client.address import HostPort
 if TYPE_CHECKING:
     from raftd.cli.archive import Progress
     from raftd.storage.snapshots import Meta
+
+
+_PASSPHRASE = click.option(
+    "--passphrase-file", type=click.Path(), metavar="FILE", help="The backup is encrypted; its passphrase is the first line of FILE."
+)
 
 
 @contextmanager
@@ -128,22 +134,28 @@ def job(id: int, config: str | None, node: str | None, data: str | None, as_json
 @click.argument("file", type=click.Path())
 @orders_within(600.0)
 @click.option("--directory", "offline", type=click.Path(), help="Instead: of a node that does not run, from its data directory.")
-def backup(file: str, endpoint: HostPort | None, config: str | None, timeout: float, offline: str | None) -> None:
+@_PASSPHRASE
+def backup(
+    file: str, endpoint: HostPort | None, config: str | None, timeout: float, offline: str | None, passphrase_file: str | None
+) -> None:
     """Write a consistent copy of the whole queue to FILE, while the cluster works: everything acknowledged before, from any node.
 
     With --directory, back up everything in the data directory of a stopped node, for a cluster that has lost its majority.
     """
     from raftd.cli import archive
+    from raftd.cli.sealed import read_passphrase
 
     if offline is not None and (endpoint is not None or config is not None):
         raise click.UsageError("--directory reads files only: leave out --endpoint and --config")
     with working():
+        passphrase = read_passphrase(passphrase_file) if passphrase_file is not None else None
         if offline is not None:
-            meta = archive.back_up_directory(offline.rstrip("/"), file, lambda line: click.echo(f"raftd: WARNING: {line}", err=True))
+            told = partial(click.echo, err=True)
+            meta = archive.back_up_directory(offline.rstrip("/"), file, lambda line: told(f"raftd: WARNING: {line}"), passphrase)
         else:
             archive.check_new(file)
             with connect(endpoint, config, timeout) as connection, _progress("copying") as progress:
-                meta = archive.back_up(connection, file, progress)
+                meta = archive.back_up(connection, file, progress, passphrase)
     click.echo(f"{file}: the state of cluster {meta.cluster!r} at entry {meta.index}; `raftd restore` makes a new cluster of it")
 
 
@@ -156,13 +168,15 @@ def _start(config: str | None, node: int, data: str | None) -> str:
 @click.command(short_help="A new cluster from a backup.")
 @click.argument("file", type=click.Path())
 @directories
-def restore(file: str, config: str | None, node: str | None, data: str | None) -> None:
+@_PASSPHRASE
+def restore(file: str, config: str | None, node: str | None, data: str | None, passphrase_file: str | None) -> None:
     """Make a new cluster with the jobs of the backup FILE: this node's data directory, which must be empty, of which it is the only
     member. Start it, then start the others with --join.
 
     Reserved jobs are ready again; job ids continue.
     """
     from raftd.cli import archive
+    from raftd.cli.sealed import read_passphrase
     from raftd.config import choose_node, load
     from raftd.raft.messages import MemberAddress
 
@@ -172,8 +186,10 @@ def restore(file: str, config: str | None, node: str | None, data: str | None) -
         place = loaded.address(id)
         where = f"{loaded.data}/{id}"
         cluster = loaded.cluster
+        passphrase = read_passphrase(passphrase_file) if passphrase_file is not None else None
+        own = MemberAddress(place.host, place.peer, place.client or 0)
         with _progress("reading") as progress:
-            meta = archive.restore(file, where, id, cluster, MemberAddress(place.host, place.peer, place.client or 0), progress)
+            meta = archive.restore(file, where, id, cluster, own, progress, passphrase)
     _say_alone(where, id, meta, config, data, f"{place.host}:{place.client or '…'}")
 
 

@@ -146,7 +146,7 @@ class ForkCopier:
             os.closerange(3, report_to)
             os.closerange(report_to + 1, MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft)
             os.nice(_NICE)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with open(descriptor, "wb", buffering=1 << 20) as file:
                 for part in parts():
                     file.write(part)

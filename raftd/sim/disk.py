@@ -136,6 +136,9 @@ class MemoryFileSystem:
     def make_directory(self, path: str) -> None:
         self.directories.add(path)
 
+    def make_private(self, path: str) -> bool:
+        return False
+
     def lock(self, path: str) -> None:
         if path in self._locked:
             raise DirectoryLocked(path)

@@ -32,6 +32,9 @@ class FileSystem(Protocol):
     def make_directory(self, path: str) -> None:
         """Create `path` and what is missing above it, durably; nothing if it is there."""
 
+    def make_private(self, path: str) -> bool:
+        """Let nobody but the owner into a directory; whether others could get in."""
+
     def lock(self, path: str) -> None:
         """Take `path` (created if missing) for the life of this process. Raises DirectoryLocked."""
 
@@ -72,7 +75,7 @@ class FileSystem(Protocol):
 
 class RealFile:
     def __init__(self, path: str) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def write(self, offset: int, data: bytes) -> None:
         view = memoryview(data)
@@ -107,7 +110,7 @@ class RealFileSystem:
             path = os.path.dirname(path)
         for directory in reversed(missing):
             try:
-                os.mkdir(directory, 0o750)
+                os.mkdir(directory, 0o700)
             except FileExistsError:  # nodes that start together may share the directory above their own
                 if not os.path.isdir(directory):
                     raise
@@ -115,8 +118,14 @@ class RealFileSystem:
         if not missing:  # a process that died in here may have made it, and not synced
             self.sync_directory(os.path.dirname(path) or ".")
 
+    def make_private(self, path: str) -> bool:
+        mode = os.stat(path).st_mode
+        if mode & 0o077:
+            os.chmod(path, mode & 0o700)
+        return bool(mode & 0o077)
+
     def lock(self, path: str) -> None:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -171,6 +171,9 @@ class Store:
         self._fs.lock(f"{self.directory}/lock")
         try:
             opened = self._recover()
+            if self._fs.make_private(self.directory):
+                text = f"others could read {self.directory}, and with it all jobs: now its owner alone can"
+                opened = opened._replace(notes=[*opened.notes, Note(text, is_warning=True)])
             self._measure()
             return opened
         except BaseException:

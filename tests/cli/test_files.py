@@ -251,6 +251,39 @@ def test_a_backup_of_a_directory_holds_what_stands_in_it(lived, tmp_path):
     assert "ready in 'emails'" in whats("job", "3", "--data", str(tmp_path / "new"))[0]
 
 
+def test_a_backup_behind_a_passphrase_is_of_no_use_without_it(lived, tmp_path):
+    for name in ("right", "wrong"):
+        (tmp_path / name).write_text(f"{name}\n")
+    sealed = str(tmp_path / "sealed")
+    saved = run("backup", sealed, "--directory", str(lived / "data/1"), "--passphrase-file", str(tmp_path / "right"))
+    assert (saved.returncode, saved.stderr) == (0, "")
+    assert b"emails" not in (tmp_path / "sealed").read_bytes()
+    assert (tmp_path / "sealed").stat().st_mode & 0o777 == 0o600
+    new = str(tmp_path / "new")
+    without = run("restore", sealed, "--data", new)
+    assert without.stderr == f"raftd: {sealed} is sealed: --passphrase-file says with what. Nothing was changed\n"
+    wrong = run("restore", sealed, "--data", new, "--passphrase-file", str(tmp_path / "wrong"))
+    assert wrong.stderr == f"raftd: {sealed}: another passphrase has sealed it, or it is damaged. Nothing was changed\n"
+    plain = run("restore", str(lived / "backup"), "--data", new, "--passphrase-file", str(tmp_path / "right"))
+    assert plain.stderr == f"raftd: {lived / 'backup'} is not sealed: leave out --passphrase-file. Nothing was changed\n"
+    assert run("restore", sealed, "--data", new, "--passphrase-file", str(tmp_path / "right")).returncode == 0
+    assert "ready in 'emails'" in whats("job", "3", "--data", new)[0]
+
+
+def test_a_data_directory_that_others_can_read_is_closed_to_them(tmp_path):
+    with ProcessCluster(tmp_path, 1) as cluster:
+        cluster.leader()
+        cluster.kill(1)
+        place = tmp_path / "data/1"
+        assert place.stat().st_mode & 0o777 == 0o700
+        assert {path.stat().st_mode & 0o777 for path in place.rglob("*") if path.is_file()} == {0o600}
+        place.chmod(0o755)
+        cluster.start(1)
+        cluster.leader()
+        assert place.stat().st_mode & 0o777 == 0o700
+        assert f"others could read {place}, and with it all jobs: now its owner alone can" in cluster.log(1)
+
+
 @pytest.mark.parametrize("damage", ["a bit", "cut", "empty", "another file"])
 def test_a_damaged_backup_is_refused_and_nothing_is_changed(lived, tmp_path, damage):
     data = bytearray((lived / "backup").read_bytes())
