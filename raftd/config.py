@@ -82,7 +82,7 @@ class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A cluster, as all its nodes' files say it. `data` is absolute once loaded. `insecure`: its nodes may be reached from other machines
-    without TLS."""
+    without TLS. `http_names`: names besides the nodes' hosts by which browsers may call them, that of an ingress, say."""
 
     cluster: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     data: Annotated[str, msgspec.Meta(min_length=1)]
@@ -100,6 +100,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     topics_leader_only: bool = False
     tls: Tls | None = None
     insecure: bool = False
+    http_names: tuple[Annotated[str, msgspec.Meta(min_length=1)], ...] = ()
 
     def address(self, node: int) -> NodeAddress:
         address: NodeAddress = self.nodes[node]

@@ -136,7 +136,9 @@ class RaftdService(service.MultiService):
         limiter = ConnectionLimiter(reactor, most_clients())
         self._lines = LineServerFactory(reactor, limiter, counters)
         self._clients = ClientServerFactory(reactor, limiter, counters)
-        self._http = Site(reactor, limiter, counters, self._serve_http, frozenset(place.host for place in config.nodes.values()))
+        self._http = Site(
+            reactor, limiter, counters, self._serve_http, frozenset([*(place.host for place in config.nodes.values()), *config.http_names])
+        )
         self._http_handlers: tuple[Callable[[Call], bool], ...] = ()
         self._limiter = limiter
         self._certificates = counters.certificates = self._load_certificates()

@@ -59,6 +59,24 @@ def test_metrics_say_what_the_node_is_and_does(tmp_path):
         wait_for(lambda: metrics(cluster, leader).get(answers, 0) >= 2, what="what was asked being counted")
 
 
+def test_browsers_are_told_what_not_to_do_and_by_which_names_they_may_ask(tmp_path):
+    with ProcessCluster(tmp_path, 1, http_names=["queue.example"]) as cluster:
+        cluster.leader()
+        for path in ("/", "/v1/tubes", "/nothing", "/metrics"):
+            connection = http.client.HTTPConnection(*cluster.address(1, "http"), timeout=5)
+            connection.request("GET", path)
+            headers = connection.getresponse().headers
+            assert headers["Content-Security-Policy"].startswith("default-src 'none'; frame-ancestors 'none'"), path
+            assert (headers["X-Content-Type-Options"], headers["Cache-Control"]) == ("nosniff", "no-store"), path
+        asked = []
+        for host in ("queue.example", "evil.example"):
+            connection = http.client.HTTPConnection(*cluster.address(1, "http"), timeout=5)
+            page = {"Host": host, "Origin": f"http://{host}", "Content-Type": "application/json"}
+            connection.request("POST", "/v1/tubes/t/jobs", b'{"body": "x"}', page)
+            asked.append(connection.getresponse().status)
+        assert asked == [201, 403]
+
+
 def test_a_node_is_alive_without_a_quorum_and_ready_only_with_a_leader(tmp_path):
     with ProcessCluster(tmp_path, 3) as cluster:
         leader = cluster.leader()

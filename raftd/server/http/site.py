@@ -40,6 +40,14 @@ HTTP_ARRIVING_BYTES = 64 << 20
 HTTP_BODY_SLACK = 64 << 10
 
 JSON = "application/json"
+#: What a browser is told with each answer: nothing here is a script, a frame, or for other sites to know of.
+_SAFE = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 #: The only part of a target that is no path, as `*` and `host:80` are.
 NO_PATH = "*"
 
@@ -116,7 +124,7 @@ class Call:
         request = self._take()
         if request is None:
             return None
-        _begin(request, 200, kind, {"Cache-Control": "no-store"})
+        _begin(request, 200, kind, None)
         if self.method == "HEAD":
             request.finish()
             return None
@@ -156,7 +164,8 @@ def _begin(request: _Request, status: int, kind: str, headers: Mapping[str, str]
     if status != 204:
         request.setHeader("Content-Type", kind)
     request.setHeader("Date", http.datetimeToString().decode())
-    request.setHeader("X-Content-Type-Options", "nosniff")
+    for name, value in _SAFE.items():
+        request.setHeader(name, value)
     for name, value in (headers or {}).items():
         request.setHeader(name, value)
 
