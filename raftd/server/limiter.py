@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import resource
 import select
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import Any, Protocol
 
 from twisted.logger import Logger
 
+from raftd.config import is_loopback
 from raftd.limits import MOST_DESCRIPTORS, STRANGER_LINES
 from raftd.server.reactor import soon_of
 
@@ -40,7 +41,7 @@ class LimitedConnection(Protocol):
 
 
 class ConnectionLimiter:
-    """`most` connections at once, on all listeners for clients."""
+    """`most` connections at once, on all listeners for clients; half of them from one address, unless it is of this machine."""
 
     _log = Logger("raftd")
 
@@ -49,6 +50,8 @@ class ConnectionLimiter:
         self._clock = clock
         self._soon = soon_of(clock)
         self._count = 0
+        self._by_host: Counter[str] = Counter()
+        self._crowded: str | None = None  # the address of which the log has said last that it has too many
         self._is_full = False  # and the log says so
         self._waiting: OrderedDict[LimitedConnection, None] = OrderedDict()
         self._unread: OrderedDict[LimitedConnection, None] = OrderedDict()
@@ -58,8 +61,18 @@ class ConnectionLimiter:
 
     # -- how many -----------------------------------------------------------------------------
 
-    def admit(self) -> bool:
-        """Whether one more may connect; if so it is counted until it `left`."""
+    def admit(self, host: str | None = None) -> bool:
+        """Whether one more may connect; if so it is counted until it `left`. `host`: where it comes from, None for a Unix socket."""
+        if host is not None and self._by_host[host] >= self.most // 2 and not is_loopback(host):
+            if self._crowded != host and self.may_log():
+                self._crowded = host
+                self._log.warn(
+                    "{count} clients from {host} are connected, which is half of all that this process may have open: more from there are "
+                    "turned away",
+                    count=self._by_host[host],
+                    host=host,
+                )
+            return False
         if self._count >= self.most:
             if not self._is_full:
                 self._is_full = True
@@ -71,11 +84,17 @@ class ConnectionLimiter:
                 )
             return False
         self._count += 1
+        if host is not None:
+            self._by_host[host] += 1
         return True
 
-    def left(self) -> None:
-        """A connection that was admitted is gone."""
+    def left(self, host: str | None = None) -> None:
+        """A connection from `host` that was admitted is gone."""
         self._count -= 1
+        if host is not None:
+            self._by_host[host] -= 1
+            if not self._by_host[host]:
+                del self._by_host[host]
         self._is_full = self._is_full and self._count > self.most * 9 // 10  # not a line for each that comes and goes
 
     # -- how much -----------------------------------------------------------------------------

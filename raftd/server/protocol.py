@@ -86,6 +86,7 @@ class ClientConnection(Protocol, ABC):
     def __init__(self, node: Node, clock: Any, limiter: ConnectionLimiter) -> None:
         """`limiter` has admitted this one."""
         self.node = node
+        self.host: str | None = None
         self.session: Session
         self._clock = clock
         self._limiter = limiter
@@ -186,7 +187,7 @@ class ClientConnection(Protocol, ABC):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._advance(Event.CLOSE)
         self._limiter.forget(self)
-        self._limiter.left()
+        self._limiter.left(self.host)
         for watch in (self._progress, self._patience):
             if watch is not None:
                 watch.cancel()
@@ -355,6 +356,9 @@ class ConnectionFactory(Factory):
         self._counters = counters
 
     def buildProtocol(self, addr: object) -> ClientConnection | None:
-        if not self._limiter.admit():
+        host = getattr(addr, "host", None)
+        if not self._limiter.admit(host):
             return None
-        return type(self).protocol(self.node, self._clock, self._limiter, self._counters)
+        connection = type(self).protocol(self.node, self._clock, self._limiter, self._counters)
+        connection.host = host
+        return connection

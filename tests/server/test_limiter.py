@@ -63,6 +63,15 @@ class Crowds(SynchronousTestCase):
         self.limiter.left()
         self.assertEqual([self.limiter.admit(), self.limiter.admit()], [True, False])
 
+    def test_one_address_gets_half_of_them_unless_it_is_this_machine(self) -> None:
+        limiter = ConnectionLimiter(self.clock, 6)
+        self.assertEqual([limiter.admit("10.0.0.1") for _ in range(4)], [True, True, True, False])
+        self.assertEqual([limiter.admit("10.0.0.2"), limiter.admit("127.0.0.1")], [True, True])
+        limiter.left("10.0.0.1")
+        self.assertEqual([limiter.admit("10.0.0.1"), limiter.admit("10.0.0.1")], [True, False])
+        here = ConnectionLimiter(self.clock, 6)
+        self.assertEqual([here.admit("127.0.0.1") for _ in range(7)], [True] * 6 + [False])
+
     def test_a_turn_gives_all_clients_together_so_much_time(self) -> None:
         for name in "abc":
             self.busy(name, 10, CLIENT_TURN_MS / 5).resume()

@@ -261,6 +261,7 @@ class Channel(http.HTTPChannel):
     maxHeaders = 100
     transport: Any
     site: Site
+    host: str | None = None
     _arrival: Any = None
     _is_lost = False
     _said_all = False  # before it was
@@ -359,7 +360,7 @@ class Channel(http.HTTPChannel):
         self._said_all = not unsent(self.transport)
         self._has_arrived()
         super().connectionLost(reason)
-        self.site.limiter.left()
+        self.site.limiter.left(self.host)
 
 
 class Site(http.HTTPFactory):
@@ -387,10 +388,14 @@ class Site(http.HTTPFactory):
             call.problem("stopping")
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        if not self.limiter.admit():
+        host = getattr(addr, "host", None)
+        if not self.limiter.admit(host):
             return None
-        channel = super().buildProtocol(addr)
-        cast(Any, channel).site = self
+        channel: Any = super().buildProtocol(addr)
+        # twisted.web puts what it has negotiated before the channel
+        made = getattr(channel, "_channel", channel)
+        channel.site = made.site = self
+        made.host = host
         return channel
 
     def log(self, request: Any) -> None:
