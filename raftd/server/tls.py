@@ -192,7 +192,9 @@ class SecureListener(Factory):
         connection = protocol.transport
         self._strangers[connection] = self._clock.callLater(HELLO_TIMEOUT_S, self._late, protocol)
         if len(self._strangers) > HANDSHAKES:
-            next(iter(self._strangers)).abortConnection()
+            oldest = next(iter(self._strangers))
+            self._forget(oldest)
+            oldest.abortConnection()
 
     def _late(self, protocol: _FirstByte) -> None:
         """A client of the line protocol may have nothing to say; all others have had their time."""
