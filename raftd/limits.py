@@ -31,6 +31,9 @@ SESSION_TIMEOUT_MAX_MS = 3_600_000
 #: A connection that has not said hello by then (seconds) is closed.
 HELLO_TIMEOUT_S = 5.0
 
+#: A connection with another node that is to be closed in order is cut after so long (seconds).
+CLOSE_TIMEOUT_S = 1.0
+
 #: Every other call over HTTP is answered within this time (seconds), and so long after its own timeout if it waits for jobs. An
 #: election fits in.
 HTTP_ANSWER_S = 5.0
@@ -52,8 +55,10 @@ CLOCK_ANSWER_MS = 500
 #: gives it up. After a partition a fresh connection is there sooner than TCP's own retransmission.
 PEER_TCP_TIMEOUT_MS = 5_000
 
-#: Connections to a listener with TLS whose handshake is not done; with more, the one that waits longest is closed.
+#: Connections to a listener with TLS whose handshake is not done; with more, the one that waits longest is closed. Those to listeners for
+#: clients count as clients besides; of those to the peer listener there are twice as many at most, until closed ones are gone.
 HANDSHAKES = 256
+PEER_HANDSHAKES = 32
 
 # -- sizes --------------------------------------------------------------------------------------
 

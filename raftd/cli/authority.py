@@ -14,6 +14,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
@@ -54,7 +55,8 @@ def user_uri(cluster: str, user: str) -> str:
 def new_authority(cluster: str, days: int) -> Signed:
     """It signs for this cluster, and makes no further authorities."""
     key = ec.generate_private_key(_CURVE)
-    name = _name(f"raftd {cluster}")
+    # two authorities of one cluster must be told apart, while one takes the other's place
+    name = _name(f"raftd {cluster[:40]} {os.urandom(4).hex()}")
     built = _begun(name, key.public_key(), days).issuer_name(name)
     built = built.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     built = built.add_extension(_usage(signs_others=True), critical=True)
@@ -70,7 +72,7 @@ def new_node(
         try:
             names.append(x509.IPAddress(ipaddress.ip_address(host)))
         except ValueError:
-            names.append(x509.DNSName(host))
+            names.append(x509.DNSName(_ascii(host)))
     uses = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     return _signed(authority, f"raftd {cluster} node {node}", names, uses, days, key)
 
@@ -86,6 +88,8 @@ def revoked(authority: Signed, certificates: Iterable[x509.Certificate], before:
     now = datetime.now(UTC)
     built = x509.CertificateRevocationListBuilder().issuer_name(authority.certificate.subject)
     built = built.last_update(now - _EARLIER).next_update(now + _CRL_YEARS)
+    built = built.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False)
+    built = built.add_extension(x509.CRLNumber(int(now.timestamp())), critical=False)
     serials = {entry.serial_number: entry.revocation_date_utc for entry in before or ()}
     serials |= {one.serial_number: now for one in certificates if one.serial_number not in serials}
     for serial, date in serials.items():
@@ -109,6 +113,14 @@ def _signed(
     built = built.add_extension(x509.SubjectAlternativeName(names), critical=False)
     built = built.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False)
     return Signed(built.sign(authority.key, hashes.SHA256()), key)
+
+
+def _ascii(host: str) -> str:
+    """As it stands in DNS. Raises RaftdError."""
+    try:
+        return host.encode("idna").decode()
+    except UnicodeError:
+        raise RaftdError(f"{host!r} cannot be the name of a host") from None
 
 
 def _begun(subject: x509.Name, key: ec.EllipticCurvePublicKey, days: int) -> x509.CertificateBuilder:
@@ -147,6 +159,24 @@ def read_certificates(path: Path) -> list[x509.Certificate]:
         raise RaftdError(f"{path}: {error.strerror}") from None
     except ValueError:
         raise RaftdError(f"{path}: expected certificates in PEM") from None
+
+
+def read_crl(path: Path) -> x509.CertificateRevocationList | None:
+    """None if it is not there. Raises RaftdError."""
+    try:
+        return x509.load_pem_x509_crl(path.read_bytes()) if path.exists() else None
+    except OSError as error:
+        raise RaftdError(f"{path}: {error.strerror}") from None
+    except ValueError:
+        raise RaftdError(f"{path}: expected a list of revoked certificates in PEM. Nothing was changed") from None
+
+
+def has_signed(authority: Signed, certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority.certificate)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def read_key(path: Path) -> ec.EllipticCurvePrivateKey:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
 import click
 
@@ -22,6 +24,7 @@ _DIRECTORY = click.option(
 )
 #: How long the authority is good (days).
 _AUTHORITY_DAYS = 3_650
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @click.group(short_help="Certificates: init, renew, client, revoke, check.")
@@ -43,19 +46,20 @@ def init(config: str, directory: Path, days: int) -> None:
 
     with working():
         loaded = load(config)
-        directory.mkdir(mode=0o700, exist_ok=True)
-        for name in ("ca.pem", "ca.key"):
-            if (directory / name).exists():
-                fail(f"{directory / name} is there already: `raftd tls renew` makes new certificates. Nothing was changed")
         authority = new_authority(loaded.cluster, _AUTHORITY_DAYS)
-        save(directory, "ca", authority)
+        made = {"ca": authority, "operator": new_client(authority, loaded.cluster, "operator", days)}
         for node, address in loaded.nodes.items():
-            save(directory, f"node-{node}", new_node(authority, loaded.cluster, node, [address.host], days))
-        save(directory, "operator", new_client(authority, loaded.cluster, "operator", days))
+            made[f"node-{node}"] = new_node(authority, loaded.cluster, node, [address.host], days)
+        for name in made:
+            for place in (directory / f"{name}.pem", directory / f"{name}.key"):
+                if place.exists():
+                    fail(f"{place} is there already: `raftd tls renew` makes new certificates. Nothing was changed")
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name, signed in made.items():
+            save(directory, name, signed)
         write(directory / "README", _README.encode())
-    place = directory if directory.is_absolute() else f"{directory}"
     click.echo(f"certificates for {len(loaded.nodes)} nodes are in {directory}. In the configuration of each node:\n")
-    click.echo(f"tls:\n  ca: {place}/ca.pem\n  certificate: {place}/node-{{node}}.pem\n  key: {place}/node-{{node}}.key")
+    click.echo(f"tls:\n  ca: {directory}/ca.pem\n  certificate: {directory}/node-{{node}}.pem\n  key: {directory}/node-{{node}}.key")
 
 
 _README = """\
@@ -106,13 +110,16 @@ def client(user: str, config: str, directory: Path, days: int) -> None:
     from raftd.config import load
 
     with working():
-        if not user or "/" in user or user.startswith("."):
-            fail(f"{user!r}: expected a name that can be the name of a file")
-        if user == "ca" or user.startswith("node-"):
+        if not _NAME.fullmatch(user):
+            fail(f"{user!r}: expected letters, digits, '.', '_' and '-', and the first of them a letter or a digit")
+        if user in ("ca", "crl") or user.startswith("node-"):
             fail(f"{user!r}: files of that name are the cluster's own. Nothing was changed")
+        if (directory / f"{user}.key").exists() or (directory / f"{user}.pem").exists():
+            fail(f"{directory}/{user}.pem or .key is there already: move them away for new ones. Nothing was changed")
         signed = new_client(_authority(directory), load(config).cluster, user, days)
         save(directory, user, signed)
-        click.echo(f"raftds://HOST:PORT?ca={directory}/ca.pem&certificate={directory}/{user}.pem&key={directory}/{user}.key")
+        files = {"ca": f"{directory}/ca.pem", "certificate": f"{directory}/{user}.pem", "key": f"{directory}/{user}.key"}
+        click.echo(f"raftds://HOST:PORT?{urlencode(files, safe='/')}")
 
 
 @tls.command(short_help="Trust certificates no more.")
@@ -121,17 +128,15 @@ def client(user: str, config: str, directory: Path, days: int) -> None:
 def revoke(certificates: tuple[Path, ...], directory: Path) -> None:
     """Put CERTIFICATES (files) on the list of those that are revoked, crl.pem, which each node needs as `crl`. New connections are refused
     within seconds; those that are there stay until they end."""
-    from cryptography import x509
-
-    from raftd.cli.authority import read_certificates, revoked, write
+    from raftd.cli.authority import has_signed, read_certificates, read_crl, revoked, write
 
     with working():
         authority = _authority(directory)
         found = [read_certificates(path)[0] for path in certificates]
         place = directory / "crl.pem"
-        before = x509.load_pem_x509_crl(place.read_bytes()) if place.exists() else None
+        before = read_crl(place)
         for path, one in zip(certificates, found, strict=True):
-            if one.issuer != authority.certificate.subject:
+            if not has_signed(authority, one):
                 fail(f"{path}: the authority in {directory} has not signed it. Nothing was changed")
         write(place, revoked(authority, found, before))
         click.echo(f"{place}: give it to each node, as `crl` of `tls`")
@@ -175,4 +180,8 @@ def _authority(directory: Path) -> Signed:
 
     if not (directory / "ca.key").exists():
         raise RaftdError(f"{directory}/ca.key: the key of the authority is not there; `raftd tls init` makes one")
-    return Signed(read_certificates(directory / "ca.pem")[0], read_key(directory / "ca.key"))
+    key = read_key(directory / "ca.key")
+    for certificate in read_certificates(directory / "ca.pem"):
+        if certificate.public_key() == key.public_key():
+            return Signed(certificate, key)
+    raise RaftdError(f"{directory}/ca.key: it is not the key of a certificate in {directory}/ca.pem")

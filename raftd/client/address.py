@@ -36,7 +36,7 @@ def addresses_of(url: str | None) -> list[HostPort]:
             if not number.isdecimal() or not 0 < int(number) < 1 << 16:
                 raise ValueError(f"{url!r}: expected a port from 1 to 65535 behind {host!r}")
             port = int(number)
-        if not host or "/" in host or "@" in host:
+        if not host or set("/@?") & set(host):
             raise ValueError(f"{url!r}: expected {_SCHEME}HOST[:PORT],HOST[:PORT],…")
         found.append((host, port))
     return found[::-1]

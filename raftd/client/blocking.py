@@ -583,6 +583,8 @@ class Client:
                 self._drop("the node has closed the connection")
             elif not self.core.received(data, time.monotonic()):
                 self._drop("")
+            elif isinstance(self._socket, SecureSocket) and self._socket.is_at_end:
+                self._drop("the node has closed the connection")
 
     def _flush_or_drop(self) -> None:
         self._unsent += self.core.output()

@@ -531,7 +531,6 @@ class TwistedJobs:
 
 def secure(files: TlsFiles) -> Callable[[Any, str], Any]:
     """What puts TLS with a host around a factory. Raises ValueError for files that cannot be used."""
-    from OpenSSL.SSL import Error
     from twisted.internet import ssl as typed
     from twisted.protocols.tls import TLSMemoryBIOFactory
 
@@ -544,16 +543,24 @@ def secure(files: TlsFiles) -> Callable[[Any, str], Any]:
         trusted = own = None
         if files.ca is not None:
             mark = b"-----BEGIN CERTIFICATE-----"
-            trusted = ssl.trustRootFromCertificates([ssl.Certificate.loadPEM(mark + part) for part in read(files.ca).split(mark)[1:]])
+            authorities = [ssl.Certificate.loadPEM(mark + part) for part in read(files.ca).split(mark)[1:]]
+            if not authorities:
+                raise ValueError("there is no certificate")
+            trusted = ssl.trustRootFromCertificates(authorities)
         if files.certificate is not None:
             own = ssl.PrivateCertificate.loadPEM(read(files.certificate) + read(files.key or files.certificate))
-    except (OSError, ValueError, Error) as error:
+    except Exception as error:  # OpenSSL and Twisted have many
         names = ", ".join(name for name in files if name is not None)
         raise ValueError(f"{names}: {getattr(error, 'strerror', None) or error}: expected certificates and a key in PEM") from None
 
+    more = {"trustRoot": trusted} if trusted is not None else {}
+
     def around(factory: Any, host: str) -> Any:
-        more = {"trustRoot": trusted} if trusted is not None else {}
-        return TLSMemoryBIOFactory(ssl.optionsForClientTLS(host, clientCertificate=own, **more), True, factory)
+        try:
+            options = ssl.optionsForClientTLS(host, clientCertificate=own, **more)
+        except Exception as error:
+            raise ValueError(f"{files.certificate or host}: {error}") from None
+        return TLSMemoryBIOFactory(options, True, factory)
 
     return around
 

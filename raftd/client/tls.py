@@ -59,7 +59,7 @@ def files_of(url: str) -> TlsFiles | None:
     except ValueError:
         raise ValueError(f"{url!r}: expected ?ca=FILE&certificate=FILE&key=FILE behind the addresses") from None
     for key, value in pairs:
-        if key not in _KEYS or not value:
+        if key not in _KEYS or not value or key in files:
             raise ValueError(f"{url!r}: expected ca=, certificate= or key= and the name of a file, not {key}={value}")
         files[key] = os.path.expanduser(value)
     if "key" in files and "certificate" not in files:
@@ -110,7 +110,7 @@ def _carry(near: socket.socket, there: socket.socket) -> None:
             poll.modify(near, 0 if out else select.POLLIN)
             with suppress(BlockingIOError):
                 while True:
-                    data = _without_waiting(there.recv, _CARRIED_BYTES)
+                    data = _without_waiting(there.recv, _CARRIED_BYTES)  # an end without TLS's own is an OSError
                     if not data:
                         return
                     near.sendall(data)
@@ -124,8 +124,6 @@ def _without_waiting(call: Any, argument: Any) -> Any:
         return call(argument)
     except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
         raise BlockingIOError from None
-    except ssl.SSLEOFError:
-        return b""
 
 
 class SecureSocket:
@@ -135,6 +133,8 @@ class SecureSocket:
         self._socket = context.wrap_socket(plain, server_hostname=host, do_handshake_on_connect=False)
         #: Whether the handshake waits to be sent on, or for the other side.
         self.wants_to_write = False
+        #: Whether the other side has said its last word: no poll shows that, if data came before it.
+        self.is_at_end = False
 
     def shake_hands(self) -> bool:
         """Whether it is done. Raises OSError."""
@@ -156,15 +156,14 @@ class SecureSocket:
     def recv(self, size: int) -> bytes:
         """What has arrived, all of it; b"" at the end. Raises BlockingIOError if nothing has."""
         parts: list[bytes] = []
-        while True:
+        while not self.is_at_end:
             try:
                 part = _without_waiting(self._socket.recv, size)
             except BlockingIOError:
                 if not parts:
                     raise
                 break
-            if not part:
-                break
+            self.is_at_end = not part
             parts.append(part)
         return b"".join(parts)
 

@@ -25,6 +25,7 @@ _HTTP = b"http/1.1"
 #: OpenSSL's reasons why a certificate is not trusted, and what a user calls them.
 _REASONS = {
     3: "there is no list of revoked certificates of its authority",
+    8: "the list of revoked certificates is not one of its authority",
     9: "it is not valid yet",
     10: "it has expired",
     12: "the list of revoked certificates has expired",
@@ -67,7 +68,7 @@ class Certificates:
 
     @property
     def expires(self) -> datetime:
-        """When the first of this node's certificate and those of the authorities expires."""
+        """When the first of this node's certificate, those behind it, those of the authorities and the lists of revoked ones expires."""
         return self._loaded.expires
 
     @property
@@ -106,12 +107,20 @@ class Certificates:
         for name in self._names():
             try:
                 found = os.stat(name)
-                looks.append((found.st_mtime_ns, found.st_size, found.st_ino))
+                looks.append((found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino))
             except OSError:
                 looks.append(())
         return looks
 
     def _load(self) -> _Loaded:
+        try:
+            return self._read_all()
+        except ConfigError:
+            raise
+        except Exception as error:  # OpenSSL and cryptography have many
+            raise ConfigError(f"{self._files.certificate}: it cannot be used: {error}") from None
+
+    def _read_all(self) -> _Loaded:
         files = self._files
         authorities = _certificates(files.ca)
         own, *between = _certificates(files.certificate)
@@ -138,7 +147,8 @@ class Certificates:
             made.set_verify(SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if wants_certificates else 0), _verified)
             return made
 
-        expires = min(one.to_cryptography().not_valid_after_utc for one in (own, *authorities))
+        expires = min(one.to_cryptography().not_valid_after_utc for one in (own, *between, *authorities))
+        expires = min([expires, *(crl.next_update_utc for crl in revoked if crl.next_update_utc is not None)])
         return _Loaded(context(True), context(files.verify_clients), expires)
 
 
@@ -186,8 +196,12 @@ def _crls(path: str) -> list[x509.CertificateRevocationList]:
 
 
 def _key(path: str) -> crypto.PKey:
-    data = _read(path)
-    if os.stat(path).st_mode & 0o077:
+    try:
+        with open(path, "rb") as file:
+            data, mode = file.read(), os.fstat(file.fileno()).st_mode
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    if mode & 0o077:
         raise ConfigError(f"{path}: others than its owner may read or write this key: chmod 600 {path}")
     try:
         return crypto.PKey.from_cryptography_key(load_pem_private_key(data, None))  # type: ignore[arg-type]  # others raise TypeError

@@ -23,7 +23,7 @@ from raftd.server.reactor import soon_of
 CLIENT_TURN_MS = 10
 #: So many of them are never clients': the log, other nodes, strangers at the peer listener, listeners. Without
 #: a descriptor for its next segment a node would have to end.
-RESERVED_DESCRIPTORS = 192
+RESERVED_DESCRIPTORS = 256
 #: Clients that are let in even if that leaves too few: a node without clients is useless.
 LEAST_CLIENTS = 16
 

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from raftd.errors import FrameError
-from raftd.limits import HELLO_TIMEOUT_S, PEER_STRANGERS, STRANGER_LINES, STRANGER_TEXT
+from raftd.limits import CLOSE_TIMEOUT_S, HELLO_TIMEOUT_S, PEER_STRANGERS, STRANGER_LINES, STRANGER_TEXT
 from raftd.node.loop import Node
 from raftd.server.sockets import is_secure, speaks_tls, tune_peer, write_at_once
 from raftd.wire.frames import FrameDecoder
@@ -48,6 +48,7 @@ class PeerProtocol(Protocol):
         self._decoder = FrameDecoder()
         self._state = State.GREETING
         self._hello_timeout: Any = None
+        self._too_late: Any = None  # to be closed in order
         self.peer = 0
         self.outbox: list[bytes] = []
 
@@ -125,7 +126,13 @@ class PeerProtocol(Protocol):
         self.close()
 
     def close(self) -> None:
+        """In order, so that the other side reads what was said last; but not if that takes long: with TLS it waits for the other's word,
+        which a connection that is not read does not hear."""
+        if self._state is State.CLOSED:
+            return
         self._state = State.CLOSED
+        self._too_late = self._peers.clock.callLater(CLOSE_TIMEOUT_S, self.abort)
+        self.transport.resumeProducing()
         self.transport.loseConnection()
 
     @property
@@ -139,8 +146,9 @@ class PeerProtocol(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         was_greeting = self._state is State.GREETING
         self._state = State.CLOSED
-        if self._hello_timeout is not None and self._hello_timeout.active():
-            self._hello_timeout.cancel()
+        for timer in (self._hello_timeout, self._too_late):
+            if timer is not None and timer.active():
+                timer.cancel()
         if is_secure(self.transport):
             from raftd.server.tls import why
 

@@ -22,7 +22,7 @@ from raftd.limits import REPLY_BYTES
 from raftd.node.loop import Node
 from raftd.node.session import Session
 from raftd.server.limiter import ConnectionLimiter
-from raftd.server.sockets import tune, unsent, write_at_once
+from raftd.server.sockets import is_secure, tune, unsent, write_at_once
 from raftd.server.stats import Counters
 
 #: And how much of that one connection may take at a time (milliseconds), so that one more is served soon among a
@@ -264,6 +264,8 @@ class ClientConnection(Protocol, ABC):
             self.abort()
         elif left:
             self._watch_progress()
+        elif self.is_closed and is_secure(self.transport):
+            self.transport.abortConnection()  # the other side has not said its last word
 
     # -- within -------------------------------------------------------------------------------
 

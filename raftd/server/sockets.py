@@ -30,8 +30,9 @@ def write_at_once(transport: Any, data: bytes) -> None:
     """
     if is_secure(transport):
         transport.write(data)
-        if isinstance(transport.transport, tcp.Connection) and transport.transport.connected and unsent(transport.transport):
-            transport.transport.doWrite()  # an error is found again by the reactor
+        inner = transport.transport
+        if isinstance(inner, tcp.Connection) and inner.connected and not inner.disconnecting and unsent(inner):
+            inner.doWrite()  # an error is found again by the reactor
         return
     if (
         isinstance(transport, tcp.Connection)

@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from raftd.config import TlsMode
-from raftd.limits import HANDSHAKES, HELLO_TIMEOUT_S
+from raftd.limits import HANDSHAKES, HELLO_TIMEOUT_S, PEER_HANDSHAKES
 from raftd.server.certificates import uris_in
 from raftd.server.limiter import ConnectionLimiter
 from raftd.server.sockets import speaks_tls
@@ -70,7 +70,8 @@ class _TlsFactory(TLSMemoryBIOFactory):
         super().__init__(cast(Any, _Creator(context)), is_client, factory)
 
 
-class _Handshake(Protocol):
+@implementer(interfaces.IHandshakeListener)
+class _ServerHandshake(Protocol):
     """Stands in for the protocol of a connection until its handshake is done."""
 
     transport: Any
@@ -78,12 +79,11 @@ class _Handshake(Protocol):
     def __init__(self, listener: SecureListener, address: object) -> None:
         self._listener = listener
         self._address = address
+        self._is_done = False
 
-
-@implementer(interfaces.IHandshakeListener)
-class _ServerHandshake(_Handshake):
     def handshakeCompleted(self) -> None:
-        self._listener.greeted(self.transport)
+        self._is_done = True
+        self._listener.gone(self.transport.transport)
         protocol = self._listener.factory.buildProtocol(self._address)
         if protocol is None:
             self.transport.abortConnection()
@@ -92,7 +92,9 @@ class _ServerHandshake(_Handshake):
         protocol.makeConnection(self.transport)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._listener.failed(self.transport, self._address, why(reason, self.transport))
+        self._listener.gone(self.transport.transport)
+        if not self._is_done:
+            self._listener.failed(self._address, why(reason, self.transport))
 
 
 class _HandshakeFactory(Factory):
@@ -140,21 +142,21 @@ class _FirstByte(Protocol):
 
     def __init__(self, listener: SecureListener, address: object) -> None:
         self._listener = listener
-        self._address = address
+        self.address = address
         self.is_over = False
 
     def connectionMade(self) -> None:
         self._listener.came(self)
 
     def dataReceived(self, data: bytes) -> None:
-        factory = self._listener.factory_for(data[:1], self._address, self.transport)
+        factory = self._listener.factory_for(data[:1], self.address, self.transport)
         if factory is not None:
             self.become(factory, data)
 
     def become(self, factory: Any, data: bytes = b"") -> None:
         """From now on the connection is one of `factory`."""
         self.is_over = True
-        protocol = factory.buildProtocol(self._address)
+        protocol = factory.buildProtocol(self.address)
         if protocol is None:
             self.transport.abortConnection()
             return
@@ -164,7 +166,7 @@ class _FirstByte(Protocol):
             protocol.dataReceived(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._listener.gone(self)
+        self._listener.gone(self.transport)
 
 
 class SecureListener(Factory):
@@ -176,6 +178,7 @@ class SecureListener(Factory):
     def __init__(
         self, name: str, factory: Any, context: Callable[[], SSL.Context], mode: TlsMode, clock: Any, limiter: ConnectionLimiter
     ) -> None:
+        """`limiter`: of all clients. Other nodes are none."""
         self.factory = factory
         self._name = name
         self._mode = mode
@@ -184,14 +187,25 @@ class SecureListener(Factory):
         self._tls = _TlsFactory(context, False, _HandshakeFactory(self))
         #: Connections whose handshake is not done, in the order in which they came, and when they must be.
         self._strangers: OrderedDict[Any, Any] = OrderedDict()
+        self._is_for_peers = name == "peer"
+        self._most = PEER_HANDSHAKES if self._is_for_peers else HANDSHAKES
+        #: Those, and closed ones that are not gone yet: each has a descriptor.
+        self._held: dict[Any, object] = {}
 
-    def buildProtocol(self, addr: object) -> _FirstByte:
+    def buildProtocol(self, addr: object) -> _FirstByte | None:
+        """Return None if there is no descriptor for one more."""
+        if self._is_for_peers:
+            if len(self._held) >= 2 * PEER_HANDSHAKES:
+                return None
+        elif not self._limiter.admit(getattr(addr, "host", None)):
+            return None
         return _FirstByte(self, addr)
 
     def came(self, protocol: _FirstByte) -> None:
         connection = protocol.transport
+        self._held[connection] = protocol.address
         self._strangers[connection] = self._clock.callLater(HELLO_TIMEOUT_S, self._late, protocol)
-        if len(self._strangers) > HANDSHAKES:
+        if len(self._strangers) > self._most:
             oldest = next(iter(self._strangers))
             self._forget(oldest)
             oldest.abortConnection()
@@ -200,7 +214,7 @@ class SecureListener(Factory):
         """A client of the line protocol may have nothing to say; all others have had their time."""
         connection = protocol.transport
         if self._mode is TlsMode.ACCEPT and not protocol.is_over:
-            self._strangers.pop(connection, None)
+            self.gone(connection)
             protocol.become(self.factory)
         else:
             connection.abortConnection()
@@ -210,17 +224,23 @@ class SecureListener(Factory):
         if late is not None and late.active():
             late.cancel()
 
-    def gone(self, protocol: _FirstByte) -> None:
-        self._forget(protocol.transport)
+    def gone(self, connection: Any) -> None:
+        """It is lost, or no stranger any more: its handshake is done, or it speaks plain text that is accepted."""
+        self._forget(connection)
+        if connection in self._held:
+            address = self._held.pop(connection)
+            if not self._is_for_peers:
+                self._limiter.left(getattr(address, "host", None))
 
     def factory_for(self, first: bytes, address: Any, connection: Any) -> Any:
         """What takes a connection that begins with this byte; None if nothing does."""
         if speaks_tls(first):
             return self._tls
-        self._forget(connection)
         if self._mode is TlsMode.ACCEPT:
+            self.gone(connection)
             return self.factory
-        self.failed(None, address, "it speaks plain text, and this listener wants TLS")
+        self._forget(connection)
+        self.failed(address, "it speaks plain text, and this listener wants TLS")
         if self._name == "http":
             connection.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             connection.loseConnection()
@@ -228,13 +248,8 @@ class SecureListener(Factory):
             connection.abortConnection()
         return None
 
-    def greeted(self, transport: SecureTransport) -> None:
-        """Its handshake is done."""
-        self._forget(transport.transport)
-
-    def failed(self, transport: SecureTransport | None, address: Any, reason: str) -> None:
-        if transport is not None:
-            self._forget(transport.transport)
+    def failed(self, address: Any, reason: str) -> None:
+        """Say why a connection is refused."""
         if self._limiter.may_log():
             who = getattr(address, "host", address)
             self._log.warn("a connection from {who} to the {name} listener is refused: {reason}", who=who, name=self._name, reason=reason)

@@ -10,7 +10,7 @@ from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from raftd.limits import HELLO_TIMEOUT_S, PEER_STRANGERS
+from raftd.limits import CLOSE_TIMEOUT_S, HELLO_TIMEOUT_S, PEER_STRANGERS
 from raftd.raft.messages import PreVote, PreVoteReply
 from raftd.server.peer import PeerProtocol, PeerTransport
 from raftd.wire.frames import FrameDecoder, frame
@@ -125,6 +125,18 @@ class PeerTransportTests(SynchronousTestCase):
         self.node.reason = None
         self.connect().dataReceived(HELLO + encode(PreVote(3, 2, 1)))
         self.assertEqual(self.lines[-1], "connected with node 2")
+
+    def test_a_connection_that_was_refused_is_cut_if_it_does_not_end_by_itself(self) -> None:
+        """With TLS the end waits for the other's last word, which a connection that is not read does not hear: each refusal left one."""
+        self.node.reason = "it belongs to cluster 'x', this node to 'demo'"
+        protocol = self.connect()
+        protocol.dataReceived(HELLO)
+        transport = protocol.transport
+        self.assertEqual((transport.producerState, transport.disconnecting, transport.aborted), ("producing", True, False))
+        self.clock.advance(CLOSE_TIMEOUT_S + 0.1)
+        self.assertTrue(transport.aborted)
+        protocol.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_what_the_other_side_refuses_is_logged(self) -> None:
         for _ in range(3):
