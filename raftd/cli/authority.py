@@ -77,10 +77,10 @@ def new_node(
     return _signed(authority, f"raftd {cluster} node {node}", names, uses, days, key)
 
 
-def new_client(authority: Signed, cluster: str, user: str, days: int) -> Signed:
-    """For a client that is called `user`."""
+def new_client(authority: Signed, cluster: str, user: str, days: int, key: ec.EllipticCurvePrivateKey | None = None) -> Signed:
+    """For a client that is called `user`. `key`: one that it has already."""
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(user_uri(cluster, user))]
-    return _signed(authority, f"raftd {cluster} user {user}", names, [ExtendedKeyUsageOID.CLIENT_AUTH], days, None)
+    return _signed(authority, f"raftd {cluster} user {user}", names, [ExtendedKeyUsageOID.CLIENT_AUTH], days, key)
 
 
 def revoked(authority: Signed, certificates: Iterable[x509.Certificate], before: x509.CertificateRevocationList | None) -> bytes:

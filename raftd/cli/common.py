@@ -77,7 +77,10 @@ def orders_within(seconds: float) -> Callable[[_F], _F]:
 
     def options(command: _F) -> _F:
         endpoint = click.option(
-            "--endpoint", callback=_client_address, metavar="HOST:PORT", help="Ask at this client listener.  [default: 127.0.0.1:11301]"
+            "--endpoint",
+            callback=_client_address,
+            metavar="HOST:PORT",
+            help="Ask at this client listener.  [default: $RAFTD_URL, or 127.0.0.1:11301]",
         )
         config = click.option("--config", "-c", type=click.Path(), help="Ask at any client listener of this configuration file.")
         timeout = click.option("--timeout", type=click.FloatRange(0.1, 3600), default=seconds, show_default=True, help="Seconds to wait.")
@@ -110,6 +113,16 @@ url_option = click.option(
 )
 
 
+def default_addresses() -> list[HostPort]:
+    """Those of $RAFTD_URL, or the node of this machine. Raises ConfigError."""
+    from raftd.client.address import addresses_of
+
+    try:
+        return addresses_of(None)
+    except ValueError as error:
+        raise ConfigError(f"$RAFTD_URL: {error}") from None
+
+
 def endpoints(endpoint: HostPort | None, config: str | None) -> list[HostPort]:
     """Where to ask. Raises ConfigError."""
     from raftd.config import load
@@ -117,7 +130,7 @@ def endpoints(endpoint: HostPort | None, config: str | None) -> list[HostPort]:
     if endpoint is not None and config is not None:
         raise click.UsageError("--endpoint and --config: give one of them")
     if config is None:
-        return [endpoint or ("127.0.0.1", CLIENT_PORT)]
+        return [endpoint] if endpoint is not None else default_addresses()
     found = [(node.host, node.client) for node in load(config).nodes.values() if node.client is not None]
     if not found:
         raise ConfigError(f"{config}: no node has a client listener to ask at")

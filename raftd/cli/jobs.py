@@ -44,18 +44,18 @@ def client_of(url: str | None, timeout: float) -> Client:
     """Of a cluster of which a node is there. Raises RaftdError, at once if none is."""
     from raftd.client.address import addresses_of, url_or_default
     from raftd.client.blocking import Client
-    from raftd.client.connection import where
+    from raftd.client.connection import Connection, NoAnswer, where
     from raftd.client.errors import Unreachable
-    from raftd.client.tls import connected, files_of, why
+    from raftd.client.tls import files_of
 
     problems = []
     files = files_of(url_or_default(url))
     for address in addresses_of(url):
         try:
-            connected(address, min(timeout, _DIAL_S), files).close()
-            break
-        except (OSError, ValueError) as error:
-            problems.append(f"{where(address)}: {why(error)}")
+            with Connection(address, min(timeout, _DIAL_S), files):
+                break
+        except NoAnswer as reason:
+            problems.append(f"{where(address)}: {reason}")
     else:
         raise Unreachable(f"{'; '.join(problems)}. --url or $RAFTD_URL says where the client listeners are")
     return Client(url, name="raftd command", timeout=timeout)

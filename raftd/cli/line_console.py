@@ -105,7 +105,8 @@ def run_piped(addresses: list[HostPort], commands: BinaryIO) -> None:
             else:
                 client.send(line)
         if not client.wait():
-            raise NotConnected(f"{where(client.address)}: the connection was lost before all was answered. Is it a line listener?")
+            hint = "Is it a line listener, does it want TLS, or another certificate?"
+            raise NotConnected(f"{where(client.address)}: the connection was lost before all was answered. {hint}")
     finally:
         client.close()
 

@@ -33,9 +33,12 @@ def is_sealed(path: str) -> bool:
 
 
 def read_passphrase(path: str) -> bytes:
-    """The first line of a file. Raises CommandRefused, or OSError."""
-    with open(path, "rb") as file:
-        passphrase = file.readline().rstrip(b"\r\n")
+    """The first line of a file. Raises CommandRefused."""
+    try:
+        with open(path, "rb") as file:
+            passphrase = file.readline().rstrip(b"\r\n")
+    except OSError as error:
+        raise CommandRefused(f"{path}: {error.strerror}") from None
     if not passphrase:
         raise CommandRefused(f"{path}: its first line is empty, and the passphrase is expected there")
     return passphrase

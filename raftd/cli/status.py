@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from raftd.cli.common import tls_files
+from raftd.cli.common import default_addresses, tls_files
 from raftd.client.address import HostPort
 from raftd.client.connection import Connection, NoAnswer, printable, where
 from raftd.client.tls import TlsFiles
@@ -60,7 +60,7 @@ class Asked:
             if not self._file:
                 raise ConfigError(f"{config}: no node has a client listener to ask at")
         elif not addresses:
-            self._named = [("127.0.0.1", port)]
+            self._named = default_addresses()
 
     def ask(self, timeout_s: float) -> tuple[list[HostPort], list[Answer]]:
         """What each says, or why it does not. One of the file that is no member any more, and does not answer, is left out."""
@@ -163,7 +163,7 @@ def table(addresses: list[HostPort], answers: list[Answer], width: int) -> Rende
         if answer.is_draining:
             remarks.append(f"node {answer.node} is draining: it refuses puts until it is started again")
         if answer.is_insecure:
-            remarks.append(f"node {answer.node} can be reached from other machines without TLS: whoever reaches it may do everything")
+            remarks.append(f"node {answer.node} can be reached without TLS: whoever reaches it may do everything")
         if answer.is_low_on_disk:
             remarks.append(f"node {answer.node} is low on disk: {size(answer.free_bytes)} are free")
         if abs(ahead_ms := answer.clock_ahead_ms or 0) > CLOCK_DIFFERENCE_MS:

@@ -577,7 +577,7 @@ class Client:
             except BlockingIOError:
                 return
             except OSError as error:
-                self._drop(error.strerror or str(error))
+                self._drop(why(error))
                 return
             if not data:
                 self._drop("the node has closed the connection")
@@ -595,7 +595,7 @@ class Client:
         except BlockingIOError:
             return
         except OSError as error:
-            self._drop(error.strerror or str(error))
+            self._drop(why(error))
             return
         self._unsent = self._unsent[sent:]
 

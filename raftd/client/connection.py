@@ -53,7 +53,7 @@ class Connection:
             ) from None
         except NoAnswer as reason:
             self._socket.close()
-            raise Unreachable(str(reason)) from None
+            raise Unreachable(str(reason) if tls is not None else f"{reason} (does it want TLS, raftds://?)") from None
         self._decoder.greeted()
 
     def __enter__(self) -> Self:
@@ -74,7 +74,7 @@ class Connection:
             self._socket.settimeout(self._timeout_s)
             self._socket.sendall(data)
         except OSError as error:
-            raise NoAnswer(error.strerror or str(error)) from None
+            raise NoAnswer(why(error)) from None
 
     def _receive(self, decode: Callable[[bytes], _T], timeout_s: float) -> _T:
         deadline_s = time.monotonic() + timeout_s
@@ -92,7 +92,7 @@ class Connection:
         except TimeoutError:
             raise TimedOut("timed out") from None
         except OSError as error:
-            raise NoAnswer(error.strerror or str(error)) from None
+            raise NoAnswer(why(error)) from None
         except FrameError as error:
             raise NoAnswer(f"what listens there is no client listener of raftd ({error})") from None
 

@@ -39,7 +39,7 @@ class TlsFiles(NamedTuple):
                 context.load_cert_chain(self.certificate, self.key, password="")
         except (OSError, ValueError) as error:
             names = ", ".join(name for name in self if name is not None)
-            raise ValueError(f"{names}: {getattr(error, 'strerror', None) or error}: expected certificates and a key in PEM") from None
+            raise ValueError(f"{names}: {why(error)}: expected certificates and a key in PEM") from None
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         return context
 
@@ -181,5 +181,7 @@ def why(error: BaseException) -> str:
     'certificate verify failed: certificate has expired'
     """
     text = str(getattr(error, "strerror", None) or error)
+    if not isinstance(error, OSError):
+        return text
     text = text.partition("] ")[2] or text
     return text.rpartition(" (_ssl")[0] or text

@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from raftd.errors import FrameError
 from raftd.limits import CLOSE_TIMEOUT_S, HELLO_TIMEOUT_S, PEER_STRANGERS, STRANGER_LINES, STRANGER_TEXT
 from raftd.node.loop import Node
-from raftd.server.sockets import is_secure, speaks_tls, tune_peer, write_at_once
+from raftd.server.sockets import is_secure, tune_peer, write_at_once
 from raftd.wire.frames import FrameDecoder
 from raftd.wire.peer import PeerMessage, Refusal, RefusalCode, decode, decode_hello, encode, encode_hello
 
@@ -60,9 +60,6 @@ class PeerProtocol(Protocol):
         self.transport.write(encode_hello(self._peers.node.hello()))
 
     def dataReceived(self, data: bytes) -> None:
-        if self._state is State.GREETING and speaks_tls(data):
-            self._refuse(Refusal(RefusalCode.INVALID_MESSAGE, "it wants TLS, and this node has none (`tls` in its configuration)"))
-            return
         self._decoder.feed(data)
         self._read()
 

@@ -150,9 +150,8 @@ class RaftdService(service.MultiService):
         self._reminder = internet.TimerService(NO_LEADER_REMINDER_S, self._remind)
         self._reminder.clock = reactor
         self._reminder.setServiceParent(self)
-        own = config.address(node)
-        plain = config.tls is None or config.tls.mode is TlsMode.ACCEPT
-        counters.is_insecure = plain and not is_loopback(own.interface)
+        is_open = config.tls is None and not is_loopback(config.address(node).interface)
+        counters.is_insecure = is_open or (config.tls is not None and config.tls.mode is TlsMode.ACCEPT)
         self._listen()
 
     # -- starting -----------------------------------------------------------------------------
@@ -228,7 +227,7 @@ class RaftdService(service.MultiService):
         )
         self._log.info("{line}", line=self._introduction())
         if self._counters.is_insecure:
-            self._log.warn("other machines reach this node without TLS: whoever does may do everything (docs/security.md)")
+            self._log.warn("this node can be reached without TLS: whoever reaches it may do everything (docs/security.md)")
         for note in opened.notes:
             say = self._log.warn if note.is_warning else self._log.info
             say("recovery: {note}", note=note.text)

@@ -230,8 +230,8 @@ class Status(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     is 0 without a snapshot. `gateways`: (node, incarnation, whether it is open, clients). `jobs`: ready, reserved, delayed, buried.
     `longest_pause_ms`: the longest time since the start for which timers waited while the process worked, forks for snapshots excepted.
     `longest_work_ms`: the most processor time in such a pause. Both are 0 with another reactor than raftd's (`twistd --reactor`).
-    `clock_ahead_ms`: how far this node's wall clock is ahead of the leader's, None if that is not known. `is_insecure`: other machines can
-    reach it without TLS.
+    `clock_ahead_ms`: how far this node's wall clock is ahead of the leader's, None if that is not known. `is_insecure`: it takes plain
+    text beside TLS, or other machines reach it without TLS.
     """
 
     node: int

@@ -13,6 +13,8 @@ from raftd.limits import FRAME_BYTES, HELLO_FRAME_BYTES
 from raftd.wire.buffer import Buffer
 
 _LENGTH = struct.Struct(">I")
+#: How a TLS handshake begins. As the length of a hello it would be over the limit.
+_TLS = 0x1603
 
 
 def frame(body: bytes) -> bytes:
@@ -53,6 +55,8 @@ class FrameDecoder:
             if len(self._buffer) < _LENGTH.size:
                 return None
             (size,) = _LENGTH.unpack(self._buffer.take(_LENGTH.size))
+            if size >> 16 == _TLS and self._limit == HELLO_FRAME_BYTES:
+                raise FrameError("it wants TLS, and this listener has none (`tls` in the configuration)")
             if size > self._limit:
                 raise FrameError(f"a frame of {size} bytes is over the limit of {self._limit}")
             self._body_size = size

@@ -77,6 +77,8 @@ def test_every_client_works_on_every_node(cluster):
             assert [len(job.body) for job in jobs] == [60_000]
             jobs[0].delete()
         connection = http.client.HTTPSConnection(*cluster.address(node, "http"), context=contexts(cluster), timeout=5)
+        connection.request("GET", "/metrics")
+        assert b"\nraftd_certificate_expiry_seconds 2." in connection.getresponse().read()  # 30 days are 2.592e+06
         connection.request("POST", "/v1/tubes/http/jobs", b'{"body": "x"}', {"Content-Type": "application/json"})
         assert connection.getresponse().status == 201
 
@@ -358,6 +360,7 @@ def indices(cluster: SecureCluster) -> list[int]:
     return [int(stats["applied-index"]) - 200 for stats in found if stats is not None]
 
 
+@pytest.mark.load
 def test_a_cluster_changes_to_tls_and_back_under_load(tmp_path):
     with SecureCluster(tmp_path, 3, None) as cluster:
         cluster.leader()
@@ -381,6 +384,7 @@ def test_a_cluster_changes_to_tls_and_back_under_load(tmp_path):
         assert int(cluster.client(1).stats()["current-jobs-ready"]) >= count
 
 
+@pytest.mark.load
 def test_the_authority_changes_under_load(tmp_path):
     """Both are trusted for a while: then certificates change, then the old authority goes."""
     with SecureCluster(tmp_path, 3) as cluster:
