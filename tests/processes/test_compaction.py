@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from raftd.bench.capacity import disk_of
-from raftd.bench.local import wait_for
+from raftd.bench.local import LocalError, wait_for
 from tests.processes.harness import LineClient, ProcessCluster
 
 BOUND = 1 << 20
@@ -103,7 +103,9 @@ def test_a_killed_copy_costs_a_warning_and_an_orphan_ends(tmp_path):
         def a_warning_follows() -> bool:
             with suppress(ProcessLookupError):  # it was just done
                 os.kill(wait_for(next_copy, what="a copy of the process"), signal.SIGKILL)
-            return "no snapshot was written" in log_of(cluster, 1)
+            with suppress(LocalError):  # after a failure ten seconds pass until the next copy
+                return wait_for(lambda: "no snapshot was written" in log_of(cluster, 1), timeout_s=2)
+            return False
 
         wait_for(a_warning_follows, what="a warning")
         assert client.put(b"on") > 20
