@@ -22,6 +22,8 @@ from raftd.errors import ConfigError
 from raftd.limits import CERTIFICATE_WARNING_DAYS
 
 _HTTP = b"http/1.1"
+#: For TLS 1.2: forward secrecy, and encryption that authenticates; Twisted's own list has CBC too. TLS 1.3 has nothing else.
+_CIPHERS = ssl.AcceptableCiphers.fromOpenSSLCipherString("ECDHE+AESGCM:ECDHE+CHACHA20")
 #: OpenSSL's reasons why a certificate is not trusted, and what a user calls them.
 _REASONS = {
     3: "there is no list of revoked certificates of its authority",
@@ -132,7 +134,7 @@ class Certificates:
             raise ConfigError(f"{files.key}: it is not the key of {files.certificate}")
 
         def context(wants_certificates: bool) -> SSL.Context:
-            options = ssl.CertificateOptions(privateKey=key, certificate=own, extraCertChain=between)
+            options = ssl.CertificateOptions(key, own, extraCertChain=between, acceptableCiphers=_CIPHERS)
             made = options.getContext()
             made.set_options(SSL.OP_NO_RENEGOTIATION)
             made.set_alpn_select_callback(_protocol)  # Twisted's refuses who offers one that is not wanted, as curl does
