@@ -13,7 +13,7 @@ from raftd.bench.servers import raftd_server
 from tests.cli.test_commands import run
 
 
-@pytest.mark.slow
+@pytest.mark.load
 def test_puts_go_on_after_every_way_to_lose_the_lead(tmp_path):
     said: list[str] = []
     with raftd_server(tmp_path, 3) as server:
@@ -46,7 +46,7 @@ def test_the_proxy_is_closed_in_the_thread_of_its_reactor(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "in the reactor's thread: True\n", "")
 
 
-@pytest.mark.slow
+@pytest.mark.load
 def test_the_command_isolates_the_leader_too(tmp_path):
     """Simulated partitions once passed real nodes by: they knew each other's own addresses from the log."""
     done = run("bench", "failover", "--times", "1", "--data", str(tmp_path))

@@ -24,7 +24,7 @@ def work_of(server, work, **changes):
     return load.run(spec) if spec.rate is not None else load.run(spec, now_ns=lambda: next(moments))
 
 
-@pytest.mark.slow
+@pytest.mark.load
 @pytest.mark.parametrize("name", [name for name in OTHERS if name != "raftd-tls"])
 def test_a_server_is_measured_with_every_work(name, tmp_path):
     try:
