@@ -33,7 +33,7 @@ def test_what_was_sealed_comes_back(tmp_path, size):
     assert (files.size(path), files.read(path)) == (size, data)
     assert files.read_at(path, PIECE - 5, 10) == data[PIECE - 5 : PIECE + 5]
     assert files.read_at(path, size, 10) == b""
-    assert data[:1_000] not in (tmp_path / "b").read_bytes() or not data
+    assert size < 16 or data[:1_000] not in (tmp_path / "b").read_bytes()  # a byte or two may well be there
 
 
 @settings(max_examples=50, deadline=None)
