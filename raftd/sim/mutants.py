@@ -101,6 +101,7 @@ LIKELY_SEEDS = {
     "change beside another": 56,
     "puts without space": 33,
     "space never comes back": 35,
+    "a dead letter tube is never full": 181,
 }
 
 
