@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, Any, TypeVar
+from urllib.parse import quote
 
 import msgspec
 import yaml
@@ -39,6 +40,11 @@ class NodeAddress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def interface(self) -> str:
         """What its listeners bind."""
         return self.listen or self.host
+
+
+def node_uri(cluster: str, node: int) -> str:
+    """What the certificate of a node has among its names."""
+    return f"raftd://{quote(cluster, safe='')}/node/{node}"
 
 
 class TlsMode(StrEnum):

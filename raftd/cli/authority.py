@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from raftd.config import node_uri
 from raftd.errors import RaftdError
 
 #: Clocks of machines differ: a certificate is good from this time before it was made.
@@ -42,10 +43,6 @@ class Signed(NamedTuple):
     @property
     def key_pem(self) -> bytes:
         return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def node_uri(cluster: str, node: int) -> str:
-    return f"raftd://{quote(cluster, safe='')}/node/{node}"
 
 
 def user_uri(cluster: str, user: str) -> str:

@@ -558,7 +558,7 @@ def secure(files: TlsFiles) -> Callable[[Any, str], Any]:
     def around(factory: Any, host: str) -> Any:
         try:
             options = ssl.optionsForClientTLS(host, clientCertificate=own, **more)
-        except Exception as error:
+        except Exception as error:  # OpenSSL and Twisted have many
             raise ValueError(f"{files.certificate or host}: {error}") from None
         return TLSMemoryBIOFactory(options, True, factory)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -17,7 +16,7 @@ from OpenSSL import SSL, crypto
 from twisted.internet import ssl
 from twisted.logger import Logger
 
-from raftd.config import Tls
+from raftd.config import Tls, node_uri
 from raftd.errors import ConfigError
 from raftd.limits import CERTIFICATE_WARNING_DAYS
 
@@ -38,11 +37,6 @@ _REASONS = {
     23: "it is revoked",
     26: "it is not made for this use",
 }
-
-
-def node_uri(cluster: str, node: int) -> str:
-    """What the certificate of a node has among its names."""
-    return f"raftd://{quote(cluster, safe='')}/node/{node}"
 
 
 class Certificates:

@@ -17,6 +17,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from raftd.config import node_uri
 from raftd.errors import FrameError
 from raftd.limits import CLOSE_TIMEOUT_S, HELLO_TIMEOUT_S, PEER_STRANGERS, STRANGER_LINES, STRANGER_TEXT
 from raftd.node.loop import Node
@@ -183,6 +184,8 @@ class PeerTransport:
     def __init__(self, clock: Any, random: Random) -> None:
         #: With TLS: the cluster that the certificates of nodes must name.
         self.own_cluster: str | None = None
+        #: And whether a node without TLS is believed, while a cluster changes over.
+        self.accepts_plain = False
         self._openings: dict[int, int] = {}  # how many connections with a node have opened
         self.clock = clock
         self._log = Logger("raftd.peer")
@@ -252,9 +255,10 @@ class PeerTransport:
 
     def is_certified(self, transport: Any, peer: int) -> bool:
         """Whether the other side is the node that it says it is, as far as certificates tell."""
-        if self.own_cluster is None or not is_secure(transport):
+        if self.own_cluster is None:
             return True
-        from raftd.server.certificates import node_uri
+        if not is_secure(transport):
+            return self.accepts_plain
         from raftd.server.tls import uris_of
 
         return node_uri(self.own_cluster, peer) in (uris_of(transport) or ())

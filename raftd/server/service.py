@@ -167,6 +167,7 @@ class RaftdService(service.MultiService):
             self._cannot_start(f"tls: {unusable}")
             raise
         self._peers.own_cluster = self.config.cluster
+        self._peers.accepts_plain = self.config.tls.mode is TlsMode.ACCEPT
         checks = internet.TimerService(CERTIFICATE_CHECK_S, certificates.check)
         checks.clock = self._reactor
         checks.setServiceParent(self)

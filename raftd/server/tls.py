@@ -35,9 +35,6 @@ def uris_of(transport: Any) -> frozenset[str] | None:
     return frozenset(uris_in(certificate.to_cryptography()))
 
 
-# -- connections ------------------------------------------------------------------------------
-
-
 class SecureTransport(TLSMemoryBIOProtocol):
     """A connection with TLS, as its protocol sees it. `distrust`: why the certificate of the other side is not trusted, "" if it is."""
 

@@ -52,7 +52,7 @@ def run(inputs: int, seed: int) -> Counter[str]:
             signal.setitimer(signal.ITIMER_REAL, _LONGEST_S)
             try:
                 counts[f"{name}, taken"] += decode(data, random)
-            except Exception as error:
+            except Exception as error:  # any of them is what is looked for
                 raise AssertionError(f"{name}: {type(error).__name__}: {error}, for {data.hex()}") from error
             counts[name] += 1
     finally:

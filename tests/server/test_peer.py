@@ -126,6 +126,16 @@ class PeerTransportTests(SynchronousTestCase):
         self.connect().dataReceived(HELLO + encode(PreVote(3, 2, 1)))
         self.assertEqual(self.lines[-1], "connected with node 2")
 
+    def test_with_tls_a_connection_without_it_is_no_nodes_unless_plain_text_is_accepted(self) -> None:
+        """Whatever made the connection: who cannot show who it is, is not believed."""
+        self.listener.own_cluster = "demo"
+        refused = self.connect()
+        refused.dataReceived(HELLO + encode(PreVote(3, 2, 1)))
+        self.assertEqual((refused.transport.disconnecting, self.node.heard), (True, []))
+        self.listener.accepts_plain = True
+        self.connect().dataReceived(HELLO + encode(PreVote(3, 2, 1)))
+        self.assertEqual(self.node.heard, [(2, PreVote(3, 2, 1))])
+
     def test_a_connection_that_was_refused_is_cut_if_it_does_not_end_by_itself(self) -> None:
         """With TLS the end waits for the other's last word, which a connection that is not read does not hear: each refusal left one."""
         self.node.reason = "it belongs to cluster 'x', this node to 'demo'"

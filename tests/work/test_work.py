@@ -55,10 +55,10 @@ def decide(job):
             os.kill(os.getpid(), signal.SIGKILL)
     if verb == "wait":
         while f"go {argument}" not in notes():
-            time.sleep(0.02)
+            time.sleep(0.02)  # what a task does while it works; the file of another process gives no event
     if verb == "lost":
         while not job.lost:
-            time.sleep(0.02)
+            time.sleep(0.02)  # what a task does while it works
         note("it is lost")
 
 def decorated(function):
