@@ -72,6 +72,9 @@ class Costs(msgspec.Struct, frozen=True):
             return self.command + self.granted
         if type(command) is Kick or type(command) is KickJob:
             return self.command + self.kicked
+        if type(command) is Touch:
+            # The touch of no job ends a reserve that waits (`Session.stop_waiting`) in each tube of its watch list.
+            return self.command + (0 if command.id else watched * self.tube)
         if type(command) is Ask:
             return self.command + self.of_ask(command.what)
         if type(command) is ReplayCommand:
@@ -144,7 +147,7 @@ COSTS_BEFORE_LEVEL_2 = Costs(
 
 
 #: Commands that ask for no more than any command: those that come most.
-PLAIN = frozenset({Put, Delete, Release, Bury, Touch, Use, Watch, Ignore})
+PLAIN = frozenset({Put, Delete, Release, Bury, Use, Watch, Ignore})
 
 #: An answer of the node itself: a line, or something long like `stats`.
 LINE_STEPS = 100

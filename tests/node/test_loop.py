@@ -908,6 +908,31 @@ def test_no_batch_asks_for_more_steps_than_it_may(ask, monkeypatch):
     assert 0 < max(asked) <= COSTS.commands
 
 
+def test_many_clients_that_stop_waiting_at_once_do_not_make_one_long_entry():
+    """Each of them waits in a thousand tubes: the touch that ended such a wait was once counted like any command."""
+    cluster = started()
+    node = cluster[cluster.leader]
+    clients = [Client(cluster, node.config.node) for _ in range(80)]
+    for client in clients:
+        for number in range(1_000):
+            client.submit(c.Watch(client.session.number, f"t{number}"))
+        client.reserve(None)
+    assert cluster.run(30_000, lambda: node.machine.gateways[node.config.node].waiting == len(clients))
+    apply, steps = node.machine.apply, []
+
+    def counted(*entry) -> object:
+        before = node.machine.steps
+        effects = apply(*entry)
+        steps.append(node.machine.steps - before)
+        return effects
+
+    node.machine.apply = counted
+    for client in clients:
+        client.session.stop_waiting()
+    assert cluster.run(2_000, lambda: not any(client.session.unanswered for client in clients))
+    assert 0 < max(steps) <= COSTS.entry
+
+
 def test_snapshots_are_due_by_what_was_applied_and_not_by_what_could_be():
     """A turn that ends in the middle of its entries counts only those that it has applied."""
     cluster = started(limits=Limits(apply_steps=50))

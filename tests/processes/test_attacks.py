@@ -2,7 +2,8 @@
 pass of each costs what the first did.
 
 What waits is measured as work, the processor time of the node's thread between two ticks: on a busy machine other processes make
-longer pauses, which are printed and are nobody's fault. Each attack may be tried three times, like those of `test_abuse.py`.
+longer pauses, which are printed and are nobody's fault. The limit grows with the slowness of the machine (`speed.py`). Each attack may be
+tried three times, like those of `test_abuse.py`.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from raftd.bench.local import LocalNode, wait_for
 from raftd.client.connection import Connection
 from raftd.wire.client import StatusRequest
 from tests.processes.harness import LineClient, ProcessCluster
+from tests.processes.speed import slowness
 from tests.processes.test_abuse import ATTEMPTS, lead, show
 
 ROOT = Path(__file__).parent.parent.parent
+#: On the machine that `speed.py` names.
 WORK_MS = 50
 #: The attack, its size, its passes after the first, which fills the queue.
 SIZES = {"release": (20_000, 2), "kick": (60_000, 2), "hold": (10_000, 2), "delete": (60_000, 2), "watch": (200, 2)}
@@ -134,13 +137,15 @@ def test_an_attack_stops_nobody(name, nodes, tmp_path, capsys):
         directory = tmp_path / str(attempt)
         directory.mkdir()
         seen = attack(name, directory, nodes)
+        most_ms = WORK_MS * slowness()
         second_is_cheap = seen.cpu_s[1] <= NOISE * seen.cpu_s[0] + NOISE_S
         show(
             capsys,
-            f"{name} on {nodes}: stats waits {seen.longest_stats_ms:.0f} ms at most, of it {seen.longest_work_ms:.0f} ms of work; "
+            f"{name} on {nodes}: stats waits {seen.longest_stats_ms:.0f} ms at most, of it {seen.longest_work_ms:.0f} ms of work "
+            f"({most_ms:.0f} may be); "
             f"passes take {', '.join(f'{cost:.2f}' for cost in seen.cpu_s)} s of processor",
         )
-        if seen.kept_the_lead and seen.longest_work_ms <= WORK_MS and second_is_cheap:
+        if seen.kept_the_lead and seen.longest_work_ms <= most_ms and second_is_cheap:
             break
     else:
         pytest.fail(f"{ATTEMPTS} times: {seen}")
@@ -177,8 +182,9 @@ def test_a_node_that_dies_with_many_sessions_stops_nobody(tmp_path, capsys):
         directory = tmp_path / str(attempt)
         directory.mkdir()
         work_ms, kept = a_node_dies(directory)
-        show(capsys, f"a node dies with 200 sessions of 1,000 tubes: {work_ms:.0f} ms of work at most")
-        if kept and work_ms <= WORK_MS:
+        most_ms = WORK_MS * slowness()
+        show(capsys, f"a node dies with 200 sessions of 1,000 tubes: {work_ms:.0f} ms of work at most ({most_ms:.0f} may be)")
+        if kept and work_ms <= most_ms:
             return
     pytest.fail(f"{ATTEMPTS} times: {work_ms} ms, kept the lead: {kept}")
 
@@ -209,4 +215,4 @@ def test_very_many_reads_that_wait_and_go_stop_nobody(tmp_path, capsys):
         show(
             capsys, f"2,000 connections with a read that waits go: {took_s:.2f} s of processor, {work_ms:.0f} ms of work at most at a time"
         )
-        assert took_s < 2
+        assert took_s < 2 * slowness()
