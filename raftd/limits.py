@@ -165,6 +165,24 @@ SCHEDULE_CHARACTERS = 200
 #: The longest key that makes a job the only one of its kind in its tube, in characters.
 UNIQUE_CHARACTERS = 255
 
+#: Users of a cluster; grants and tokens of each; changes of them that one command makes; the longest name of a user or a token, and the
+#: longest pattern of tubes, in characters.
+USERS = 10_000
+GRANTS_PER_USER = 100
+TOKENS_PER_USER = 100
+CHANGES_PER_ASK = 100
+USER_CHARACTERS = 64
+PATTERN_CHARACTERS = 200
+
+#: Changes that the audit log keeps, some 3 MB of memory on every node.
+AUDIT_RECORDS = 10_000
+
+#: What a user's quota brings in so many seconds may be put at once.
+QUOTA_BURST_S = 5
+
+#: Of which users may do what to which tubes is remembered this much.
+REMEMBERED_RIGHTS = 10_000
+
 #: Policies that one command sets: all of them or none.
 POLICIES_PER_ASK = 1_000
 

@@ -22,6 +22,7 @@ from raftd.jobs import asks
 from raftd.jobs.commands import (
     Ask,
     Attach,
+    AttachAs,
     Bury,
     Command,
     Delete,
@@ -83,7 +84,7 @@ class Costs(msgspec.Struct, frozen=True):
             return self.command + self.job
         if type(command) is SetPolicies:
             return self.command + len(command.changes) * self.job
-        if type(command) is Attach or type(command) is Detach:
+        if type(command) is Attach or type(command) is AttachAs or type(command) is Detach:
             return self.command + ASKED_TUBES * self.tube
         return self.command
 
@@ -102,6 +103,8 @@ class Costs(msgspec.Struct, frozen=True):
                 return REPLAY_LOOKED * self.tube + REPLAY_JOBS * (self.kicked + self.died)
             case asks.SetPolicies(changes=changes):
                 return len(changes) * self.job
+            case asks.ChangeAccess(changes=changes):
+                return len(changes) * self.died
             case asks.KickJobs(jobs=ids):
                 return len(ids) * self.kicked
             case asks.Kick():

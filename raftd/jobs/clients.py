@@ -18,11 +18,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
-from raftd.jobs import asks
+from raftd.jobs import access, asks
 from raftd.jobs import commands as c
 from raftd.jobs import replies as r
 from raftd.jobs.budget import Costs
 from raftd.jobs.model import ClientSession, Gateway, Job, JobEventKind, Session, State, Tube, Wait
+from raftd.jobs.schedules import Schedules
 from raftd.jobs.timers import Kind, Timers
 from raftd.limits import (
     ASKED_TUBES,
@@ -49,6 +50,10 @@ class StateMachine(Protocol):
     timers: Timers
     closing: deque[Session | ClientSession]
     clients: Clients
+    access: access.Access
+    applied_index: int
+    level: int
+    schedules: Schedules
 
     @property
     def jobs(self) -> Mapping[int, Job]: ...
@@ -91,6 +96,8 @@ class StateMachine(Protocol):
 
     def undeclare(self, session: ClientSession, undeclare: c.Undeclare) -> r.AskReply: ...
 
+    def change_access(self, session: ClientSession, what: asks.ChangeAccess) -> r.AskReply: ...
+
     def set_policies(self, session: ClientSession, set_policies: c.SetPolicies) -> r.AskReply: ...
 
 
@@ -114,9 +121,15 @@ class Clients:
 # -- connections --------------------------------------------------------------------------------
 
 
-def attach(machine: StateMachine, row: Gateway, command: c.Attach) -> r.Attached:
+def attach(machine: StateMachine, row: Gateway, command: c.Attach | c.AttachAs) -> r.Attached | r.NotAuthorized:
     """The connection speaks for the session from now on."""
-    clients, number = machine.clients, command.session
+    clients, number, owner = machine.clients, command.session, ""
+    login = command.login if type(command) is c.AttachAs else None
+    if machine.access.is_on:
+        owner = machine.access.user_of(login, machine.now_ms) or ""
+        known = clients.by_token.get(command.token)
+        if not owner or (known is not None and known.owner not in ("", owner)):
+            return r.NotAuthorized()
     if number in row.attached:
         detach(machine, row, number)
     session = clients.by_token.get(command.token)
@@ -135,6 +148,7 @@ def attach(machine: StateMachine, row: Gateway, command: c.Attach) -> r.Attached
         machine.timers.remove((session.until_ms, Kind.DETACHED, session.number))
         session.until_ms = 0
     session.epoch += 1
+    session.login, session.owner = login, owner or session.owner
     session.attached_to = (row.node, number)
     row.attached[number] = session
     return r.Attached(session.number, session.epoch, session.last_id)
@@ -218,7 +232,9 @@ def ask(machine: StateMachine, row: Gateway, command: c.Ask) -> None:
             session.give_to_tokens()
         end(machine, session)
         return
-    reply = _DO[type(what)](machine, session, id, what)
+    reply: r.AskReply | None = access.refusal(machine, session, what) if machine.access.is_on else None
+    if reply is None:
+        reply = _DO[type(what)](machine, session, id, what)
     if reply is None:
         return
     session.answers[id] = [(job.id, job.token) for job in reply.jobs] if type(reply) is r.Jobs else reply
@@ -515,8 +531,12 @@ def _replay(machine: Any, session: ClientSession, id: int, what: asks.Replay) ->
     return reply
 
 
+def _change_access(machine: StateMachine, session: ClientSession, id: int, what: asks.ChangeAccess) -> r.AskReply:
+    return machine.change_access(session, what)
+
+
 def _of_schedule(machine: Any, session: ClientSession, id: int, what: Any) -> r.AskReply:
-    reply: r.ScheduleReply = machine.of_schedule(what)
+    reply: r.ScheduleReply = machine.of_schedule(session, what)
     return reply
 
 
@@ -541,6 +561,7 @@ _DO: dict[type, Callable[[Any, ClientSession, int, Any], r.AskReply | None]] = {
     asks.SetSchedule: _of_schedule,
     asks.PauseSchedule: _of_schedule,
     asks.RunSchedule: _of_schedule,
+    asks.ChangeAccess: _change_access,
 }
 
 
@@ -566,7 +587,7 @@ def describe(clients: Clients) -> list[object]:
         [
             session.key,
             session.token,
-            [session.epoch, session.attached_to, session.until_ms, session.last_id, session.watching],
+            [session.epoch, session.attached_to, session.until_ms, session.last_id, session.watching, session.login, session.owner],
             list(session.answers.items()),
             sorted(session.late_answers.items()),
             [_describe_wait(wait) for _, wait in sorted(session.waits.items())],

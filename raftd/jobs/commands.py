@@ -12,6 +12,7 @@ from raftd.errors import UNDECODABLE
 from raftd.jobs import asks
 from raftd.jobs.asks import NewJob as NewJob
 from raftd.jobs.policy import PolicyChange
+from raftd.jobs.rights import Login
 
 
 class _Command(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False, forbid_unknown_fields=True):
@@ -183,6 +184,27 @@ class OfSchedule(_Command, frozen=True, tag=26):
     what: asks.OfSchedules
 
 
+class AttachAs(_Command, frozen=True, tag=27):
+    """Level 5. As Attach, by a client who says who he is: a session is that of the user who made it."""
+
+    token: bytes
+    login: Login
+
+
+class LogIn(_Command, frozen=True, tag=28):
+    """Level 5. The session is this user's from now on."""
+
+    login: Login
+
+
+class Operate(_Command, frozen=True, tag=29):
+    """Level 5. May the session operate the cluster? If so, the audit log has that it does `what` `to` something. What it does is not in the
+    log of commands: members are changed by entries of their own."""
+
+    what: str
+    to: str
+
+
 Command = (
     Put
     | Use
@@ -210,6 +232,9 @@ Command = (
     | PutUnique
     | Replay
     | OfSchedule
+    | AttachAs
+    | LogIn
+    | Operate
 )
 
 
@@ -280,13 +305,16 @@ class Tick(_Payload, frozen=True, tag=8):
 
 #: The newest feature level that this raftd knows. Whatever an older one would not understand, or would apply otherwise, has a level,
 #: and is used only once the cluster is at it (docs/operations.md: Upgrading).
-FEATURE_LEVEL = 4
+FEATURE_LEVEL = 5
 
 #: From this level on there are sessions of clients.
 CLIENTS_LEVEL = 3
 
 #: From this level on there are policies of tubes.
 POLICIES_LEVEL = 4
+
+#: From this level on there are users.
+ACCESS_LEVEL = 5
 
 #: The data of a batch entry; an entry without data only lets time pass.
 Payload = Batch | OpenGateway | CloseGateway | Settings | DiskSpace | Features | Directory | Tick

@@ -8,18 +8,19 @@ bounded (`budget.py`): what does not fit stays due, and the leader appends an en
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from typing import cast
 
 import msgspec
 
-from raftd.jobs import asks, clients, policies, replay, schedules
+from raftd.jobs import access, asks, clients, policies, replay, schedules
 from raftd.jobs import commands as c
 from raftd.jobs import replies as r
 from raftd.jobs.budget import COSTS, COSTS_BEFORE_LEVEL_2, Costs
 from raftd.jobs.keys import Keys, Used
 from raftd.jobs.model import NO_NODE, URGENT_PRI, ClientSession, Counts, Gateway, Job, JobEventKind, JobListener, Session, State, Tube, Wait
+from raftd.jobs.rights import Right
 from raftd.jobs.table import JobTable
 from raftd.jobs.timers import Kind, Timer, Timers
 from raftd.limits import KICKED_JOBS, MAX_JOB_BYTES, SESSION_TIMEOUT_MS, WATCHED_TUBES
@@ -71,6 +72,7 @@ class StateMachine:
         self.clients = clients.Clients()
         self.policies = policies.Policies()
         self.schedules = schedules.Schedules()
+        self.access = access.Access()
         #: Hears whatever happens to a job; no part of the state.
         self.on_job_event: JobListener = ignore_job_event
         self.level = 0  # of features, 0 in a cluster of which not all nodes have been heard together yet
@@ -233,7 +235,7 @@ class StateMachine:
                 if type(command) is c.Ask:
                     asked += 1
                     clients.ask(self, row, command)
-                elif type(command) is c.Attach:
+                elif type(command) is c.Attach or type(command) is c.AttachAs:
                     answers.append((node, number, clients.attach(self, row, command)))
                 elif type(command) is c.Detach:
                     clients.detach(self, row, number)
@@ -258,7 +260,9 @@ class StateMachine:
                 # Gateways hold commands back behind a waiting reserve; one that comes all the same ends the wait.
                 self._end_wait(session)
                 answers.append((node, number, r.TimedOut()))
-            reply = getattr(self, verb)(session, command)
+            reply = access.refusal(self, session, command) if self.access.is_on and verb != _LOG_IN else None
+            if reply is None:
+                reply = getattr(self, verb)(session, command)
             if reply is not None:
                 answers.append((node, number, reply))
         self.charge_to_batch(asked * self.costs.command)
@@ -327,7 +331,7 @@ class StateMachine:
         if not session.is_closed:
             self.gateways[session.key[0]].waiting -= 1
         for tube in session.watched.values():
-            del tube.waiters[session]
+            tube.waiters.pop(session, None)  # it is not in those to which it lost its right
         for due_ms, kind in ((session.wait_until_ms, Kind.WAIT), (session.soon_ms, Kind.SOON)):
             if due_ms:
                 timer = (due_ms, kind, session.id)
@@ -338,7 +342,7 @@ class StateMachine:
     def held_job(self, session: Session | ClientSession, id: int, token: int) -> Job | None:
         """The reserved job `id`, if `session` holds it, or if `token` is that of its reservation."""
         job = self.jobs.get(id)
-        if job is None or job.state is not State.RESERVED:
+        if job is None or job.state is not State.RESERVED or not access.may(self, session, Right.WORK, job.tube):
             return None
         return job if (job.token == token if token else session.holds(job)) else None
 
@@ -375,6 +379,10 @@ class StateMachine:
                 self.unmatched[tube.name] = tube
                 return
             waiter = next(iter(tube.waiters))
+            if self.access.is_on and not access.may(self, waiter.session if isinstance(waiter, Wait) else waiter, Right.WORK, tube):
+                del tube.waiters[waiter]  # it had the right when it began to wait
+                self.steps += self.costs.granted
+                continue
             if isinstance(waiter, Wait):
                 clients.serve(self, tube, waiter, self.jobs[least[1]])
                 continue
@@ -580,6 +588,8 @@ class StateMachine:
             return r.JobTooBig()
         if self.space_is_scarce:
             return r.OutOfMemory()
+        if self.access.is_on and not self.access.takes(session.login, 1, len(put.body), self.now_ms):
+            return r.OverQuota()
         tube = self.tube(put.tube) if put.tube else session.used
         if tube.policy is not None and not policies.make_room(self, tube, 1, len(put.body)):
             return r.TubeFull()
@@ -588,7 +598,7 @@ class StateMachine:
 
     def put_many(
         self, session: Session | ClientSession, put: c.PutMany, unique: asks.Unique | None = None
-    ) -> r.InsertedMany | r.KeyReused | r.NotFound | r.JobTooBig | r.OutOfMemory | r.TubeFull:
+    ) -> r.InsertedMany | r.KeyReused | r.NotFound | r.JobTooBig | r.OutOfMemory | r.TubeFull | r.OverQuota:
         if put.key:
             before = self.keys.reply(put.key, put.fingerprint, self.now_ms)
             if before is not None:
@@ -605,6 +615,8 @@ class StateMachine:
             if put.key:
                 self.keys.remember(put.key, Used(self.now_ms, put.fingerprint, other.id, 1))
             return r.InsertedMany(other.id, 1, True)
+        if self.access.is_on and not self.access.takes(session.login, len(put.jobs), sum(len(job.body) for job in put.jobs), self.now_ms):
+            return r.OverQuota()
         tube = self.tube(put.tube)
         if tube.policy is not None and not policies.make_room(self, tube, len(put.jobs), sum(len(job.body) for job in put.jobs)):
             return r.TubeFull()
@@ -667,6 +679,8 @@ class StateMachine:
     def declare(self, session: Session | ClientSession, declare: c.Declare) -> r.Declared:
         is_new = declare.tube not in self.topics
         self.topics[declare.tube] = None
+        if is_new:
+            access.record(self, session, declare)
         self.tube(declare.tube).is_declared = True
         return r.Declared(is_new)
 
@@ -676,30 +690,55 @@ class StateMachine:
         tube = self.tubes[undeclare.tube]
         if tube.jobs:
             return r.NotEmpty(tube.jobs)
+        access.record(self, session, undeclare)
         del self.topics[tube.name]
         tube.is_declared = False
         self.drop_if_unused(tube)
         return r.Deleted()
 
     def set_policies(self, session: Session | ClientSession, set_policies: c.SetPolicies) -> r.PoliciesSet | r.PolicyRefused:
-        return policies.set_all(self, set_policies.changes)
+        reply = policies.set_all(self, set_policies.changes)
+        if type(reply) is r.PoliciesSet:
+            access.record(self, session, set_policies)
+        return reply
 
     def _replay(self, session: Session, command: c.Replay) -> r.Replayed:
         return self.replay(session, command.what)
 
     def replay(self, session: Session | ClientSession, what: asks.Replay) -> r.Replayed:
+        if not what.after:  # once for all steps
+            access.record(self, session, what)
         return replay.step(self, session, what)
 
     def _of_schedule(self, session: Session, command: c.OfSchedule) -> r.ScheduleReply:
-        return self.of_schedule(command.what)
+        return self.of_schedule(session, command.what)
 
-    def of_schedule(self, what: asks.OfSchedules) -> r.ScheduleReply:
+    def of_schedule(self, session: Session | ClientSession, what: asks.OfSchedules) -> r.ScheduleReply:
+        reply: r.ScheduleReply
         match what:
             case asks.SetSchedule(name=name, plan=plan, version=version):
-                return self.schedules.set(name, plan, version)
+                reply = self.schedules.set(name, plan, version)
             case asks.PauseSchedule(name=name, is_paused=is_paused):
-                return self.schedules.pause(name, is_paused)
-        return schedules.run(self, what.name)
+                reply = self.schedules.pause(name, is_paused)
+            case asks.RunSchedule(name=name):
+                reply = schedules.run(self, name)
+        if not isinstance(reply, r.NotFound | r.ScheduleRefused | r.TubeFull):
+            access.record(self, session, what)
+        return reply
+
+    def _log_in(self, session: Session, command: c.LogIn) -> r.LoggedIn | r.NotAuthorized:
+        return access.log_in(self, session, command.login)
+
+    def _operate(self, session: Session, command: c.Operate) -> r.MayOperate:
+        access.record(self, session, command)
+        return r.MayOperate()
+
+    def change_access(self, session: ClientSession, what: asks.ChangeAccess) -> r.AccessChanged | r.AccessRefused:
+        user = self.access.user_of(session.login, self.now_ms) or ""  # as he was called before
+        reply = self.access.change(what.changes, self.now_ms)
+        if type(reply) is r.AccessChanged:
+            access.record(self, session, what, user)
+        return reply
 
     def error_of(self, job: Job) -> str:
         """Why the last attempt at it failed, "" if that was not said."""
@@ -749,7 +788,12 @@ class StateMachine:
     def _reserve(self, session: Session, reserve: c.Reserve) -> r.Reply | None:
         best: tuple[int, int] | None = None
         self.charge_to_batch(len(session.watched) * self.costs.tube)
-        for tube in session.watched.values():
+        watched: Iterable[Tube] = session.watched.values()
+        if self.access.is_on:
+            watched = [tube for tube in watched if access.may(self, session, Right.WORK, tube)]
+            if not watched:
+                return r.NotAuthorized()
+        for tube in watched:
             least = tube.ready.least()
             if least is not None and (best is None or least < best) and not self.is_held_back(tube):
                 best = least
@@ -764,7 +808,7 @@ class StateMachine:
         self.charge_to_batch(len(session.watched) * self.costs.tube)
         session.waiting = True
         self.gateways[session.key[0]].waiting += 1
-        for tube in session.watched.values():
+        for tube in watched:
             tube.waiters[session] = None
         if reserve.timeout_ms is not None:
             session.wait_until_ms = self.now_ms + reserve.timeout_ms
@@ -779,7 +823,7 @@ class StateMachine:
 
     def _reserve_job(self, session: Session, reserve: c.ReserveJob) -> r.Reply:
         job = self.jobs.get(reserve.id)
-        if job is None or job.state is State.RESERVED:
+        if job is None or job.state is State.RESERVED or not access.may(self, session, Right.WORK, job.tube):
             return r.NotFound()
         return self._grant(session, job)
 
@@ -794,8 +838,8 @@ class StateMachine:
             self.unreserve(job)
             if tube.policy is not None:
                 policies.done(self, job, result)
-        elif delete.token:
-            return r.NotFound()  # that reservation is over
+        elif delete.token or not access.may(self, session, Right.MANAGE, tube):
+            return r.NotFound()  # that reservation is over, or the job is not there for this session
         else:
             self.take_out(job)
         self.remove(job)
@@ -859,7 +903,7 @@ class StateMachine:
 
     def kick_job(self, session: Session | ClientSession, kick: c.KickJob) -> r.Reply:
         job = self.jobs.get(kick.id)
-        if job is None or job.state not in (State.BURIED, State.DELAYED):
+        if job is None or job.state not in (State.BURIED, State.DELAYED) or not access.may(self, session, Right.MANAGE, job.tube):
             return r.NotFound()
         self._kick_one(job, session)
         return r.Kicked(None)
@@ -876,6 +920,7 @@ class StateMachine:
         tube = self.tubes.get(pause.tube)
         if tube is None:
             return r.NotFound()
+        access.record(self, session, pause)
         tube.cmd_pause_tube += 1
         if tube.pause_until_ms:
             self.timers.remove((tube.pause_until_ms, Kind.PAUSE, tube.name))
@@ -962,6 +1007,7 @@ class StateMachine:
             clients.describe(self.clients),
             policies.describe(self.policies),
             schedules.describe(self.schedules),
+            access.describe(self.access),
             list(self.unmatched),
             list(self.timers),
             sorted(self.directories.items()),
@@ -991,9 +1037,11 @@ def _describe_closing(session: Session | ClientSession) -> list[object]:
 
 def _describe(session: Session) -> list[object]:
     waits = [session.waiting] if session.is_closed else [session.waiting, session.wait_until_ms, session.soon_ms]
-    return [session.id, session.used.name, list(session.watched), list(session.reserved), waits]
+    return [session.id, session.used.name, list(session.watched), list(session.reserved), waits, session.login]
 
 
+#: The only command of a session that does not say who it is.
+_LOG_IN = "_log_in"
 #: Names, not methods of a machine: a machine in a cycle with itself would not go when it is replaced.
 _VERBS: dict[type, str] = {
     c.Put: "_put",
@@ -1017,4 +1065,6 @@ _VERBS: dict[type, str] = {
     c.PutUnique: "_put_unique",
     c.Replay: "_replay",
     c.OfSchedule: "_of_schedule",
+    c.LogIn: _LOG_IN,
+    c.Operate: "_operate",
 }

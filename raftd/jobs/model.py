@@ -28,6 +28,7 @@ import msgspec
 from raftd.jobs.pages import SortedPages
 from raftd.jobs.policy import Death, Policy
 from raftd.jobs.replies import AskReply
+from raftd.jobs.rights import Login
 from raftd.limits import GIVEN_BYTES
 
 URGENT_PRI = 1024
@@ -193,6 +194,7 @@ class Session:
         "incarnation",
         "is_closed",
         "key",
+        "login",
         "releases",
         "reserved",
         "soon_ms",
@@ -205,6 +207,7 @@ class Session:
     def __init__(self, key: tuple[int, int], incarnation: int, used: Tube) -> None:
         self.key = key
         self.incarnation = incarnation  # of its gateway: numbers come again
+        self.login: Login | None = None  # whose it is, None: nobody has said
         self.is_closed = False  # and waits for its turn in `StateMachine.closing`
         self.releases = False  # what it held is given back as by a release: it was a client's, in a snapshot
         self.used = used
@@ -278,6 +281,8 @@ class ClientSession:
         "key",
         "last_id",
         "late_answers",
+        "login",
+        "owner",
         "releases",
         "reserved",
         "token",
@@ -295,6 +300,8 @@ class ClientSession:
         self.token = token
         self.is_closed = False  # and waits for its turn in `StateMachine.closing`
         self.releases = False  # its client has ended it: what it held is given back as by a release
+        self.login: Login | None = None  # of the connection that speaks for it
+        self.owner = ""  # the user who made it
         self.epoch = 0  # of the connection that speaks for it: how many did so far
         self.attached_to: tuple[int, int] | None = None  # that connection: its node, its number within the gateway there
         self.until_ms = 0  # when it ends if no connection speaks for it, 0 if one does

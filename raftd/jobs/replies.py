@@ -1,10 +1,12 @@
-"""What a command is answered with. Each is the beanstalkd answer of the same name."""
+"""What a command is answered with. Each is the beanstalkd answer of the same name. Tags 40 to 52 are those of `wire/client.py`."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import msgspec
+
+from raftd.jobs.rights import AccessProblem
 
 PolicyProblem = Literal["conflict", "circle", "too-many"]
 ScheduleProblem = Literal["conflict", "too-many"]
@@ -209,6 +211,35 @@ class ScheduleRefused(_Reply, frozen=True, tag=36):
     version: int
 
 
+class LoggedIn(_Reply, frozen=True, tag=37):
+    """The session is that of `user`; "" if nobody has to say who he is."""
+
+    user: str
+
+
+class NotAuthorized(_Reply, frozen=True, tag=38):
+    """Nothing was done: it is not known who asks, or he may not do that."""
+
+
+class AccessChanged(_Reply, frozen=True, tag=39):
+    pass
+
+
+class AccessRefused(_Reply, frozen=True, tag=53):
+    """Nothing was changed, because of this user."""
+
+    why: AccessProblem
+    user: str
+
+
+class OverQuota(_Reply, frozen=True, tag=54):
+    """Nothing was put: the user has put as much as he may for now."""
+
+
+class MayOperate(_Reply, frozen=True, tag=55):
+    pass
+
+
 class ToAsk(_Reply, frozen=True, tag=30):
     """`reply` is to ask `id` of a client's session. A subscription has many."""
 
@@ -240,6 +271,10 @@ AskReply = (
     | Replayed
     | ScheduleSet
     | ScheduleRefused
+    | NotAuthorized
+    | AccessChanged
+    | AccessRefused
+    | OverQuota
 )
 
 Reply = (
@@ -272,6 +307,12 @@ Reply = (
     | Replayed
     | ScheduleSet
     | ScheduleRefused
+    | LoggedIn
+    | NotAuthorized
+    | AccessChanged
+    | AccessRefused
+    | OverQuota
+    | MayOperate
 )
 
 #: To what is asked of schedules.

@@ -8,13 +8,14 @@ counted (jobs by state, who uses a tube) is counted again, and timers are made a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Literal, TypeVar
 
 import msgspec
 
 from raftd.errors import UNDECODABLE, CorruptionError, TooOld
 from raftd.jobs import clients, policies
+from raftd.jobs.access import Token, User
 from raftd.jobs.asks import Plan
 from raftd.jobs.commands import FEATURE_LEVEL, Settings
 from raftd.jobs.finished import FinishedJob
@@ -23,6 +24,7 @@ from raftd.jobs.machine import StateMachine
 from raftd.jobs.model import NO_NODE, URGENT_PRI, ClientSession, Gateway, Job, Mark, Session, State, Tube, Wait
 from raftd.jobs.policy import Death, Policy
 from raftd.jobs.replies import AskReply
+from raftd.jobs.rights import Grant, Login, Password, Quota, Record
 from raftd.jobs.schedules import Schedule
 from raftd.jobs.timers import Kind
 from raftd.limits import ERROR_CHARACTERS, KEY_CHARACTERS, LIMITS
@@ -35,7 +37,7 @@ _DEADLINE = Job.__struct_fields__.index("deadline_ms") - 2
 
 
 class _Piece(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False, forbid_unknown_fields=True):
-    """Tags up to 27 are used; the next is 28. `dump` gives a piece after those that it refers to, and `_End` last."""
+    """Tags up to 30 are used; the next is 31. `dump` gives a piece after those that it refers to, and `_End` last."""
 
 
 class _Head(_Piece, frozen=True, tag=1):
@@ -227,6 +229,28 @@ class _Schedules(_Piece, frozen=True, tag=27):
     rows: list[_ScheduleRow]
 
 
+#: name, password, grants, tokens, quota, jobs_us, bytes_us
+_UserRow = tuple[str, Password | None, list[Grant], list[tuple[str, Token]], Quota, int, int]
+
+
+class _User(_Piece, frozen=True, tag=28):
+    """In order of adding. Level 5."""
+
+    row: _UserRow
+
+
+class _Logins(_Piece, frozen=True, tag=29):
+    """((node, session), login, owner), of clients' sessions with node 0. Level 5."""
+
+    rows: list[tuple[tuple[int, int], Login | None, str]]
+
+
+class _Records(_Piece, frozen=True, tag=30):
+    """Level 5."""
+
+    rows: list[Record]
+
+
 class _Unmatched(_Piece, frozen=True, tag=15):
     """Tubes with jobs for sessions that wait, in the order in which they are served. Level 2."""
 
@@ -279,6 +303,9 @@ _AnyPiece = (
     | _Marks
     | _Finished
     | _Schedules
+    | _User
+    | _Logins
+    | _Records
     | _Directories
     | _Topics
     | _Keys
@@ -333,6 +360,7 @@ def dump(machine: StateMachine, piece_bytes: int = LIMITS.snapshot_piece_bytes) 
         yield _encode(_Unmatched(names))
     if machine.schedules.last_version:
         yield _encode(_Schedules(machine.schedules.last_version, []))
+    yield from _dump_access(machine, few_named)
     for schedule in machine.schedules.by_name.values():  # each has a body
         yield _encode(_Schedules(machine.schedules.last_version, [msgspec.structs.astuple(schedule)]))
     if machine.directories:
@@ -389,6 +417,23 @@ def _dump_policies(known: policies.Policies, few: int) -> Iterator[bytes]:
         yield _encode(_Marks([(id, *msgspec.structs.astuple(mark)) for id, mark in marks]))
     for finished in _several(known.finished.jobs.items(), max(1, few // 64)):  # each may have a result of 4 KiB
         yield _encode(_Finished(finished))
+
+
+def _dump_access(machine: StateMachine, few: int) -> Iterator[bytes]:
+    for user in machine.access.users.values():
+        tokens = list(user.tokens.items())
+        yield _encode(_User((user.name, user.password, user.grants, tokens, user.quota, user.jobs_us, user.bytes_us)))
+    lines = [
+        (session.key, session.login, "")
+        for _, row in sorted(machine.gateways.items())
+        for session in row.sessions.values()
+        if session.login is not None
+    ]
+    known = ((session.key, session.login, session.owner) for session in machine.clients.sessions.values() if session.owner or session.login)
+    for rows in _several(chain(lines, known), few):
+        yield _encode(_Logins(rows))
+    for records in _several(machine.access.records, few):
+        yield _encode(_Records(records))
 
 
 def _closing_piece(session: Session | ClientSession, machine: StateMachine) -> _Closing | _Ended | _Closed:
@@ -533,6 +578,18 @@ class Loader:
                 machine.schedules.last_version = piece.last_version
                 for schedule_row in piece.rows:
                     machine.schedules.add(Schedule(*schedule_row))
+            case _User(row=row):
+                name, password, grants, tokens, quota, jobs_us, bytes_us = row
+                machine.access.replace(name, User(name, password, grants, dict(tokens), quota, jobs_us, bytes_us))
+            case _Logins():
+                for (node, number), login, owner in piece.rows:
+                    if node == NO_NODE:
+                        client = machine.clients.sessions[number]
+                        client.login, client.owner = login, owner
+                    else:
+                        machine.gateways[node].sessions[number].login = login
+            case _Records():
+                machine.access.records.extend(piece.rows)
             case _Directories():
                 machine.directories.update(piece.rows)
             case _Topics():

@@ -656,6 +656,7 @@ def test_there_are_only_so_many_policies():
 
 def test_below_level_4_a_snapshot_has_only_what_an_older_raftd_reads():
     queue = Measured()
+    queue.machine.level = c.POLICIES_LEVEL
     queue.do(put(), c.Reserve(1, 0))
     before = [piece[:2] for piece in dump(queue.machine)]
     queue.do(c.SetPolicies(1, [PolicyChange("mail", Policy(ttl_ms=5))]), c.Put(1, 1, 0, 1_000, b"", "mail"))
