@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
@@ -45,6 +45,13 @@ class NodeAddress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def node_uri(cluster: str, node: int) -> str:
     """What the certificate of a node has among its names."""
     return f"raftd://{quote(cluster, safe='')}/node/{node}"
+
+
+def node_of(cluster: str, uris: Iterable[str]) -> int | None:
+    """The node of the cluster that a certificate with these URIs is of, if it is of any."""
+    prefix = node_uri(cluster, 0)[:-1]
+    ids = [uri.removeprefix(prefix) for uri in uris if uri.startswith(prefix)]
+    return int(ids[0]) if ids and ids[0].isascii() and ids[0].isdigit() else None
 
 
 class TlsMode(StrEnum):
@@ -88,7 +95,9 @@ class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A cluster, as all its nodes' files say it. `data` is absolute once loaded. `insecure`: its nodes may be reached from other machines
-    without TLS. `http_names`: names besides the nodes' hosts by which browsers may call them, that of an ingress, say."""
+    without TLS. `local_user`: who the clients of the line listener are that connect from the node's own machine (loopback, or the Unix
+    socket), if they do not say otherwise. `http_names`: names besides the nodes' hosts by which browsers may call them, that of an
+    ingress, say."""
 
     cluster: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     data: Annotated[str, msgspec.Meta(min_length=1)]
@@ -106,6 +115,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     topics_leader_only: bool = False
     tls: Tls | None = None
     insecure: bool = False
+    local_user: Annotated[str, msgspec.Meta(min_length=1, max_length=limits.USER_CHARACTERS)] | None = None
     http_names: tuple[Annotated[str, msgspec.Meta(min_length=1)], ...] = ()
 
     def address(self, node: int) -> NodeAddress:

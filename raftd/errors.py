@@ -42,6 +42,10 @@ class FrameError(RaftdError):
     """Bytes on a connection that are no frame of this protocol, or a frame over the limit."""
 
 
+class UnknownUser(FrameError):
+    """The node that was asked does not know who asks."""
+
+
 class StorageError(RaftdError):
     """The data directory cannot be used."""
 

@@ -177,8 +177,19 @@ PATTERN_CHARACTERS = 200
 #: Changes that the audit log keeps, some 3 MB of memory on every node.
 AUDIT_RECORDS = 10_000
 
+#: What is kept of a password, and of a token, in bytes.
+SALT_BYTES = 16
+DIGEST_BYTES = 32
+
 #: What a user's quota brings in so many seconds may be put at once.
 QUOTA_BURST_S = 5
+
+#: Failed attempts to show who one is, of an address or of a user from there, that cost no time; the longest wait for an attempt after that
+#: (seconds); how many of both are remembered; and passwords that wait to be looked at, one by one.
+LOGIN_FAILURES = 3
+LOGIN_SLOWEST_S = 10.0
+STRANGERS_REMEMBERED = 10_000
+PASSWORDS_WAITING = 64
 
 #: Of which users may do what to which tubes is remembered this much.
 REMEMBERED_RIGHTS = 10_000

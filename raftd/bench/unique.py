@@ -19,6 +19,7 @@ from raftd.client.address import HostPort
 from raftd.client.asynchronous import AsyncClient, AsyncJob
 from raftd.client.blocking import Client
 from raftd.client.core import Core
+from raftd.client.credentials import NO_CREDENTIALS, Credentials
 from raftd.client.errors import LostReservation, OutcomeUnknown, TimedOut, Unreachable
 from raftd.errors import RaftdError
 from raftd.jobs import replies as r
@@ -54,8 +55,8 @@ class RecordedCore(Core):
         self._known: dict[tuple[bytes, int], Call] = {}
         self._sent, self._heard = FrameDecoder(), FrameDecoder()
 
-    def connected(self, now_s: float) -> None:
-        super().connected(now_s)
+    def connected(self, now_s: float, credentials: Credentials = NO_CREDENTIALS) -> None:
+        super().connected(now_s, credentials)
         self._sent, self._heard = FrameDecoder(), FrameDecoder()
         for decoder in (self._sent, self._heard):
             decoder.greeted()

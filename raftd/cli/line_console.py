@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "list-tubes": ("", "all tubes"),
     "list-tube-used": ("", "the tube that is used"),
     "list-tubes-watched": ("", "the tubes that are watched"),
+    "auth": ("USER TOKEN", "say who you are"),
     "quit": ("", "end"),
     "help": ("[COMMAND]", "this"),
 }

@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 import raftd
+from raftd.cli.access import audit, grant, init, revoke, token, user
 from raftd.cli.common import working
 from raftd.cli.files import backup, job, log, recover, restore
 from raftd.cli.jobs import bury, delete, kick, peek, put, release, reserve, stats, tubes
@@ -55,6 +56,12 @@ for command in (
     restore,
     recover,
     tls,
+    init,
+    user,
+    token,
+    grant,
+    revoke,
+    audit,
 ):
     main.add_command(command)
 

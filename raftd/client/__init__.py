@@ -43,6 +43,8 @@ _ERRORS = {
     "Refused",
     "TimedOut",
     "TooLarge",
+    "NotAuthorized",
+    "OverQuota",
     "TubeFull",
     "Unreachable",
 }

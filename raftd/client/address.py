@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 
-from raftd.client.tls import SECURE_SCHEME
+from raftd.client.url import SCHEME, SECURE_SCHEME
 
 HostPort = tuple[str, int]
 
 DEFAULT_PORT = 11301
 DEFAULT_URL = "raftd://127.0.0.1:11301"
-_SCHEME = "raftd://"
 
 
 def url_or_default(url: str | None) -> str:
@@ -37,15 +36,13 @@ def addresses_of(url: str | None) -> list[HostPort]:
                 raise ValueError(f"{url!r}: expected a port from 1 to 65535 behind {host!r}")
             port = int(number)
         if not host or set("/@?") & set(host):
-            raise ValueError(f"{url!r}: expected {_SCHEME}HOST[:PORT],HOST[:PORT],…")
+            raise ValueError(f"{url!r}: expected {SCHEME}HOST[:PORT],HOST[:PORT],…")
         found.append((host, port))
     return found[::-1]
 
 
 def _without_scheme(url: str) -> str:
-    if url.startswith(SECURE_SCHEME):
-        return url.removeprefix(SECURE_SCHEME).partition("?")[0]
-    return url.removeprefix(_SCHEME)
+    return url.partition("?")[0].removeprefix(SECURE_SCHEME).removeprefix(SCHEME)
 
 
 def _split(part: str) -> tuple[str, str]:

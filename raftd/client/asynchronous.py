@@ -42,6 +42,7 @@ from raftd.client.calls import (
     Until,
 )
 from raftd.client.core import Core, Held, Subscription
+from raftd.client.credentials import credentials_of
 from raftd.client.errors import LostReservation, OutcomeUnknown, Unreachable
 from raftd.client.retry import Retry
 from raftd.client.tls import files_of, why
@@ -133,6 +134,7 @@ class AsyncClient:
     ) -> None:
         self.core = self.core_type(addresses_of(url), name, SystemRandom(), retry or Retry(), cluster)
         self._tls = files_of(url_or_default(url))
+        self._credentials = credentials_of(url_or_default(url))
         if self._tls is not None:
             self._tls.context()  # fails now if they cannot be used; each connection reads them anew
         self._timeout_s = timeout
@@ -480,7 +482,7 @@ class AsyncClient:
 
     def _made(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        self.core.connected(self._now_s)
+        self.core.connected(self._now_s, self._credentials.read())
         self._flush()
 
     def _received(self, data: bytes) -> None:

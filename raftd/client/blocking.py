@@ -49,6 +49,7 @@ from raftd.client.calls import (
     Until,
 )
 from raftd.client.core import Core, Held, Subscription
+from raftd.client.credentials import credentials_of
 from raftd.client.errors import LostReservation, OutcomeUnknown, Unreachable
 from raftd.client.retry import Retry
 from raftd.client.tls import SecureSocket, files_of, why
@@ -143,6 +144,7 @@ class Client:
     ) -> None:
         self.core = self.core_type(addresses_of(url), name, SystemRandom(), retry or Retry(), cluster)
         self._tls = files_of(url_or_default(url))
+        self._credentials = credentials_of(url_or_default(url))
         if self._tls is not None:
             self._tls.context()  # fails now if they cannot be used; each connection reads them anew
         self._timeout_s = timeout
@@ -546,7 +548,7 @@ class Client:
         except (OSError, UnicodeError) as error:
             self._drop(f"{host}:{port}: {getattr(error, 'strerror', None) or error}")
             return
-        self.core.connected(now_s)
+        self.core.connected(now_s, self._credentials.read())
 
     def _is_connected(self, there: socket.socket | SecureSocket, host: str) -> bool:
         """One step on the way. Raises OSError."""

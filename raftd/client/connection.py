@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
-from raftd.client.address import HostPort
+from raftd.client.address import HostPort, url_or_default
+from raftd.client.credentials import CredentialFiles, credentials_of
 from raftd.client.tls import TlsFiles, connected, why
-from raftd.errors import FrameError
+from raftd.errors import FrameError, UnknownUser
 from raftd.wire import client as w
 from raftd.wire.frames import FrameDecoder
 
@@ -27,6 +28,10 @@ class Unreachable(NoAnswer):
     """Nothing was asked."""
 
 
+class NotAuthorized(NoAnswer):
+    """The node does not know who asks. Nothing was asked."""
+
+
 class TimedOut(NoAnswer):
     """It may come yet."""
 
@@ -35,17 +40,23 @@ class Connection:
     """To one client listener; one request at a time. As a context it is closed. Every method raises NoAnswer: then what was asked may
     have been done all the same."""
 
-    def __init__(self, address: HostPort, timeout_s: float, tls: TlsFiles | None = None) -> None:
-        """Raises Unreachable."""
+    def __init__(
+        self, address: HostPort, timeout_s: float, tls: TlsFiles | None = None, credentials: CredentialFiles | None = None
+    ) -> None:
+        """`credentials`: by default what $RAFTD_URL or $RAFTD_TOKEN says. Raises Unreachable."""
         self._timeout_s = timeout_s
         self._decoder = FrameDecoder()
         try:
+            shown = (credentials if credentials is not None else credentials_of(url_or_default(None))).read()
             self._socket = connected(address, min(timeout_s, _HELLO_S), tls)
         except (OSError, ValueError) as error:  # UnicodeError among them
             raise Unreachable(why(error)) from None
         try:
-            self._send(w.encode_hello(w.ClientHello()))
+            self._send(w.encode_hello(w.SessionHello("", b"", "", *shown) if any(shown) else w.ClientHello()))
             self._receive(w.decode_node_hello, min(timeout_s, _HELLO_S))
+        except NotAuthorized:
+            self._socket.close()
+            raise
         except TimedOut:
             self._socket.close()
             raise Unreachable(
@@ -93,12 +104,14 @@ class Connection:
             raise TimedOut("timed out") from None
         except OSError as error:
             raise NoAnswer(why(error)) from None
+        except UnknownUser as error:
+            raise NotAuthorized(str(error)) from None
         except FrameError as error:
             raise NoAnswer(f"what listens there is no client listener of raftd ({error})") from None
 
 
 def connect_to_any(addresses: Sequence[HostPort], timeout_s: float, tls: TlsFiles | None = None) -> Connection:
-    """To the first that can be reached. Raises NoAnswer."""
+    """With the credentials of the environment, to the first that can be reached. Raises NoAnswer."""
     why: list[str] = []
     for address in addresses:
         try:

@@ -20,9 +20,10 @@ from random import Random
 from typing import Any
 
 from raftd.client.address import HostPort
-from raftd.client.errors import LostReservation, OutcomeUnknown, Refused, TimedOut, TooLarge, Unreachable
+from raftd.client.credentials import NO_CREDENTIALS, Credentials
+from raftd.client.errors import LostReservation, NotAuthorized, OutcomeUnknown, OverQuota, Refused, TimedOut, TooLarge, Unreachable
 from raftd.client.retry import Retry
-from raftd.errors import FrameError, RaftdError
+from raftd.errors import FrameError, RaftdError, UnknownUser
 from raftd.jobs import asks
 from raftd.jobs import replies as r
 from raftd.limits import JOBS_PER_ASK, MAX_JOB_BYTES_CEILING, SESSION_TOKEN_BYTES, WAITING_RESERVES
@@ -126,6 +127,20 @@ class _Read:
         self.done = done
 
 
+def _as_error(reply: object) -> object:
+    """A refusal that any ask may meet; other replies as they are."""
+    match reply:
+        case w.Failed(text=text) if w.is_about_who(reply):
+            return NotAuthorized(text)
+        case w.Failed(text=text):
+            return Refused(text)
+        case r.NotAuthorized():
+            return NotAuthorized("this user may not do that, or the cluster does not know who asks")
+        case r.OverQuota():
+            return OverQuota("this user has put as much as he may for now. Nothing was put")
+    return reply
+
+
 class Core:
     """One client. It reads no clock: every call says what time it is, in seconds."""
 
@@ -185,11 +200,12 @@ class Core:
     def wants_connection(self, now_s: float) -> bool:
         return not self.is_closed and self._decoder is None and now_s >= self._dial_s
 
-    def connected(self, now_s: float) -> None:
+    def connected(self, now_s: float, credentials: Credentials = NO_CREDENTIALS) -> None:
+        """With what this client shows to be a user."""
         self._decoder = FrameDecoder()
         self._heard_s = self._said_s = now_s
         self._hello_until_s = now_s + _HELLO_S
-        self._out = [w.encode_hello(w.SessionHello(self._cluster, self.token, self._name))]
+        self._out = [w.encode_hello(w.SessionHello(self._cluster, self.token, self._name, *credentials))]
 
     def lost(self, now_s: float, why: str) -> None:
         """The connection has ended, or could not be made; `why` is "" if that was found out here."""
@@ -225,11 +241,28 @@ class Core:
                     self._attached(w.decode_attached_hello(body), now_s)
                 elif not self._answered(w.decode_answer(body), now_s):
                     return False
+        except UnknownUser as error:
+            self._why = str(error)
+            self._refuse_all(NotAuthorized(self._why))
+            return False
         except FrameError as error:
             self._why = str(error)
             return False
         self._send(now_s)
         return True
+
+    def _refuse_all(self, error: RaftdError) -> None:
+        """Nobody is let in who is not known: who asks must hear that at once. What was sent before has an unknown outcome, and waits."""
+        refused = [asked for asked in self._unsent if not asked.was_sent]
+        for asked in refused:
+            self._unsent.remove(asked)
+        reads, self._reads = self._reads, {}
+        for subscription in self._unsubscribed:
+            subscription.error = error
+            subscription.arrived()
+        self._unsubscribed = []
+        for done in [asked.done for asked in refused] + [read.done for read in reads.values()]:
+            done(error)
 
     def _attached(self, hello: w.AttachedHello, now_s: float) -> None:
         self._is_attached = True
@@ -448,9 +481,9 @@ class Core:
             if isinstance(reply, r.Jobs):
                 for job in reply.jobs:
                     self._hold(job, now_s)
-            asked.done(Refused(reply.text) if isinstance(reply, w.Failed) else reply)
+            asked.done(_as_error(reply))
         elif (read := self._reads.pop(id, None)) is not None:
-            read.done(Refused(reply.text) if isinstance(reply, w.Failed) else reply)
+            read.done(_as_error(reply))
         elif isinstance(reply, r.Jobs):
             self._release([key for job in reply.jobs if (key := (job.id, job.token)) not in self.held])  # nobody waits for them any more
         elif isinstance(reply, r.TakenOver):

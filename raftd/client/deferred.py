@@ -48,6 +48,7 @@ from raftd.client.calls import (
     Until,
 )
 from raftd.client.core import Core, Held, Subscription
+from raftd.client.credentials import credentials_of
 from raftd.client.errors import OutcomeUnknown, Unreachable
 from raftd.client.retry import Retry
 from raftd.client.tls import TlsFiles, files_of
@@ -134,6 +135,7 @@ class TwistedClient(Service):
         self._reactor: Any = reactor
         self.core = self.core_type(addresses_of(url), name, SystemRandom(), retry or Retry(), cluster)
         self._tls = files_of(url_or_default(url))
+        self._credentials = credentials_of(url_or_default(url))
         if self._tls is not None:
             secure(self._tls)  # fails now if they cannot be used; each connection reads them anew
         self._timeout_s = timeout
@@ -464,7 +466,7 @@ class TwistedClient(Service):
 
     def _made(self, connection: _Connection) -> None:
         self._connection, self._connector = connection, None
-        self.core.connected(self._now_s)
+        self.core.connected(self._now_s, self._credentials.read())
         self._flush()
 
     def _failed(self, why: str) -> None:

@@ -33,6 +33,14 @@ class TubeFull(Refused):
     """No jobs are taken now: the tube's policy lets no more in, or the cluster lacks memory or disk space. Try again later."""
 
 
+class OverQuota(Refused):
+    """This user has put as much as he may for now. Try again later."""
+
+
+class NotAuthorized(Refused):
+    """The cluster does not know who asks, or he may not do that."""
+
+
 class Conflict(Refused):
     """Another has changed it meanwhile."""
 

@@ -8,14 +8,13 @@ import socket
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import parse_qsl
+
+from raftd.client.url import SECURE_SCHEME, parameters_of
 
 if TYPE_CHECKING:
     import ssl
 
-SECURE_SCHEME = "raftds://"
 _CARRIED_BYTES = 64 << 10
-_KEYS = ("ca", "certificate", "key")
 
 
 class TlsFiles(NamedTuple):
@@ -50,18 +49,9 @@ def files_of(url: str) -> TlsFiles | None:
     >>> files_of("raftds://queue.example?ca=ca.pem")
     TlsFiles(ca='ca.pem', certificate=None, key=None)
     """
+    files = {name: os.path.expanduser(value) for name, value in parameters_of(url).items() if name in TlsFiles._fields}
     if not url.startswith(SECURE_SCHEME):
         return None
-    _, mark, query = url.partition("?")
-    files: dict[str, str] = {}
-    try:
-        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(mark))
-    except ValueError:
-        raise ValueError(f"{url!r}: expected ?ca=FILE&certificate=FILE&key=FILE behind the addresses") from None
-    for key, value in pairs:
-        if key not in _KEYS or not value or key in files:
-            raise ValueError(f"{url!r}: expected ca=, certificate= or key= and the name of a file, not {key}={value}")
-        files[key] = os.path.expanduser(value)
     if "key" in files and "certificate" not in files:
         raise ValueError(f"{url!r}: a key needs its certificate")
     return TlsFiles(**files)

@@ -315,6 +315,7 @@ NEEDS: dict[type, Callable[[Any, Any], Needs]] = {
     c.SetPolicies: _of_policies,
     c.Replay: _of_replay,
     c.Operate: _of_operator,
+    c.ChangeAccess: _of_operator,
     asks.Put: _of_tube(Right.PUT),
     asks.Reserve: _of_tubes(Right.WORK),
     asks.Subscribe: _of_tubes(Right.WORK),
@@ -333,7 +334,6 @@ NEEDS: dict[type, Callable[[Any, Any], Needs]] = {
     asks.Undeclare: _of_tube(Right.MANAGE),
     asks.SetPolicies: _of_policies,
     asks.Replay: _of_replay,
-    asks.ChangeAccess: _of_operator,
 }
 
 
@@ -359,8 +359,10 @@ def record(machine: StateMachine, session: Session | ClientSession, what: Any, u
     if user is None:
         user = machine.access.user_of(session.login, machine.now_ms) or ""
     node = session.key[0] if isinstance(session, Session) else session.attached_to[0] if session.attached_to is not None else NO_NODE
+    records = machine.access.records
     for done, to in RECORDED[type(what)](what):
-        machine.access.records.append(Record(machine.applied_index, machine.now_ms, user, node, done, to))
+        number = records[-1].number + 1 if records else 1
+        records.append(Record(number, machine.applied_index, machine.now_ms, user, node, done, to))
 
 
 Recorded = Iterable[tuple[str, str]]
@@ -378,7 +380,7 @@ def _set_schedule(what: asks.SetSchedule) -> Recorded:
     return [("set-schedule" if what.plan is not None else "remove-schedule", what.name)]
 
 
-def _access(what: asks.ChangeAccess) -> Recorded:
+def _access(what: c.ChangeAccess) -> Recorded:
     for change in what.changes:
         match change:
             case g.AddUser():
@@ -406,11 +408,11 @@ RECORDED: dict[type, Callable[[Any], Recorded]] = {
     c.Undeclare: _tube("undeclare"),
     c.SetPolicies: _policies,
     c.Operate: lambda command: [(command.what, command.to)],
+    c.ChangeAccess: _access,
     asks.Replay: lambda what: [(f"replay-{what.action}", what.which.tube)],
     asks.SetSchedule: _set_schedule,
     asks.PauseSchedule: lambda what: [("pause-schedule" if what.is_paused else "resume-schedule", what.name)],
     asks.RunSchedule: lambda what: [("run-schedule", what.name)],
-    asks.ChangeAccess: _access,
 }
 
 

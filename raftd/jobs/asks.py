@@ -11,7 +11,6 @@ from typing import Literal
 import msgspec
 
 from raftd.jobs.policy import PolicyChange
-from raftd.jobs.rights import Change
 
 Action = Literal["move", "kick", "delete"]
 
@@ -213,12 +212,6 @@ class RunSchedule(_Ask, frozen=True, tag=21):
     name: str
 
 
-class ChangeAccess(_Ask, frozen=True, tag=22):
-    """Level 5. Users and what they may: all of the changes or none."""
-
-    changes: list[Change]
-
-
 class End(_Ask, frozen=True, tag=16):
     """The session ends: its jobs are released, which is no failed attempt. `keeps_jobs`: they stay reserved until their time to run ends,
     and belong to whoever knows their tokens."""
@@ -235,4 +228,4 @@ OfSchedules = SetSchedule | PauseSchedule | RunSchedule
 #: Asks about tubes.
 OfTube = Kick | Pause | Declare | Undeclare | SetPolicies | Replay
 
-What = Put | Reserve | Subscribe | Flow | Cancel | OfMany | OfTube | End | OfSchedules | ChangeAccess
+What = Put | Reserve | Subscribe | Flow | Cancel | OfMany | OfTube | End | OfSchedules

@@ -24,6 +24,7 @@ from raftd.jobs.commands import (
     Attach,
     AttachAs,
     Bury,
+    ChangeAccess,
     Command,
     Delete,
     Detach,
@@ -84,6 +85,8 @@ class Costs(msgspec.Struct, frozen=True):
             return self.command + self.job
         if type(command) is SetPolicies:
             return self.command + len(command.changes) * self.job
+        if type(command) is ChangeAccess:
+            return self.command + len(command.changes) * self.died
         if type(command) is Attach or type(command) is AttachAs or type(command) is Detach:
             return self.command + ASKED_TUBES * self.tube
         return self.command
@@ -103,8 +106,6 @@ class Costs(msgspec.Struct, frozen=True):
                 return REPLAY_LOOKED * self.tube + REPLAY_JOBS * (self.kicked + self.died)
             case asks.SetPolicies(changes=changes):
                 return len(changes) * self.job
-            case asks.ChangeAccess(changes=changes):
-                return len(changes) * self.died
             case asks.KickJobs(jobs=ids):
                 return len(ids) * self.kicked
             case asks.Kick():

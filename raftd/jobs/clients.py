@@ -96,8 +96,6 @@ class StateMachine(Protocol):
 
     def undeclare(self, session: ClientSession, undeclare: c.Undeclare) -> r.AskReply: ...
 
-    def change_access(self, session: ClientSession, what: asks.ChangeAccess) -> r.AskReply: ...
-
     def set_policies(self, session: ClientSession, set_policies: c.SetPolicies) -> r.AskReply: ...
 
 
@@ -531,10 +529,6 @@ def _replay(machine: Any, session: ClientSession, id: int, what: asks.Replay) ->
     return reply
 
 
-def _change_access(machine: StateMachine, session: ClientSession, id: int, what: asks.ChangeAccess) -> r.AskReply:
-    return machine.change_access(session, what)
-
-
 def _of_schedule(machine: Any, session: ClientSession, id: int, what: Any) -> r.AskReply:
     reply: r.ScheduleReply = machine.of_schedule(session, what)
     return reply
@@ -561,7 +555,6 @@ _DO: dict[type, Callable[[Any, ClientSession, int, Any], r.AskReply | None]] = {
     asks.SetSchedule: _of_schedule,
     asks.PauseSchedule: _of_schedule,
     asks.RunSchedule: _of_schedule,
-    asks.ChangeAccess: _change_access,
 }
 
 

@@ -12,7 +12,7 @@ from raftd.errors import UNDECODABLE
 from raftd.jobs import asks
 from raftd.jobs.asks import NewJob as NewJob
 from raftd.jobs.policy import PolicyChange
-from raftd.jobs.rights import Login
+from raftd.jobs.rights import Change, Login
 
 
 class _Command(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False, forbid_unknown_fields=True):
@@ -205,6 +205,12 @@ class Operate(_Command, frozen=True, tag=29):
     to: str
 
 
+class ChangeAccess(_Command, frozen=True, tag=30):
+    """Level 5. Users and what they may: all of the changes or none."""
+
+    changes: list[Change]
+
+
 Command = (
     Put
     | Use
@@ -235,6 +241,7 @@ Command = (
     | AttachAs
     | LogIn
     | Operate
+    | ChangeAccess
 )
 
 

@@ -733,11 +733,11 @@ class StateMachine:
         access.record(self, session, command)
         return r.MayOperate()
 
-    def change_access(self, session: ClientSession, what: asks.ChangeAccess) -> r.AccessChanged | r.AccessRefused:
+    def _change_access(self, session: Session, command: c.ChangeAccess) -> r.AccessChanged | r.AccessRefused:
         user = self.access.user_of(session.login, self.now_ms) or ""  # as he was called before
-        reply = self.access.change(what.changes, self.now_ms)
+        reply = self.access.change(command.changes, self.now_ms)
         if type(reply) is r.AccessChanged:
-            access.record(self, session, what, user)
+            access.record(self, session, command, user)
         return reply
 
     def error_of(self, job: Job) -> str:
@@ -1067,4 +1067,5 @@ _VERBS: dict[type, str] = {
     c.OfSchedule: "_of_schedule",
     c.LogIn: _LOG_IN,
     c.Operate: "_operate",
+    c.ChangeAccess: "_change_access",
 }

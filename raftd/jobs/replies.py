@@ -221,7 +221,7 @@ class NotAuthorized(_Reply, frozen=True, tag=38):
     """Nothing was done: it is not known who asks, or he may not do that."""
 
 
-class AccessChanged(_Reply, frozen=True, tag=39):
+class AccessChanged(_Reply, frozen=True, tag=56):
     pass
 
 
@@ -232,7 +232,7 @@ class AccessRefused(_Reply, frozen=True, tag=53):
     user: str
 
 
-class OverQuota(_Reply, frozen=True, tag=54):
+class OverQuota(_Reply, frozen=True, tag=39):
     """Nothing was put: the user has put as much as he may for now."""
 
 
@@ -272,8 +272,6 @@ AskReply = (
     | ScheduleSet
     | ScheduleRefused
     | NotAuthorized
-    | AccessChanged
-    | AccessRefused
     | OverQuota
 )
 

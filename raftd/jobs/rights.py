@@ -128,9 +128,10 @@ AccessProblem = Literal["no-user", "user-exists", "no-token", "token-exists", "n
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True):
-    """Of the audit log: what was done (`what`, a word) to what (`to`) by which user ("": nobody had to say who he is), over which node, by
-    the entry `index` of the log, at `time_ms`."""
+    """Number `number` of the audit log: what was done (`what`, a word) to what (`to`), by which user ("": nobody had to say who he is),
+    over which node, by the entry `index` of the log, at `time_ms`."""
 
+    number: int
     index: int
     time_ms: int
     user: str

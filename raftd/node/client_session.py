@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 from raftd.jobs import asks
 from raftd.jobs import replies as r
-from raftd.jobs.commands import Ask, Attach, Detach
+from raftd.jobs.commands import Ask, Attach, AttachAs, Detach
 from raftd.node.session import CommandQueue, SessionOwner, State, size_of
 
-#: Called with the id of an ask, an answer to it, and the index at which it was applied (0: it was not). The answer to `attach`, and that
-#: another connection speaks for the session now, have id 0.
-Said = Callable[[int, r.AskReply | r.Attached | r.TakenOver, int], None]
+#: Called with the id of an ask, an answer to it, and the index at which it was applied (0: it was not). The answer to `attach`, a refusal
+#: of it, and that another connection speaks for the session now, have id 0.
+Said = Callable[[int, r.AskReply | r.Attached | r.TakenOver | r.NotAuthorized, int], None]
 
 
 class ClientSession(CommandQueue):
@@ -26,8 +26,8 @@ class ClientSession(CommandQueue):
         self._sizes: dict[int, int] = {}  # of asks that are not answered
 
     def attach(self, token: bytes) -> None:
-        """Speak for the session with this token."""
-        self._queue(Attach(self.number, token))
+        """Speak for the session with this token, as the user of `login`."""
+        self._queue(Attach(self.number, token) if self.login is None else AttachAs(self.number, token, self.login))
 
     def ask(self, id: int, answered: int, waiting: list[int], what: asks.What, is_repeat: bool = False) -> None:
         """Put an ask into the log. Nothing if the connection is closed. `is_repeat`: it was applied before, and wants its answer."""
@@ -42,7 +42,7 @@ class ClientSession(CommandQueue):
         self._count_bytes(size)
         self._queue(command)
 
-    def _queue(self, command: Attach | Ask) -> None:
+    def _queue(self, command: Attach | AttachAs | Ask) -> None:
         if self.state is State.NEW:
             self._advance(State.USED)
         self.queued.append(command)
@@ -62,7 +62,7 @@ class ClientSession(CommandQueue):
         if isinstance(reply, r.ToAsk):
             self._count_bytes(-self._sizes.pop(reply.id, 0))
             self._said(reply.id, reply.reply, index)
-        elif isinstance(reply, r.Attached | r.TakenOver):
+        elif isinstance(reply, r.Attached | r.TakenOver | r.NotAuthorized):
             self._said(0, reply, index)
 
     def resume(self) -> None:

@@ -19,7 +19,7 @@ import msgspec
 from raftd.errors import CorruptionError
 from raftd.histogram import Histogram
 from raftd.jobs.budget import Turn
-from raftd.jobs.commands import CLIENTS_LEVEL, POLICIES_LEVEL, Forward, ForwardRefused
+from raftd.jobs.commands import ACCESS_LEVEL, CLIENTS_LEVEL, POLICIES_LEVEL, Forward, ForwardRefused
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.snapshot import check_level, load
 from raftd.limits import APPLY_BYTES, TICK_MS
@@ -199,6 +199,11 @@ class Node:
     def knows_policies(self) -> bool:
         """Whether tubes may have policies. Only then may one be set."""
         return self.machine.level >= POLICIES_LEVEL
+
+    @property
+    def knows_access(self) -> bool:
+        """Whether all nodes of the cluster know users. Only then may there be one."""
+        return self.machine.level >= ACCESS_LEVEL
 
     def wake(self) -> None:
         """Something arrived: run a turn when the reactor has handed over all of it."""

@@ -14,6 +14,7 @@ from raftd.jobs.commands import Ask, CloseSession, Command, Detach, Leave, Put, 
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.queries import Query
 from raftd.jobs.replies import OutOfMemory, Reply, Watching
+from raftd.jobs.rights import Login, Right
 from raftd.limits import WATCHED_TUBES
 
 #: Called with the reply (or what a read gave) and the log index it belongs to.
@@ -117,6 +118,8 @@ class CommandQueue(ABC):
         #: Commands that wait for a batch.
         self.queued: deque[Command] = deque()
         self.state = State.NEW
+        #: Who its client is, as far as he has shown it: the state decides what that is good for, each time.
+        self.login: Login | None = None
         #: Tubes that it watches at most, as far as is known here.
         self.watched = 1
         self._gateway = gateway
@@ -220,6 +223,11 @@ class Session(CommandQueue):
     def local(self, answer: Callable[[], object], done: Done, steps: int = LINE_STEPS) -> None:
         """Call `answer` when its turn has come, without the cluster; `done` gets what it returns. `steps`: what that costs."""
         self._queue_request(_Request(Session._start_local, (answer, steps), done))
+
+    def sees(self, machine: StateMachine, tube: str) -> bool:
+        """Whether its client may look at the tube of this name and its jobs."""
+        access = machine.access
+        return not access.is_on or access.may(self.login, Right.READ, tube, machine.now_ms)
 
     def introduce(self) -> None:
         """Make the cluster know this session before its first read, by a command without effect."""

@@ -42,6 +42,8 @@ class Outcome(IntEnum):
     #: The voters that would remain could not commit.
     NO_MAJORITY_LEFT = 21
     NO_SNAPSHOT = 22
+    #: It is not known who asks, or he may not do that.
+    NOT_AUTHORIZED = 23
 
 
 class AdminResult(msgspec.Struct, frozen=True, gc=False):

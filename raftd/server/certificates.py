@@ -214,6 +214,12 @@ def uris_in(certificate: x509.Certificate) -> list[str]:
     return names.get_values_for_type(x509.UniformResourceIdentifier)
 
 
+def name_in(certificate: x509.Certificate) -> str:
+    """Its common name, "" if it has none."""
+    names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+    return str(names[0].value) if names else ""
+
+
 def _protocol(connection: SSL.Connection, offered: list[bytes]) -> Any:
     return _HTTP if _HTTP in offered else SSL.NO_OVERLAPPING_PROTOCOLS
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from enum import Enum, auto
 from functools import partial
 from typing import Any, cast
 
@@ -10,11 +12,14 @@ from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from raftd.config import is_loopback
 from raftd.errors import FrameError
 from raftd.jobs import asks
+from raftd.jobs import commands as c
 from raftd.jobs import replies as r
 from raftd.jobs.budget import CALENDAR_STEPS, LONG_ANSWER_STEPS
 from raftd.jobs.machine import StateMachine
+from raftd.jobs.rights import Login, Right
 from raftd.limits import (
     GIVEN_BYTES,
     HELLO_FRAME_BYTES,
@@ -29,12 +34,14 @@ from raftd.node.loop import Node
 from raftd.node.occurrences import what_is_wrong_with_times
 from raftd.raft.messages import AddMember, AdminRequest, MemberAddress, PromoteMember, RemoveMember, Snapshot, TransferLead
 from raftd.raft.outcomes import AdminResult, Outcome
+from raftd.server.access import sees_everything
 from raftd.server.client_reads import query_of, scanned_by
 from raftd.server.limiter import ConnectionLimiter
 from raftd.server.protocol import ClientConnection, ConnectionFactory
+from raftd.server.sockets import is_secure
 from raftd.server.stats import Counters, overview
 from raftd.wire import client as w
-from raftd.wire.checks import what_is_wrong
+from raftd.wire.checks import what_is_wrong, what_is_wrong_with_access
 from raftd.wire.frames import FrameDecoder
 
 _REQUEST_BYTES = 64
@@ -98,11 +105,57 @@ class ClientProtocol(ClientConnection):
         if hello.cluster not in ("", config.cluster):
             raise FrameError(f"it asks for cluster {hello.cluster!r}, this is {config.cluster!r}")
         self._hello_timeout.cancel()
-        if isinstance(hello, w.SessionHello):
-            self._attach(hello)
+        machine = self.node.machine
+        if isinstance(hello, w.ClientHello) or not (hello.token or hello.password):
+            self._enter(hello, self.session.login)
             return
+        self.hold_back(True)  # nothing more is read before it is known who that is
+        entering = partial(self._enter, hello)
+        if hello.token:
+            self.authentication.by_token(machine, hello.user, hello.token, self.host, entering)
+        elif is_secure(self.transport):
+            self.authentication.by_password(machine, hello.user, hello.password, self.host, entering)
+        else:
+            raise FrameError("a password is taken over TLS only (raftds://)")
+
+    def _enter(self, hello: w.ClientHello | w.SessionHello, login: Login | None) -> None:
+        """It is known who that says to be: `login`."""
+        if self.is_closed:
+            return
+        self.session.login = login
+        machine = self.node.machine
+        has_session = isinstance(hello, w.SessionHello) and bool(hello.session)
+        if login is None and machine.access.is_on:
+            self._refuse_stranger()
+        elif isinstance(hello, w.SessionHello) and has_session:
+            self._attach(hello)
+        elif login is None or not self.node.knows_access or machine.access.user_of(login, machine.now_ms) is not None:
+            self._said_who(r.LoggedIn(""), 0)
+        else:  # this node may be behind
+            self.session.submit(c.LogIn(self.session.number, login), self._said_who)
+            self.node.wake()
+
+    def _said_who(self, reply: object, index: int) -> None:
+        """A client without a session is known, or not."""
+        self._decided(isinstance(reply, r.LoggedIn))
+        if self.is_closed:
+            return
+        if isinstance(reply, r.NotAuthorized):
+            self._refuse_stranger()
+            return
+        config = self.node.config
         self._is_greeted()
         self.say(w.encode_hello(w.NodeHello(config.cluster, config.node, self.node.max_job_size)))
+        self.hold_back(False)
+
+    def _decided(self, is_good: bool) -> None:
+        login = self.session.login
+        if login is not None and login.how in ("token", "password"):
+            self.authentication.decided(is_good, self.host, login.user)
+
+    def _refuse_stranger(self) -> None:
+        self.session.login = None
+        self._refuse("it is not known who that is, or not any more: show a token, a password or a certificate", Outcome.NOT_AUTHORIZED)
 
     def _is_greeted(self) -> None:
         self._greeted = True
@@ -115,21 +168,27 @@ class ClientProtocol(ClientConnection):
         else:
             self._refuse(f"it said no hello within {HELLO_TIMEOUT_S:g} s")
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str, outcome: Outcome = Outcome.INVALID) -> None:
         if not self.is_closed:
             reason = reason[:STRANGER_TEXT]
             address = self.transport.getPeer()
             who = f"{getattr(address, 'host', address)}:{getattr(address, 'port', '')}"
             if self._limiter.may_log():
                 self._log.info("the client at {who} is refused: {reason}", who=who, reason=reason)
-            self.say(w.encode_answer(w.Answer(0, 0, w.Failed(Outcome.INVALID, reason))))
+            self.say(w.encode_answer(w.Answer(0, 0, w.Failed(outcome, reason))))
             self.finish()
 
     def _handle(self, request: w.Request | w.Unknown) -> None:
         size = _REQUEST_BYTES
+        if self.node.machine.access.is_on and not self._may(request):
+            self.refused(type(request).__name__)
+            self.say(w.encode_answer(w.Answer(request.id, 0, r.NotAuthorized())))
+            return
         match request:
             case w.AskRequest():
                 self._ask(request)
+            case w.ChangeAccessRequest():
+                self._change_access(request)
             case w.PingRequest():
                 self.say(w.encode_answer(w.Answer(request.id, self.node.machine.applied_index, w.Done())))
             case w.Unknown(id=id, text=text):
@@ -144,10 +203,14 @@ class ClientProtocol(ClientConnection):
                 | w.CountRequest()
                 | w.SchedulesRequest()
                 | w.ResultRequest()
+                | w.UsersRequest()
+                | w.AuditRequest()
+                | w.WhoAmIRequest()
             ):
                 size += self.node.max_job_size  # what its answer may hold
                 self.began(size)
-                self.session.read(query_of(request, self.node.job_events), partial(self._answered, request.id, size), scanned_by(request))
+                query = query_of(request, self.node.job_events, self.session)
+                self.session.read(query, partial(self._answered, request.id, size), scanned_by(request))
                 self.node.wake()
             case w.StatusRequest():
                 self.began(size)
@@ -158,7 +221,7 @@ class ClientProtocol(ClientConnection):
             case w.BackupRequest():
                 self.began(size)
                 # everything acknowledged before must be in it: the read tells when this node has applied that
-                self.session.read(lambda machine, now_ms, node, session: None, partial(self._back_up, request.id, size))
+                self.session.read(self._may_back_up, partial(self._back_up, request.id, size))
                 self.node.wake()
             case w.ChunkRequest(index=index, offset=offset):
                 size += self.node.config.limits.snapshot_chunk_bytes
@@ -168,7 +231,56 @@ class ClientProtocol(ClientConnection):
                     self._say(request.id, size, w.Failed(Outcome.NO_SNAPSHOT, text))
             case w.TransferRequest() | w.AddMemberRequest() | w.PromoteMemberRequest() | w.RemoveMemberRequest():
                 self.began(size)
-                self.node.administer(_admin_request(request), partial(self._administered, request.id, size))
+                asked = _admin_request(request)
+                carry_out = partial(self.node.administer, asked, partial(self._administered, request.id, size))
+                self._operate(request.id, size, _ADMIN_WORDS[type(asked)](asked), carry_out)
+
+    def _may(self, request: w.Request | w.Unknown) -> bool:
+        """As far as this node can tell at once. Of tubes, jobs and changes the state tells."""
+        machine, session = self.node.machine, self.session
+        match NEEDS.get(type(request), Need.USER):
+            case Need.OVERVIEW:
+                return sees_everything(machine, session.login)
+            case Need.OPERATE:
+                return machine.access.may_everywhere(session.login, Right.OPERATE, machine.now_ms)
+        return machine.access.user_of(session.login, machine.now_ms) is not None
+
+    def _change_access(self, request: w.ChangeAccessRequest) -> None:
+        text = what_is_wrong_with_access(request.changes)
+        if not self.node.knows_access:
+            text = (
+                "it is not known yet whether all nodes know users: there was no leader since this node started, or an older raftd is there"
+            )
+        elif not self.node.machine.access.is_on and not self._is_here:
+            text = "the first user is made on a node's own machine (`raftd init` there)"
+        if text:
+            self.say(w.encode_answer(w.Answer(request.id, 0, w.Failed(Outcome.INVALID, text))))
+            return
+        self.began(_REQUEST_BYTES)
+        self._say_who()
+        self.session.submit(c.ChangeAccess(self.session.number, request.changes), partial(self._answered, request.id, _REQUEST_BYTES))
+        self.node.wake()
+
+    def _say_who(self) -> None:
+        """The state decides what a login is good for."""
+        if self.session.login is not None:
+            self.session.submit(c.LogIn(self.session.number, self.session.login), _ignored)
+
+    def _operate(self, id: int, size: int, what: tuple[str, str], carry_out: Callable[[], None]) -> None:
+        """Only who may; and the audit log has it before it is done."""
+        if not self.node.knows_access:
+            carry_out()
+            return
+
+        def decided(reply: object, index: int) -> None:
+            if isinstance(reply, r.MayOperate):
+                carry_out()
+            else:
+                self._answered(id, size, reply, index)
+
+        self._say_who()
+        self.session.submit(c.Operate(self.session.number, *what), decided)
+        self.node.wake()
 
     # -- the session --------------------------------------------------------------------------
 
@@ -183,6 +295,7 @@ class ClientProtocol(ClientConnection):
             )
         self._name = hello.client[:STRANGER_TEXT]
         self._client = self.node.open_client_session(self.abort, self._said)
+        self._client.login = self.session.login if self.node.knows_access else None
         self._client.attach(hello.session)
         self.hold_back(True)
         self._silence = self._clock.callLater(SILENCE_S, self._check_silence)
@@ -266,11 +379,24 @@ class ClientProtocol(ClientConnection):
     def _refuse_ask(self, id: int, reply: w.Failed | r.TooMany | r.JobTooBig) -> None:
         self.say(w.encode_answer(w.Answer(id, 0, reply)))
 
-    def _said(self, id: int, reply: r.AskReply | r.Attached | r.TakenOver, index: int) -> None:
+    @property
+    def _is_here(self) -> bool:
+        """Whether its client is on this machine."""
+        own = getattr(self.transport.getHost(), "host", "")
+        return self.host is None or self.host == own or is_loopback(self.host)
+
+    def _said(self, id: int, reply: r.AskReply | r.Attached | r.TakenOver | r.NotAuthorized, index: int) -> None:
         """The session has an answer, or a job is pushed."""
         if isinstance(reply, r.Attached):
+            self._decided(True)
             self._attached(reply)
             return
+        if isinstance(reply, r.NotAuthorized):
+            if id == 0:
+                self._decided(False)
+                self._refuse_stranger()
+                return
+            self.refused("an ask")
         data = w.encode_answer(w.Answer(id, index, reply))
         if isinstance(reply, r.TakenOver):
             self.say(data)
@@ -291,6 +417,10 @@ class ClientProtocol(ClientConnection):
 
     # -- the node -----------------------------------------------------------------------------
 
+    def _may_back_up(self, machine: StateMachine, now_ms: int, node: int, session: int) -> bool:
+        access = machine.access
+        return not access.is_on or access.may_everywhere(self.session.login, Right.OPERATE, machine.now_ms)
+
     def _administered(self, id: int, size: int, result: AdminResult) -> None:
         self._say(id, size, w.Done() if result.is_done else w.Failed(result.outcome, result.text))
 
@@ -299,7 +429,11 @@ class ClientProtocol(ClientConnection):
         if not self.is_closed:
             self._answered(id, size, reply, 0)
 
-    def _back_up(self, id: int, size: int, result: object, index: int) -> None:
+    def _back_up(self, id: int, size: int, is_allowed: object, index: int) -> None:
+        if not is_allowed:
+            self._answered(id, size, r.NotAuthorized(), index)
+            return
+
         def done(snapshot: Snapshot | None, why_not: str) -> None:
             if snapshot is None:
                 self._say(id, size, w.Failed(Outcome.NO_SNAPSHOT, f"no snapshot could be written: {why_not}"))
@@ -323,6 +457,51 @@ class ClientProtocol(ClientConnection):
         self.answer(w.encode_answer(answer), size)
 
 
+class Need(Enum):
+    """What a request needs, where anybody has to say who he is."""
+
+    USER = auto()  # that is known: what he may is looked at with the tube, the job or the change
+    OVERVIEW = auto()  # the right to read every tube, or to operate
+    OPERATE = auto()
+
+
+#: By the type of a request.
+NEEDS: dict[type, Need] = {
+    w.AskRequest: Need.USER,
+    w.PingRequest: Need.USER,
+    w.Unknown: Need.USER,
+    w.JobRequest: Need.USER,
+    w.NextRequest: Need.USER,
+    w.TubesRequest: Need.USER,
+    w.TubeRequest: Need.USER,
+    w.HistoryRequest: Need.USER,
+    w.PoliciesRequest: Need.USER,
+    w.CountRequest: Need.USER,
+    w.SchedulesRequest: Need.USER,
+    w.ResultRequest: Need.USER,
+    w.WhoAmIRequest: Need.USER,
+    w.StatusRequest: Need.OVERVIEW,
+    w.MembersRequest: Need.USER,
+    w.UsersRequest: Need.OPERATE,
+    w.AuditRequest: Need.OPERATE,
+    w.ChangeAccessRequest: Need.OPERATE,
+    w.BackupRequest: Need.OPERATE,
+    w.ChunkRequest: Need.OPERATE,
+    w.TransferRequest: Need.OPERATE,
+    w.AddMemberRequest: Need.OPERATE,
+    w.PromoteMemberRequest: Need.OPERATE,
+    w.RemoveMemberRequest: Need.OPERATE,
+}
+
+#: As the audit log calls them.
+_ADMIN_WORDS: dict[type, Callable[[Any], tuple[str, str]]] = {
+    TransferLead: lambda request: ("transfer-lead", f"node {request.node}"),
+    AddMember: lambda request: ("add-member", f"node {request.node}"),
+    PromoteMember: lambda request: ("promote-member", f"node {request.node}"),
+    RemoveMember: lambda request: ("remove-member", f"node {request.node}"),
+}
+
+
 def _admin_request(
     request: w.TransferRequest | w.AddMemberRequest | w.PromoteMemberRequest | w.RemoveMemberRequest,
 ) -> AdminRequest:
@@ -335,6 +514,10 @@ def _admin_request(
             return PromoteMember(node)
         case w.RemoveMemberRequest(node=node):
             return RemoveMember(node)
+
+
+def _ignored(reply: object, index: int) -> None:
+    pass
 
 
 def _needs_policies(what: asks.What) -> bool:

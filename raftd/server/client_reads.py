@@ -9,14 +9,17 @@ from itertools import islice
 import msgspec
 
 from raftd.jobs import replay
+from raftd.jobs.access import User
 from raftd.jobs.asks import Selection
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.model import NO_MARK, Job, Tube
 from raftd.jobs.queries import Query
+from raftd.jobs.rights import ALL_TUBES, Grant, Quota, Right
 from raftd.jobs.schedules import without_body
 from raftd.limits import COUNTED_JOBS
 from raftd.node.job_events import JobEventBuffer
-from raftd.node.session import nothing_scanned
+from raftd.node.session import Session, nothing_scanned
+from raftd.server.access import seen_by_tube
 from raftd.wire import client as w
 from raftd.wire.checks import what_is_wrong_with_selection
 
@@ -24,39 +27,50 @@ from raftd.wire.checks import what_is_wrong_with_selection
 TUBES_LISTED = 1_000
 SCHEDULES_LISTED = 100
 EVENTS_TOLD = 1_000
+#: Users and records that one answer lists.
+USERS_LISTED = 100
+RECORDS_LISTED = 1_000
 
 
-def query_of(read: w.Read, events: JobEventBuffer) -> Query:
-    """What finds the answer to `read`."""
+def query_of(read: w.Read, events: JobEventBuffer, viewer: Session) -> Query:
+    """What finds the answer to `read`, as far as `viewer` may see it."""
     match read:
         case w.JobRequest(job=id):
-            return lambda machine, now_ms, node, session: w.JobFound(_job(machine, machine.jobs.get(id), now_ms))
+            return lambda machine, now_ms, node, session: w.JobFound(_job(machine, _seen_job(machine, viewer, id), now_ms))
         case w.NextRequest(tube=name, state=state):
-            return lambda machine, now_ms, node, session: w.JobFound(_job(machine, _next(machine, name, state), now_ms))
+            return seen_by_tube(viewer, lambda machine, now_ms, node, session: _next(machine, name, state, now_ms), name)
         case w.TubeRequest(tube=name):
-            return lambda machine, now_ms, node, session: w.TubesFound(
-                [_tube(tube, now_ms) for tube in (machine.tubes.get(name),) if tube is not None], has_more=False
-            )
+            return seen_by_tube(viewer, lambda machine, now_ms, node, session: _one_tube(machine, name, now_ms), name)
         case w.TubesRequest(after=after, limit=limit):
             most = min(max(1, limit), TUBES_LISTED)
 
             def tubes(machine: StateMachine, now_ms: int, node: int, session: int) -> w.TubesFound:
-                names = nsmallest(most + 1, (name for name in machine.tubes if name > after))
+                names = nsmallest(most + 1, (name for name in machine.tubes if name > after and viewer.sees(machine, name)))
                 return w.TubesFound([_tube(machine.tubes[name], now_ms) for name in names[:most]], len(names) > most)
 
             return tubes
         case w.HistoryRequest(job=id):
-            return lambda machine, now_ms, node, session: _history(events, id)
-        case w.CountRequest():
-            return lambda machine, now_ms, node, session: _count(machine, now_ms, read)
+            return lambda machine, now_ms, node, session: _history(events, id, machine, viewer)
+        case w.CountRequest(which=which):
+            return seen_by_tube(viewer, lambda machine, now_ms, node, session: _count(machine, now_ms, read), which.tube)
         case w.SchedulesRequest(name=name, after=after, limit=limit):
             some = min(max(1, limit), SCHEDULES_LISTED)
-            return lambda machine, now_ms, node, session: _schedules(machine, name, after, some)
+            return lambda machine, now_ms, node, session: _schedules(machine, name, after, some, viewer)
         case w.ResultRequest(job=id):
-            return lambda machine, now_ms, node, session: w.ResultFound(_result(machine, id, now_ms))
+            return lambda machine, now_ms, node, session: w.ResultFound(_result(machine, id, now_ms, viewer))
         case w.PoliciesRequest(tube=name, after=after, limit=limit):
             some = min(max(1, limit), TUBES_LISTED)
-            return lambda machine, now_ms, node, session: _policy(machine, name) if name else _policies(machine, after, some)
+            if name:
+                return seen_by_tube(viewer, lambda machine, now_ms, node, session: _policy(machine, name), name)
+            return lambda machine, now_ms, node, session: _policies(machine, after, some, viewer)
+        case w.UsersRequest(name=name, after=after, limit=limit):
+            some = min(max(1, limit), USERS_LISTED)
+            return lambda machine, now_ms, node, session: _users(machine, now_ms, name, after, some)
+        case w.WhoAmIRequest():
+            return lambda machine, now_ms, node, session: _user_himself(machine, now_ms, viewer)
+        case w.AuditRequest(before=before, limit=limit):
+            some = min(max(1, limit), RECORDS_LISTED)
+            return lambda machine, now_ms, node, session: _audit(machine, now_ms, before, some)
 
 
 def scanned_by(read: w.Read) -> Callable[[StateMachine], int]:
@@ -71,16 +85,30 @@ def scanned_by(read: w.Read) -> Callable[[StateMachine], int]:
         return lambda machine: 0 if read.tube else len(machine.policies.tubes)
     if isinstance(read, w.HistoryRequest):
         return lambda machine: EVENTS_TOLD
+    if isinstance(read, w.UsersRequest):
+        return lambda machine: len(machine.access.users)
+    if isinstance(read, w.AuditRequest):
+        return lambda machine: len(machine.access.records)
     return nothing_scanned
 
 
-def _next(machine: StateMachine, name: str, state: str) -> Job | None:
+def _seen_job(machine: StateMachine, viewer: Session, id: int) -> Job | None:
+    job = machine.jobs.get(id)
+    return job if job is not None and viewer.sees(machine, job.tube.name) else None
+
+
+def _one_tube(machine: StateMachine, name: str, now_ms: int) -> w.TubesFound:
+    tube = machine.tubes.get(name)
+    return w.TubesFound([_tube(tube, now_ms)] if tube is not None else [], has_more=False)
+
+
+def _next(machine: StateMachine, name: str, state: str, now_ms: int) -> w.JobFound:
     tube = machine.tubes.get(name)
     if tube is None:
-        return None
+        return w.JobFound(None)
     queue = {"ready": tube.ready, "delayed": tube.delayed, "buried": tube.buried}.get(state)
     least = queue.least() if queue is not None else None
-    return machine.jobs[least[1]] if least is not None else None
+    return w.JobFound(_job(machine, machine.jobs[least[1]] if least is not None else None, now_ms))
 
 
 def _job(machine: StateMachine, job: Job | None, now_ms: int) -> w.JobInfo | None:
@@ -147,15 +175,17 @@ def complete(machine: StateMachine, now_ms: int, which: Selection, older_ms: int
     return Selection(which.tube, which.error, which.origin, from_ms, max(1, now_ms - max(0, older_ms)), max(1, machine.last_id))
 
 
-def _schedules(machine: StateMachine, name: str, after: str, most: int) -> w.SchedulesFound:
-    known = machine.schedules.by_name
+def _schedules(machine: StateMachine, name: str, after: str, most: int, viewer: Session) -> w.SchedulesFound:
+    known = {one: schedule for one, schedule in machine.schedules.by_name.items() if viewer.sees(machine, schedule.plan.tube)}
     names = [name] if name in known else [] if name else nsmallest(most + 1, (one for one in known if one > after))
     found = [w.ScheduleInfo(*msgspec.structs.astuple(known[one] if name else without_body(known[one]))) for one in names[:most]]
     return w.SchedulesFound(found, len(names) > most)
 
 
-def _result(machine: StateMachine, id: int, now_ms: int) -> w.FinishedInfo | None:
+def _result(machine: StateMachine, id: int, now_ms: int, viewer: Session) -> w.FinishedInfo | None:
     found = machine.policies.finished.find(id, now_ms)
+    if found is not None and not viewer.sees(machine, found.tube):
+        return None
     return w.FinishedInfo(id, found.tube, found.attempts, max(0, now_ms - found.finished_ms), found.result) if found is not None else None
 
 
@@ -164,14 +194,50 @@ def _policy(machine: StateMachine, name: str) -> w.PoliciesFound:
     return w.PoliciesFound([(name, tube.version, tube.policy)] if tube is not None and tube.policy is not None else [], has_more=False)
 
 
-def _policies(machine: StateMachine, after: str, most: int) -> w.PoliciesFound:
+def _policies(machine: StateMachine, after: str, most: int, viewer: Session) -> w.PoliciesFound:
     known = machine.policies.tubes
-    names = nsmallest(most + 1, (name for name in known if name > after))
+    names = nsmallest(most + 1, (name for name in known if name > after and viewer.sees(machine, name)))
     found = [(name, known[name].version, policy) for name in names[:most] if (policy := known[name].policy) is not None]
     return w.PoliciesFound(found, len(names) > most)
 
 
-def _history(events: JobEventBuffer, id: int) -> w.History:
-    newest = list(islice(events.of_job(id), EVENTS_TOLD))
+def _users(machine: StateMachine, now_ms: int, name: str, after: str, most: int) -> w.UsersFound:
+    known = machine.access.users
+    names = [name] if name in known else [] if name else nsmallest(most + 1, (one for one in known if one > after))
+    return w.UsersFound([_user(known[one], now_ms) for one in names[:most]], len(names) > most)
+
+
+def _user(user: User, now_ms: int) -> w.UserInfo:
+    tokens = [
+        w.TokenInfo(name, max(0, now_ms - token.created_ms), max(0, token.expires_ms - now_ms) if token.expires_ms else None)
+        for name, token in user.tokens.items()
+    ]
+    return w.UserInfo(user.name, user.password is not None, list(user.grants), tokens, user.quota)
+
+
+def _user_himself(machine: StateMachine, now_ms: int, viewer: Session) -> w.UsersFound:
+    name = machine.access.user_of(viewer.login, machine.now_ms)
+    if not machine.access.is_on:
+        return w.UsersFound([], has_more=False)
+    if viewer.login is not None and viewer.login.how == "node":
+        grants = [Grant(right, ALL_TUBES) for right in Right]
+        return w.UsersFound([w.UserInfo(viewer.login.user, False, grants, [], Quota())], has_more=False)
+    return _users(machine, now_ms, name, "", 1) if name is not None else w.UsersFound([], has_more=False)
+
+
+def _audit(machine: StateMachine, now_ms: int, before: int, most: int) -> w.AuditFound:
+    """Numbers have no gaps."""
+    records = machine.access.records
+    newest = (record for record in reversed(records) if not before or record.number < before)
+    found = list(islice(newest, most + 1))
+    told = [
+        w.AuditRecord(record.number, record.index, max(0, now_ms - record.time_ms), record.user, record.node, record.what, record.to)
+        for record in found[:most]
+    ]
+    return w.AuditFound(told, len(found) > most)
+
+
+def _history(events: JobEventBuffer, id: int, machine: StateMachine, viewer: Session) -> w.History:
+    newest = [event for event in islice(events.of_job(id), EVENTS_TOLD) if viewer.sees(machine, event.tube)]
     told = [w.JobEvent(event.entry, event.time_ms, event.what.value, event.tube, event.token) for event in reversed(newest)]
     return w.History(events.known_from, told)

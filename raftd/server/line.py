@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.internet.protocol import connectionDone
@@ -12,15 +13,20 @@ from twisted.python.failure import Failure
 
 from raftd.jobs import commands as c
 from raftd.jobs import queries as q
+from raftd.jobs import replies as r
 from raftd.jobs.budget import LONG_ANSWER_STEPS
 from raftd.jobs.model import Job
-from raftd.jobs.replies import Using
+from raftd.jobs.rights import Login
 from raftd.node.loop import Node
+from raftd.node.session import Session
+from raftd.server.access import seen_always, seen_by_job, seen_by_tube, seen_in_list, seen_in_used, sees_everything
 from raftd.server.limiter import ConnectionLimiter
 from raftd.server.protocol import ClientConnection, ConnectionFactory
 from raftd.server.stats import Counters, stats
 from raftd.wire.line import (
+    AUTHORIZED,
     DRAINING,
+    NOT_AUTHORIZED,
     NOT_FOUND,
     LineParser,
     Request,
@@ -56,7 +62,7 @@ def _found(job: Job) -> bytes:
 
 
 def _using(tube: str) -> bytes:
-    return encode_reply(Using(tube))
+    return encode_reply(r.Using(tube))
 
 
 #: Verbs that only look: from the arguments, what to ask the state and how to write what it gives.
@@ -73,6 +79,26 @@ _READS: dict[str, Callable[[tuple[Any, ...]], tuple[q.Query, Callable[[Any], byt
 }
 
 
+#: What of these a client may see, from its session, the query and the arguments.
+_SEEN: dict[str, Callable[[Session, q.Query, tuple[Any, ...]], q.Query]] = {
+    "peek": lambda session, query, args: seen_by_job(session, query, args[0]),
+    "peek-ready": lambda session, query, args: seen_in_used(session, query),
+    "peek-delayed": lambda session, query, args: seen_in_used(session, query),
+    "peek-buried": lambda session, query, args: seen_in_used(session, query),
+    "stats-job": lambda session, query, args: seen_by_job(session, query, args[0]),
+    "stats-tube": lambda session, query, args: seen_by_tube(session, query, args[0]),
+    "list-tubes": lambda session, query, args: seen_in_list(session, query),
+    "list-tubes-watched": lambda session, query, args: seen_always(session, query),
+    "list-tube-used": lambda session, query, args: seen_always(session, query),
+}
+#: What one may say before he has said who he is.
+_FOR_STRANGERS = frozenset({"quit", "error"})
+
+
+def _ignored(reply: object, index: int) -> None:
+    pass
+
+
 class LineProtocol(ClientConnection):
     """One client of the line listener."""
 
@@ -82,10 +108,14 @@ class LineProtocol(ClientConnection):
         self._parser = LineParser(node.max_job_size)
         self._is_producer = False
         self._is_worker = False
+        self._is_silent = False  # about who it is, which is known: the state must be told before the first command
         self._sizes: deque[int] = deque()  # of requests without an answer: answers come in the order of requests
 
     def connectionMade(self) -> None:
         super().connectionMade()
+        if self.session.login is None:
+            self.session.login = self.authentication.by_place(self.host)
+        self._is_silent = self.session.login is not None
         self._counters.connections += 1
         self._counters.total_connections += 1
 
@@ -108,14 +138,56 @@ class LineProtocol(ClientConnection):
 
     def _handle(self, request: Request) -> None:
         verb, args = request
+        if verb == "auth":
+            user, token = args
+            self._log_in(str(user), str(token))
+            return
+        if self._is_silent or self.node.machine.access.is_on:
+            self._say_who()
+            if self.is_stranger() and verb not in _FOR_STRANGERS:
+                verb, args = "error", (NOT_AUTHORIZED,)
+                self.refused(request.verb)
         if verb in _COMMANDS:
             self._counters.commands[verb] += 1
             self._handle_command(verb, args)
         elif verb in _READS:
             self._counters.commands[verb] += 1
-            self._handle_read(*_READS[verb](args))
+            query, encode = _READS[verb](args)
+            self._handle_read(_SEEN[verb](self.session, query, args), encode)
         else:
             self._handle_here(verb, args)
+
+    def _say_who(self) -> None:
+        """Tell the state, once."""
+        login = self.session.login
+        if self._is_silent and login is not None and self.node.knows_access:
+            self._is_silent = False
+            self.session.submit(c.LogIn(self.session.number, login), _ignored)
+
+    def _log_in(self, user: str, token: str) -> None:
+        """`auth`: nothing more is read before it is answered."""
+        self.began(_REQUEST_BYTES)
+        self.hold_back(True)
+        self.authentication.by_token(self.node.machine, user, token, self.host, partial(self._ask_state, user))
+
+    def _ask_state(self, user: str, login: Login | None) -> None:
+        if self.is_closed:
+            return
+        if login is None or not self.node.knows_access:
+            self.session.local(r.NotAuthorized, partial(self._logged_in, user, None))
+        else:
+            self.session.submit(c.LogIn(self.session.number, login), partial(self._logged_in, user, login))
+        self.node.wake()
+
+    def _logged_in(self, user: str, login: Login | None, reply: object, index: int) -> None:
+        is_good = isinstance(reply, r.LoggedIn)
+        if login is not None:
+            self.authentication.decided(is_good, self.host, user)
+        self.session.login, self._is_silent = (login, False) if is_good else (None, False)
+        if not is_good:
+            self.refused(f"auth {user}")
+        self._answer(AUTHORIZED if is_good else NOT_AUTHORIZED)
+        self.hold_back(False)
 
     def began(self, size: int) -> None:
         super().began(size)
@@ -150,7 +222,10 @@ class LineProtocol(ClientConnection):
         size = _REQUEST_BYTES + self.node.max_job_size
 
         def done(result: object, index: int) -> None:
-            self._answer(NOT_FOUND if result is None else encode(result))
+            if isinstance(result, r.NotAuthorized):
+                self._replied(result, index)
+            else:
+                self._answer(NOT_FOUND if result is None else encode(result))
 
         self.began(size)
         self.session.introduce()
@@ -166,7 +241,7 @@ class LineProtocol(ClientConnection):
             self.session.local(lambda: None, lambda result, index: self.finish())
         elif verb == "stats":
             self._counters.commands[verb] += 1
-            self.session.local(lambda: encode_stats(stats(self.node, self._counters)), say, LONG_ANSWER_STEPS)
+            self.session.local(self._stats, say, LONG_ANSWER_STEPS)
         else:
             if verb in ("big-put", "open-put"):
                 self._counters.commands["put"] += 1
@@ -175,12 +250,20 @@ class LineProtocol(ClientConnection):
             self.session.local(lambda: args[0], say)
         self.node.wake()  # the answer may wait for a turn with time for it
 
+    def _stats(self) -> bytes:
+        if not sees_everything(self.node.machine, self.session.login):
+            self.refused("stats")
+            return NOT_AUTHORIZED
+        return encode_stats(stats(self.node, self._counters))
+
     def _is_a_producer(self) -> None:
         if not self._is_producer:
             self._is_producer = True
             self._counters.producers += 1
 
     def _replied(self, reply: object, index: int) -> None:
+        if type(reply) is r.NotAuthorized:
+            self.refused("a command of the line protocol")
         self._answer(encode_reply(reply))  # type: ignore[arg-type]  # a session gives commands their replies
 
     def _say(self, line: object, index: int) -> None:

@@ -21,6 +21,7 @@ from zope.interface import implementer
 from raftd.limits import REPLY_BYTES
 from raftd.node.loop import Node
 from raftd.node.session import Session
+from raftd.server.authentication import Authentication
 from raftd.server.limiter import ConnectionLimiter
 from raftd.server.sockets import is_secure, tune, unsent, write_at_once
 from raftd.server.stats import Counters
@@ -87,6 +88,7 @@ class ClientConnection(Protocol, ABC):
         """`limiter` has admitted this one."""
         self.node = node
         self.host: str | None = None
+        self.authentication: Authentication
         self.session: Session
         self._clock = clock
         self._limiter = limiter
@@ -167,6 +169,20 @@ class ClientConnection(Protocol, ABC):
         self.transport.unregisterProducer()
         self.transport.loseConnection()
 
+    def is_stranger(self) -> bool:
+        """Whether one has to say who he is, and this client has not: nothing of his leaves this node."""
+        return self.session.login is None and self.node.machine.access.is_on
+
+    def refused(self, what: str) -> None:
+        """Its client may not do that: note it in the log, and forget a login that is good for nothing any more."""
+        machine, login = self.node.machine, self.session.login
+        user = machine.access.user_of(login, machine.now_ms)
+        if user is None:
+            self.session.login = None
+        if self._limiter.may_log():
+            who = f"user {user}" if user else "nobody who is known"
+            self._log.info("not authorized: {who} at {host}: {what}", who=who, host=self.host or "the Unix socket", what=what)
+
     def abort(self) -> None:
         """Close now: the client is lost, or what it asked has an unknown outcome."""
         self._advance(Event.CLOSE)
@@ -178,6 +194,7 @@ class ClientConnection(Protocol, ABC):
         tune(self.transport)
         self.transport.registerProducer(self, True)
         self.session = self.node.open_session(self.abort)
+        self.session.login = self.authentication.by_certificate(self.transport)
 
     def dataReceived(self, data: bytes) -> None:
         if self._state in _TAKES_REQUESTS:
@@ -352,10 +369,11 @@ class ConnectionFactory(Factory):
     node: Node
     protocol: Callable[[Node, Any, ConnectionLimiter, Counters], ClientConnection]
 
-    def __init__(self, clock: Any, limiter: ConnectionLimiter, counters: Counters) -> None:
+    def __init__(self, clock: Any, limiter: ConnectionLimiter, counters: Counters, authentication: Authentication | None = None) -> None:
         self._clock = clock
         self._limiter = limiter
         self._counters = counters
+        self._authentication = authentication or Authentication(clock)
 
     def buildProtocol(self, addr: object) -> ClientConnection | None:
         host = getattr(addr, "host", None)
@@ -363,4 +381,5 @@ class ConnectionFactory(Factory):
             return None
         connection = type(self).protocol(self.node, self._clock, self._limiter, self._counters)
         connection.host = host
+        connection.authentication = self._authentication
         return connection

@@ -30,10 +30,12 @@ from raftd.limits import CERTIFICATE_CHECK_S, CLOCK_CHECK_S, HANGUP_CHECK_S, LIM
 from raftd.node.config import NodeConfig
 from raftd.node.loop import Node
 from raftd.raft.messages import Configuration, MemberAddress
+from raftd.server.authentication import Authentication
 from raftd.server.client import ClientServerFactory
 from raftd.server.collector import CycleCollector
 from raftd.server.disk import DiskThread
 from raftd.server.fork import ForkCopier
+from raftd.server.http.callers import Callers
 from raftd.server.http.operations import Operations
 from raftd.server.http.site import NO_PATH, Call, Site
 from raftd.server.http.stream import Events
@@ -134,11 +136,12 @@ class RaftdService(service.MultiService):
         counters = self._counters = Counters()
         self._reporter = EventReporter(node, counters, self._dial_members, self._was_removed)
         limiter = ConnectionLimiter(reactor, most_clients())
-        self._lines = LineServerFactory(reactor, limiter, counters)
-        self._clients = ClientServerFactory(reactor, limiter, counters)
-        self._http = Site(
-            reactor, limiter, counters, self._serve_http, frozenset([*(place.host for place in config.nodes.values()), *config.http_names])
-        )
+        authentication = Authentication(reactor, config.cluster, config.local_user)
+        self._lines = LineServerFactory(reactor, limiter, counters, authentication)
+        self._clients = ClientServerFactory(reactor, limiter, counters, authentication)
+        names = frozenset([*(place.host for place in config.nodes.values()), *config.http_names])
+        self._http = Site(reactor, limiter, counters, authentication, self._serve_http, names)
+        self._callers: Callers | None = None
         self._http_handlers: tuple[Callable[[Call], bool], ...] = ()
         self._limiter = limiter
         self._certificates = counters.certificates = self._load_certificates()
@@ -220,6 +223,7 @@ class RaftdService(service.MultiService):
             signal.signal(signal.SIGHUP, lambda number, frame: self._reactor.callFromThread(certificates.reload, True))
         signal.signal(signal.SIGUSR1, lambda number, frame: self._reactor.callFromThread(self._drain))
         self.node = self._peers.node = self._lines.node = self._clients.node = self._http.node = node
+        self._callers = Callers(node, self._reactor, self._http.authentication)
         self._http_handlers = (
             Topics(node, self._reactor, self._counters, self.config.topics_leader_only, self._http_address).handles,
             Operations(node, self._reactor, self._counters).handles,
@@ -361,7 +365,11 @@ class RaftdService(service.MultiService):
             call.problem("not-ready")
         elif call.parts == [NO_PATH]:
             call.problem("bad-request", "the request names no path")
-        elif not any(handles(call) for handles in self._http_handlers):
+        elif self._callers is not None:
+            self._callers.find(call, self._dispatch)
+
+    def _dispatch(self, call: Call) -> None:
+        if not any(handles(call) for handles in self._http_handlers):
             call.say(404, {"success": False})
 
     def _http_address(self, node: int) -> str | None:

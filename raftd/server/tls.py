@@ -20,7 +20,7 @@ from zope.interface import implementer
 
 from raftd.config import TlsMode
 from raftd.limits import HANDSHAKES, HELLO_TIMEOUT_S, PEER_HANDSHAKES
-from raftd.server.certificates import uris_in
+from raftd.server.certificates import name_in, uris_in
 from raftd.server.limiter import ConnectionLimiter
 from raftd.server.sockets import speaks_tls
 
@@ -33,6 +33,12 @@ def uris_of(transport: Any) -> frozenset[str] | None:
     if certificate is None:
         return frozenset()
     return frozenset(uris_in(certificate.to_cryptography()))
+
+
+def name_of(transport: Any) -> str:
+    """The common name in the certificate of the other side; "" if there is none."""
+    certificate = transport.getPeerCertificate()
+    return name_in(certificate.to_cryptography()) if certificate is not None else ""
 
 
 class SecureTransport(TLSMemoryBIOProtocol):

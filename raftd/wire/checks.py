@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from raftd.jobs import asks
+import re
+
+from raftd.jobs import asks, rights
 from raftd.jobs.policy import PolicyChange
 from raftd.limits import (
+    CHANGES_PER_ASK,
     CREDIT,
+    DIGEST_BYTES,
     ERROR_CHARACTERS,
     JOBS_PER_ASK,
     JOBS_PER_PUT,
     JOBS_PER_RESERVE,
     KEY_CHARACTERS,
     KICKED_JOBS,
+    PATTERN_CHARACTERS,
     POLICIES_PER_ASK,
     RESULT_BYTES,
+    SALT_BYTES,
     SCHEDULE_CHARACTERS,
     SEARCH_CHARACTERS,
     UNIQUE_CHARACTERS,
+    USER_CHARACTERS,
 )
 from raftd.wire.line import is_tube_name
 from raftd.wire.policy import what_is_wrong_with
@@ -31,6 +38,9 @@ _FINGERPRINT_BYTES = 64
 _LONGEST_CRON = 200
 _LEAST_EVERY_MS = 100
 
+_USER = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._@-]{{0,{USER_CHARACTERS - 1}}}")
+BAD_USER = f"user: expected 1 to {USER_CHARACTERS} of A-Z a-z 0-9 . _ @ - and a letter or digit first"
+BAD_PATTERN = "tubes: expected the name of a tube, in which a * stands for any characters"
 BAD_TUBE = "tube: expected 1 to 200 of A-Z a-z 0-9 - + / ; . $ _ ( ) and no leading dash"
 
 
@@ -112,6 +122,42 @@ def _changes(changes: list[PolicyChange]) -> str:
         wrong = wrong or _tube(change.tube) or (what_is_wrong_with(change.policy) if change.policy is not None else "")
         wrong = wrong or _range("version", change.version or 0, _LONGEST_ID)
     return wrong
+
+
+def what_is_wrong_with_access(changes: list[rights.Change]) -> str:
+    """As `what_is_wrong`."""
+    return _count("changes", len(changes), CHANGES_PER_ASK) or next(filter(None, map(_change, changes)), "")
+
+
+def _change(change: rights.Change) -> str:
+    wrong = "" if is_user_name(change.user) else BAD_USER
+    match change:
+        case rights.AddGrant(grant=grant) | rights.RemoveGrant(grant=grant):
+            if grant.right is rights.Right.OPERATE and grant.tubes != rights.ALL_TUBES:
+                wrong = wrong or "operate: it is a right to the cluster, not to tubes"
+            wrong = wrong or ("" if is_pattern(grant.tubes) else BAD_PATTERN)
+        case rights.AddToken(token=token, digest=digest, lifetime_ms=lifetime_ms):
+            wrong = wrong or ("" if is_user_name(token) else f"token: expected a name like that of a {BAD_USER}")
+            wrong = wrong or ("" if len(digest) == DIGEST_BYTES else f"digest: expected {DIGEST_BYTES} bytes")
+            wrong = wrong or _range("lifetime_ms", lifetime_ms, _LONGEST_ID >> 1)
+        case rights.RemoveToken(token=token):
+            wrong = wrong or ("" if is_user_name(token) else f"token: expected a name like that of a {BAD_USER}")
+        case rights.SetPassword(password=password) if password is not None:
+            is_whole = len(password.salt) == SALT_BYTES and len(password.digest) == DIGEST_BYTES
+            wrong = wrong or ("" if is_whole else f"password: expected {SALT_BYTES} bytes of salt and {DIGEST_BYTES} of digest")
+        case rights.SetQuota(quota=quota):
+            wrong = wrong or _range("jobs_per_s", quota.jobs_per_s, _U32) or _range("bytes_per_s", quota.bytes_per_s, _LONGEST_MS)
+    return wrong
+
+
+def is_user_name(name: str) -> bool:
+    """Whether a user, or a token of one, may be called so."""
+    return name.isascii() and _USER.fullmatch(name) is not None
+
+
+def is_pattern(pattern: str) -> bool:
+    """Whether tubes may be named so: a name in which a `*` stands for any characters."""
+    return 0 < len(pattern) <= PATTERN_CHARACTERS and is_tube_name(pattern.replace("*", "x"))
 
 
 def _unique(unique: asks.Unique, jobs: int) -> str:

@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from raftd.errors import UNDECODABLE, FrameError
+from raftd.errors import UNDECODABLE, FrameError, UnknownUser
 from raftd.jobs.asks import Plan, Selection, What
 from raftd.jobs.policy import Policy
-from raftd.jobs.replies import AskReply, TakenOver
+from raftd.jobs.replies import AccessChanged, AccessRefused, AskReply, TakenOver
+from raftd.jobs.rights import Change, Grant, Quota
 from raftd.raft.messages import Configuration
 from raftd.raft.outcomes import Outcome
 from raftd.wire.frames import frame
@@ -30,12 +31,16 @@ class ClientHello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
 
 
 class SessionHello(msgspec.Struct, frozen=True, array_like=True):
-    """Of a client that has a session. `session`: its token, 16 random bytes; the session with it is resumed, or made. `client`: what the
-    client calls itself, for people."""
+    """Of a client that has a session, or says who he is. `session`: its token, 16 random bytes; the session with it is resumed, or made;
+    empty for one without a session. `client`: what the client calls itself, for people. `token`: of a user; or `user` and `password`, over
+    TLS only. Without either he is who his certificate says."""
 
     cluster: str
     session: bytes
     client: str = ""
+    token: str = ""
+    user: str = ""
+    password: str = ""
 
 
 class AttachedHello(msgspec.Struct, frozen=True, array_like=True):
@@ -196,6 +201,36 @@ class SchedulesRequest(msgspec.Struct, frozen=True, array_like=True, tag=30):
     limit: int = 100
 
 
+class UsersRequest(msgspec.Struct, frozen=True, array_like=True, tag=31):
+    """That of this `name`; without one up to `limit` behind `after`, by name. Answered with a UsersFound."""
+
+    id: int
+    name: str = ""
+    after: str = ""
+    limit: int = 100
+
+
+class AuditRequest(msgspec.Struct, frozen=True, array_like=True, tag=32):
+    """Up to `limit` records of the audit log before the one with number `before` (0: the newest). Answered with an AuditFound."""
+
+    id: int
+    before: int = 0
+    limit: int = 100
+
+
+class ChangeAccessRequest(msgspec.Struct, frozen=True, array_like=True, tag=34):
+    """Users and what they may: all of the changes or none. Answered with an AccessChanged or an AccessRefused."""
+
+    id: int
+    changes: list[Change]
+
+
+class WhoAmIRequest(msgspec.Struct, frozen=True, array_like=True, tag=33):
+    """Answered with a UsersFound of the user that this client is; of none, if nobody has to say who he is."""
+
+    id: int
+
+
 Read = (
     SchedulesRequest
     | CountRequest
@@ -206,6 +241,9 @@ Read = (
     | TubeRequest
     | HistoryRequest
     | PoliciesRequest
+    | UsersRequest
+    | AuditRequest
+    | WhoAmIRequest
 )
 
 Request = (
@@ -220,6 +258,7 @@ Request = (
     | RemoveMemberRequest
     | BackupRequest
     | ChunkRequest
+    | ChangeAccessRequest
 )
 
 
@@ -292,6 +331,11 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
     outcome: Outcome
     text: str
+
+
+def is_about_who(failed: Failed) -> bool:
+    """Whether it is not known who asks, or he may not do that."""
+    return failed.outcome is Outcome.NOT_AUTHORIZED
 
 
 class Done(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=42):
@@ -428,8 +472,56 @@ class SchedulesFound(msgspec.Struct, frozen=True, array_like=True, tag=52):
     has_more: bool
 
 
+class TokenInfo(msgspec.Struct, frozen=True, array_like=True):
+    """Times in milliseconds; `left_ms` None: it does not expire."""
+
+    name: str
+    age_ms: int
+    left_ms: int | None
+
+
+class UserInfo(msgspec.Struct, frozen=True, array_like=True):
+    """A user, without what he shows to be it."""
+
+    name: str
+    has_password: bool
+    grants: list[Grant]
+    tokens: list[TokenInfo]
+    quota: Quota
+
+
+class UsersFound(msgspec.Struct, frozen=True, array_like=True, tag=57):
+    """`has_more`: ask again behind the last."""
+
+    users: list[UserInfo]
+    has_more: bool
+
+
+class AuditRecord(msgspec.Struct, frozen=True, array_like=True):
+    """`number` grows by one with each record. `ago_ms`: in log time."""
+
+    number: int
+    index: int
+    ago_ms: int
+    user: str
+    node: int
+    what: str
+    to: str
+
+
+class AuditFound(msgspec.Struct, frozen=True, array_like=True, tag=58):
+    """The newest first. `has_more`: ask again before the last."""
+
+    records: list[AuditRecord]
+    has_more: bool
+
+
 NodeReply = (
-    SchedulesFound
+    AccessChanged
+    | AccessRefused
+    | UsersFound
+    | AuditFound
+    | SchedulesFound
     | Counted
     | ResultFound
     | PoliciesFound
@@ -482,15 +574,23 @@ def decode_client_hello(body: bytes) -> ClientHello | SessionHello:
 
 
 def decode_attached_hello(body: bytes) -> AttachedHello:
-    """Raises FrameError with a reason: if the node refuses, with its."""
+    """Raises FrameError with a reason: if the node refuses, with its; an UnknownUser if it does not know who that is."""
     if not body.startswith(_MAGIC):
-        reply = decode_answer(body).reply
-        raise FrameError(reply.text if isinstance(reply, Failed) else f"it answers a hello with {type(reply).__name__}")
+        raise _refusal(body)
     return _decode(_attached_hello_decoder, _after_magic(body))
 
 
+def _refusal(body: bytes) -> FrameError:
+    reply = decode_answer(body).reply
+    if not isinstance(reply, Failed):
+        return FrameError(f"it answers a hello with {type(reply).__name__}")
+    return UnknownUser(reply.text) if is_about_who(reply) else FrameError(reply.text)
+
+
 def decode_node_hello(body: bytes) -> NodeHello:
-    """Raises FrameError with a reason."""
+    """As `decode_attached_hello`."""
+    if not body.startswith(_MAGIC):
+        raise _refusal(body)
     return _decode(_node_hello_decoder, _after_magic(body))
 
 

@@ -24,6 +24,9 @@ DRAINING = b"DRAINING\r\n"
 NOT_FOUND = b"NOT_FOUND\r\n"
 EXPECTED_CRLF = b"EXPECTED_CRLF\r\n"
 JOB_TOO_BIG = b"JOB_TOO_BIG\r\n"
+#: raftd's own: to a command that one may not give, and to `auth` (docs/security.md).
+NOT_AUTHORIZED = b"NOT_AUTHORIZED\r\n"
+AUTHORIZED = b"AUTHORIZED\r\n"
 
 _U32 = 0xFFFF_FFFF
 _U64 = 0xFFFF_FFFF_FFFF_FFFF
@@ -32,6 +35,7 @@ _TUBE = re.compile(rb"[A-Za-z0-9+/;.$_()][A-Za-z0-9\-+/;.$_()]{0,%d}" % (TUBE_NA
 _NUMBER = re.compile(rb" *([0-9]+)")
 _LAX_NUMBER = re.compile(rb"[ \t\n\v\f\r]*([+-]?)([0-9]+)")
 _PAUSE = re.compile(rb" *([^ ]+) +([0-9]+)")
+_AUTH = re.compile(rb"([!-~]+) +([!-~]+)")
 _PUT = re.compile(rb" *([0-9]+) +([0-9]+) +([0-9]+) +([0-9]+)")
 #: As every client writes it, with numbers that are small enough.
 _COMMON_PUT = re.compile(rb"put ([0-9]{1,9}) ([0-9]{1,9}) ([0-9]{1,9}) ([0-9]{1,9})\r\n")
@@ -118,6 +122,11 @@ def _pause_tube(rest: bytes) -> Request:
     return Request("pause-tube", (match[1].decode(), int(match[2])))
 
 
+def _auth(rest: bytes) -> Request:
+    match = _AUTH.fullmatch(rest)
+    return Request("auth", (match[1].decode(), match[2].decode())) if match is not None else _error(BAD_FORMAT)
+
+
 #: Commands match by prefix, in this order; where the space is part of it, the verb without it is unknown.
 _VERBS: list[tuple[bytes, Callable[[bytes], Request]]] = [
     (b"peek ", _number("peek", _U64)),
@@ -144,6 +153,7 @@ _VERBS: list[tuple[bytes, Callable[[bytes], Request]]] = [
     (b"list-tubes", _no_argument("list-tubes")),
     (b"quit", lambda rest: Request("quit")),
     (b"pause-tube", _pause_tube),
+    (b"auth ", _auth),
 ]
 
 
@@ -273,6 +283,9 @@ _FIXED: dict[type, bytes] = {
     r.JobTooBig: JOB_TOO_BIG,
     r.OutOfMemory: b"OUT_OF_MEMORY\r\n",
     r.TubeFull: b"OUT_OF_MEMORY\r\n",
+    r.OverQuota: b"OUT_OF_MEMORY\r\n",
+    r.NotAuthorized: NOT_AUTHORIZED,
+    r.LoggedIn: AUTHORIZED,
 }
 
 

@@ -22,7 +22,7 @@ from tests.jobs.test_machine import Queue, put
 
 SESSION = b"s" * 16
 OPERATOR = Login("certificate", "root")
-ROOT_CONNECTION = 90
+ROOT = 90
 
 
 def token_of(text: str) -> bytes:
@@ -38,20 +38,12 @@ class Secured(Queue):
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked = 0
-        self.do(c.Attach(ROOT_CONNECTION, SESSION))
         every = [g.AddGrant("root", Grant(right, "*")) for right in Right]
         assert self.change(g.AddUser("root"), *every) == r.AccessChanged()
-        self.do(c.AttachAs(ROOT_CONNECTION, SESSION, OPERATOR))
+        self.as_user(ROOT, OPERATOR)
 
-    def ask(self, what: asks.What, connection: int = ROOT_CONNECTION) -> r.AskReply:
-        self.asked += 1
-        replies = [reply for _, reply in self.do(c.Ask(connection, self.asked, self.asked, [], what))]
-        (answer,) = [reply.reply for reply in replies if isinstance(reply, r.ToAsk) and reply.id == self.asked]
-        return answer
-
-    def change(self, *changes: g.Change) -> r.AskReply:
-        return self.ask(asks.ChangeAccess(list(changes)))
+    def change(self, *changes: g.Change) -> r.Reply:
+        return only(self.do(c.ChangeAccess(ROOT, list(changes))))
 
     def user(self, name: str, *granted: tuple[Right, str], denied: tuple[tuple[Right, str], ...] = ()) -> Login:
         grants = [Grant(*one) for one in granted] + [Grant(*one, True) for one in denied]
@@ -202,7 +194,7 @@ def test_a_subscription_gets_nothing_once_it_lost_the_right():
     queue = Secured()
     login = queue.user("ann", (Right.WORK, "default"))
     queue.as_user(9, OPERATOR)
-    assert only(queue.do(c.AttachAs(3, b"t" * 16, login))).session == 2
+    assert only(queue.do(c.AttachAs(3, b"t" * 16, login))).session == 1
     assert [reply for _, reply in queue.do(c.Ask(3, 1, 1, [], asks.Subscribe(["default"], 10)))] == [r.ToAsk(1, r.Subscribed())]
     assert [type(reply.reply) for _, reply in queue.do(put(9)) if isinstance(reply, r.ToAsk)] == [r.Pushed]
     queue.change(g.RemoveGrant("ann", Grant(Right.WORK, "default")))
@@ -223,12 +215,10 @@ def test_a_clients_session_is_that_of_the_user_who_made_it():
 
 def test_a_session_from_before_the_first_user_is_taken_by_whoever_knows_its_token():
     queue = Queue()
-    queue.do(c.Attach(ROOT_CONNECTION, SESSION))
-    change = asks.ChangeAccess([g.AddUser("root"), g.AddGrant("root", Grant(Right.OPERATE, "*"))])
-    assert queue.do(c.Ask(ROOT_CONNECTION, 1, 1, [], change)) == [(ROOT_CONNECTION, r.ToAsk(1, r.AccessChanged()))]
-    assert queue.do(c.Ask(ROOT_CONNECTION, 2, 2, [], asks.Put("t", [c.NewJob(1, 0, 1_000, b"")]))) == [
-        (ROOT_CONNECTION, r.ToAsk(2, r.NotAuthorized()))
-    ]
+    queue.do(c.Attach(2, SESSION))
+    change = c.ChangeAccess(1, [g.AddUser("root"), g.AddGrant("root", Grant(Right.OPERATE, "*"))])
+    assert queue.do(change) == [(1, r.AccessChanged())]
+    assert queue.do(c.Ask(2, 1, 1, [], asks.Put("t", [c.NewJob(1, 0, 1_000, b"")]))) == [(2, r.ToAsk(1, r.NotAuthorized()))]
     assert only(queue.do(c.AttachAs(91, SESSION, OPERATOR), later=1)[-1:]).epoch == 2
 
 
@@ -264,8 +254,7 @@ def test_the_last_who_may_operate_stays():
 
 def test_the_first_user_must_be_able_to_operate():
     queue = Queue()
-    queue.do(c.Attach(1, SESSION))
-    assert queue.do(c.Ask(1, 1, 1, [], asks.ChangeAccess([g.AddUser("ann")]))) == [(1, r.ToAsk(1, r.AccessRefused("no-operator", "")))]
+    assert queue.do(c.ChangeAccess(1, [g.AddUser("ann")])) == [(1, r.AccessRefused("no-operator", ""))]
     assert not queue.machine.access.is_on
 
 

@@ -50,6 +50,7 @@ class FakeCall:
         self.said_headers: dict[str, str] = {}
         self.when_gone: Callable[[], None] = lambda: None
         self.is_open = True
+        self.login = None
         #: Called by a test with whether the answer has left.
         self.left: Callable[[bool], None] | None = None
 

@@ -449,6 +449,20 @@ def test_a_change_of_members_that_nobody_commits_is_answered_in_time():
     cluster.partition({leader}, set(cluster.config.voters) - {leader})
     call = listener.begin("POST", "/v1/cluster/members", {"node": 9, "host": "sim", "peer": 9})
     assert cluster.run(HTTP_ANSWER_S * 1_000 + 100, lambda: call.said is not None)
+    assert (call.said[0], call.problem_name) == (503, "not-committed")
+    cluster.heal()
+    cluster.run(5_000)
+    assert 9 not in cluster[leader].raft.membership.members
+
+
+def test_a_change_of_members_that_was_begun_and_is_not_seen_committed_has_an_unknown_outcome():
+    cluster, _ = with_listener()
+    leader = cluster.leader
+    listener = Listener(cluster, leader)
+    call = listener.begin("POST", "/v1/cluster/members", {"node": 9, "host": "sim", "peer": 9})
+    assert cluster.run(1_000, lambda: bool(cluster[leader].machine.access.records))
+    cluster.partition({leader}, set(cluster.config.voters) - {leader})
+    assert cluster.run(HTTP_ANSWER_S * 1_000 + 100, lambda: call.said is not None)
     assert (call.said[0], call.problem_name) == (503, "outcome-unknown")
 
 

@@ -20,19 +20,20 @@ from raftd.jobs import commands as c
 from raftd.jobs import replies as r
 from raftd.jobs.machine import DEFAULT_TUBE, StateMachine
 from raftd.jobs.model import Job
+from raftd.jobs.rights import Right
 from raftd.limits import HTTP_ANSWER_S, HTTP_BODY_BYTES, KEY_CHARACTERS, REPLY_BYTES
 from raftd.node.loop import Node
 from raftd.server.http import shapes as s
 from raftd.server.http.base import LATE, Page, QueueApi
 from raftd.server.http.exchange import Exchange
-from raftd.server.http.routes import RAW, Ask, BadRequest, convert, route
+from raftd.server.http.routes import RAW, Ask, BadRequest, Needs, convert, route
 
 #: The newest things of a job that its history over HTTP tells.
 HISTORY_EVENTS = 1_000
 
 Key = Annotated[str, msgspec.Meta(min_length=1, max_length=KEY_CHARACTERS, pattern=r"^[!-~]+$(?!\n)")]
 _HELD_PROBLEMS = ("no-such-job", "stale-token", *LATE)
-_PUT_PROBLEMS = ("bad-job", "older-node", "job-too-large", "tube-full", "key-reused", "draining", *LATE)
+_PUT_PROBLEMS = ("bad-job", "older-node", "job-too-large", "tube-full", "over-quota", "key-reused", "draining", *LATE)
 _FINGERPRINT_BYTES = 16
 _FIRST = {"id": "$response.body#/ids/0"}
 _PUT_LINKS: dict[str, dict[str, Any]] = {
@@ -109,13 +110,13 @@ class Api(QueueApi):
 
     # -- tubes --------------------------------------------------------------------------------
 
-    @route("GET", "/v1/tubes", s.TubeList, query=Page, problems=("not-committed",))
+    @route("GET", "/v1/tubes", Needs.USER, s.TubeList, query=Page, problems=("not-committed",))
     def _list_tubes(self, ask: Ask) -> None:
         """List tubes by name."""
         page = ask.query
 
         def query(machine: StateMachine, now_ms: int) -> list[s.TubeView]:
-            names = nsmallest(page.limit + 1, (name for name in machine.tubes if name > page.after))
+            names = nsmallest(page.limit + 1, (name for name in machine.tubes if name > page.after and ask.sees(machine, name)))
             return [s.tube_view(machine.tubes[name], now_ms) for name in names]
 
         def answered(tubes: list[s.TubeView]) -> None:
@@ -123,7 +124,7 @@ class Api(QueueApi):
 
         self._read(ask, query, answered, lambda machine: len(machine.tubes))
 
-    @route("PUT", "/v1/tubes/{tube}", s.TubeView, problems=("no-such-tube", *LATE), links=_TUBE_LINKS)
+    @route("PUT", "/v1/tubes/{tube}", Needs.USER, s.TubeView, problems=("no-such-tube", *LATE), links=_TUBE_LINKS)
     def _declare(self, ask: Ask) -> None:
         """Declare a tube: it stays, empty too."""
         name = ask.parts["tube"]
@@ -137,7 +138,7 @@ class Api(QueueApi):
         else:
             ask.call.say(200, s.tube_view(tube, machine.now_ms))
 
-    @route("GET", "/v1/tubes/{tube}", s.TubeView, problems=("no-such-tube", "not-committed"))
+    @route("GET", "/v1/tubes/{tube}", Needs.READ, s.TubeView, problems=("no-such-tube", "not-committed"))
     def _show_tube(self, ask: Ask) -> None:
         """Show a tube."""
         name = ask.parts["tube"]
@@ -148,7 +149,7 @@ class Api(QueueApi):
 
         self._read(ask, query, lambda tube: ask.call.say(200, tube) if tube is not None else ask.call.problem("no-such-tube"))
 
-    @route("DELETE", "/v1/tubes/{tube}", None, 204, problems=("no-such-tube", "not-declared", "tube-not-empty", *LATE))
+    @route("DELETE", "/v1/tubes/{tube}", Needs.USER, None, 204, problems=("no-such-tube", "not-declared", "tube-not-empty", *LATE))
     def _undeclare(self, ask: Ask) -> None:
         """Delete a tube that was declared and is empty."""
 
@@ -162,7 +163,7 @@ class Api(QueueApi):
 
         self._command(ask, lambda session: c.Undeclare(session, ask.parts["tube"]), answered)
 
-    @route("POST", "/v1/tubes/{tube}/pause", s.TubeView, body=s.Pause, problems=("no-such-tube", *LATE))
+    @route("POST", "/v1/tubes/{tube}/pause", Needs.USER, s.TubeView, body=s.Pause, problems=("no-such-tube", *LATE))
     def _pause(self, ask: Ask) -> None:
         """Pause a tube: nothing is reserved from it."""
         pause_ms = s.ms(ask.body.seconds)
@@ -175,7 +176,7 @@ class Api(QueueApi):
 
         self._command(ask, lambda session: c.PauseTube(session, ask.parts["tube"], pause_ms), answered)
 
-    @route("POST", "/v1/tubes/{tube}/kick", s.Kicked, body=s.Kick, body_is_optional=True, problems=("no-such-tube", *LATE))
+    @route("POST", "/v1/tubes/{tube}/kick", Needs.USER, s.Kicked, body=s.Kick, body_is_optional=True, problems=("no-such-tube", *LATE))
     def _kick(self, ask: Ask) -> None:
         """Kick its buried jobs, or if there are none its delayed ones."""
         name = ask.parts["tube"]
@@ -193,9 +194,12 @@ class Api(QueueApi):
             ask.call.say(200, s.Kicked(reply.count or 0))
             exchange.close()
 
-        exchange.read(lambda machine, now_ms, node, session: name in machine.tubes, looked)
+        def look(machine: StateMachine, now_ms: int, node: int, session: int) -> bool | r.NotAuthorized:
+            return name in machine.tubes if ask.may(machine, name, Right.MANAGE) else r.NotAuthorized()
 
-    @route("GET", "/v1/tubes/{tube}/next", s.JobView, query=_Which, problems=("no-such-tube", "no-such-job", "not-committed"))
+        exchange.read(look, looked)
+
+    @route("GET", "/v1/tubes/{tube}/next", Needs.READ, s.JobView, query=_Which, problems=("no-such-tube", "no-such-job", "not-committed"))
     def _peek(self, ask: Ask) -> None:
         """Peek at the job that would be reserved, kicked or ready next."""
         name, state = ask.parts["tube"], ask.query.state
@@ -220,6 +224,7 @@ class Api(QueueApi):
     @route(
         "POST",
         "/v1/tubes/{tube}/jobs",
+        Needs.USER,
         s.Stored,
         201,
         also=(200,),
@@ -256,6 +261,8 @@ class Api(QueueApi):
                 ask.call.problem("draining")
             elif isinstance(reply, r.TubeFull):
                 ask.call.problem("tube-full", headers={"Retry-After": "1"})
+            elif isinstance(reply, r.OverQuota):
+                ask.call.problem("over-quota", headers={"Retry-After": "1"})
             else:
                 ask.call.problem("job-too-large" if isinstance(reply, r.JobTooBig) else "overloaded")
 
@@ -266,9 +273,11 @@ class Api(QueueApi):
                 return
             self._command(ask, lambda session: c.PutMany(session, tube, jobs, key, fingerprint), answered)
         elif key:  # it may be asked again for what was put before
-            self._read(
-                ask, lambda machine, now_ms: machine.keys.reply(key, fingerprint, now_ms), lambda reply: answered(reply or r.NotFound())
-            )
+
+            def before(machine: StateMachine, now_ms: int) -> Any:
+                return machine.keys.reply(key, fingerprint, now_ms) if ask.may(machine, tube, Right.PUT) else r.NotAuthorized()
+
+            self._read(ask, before, lambda reply: answered(reply or r.NotFound()))
         else:
             ask.call.problem("draining")
 
@@ -308,7 +317,7 @@ class Api(QueueApi):
 
     # -- reserving ----------------------------------------------------------------------------
 
-    @route("POST", "/v1/reserve", s.Reservations, body=s.Reserve, problems=("not-committed",), links=_RESERVE_LINKS)
+    @route("POST", "/v1/reserve", Needs.USER, s.Reservations, body=s.Reserve, problems=("not-committed",), links=_RESERVE_LINKS)
     def _reserve(self, ask: Ask) -> None:
         """Reserve jobs, and wait for the first."""
         wanted: s.Reserve = ask.body
@@ -322,46 +331,48 @@ class Api(QueueApi):
 
     # -- one job ------------------------------------------------------------------------------
 
-    @route("GET", "/v1/jobs/{id}", s.JobView, problems=("no-such-job", "not-committed"))
+    @route("GET", "/v1/jobs/{id}", Needs.USER, s.JobView, problems=("no-such-job", "not-committed"))
     def _show_job(self, ask: Ask) -> None:
         """Show a job."""
 
         def query(machine: StateMachine, now_ms: int) -> s.JobView | None:
             job = machine.jobs.get(ask.parts["id"])
-            return s.job_view(machine, job, now_ms) if job is not None else None
+            return s.job_view(machine, job, now_ms) if job is not None and ask.sees(machine, job.tube.name) else None
 
         self._read(ask, query, lambda job: ask.call.say(200, job) if job is not None else ask.call.problem("no-such-job"))
 
-    @route("GET", "/v1/jobs/{id}/result", s.Result, problems=("no-result", "not-committed"))
+    @route("GET", "/v1/jobs/{id}/result", Needs.USER, s.Result, problems=("no-result", "not-committed"))
     def _result(self, ask: Ask) -> None:
         """Tell what came of a finished job, if the policy of its tube retains that."""
         id = ask.parts["id"]
 
         def query(machine: StateMachine, now_ms: int) -> s.Result | None:
             found = machine.policies.finished.find(id, now_ms)
+            if found is not None and not ask.sees(machine, found.tube):
+                return None
             return s.Result(id, *found[:2], s.moment(found.finished_ms), **s.body_fields(found.result)) if found is not None else None
 
         self._read(ask, query, lambda found: ask.call.say(200, found) if found is not None else ask.call.problem("no-result"))
 
-    def _done(self, ask: Ask, otherwise: str) -> Callable[[Any], None]:
-        """Answers with 204, or with why not: there is no such job, or `otherwise`."""
+    def _done(self, ask: Ask, right: Right, otherwise: str) -> Callable[[Any], None]:
+        """Answers with 204, or with why not (`Ask.why_not`)."""
 
         def answered(reply: Any) -> None:
             if not isinstance(reply, r.NotFound):
                 ask.call.answer(204, b"")
             else:
-                ask.call.problem(otherwise if ask.parts["id"] in self._node.machine.jobs else "no-such-job")
+                ask.call.problem(ask.why_not(self._node.machine, right, otherwise))
 
         return answered
 
-    @route("DELETE", "/v1/jobs/{id}", None, 204, query=_WithToken, problems=("no-such-job", "stale-token", "reserved", *LATE))
+    @route("DELETE", "/v1/jobs/{id}", Needs.USER, None, 204, query=_WithToken, problems=("no-such-job", "stale-token", "reserved", *LATE))
     def _delete(self, ask: Ask) -> None:
         """Delete a job, with its token if it is reserved."""
         token = ask.query.token or 0  # UNSET is false
-        otherwise = "stale-token" if token else "reserved"
-        self._command(ask, lambda session: c.Delete(session, ask.parts["id"], token), self._done(ask, otherwise))
+        right, otherwise = (Right.WORK, "stale-token") if token else (Right.MANAGE, "reserved")
+        self._command(ask, lambda session: c.Delete(session, ask.parts["id"], token), self._done(ask, right, otherwise))
 
-    @route("POST", "/v1/jobs/{id}/release", None, 204, body=s.Release, problems=_HELD_PROBLEMS)
+    @route("POST", "/v1/jobs/{id}/release", Needs.USER, None, 204, body=s.Release, problems=_HELD_PROBLEMS)
     def _release(self, ask: Ask) -> None:
         """Release a job: it is ready again, or after a delay."""
         wanted: s.Release = ask.body
@@ -369,38 +380,38 @@ class Api(QueueApi):
         self._command(
             ask,
             lambda session: c.Release(session, ask.parts["id"], wanted.priority, delay_ms, wanted.token),
-            self._done(ask, "stale-token"),
+            self._done(ask, Right.WORK, "stale-token"),
         )
 
-    @route("POST", "/v1/jobs/{id}/bury", None, 204, body=s.Bury, problems=_HELD_PROBLEMS)
+    @route("POST", "/v1/jobs/{id}/bury", Needs.USER, None, 204, body=s.Bury, problems=_HELD_PROBLEMS)
     def _bury(self, ask: Ask) -> None:
         """Bury a job: it is ready again when it is kicked."""
         wanted: s.Bury = ask.body
-        self._command(ask, lambda session: c.Bury(session, ask.parts["id"], wanted.priority, wanted.token), self._done(ask, "stale-token"))
+        self._command(
+            ask, lambda session: c.Bury(session, ask.parts["id"], wanted.priority, wanted.token), self._done(ask, Right.WORK, "stale-token")
+        )
 
-    @route("POST", "/v1/jobs/{id}/touch", s.Touched, body=s.Held, problems=_HELD_PROBLEMS)
+    @route("POST", "/v1/jobs/{id}/touch", Needs.USER, s.Touched, body=s.Held, problems=_HELD_PROBLEMS)
     def _touch(self, ask: Ask) -> None:
         """Touch a job: its time to run begins anew."""
         token = ask.body.token
 
         def answered(reply: Any) -> None:
             job = self._node.machine.jobs.get(ask.parts["id"])
-            if job is None:
-                ask.call.problem("no-such-job")
-            elif isinstance(reply, r.NotFound):
-                ask.call.problem("stale-token")
+            if job is None or isinstance(reply, r.NotFound):
+                ask.call.problem(ask.why_not(self._node.machine, Right.WORK, "stale-token"))
             else:
                 ask.call.say(200, s.Touched(s.moment(job.deadline_ms)))
 
         self._command(ask, lambda session: c.Touch(session, ask.parts["id"], token), answered)
 
-    @route("POST", "/v1/jobs/{id}/kick", None, 204, problems=("no-such-job", "not-kickable", *LATE))
+    @route("POST", "/v1/jobs/{id}/kick", Needs.USER, None, 204, problems=("no-such-job", "not-kickable", *LATE))
     def _kick_job(self, ask: Ask) -> None:
         """Kick a job that is buried or delayed: it is ready."""
 
-        self._command(ask, lambda session: c.KickJob(session, ask.parts["id"]), self._done(ask, "not-kickable"))
+        self._command(ask, lambda session: c.KickJob(session, ask.parts["id"]), self._done(ask, Right.MANAGE, "not-kickable"))
 
-    @route("GET", "/v1/jobs/{id}/history", s.History, problems=("no-such-job", "not-committed"))
+    @route("GET", "/v1/jobs/{id}/history", Needs.USER, s.History, problems=("no-such-job", "not-committed"))
     def _history(self, ask: Ask) -> None:
         """Tell what became of a job."""
         id = ask.parts["id"]
@@ -408,7 +419,9 @@ class Api(QueueApi):
         def query(machine: StateMachine, now_ms: int) -> s.History:
             recent = self._node.job_events
             job: Job | None = machine.jobs.get(id)
-            newest = list(islice(recent.of_job(id), HISTORY_EVENTS + 1))
+            if job is not None and not ask.sees(machine, job.tube.name):
+                job = None
+            newest = [event for event in islice(recent.of_job(id), HISTORY_EVENTS + 1) if ask.sees(machine, event.tube)]
             known_from = newest.pop().entry + 1 if len(newest) > HISTORY_EVENTS else recent.known_from
             events = [s.job_event(event) for event in reversed(newest)]
             return s.History(id, known_from, events, s.job_view(machine, job, now_ms, with_body=False) if job is not None else None)
@@ -424,7 +437,7 @@ class Api(QueueApi):
 
     # -- counting -----------------------------------------------------------------------------
 
-    @route("GET", "/v1/stats", s.QueueStats)
+    @route("GET", "/v1/stats", Needs.OVERVIEW, s.QueueStats)
     def _stats(self, ask: Ask) -> None:
         """Count the queue, and this node, as it has applied it."""
         node, machine, counters = self._node, self._node.machine, self._counters

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 import msgspec
 
 from raftd.jobs import commands as c
+from raftd.jobs import replies as r
 from raftd.jobs.machine import StateMachine
 from raftd.limits import HTTP_ANSWER_S
 from raftd.node.loop import Node
 from raftd.node.session import nothing_scanned
 from raftd.server.http.exchange import Exchange
-from raftd.server.http.routes import Ask
+from raftd.server.http.routes import Ask, Needs
 from raftd.server.stats import Counters
 
 #: Problems of calls whose outcome was not seen in time.
@@ -75,4 +76,9 @@ class QueueApi:
             then(result)
             exchange.close()
 
-        exchange.read(lambda machine, now_ms, node, session: query(machine, now_ms), answered, scanned)
+        def look(machine: StateMachine, now_ms: int, node: int, session: int) -> Any:
+            if ask.needs is Needs.READ and not ask.sees(machine, ask.parts["tube"]):
+                return r.NotAuthorized()
+            return query(machine, now_ms)
+
+        exchange.read(look, answered, scanned)

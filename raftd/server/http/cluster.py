@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from raftd.jobs import commands as c
 from raftd.limits import HTTP_ANSWER_S
 from raftd.node.loop import Node
 from raftd.raft.messages import AddMember, AdminRequest, MemberAddress, PromoteMember, RemoveMember, TransferLead
 from raftd.raft.outcomes import AdminResult, Outcome
 from raftd.server.http import shapes as s
-from raftd.server.http.routes import Ask, route
+from raftd.server.http.exchange import Exchange
+from raftd.server.http.routes import Ask, Needs, route
 
 _PROBLEMS = ("refused", "outcome-unknown")
 
@@ -19,7 +21,7 @@ class ClusterApi:
         self._node = node
         self._clock = clock
 
-    @route("GET", "/v1/cluster", s.Cluster)
+    @route("GET", "/v1/cluster", Needs.OVERVIEW, s.Cluster)
     def _show(self, ask: Ask) -> None:
         """Show the cluster."""
         ask.call.say(200, self._view())
@@ -41,7 +43,24 @@ class ClusterApi:
         role = str(node.status()["role"])
         return s.Cluster(node.config.cluster, node.config.node, role, raft.term, raft.leader, is_settled, members, sorted(latest.removed))
 
-    def _ask(self, ask: Ask, request: AdminRequest) -> None:
+    def _ask(self, ask: Ask, request: AdminRequest, what: str, node: int) -> None:
+        """Only of who may; and the audit log has it before it is done."""
+        if not self._node.knows_access:
+            self._carry_out(ask, request)
+            return
+
+        def late(may_have_left: bool) -> None:
+            ask.call.problem("not-committed", headers={"Retry-After": "1"})
+
+        exchange = Exchange(self._node, self._clock, ask.call, HTTP_ANSWER_S, late)
+
+        def decided(reply: object) -> None:
+            exchange.close()
+            self._carry_out(ask, request)
+
+        exchange.ask(c.Operate(exchange.number, what, f"node {node}"), decided)
+
+    def _carry_out(self, ask: Ask, request: AdminRequest) -> None:
         late = self._clock.callLater(
             HTTP_ANSWER_S,
             ask.call.problem,
@@ -59,23 +78,23 @@ class ClusterApi:
 
         self._node.administer(request, answered)
 
-    @route("POST", "/v1/cluster/transfer", s.Cluster, body=s.Transfer, problems=_PROBLEMS)
+    @route("POST", "/v1/cluster/transfer", Needs.OPERATE, s.Cluster, body=s.Transfer, problems=_PROBLEMS)
     def _transfer(self, ask: Ask) -> None:
         """Transfer the lead to another node."""
-        self._ask(ask, TransferLead(ask.body.node))
+        self._ask(ask, TransferLead(ask.body.node), "transfer-lead", ask.body.node)
 
-    @route("POST", "/v1/cluster/members", s.Cluster, body=s.NewMember, problems=_PROBLEMS)
+    @route("POST", "/v1/cluster/members", Needs.OPERATE, s.Cluster, body=s.NewMember, problems=_PROBLEMS)
     def _add(self, ask: Ask) -> None:
         """Add a member, as a learner."""
         new = ask.body
-        self._ask(ask, AddMember(new.node, MemberAddress(new.host, new.peer, new.client)))
+        self._ask(ask, AddMember(new.node, MemberAddress(new.host, new.peer, new.client)), "add-member", new.node)
 
-    @route("POST", "/v1/cluster/members/{node}/promote", s.Cluster, problems=_PROBLEMS)
+    @route("POST", "/v1/cluster/members/{node}/promote", Needs.OPERATE, s.Cluster, problems=_PROBLEMS)
     def _promote(self, ask: Ask) -> None:
         """Promote a learner that has caught up: it votes."""
-        self._ask(ask, PromoteMember(ask.parts["node"]))
+        self._ask(ask, PromoteMember(ask.parts["node"]), "promote-member", ask.parts["node"])
 
-    @route("DELETE", "/v1/cluster/members/{node}", s.Cluster, problems=_PROBLEMS)
+    @route("DELETE", "/v1/cluster/members/{node}", Needs.OPERATE, s.Cluster, problems=_PROBLEMS)
     def _remove(self, ask: Ask) -> None:
         """Remove a member, for good."""
-        self._ask(ask, RemoveMember(ask.parts["node"]))
+        self._ask(ask, RemoveMember(ask.parts["node"]), "remove-member", ask.parts["node"])

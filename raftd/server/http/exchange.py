@@ -9,6 +9,7 @@ from twisted.logger import Logger
 
 from raftd.jobs import commands as c
 from raftd.jobs import queries
+from raftd.jobs import replies as r
 from raftd.jobs.machine import StateMachine
 from raftd.node.loop import Node
 from raftd.node.session import Session, State, nothing_scanned
@@ -16,6 +17,10 @@ from raftd.server.http.site import Call
 
 
 def _nothing() -> None:
+    pass
+
+
+def _ignore(reply: object, index: int) -> None:
     pass
 
 
@@ -37,6 +42,8 @@ class Exchange:
         #: Called when the answer is no longer wanted: drop what has not left, and give back what was reserved.
         self.when_over: Callable[[], None] = self.close
         self.session: Session = node.open_session(self._lost)
+        self.session.login = call.login
+        self._has_said_who = call.login is None
         call.when_gone = self._gone
 
     @property
@@ -51,6 +58,9 @@ class Exchange:
 
     def ask(self, command: c.Command, then: Callable[[Any], None]) -> None:
         """`then` gets the reply, unless the exchange is closed before."""
+        if not self._has_said_who and self.session.login is not None and self._node.knows_access:
+            self._has_said_who = True
+            self.session.submit(c.LogIn(self.number, self.session.login), _ignore)
         self.session.submit(command, lambda reply, index: self._answered(then, reply))
         self._node.wake()
 
@@ -62,6 +72,10 @@ class Exchange:
 
     def _answered(self, then: Callable[[Any], None], what: Any) -> None:
         """In the turn of the node, which a bug in one call must not end."""
+        if isinstance(what, r.NotAuthorized):
+            self._call.refused()
+            self.close()
+            return
         try:
             then(what)
         except Exception:

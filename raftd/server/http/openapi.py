@@ -9,7 +9,7 @@ import msgspec
 import raftd
 from raftd.limits import KEYS_KEPT
 from raftd.server.http import problems
-from raftd.server.http.routes import RAW, Route
+from raftd.server.http.routes import RAW, Needs, Route
 from raftd.server.http.shapes import MORE_SCHEMA
 from raftd.server.http.site import JSON
 
@@ -17,6 +17,13 @@ from raftd.server.http.site import JSON
 _ALWAYS = ("bad-request", "too-large", "too-slow", "not-ready", "stopping", "internal", "overloaded")
 _WITH_BODY = ("unsupported-media-type",)
 _CHANGING = ("cross-site",)
+_FOR_USERS = ("not-authenticated", "not-authorized", "not-committed")
+#: How a caller shows who he is, in a cluster that has users.
+_SECURITY = {
+    "token": {"type": "http", "scheme": "bearer"},
+    "password": {"type": "http", "scheme": "basic"},
+    "certificate": {"type": "mutualTLS"},
+}
 _REF = "#/components/schemas/{name}"
 
 
@@ -39,7 +46,7 @@ def specification(routes: list[Route]) -> bytes:
                 "description": "A replicated job queue. Every node serves every call. Whatever is answered is on the disks of a majority.",
             },
             "paths": paths,
-            "components": {"schemas": components},
+            "components": {"schemas": components, "securitySchemes": _SECURITY},
         }
     )
 
@@ -69,6 +76,8 @@ def _operation(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
         schema = schema_of[repr(route.key)]
         parameters.append({"name": "Idempotency-Key", "in": "header", "required": False, "schema": schema, "description": description})
     operation: dict[str, Any] = {"operationId": route.name, "summary": route.summary, "parameters": parameters, "responses": {}}
+    if route.needs is not Needs.NOTHING:
+        operation["security"] = [{}, *({name: []} for name in _SECURITY)]
     if route.body is not None:
         content = {JSON: {"schema": schema_of[repr(route.body)]}}
         if route.raw is not None:
@@ -88,6 +97,7 @@ def _operation(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
     names = [*_ALWAYS, *route.problems]
     names += _WITH_BODY if route.body is not None else ()
     names += _CHANGING if route.method != "GET" else ()
+    names += _FOR_USERS if route.needs is not Needs.NOTHING else ()
     for name in sorted(set(names), key=list(problems.PROBLEMS).index):
         kind = problems.PROBLEMS[name]
         response = responses.setdefault(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from raftd.node.loop import Node
+from raftd.server.access import sees_everything
 from raftd.server.http.metrics import KIND, Metrics
 from raftd.server.http.site import Call
 from raftd.server.stats import Counters
@@ -35,6 +37,7 @@ class Operations:
 
     def handles(self, call: Call) -> bool:
         """Whether it is one of these paths; then it is answered, at once."""
+        answers: dict[str, Callable[[Call], None]]
         answers = {"": self._root, "healthz": self._alive, "readyz": self._ready, "metrics": self._measure}
         answer = answers.get(call.parts[0]) if len(call.parts) == 1 else None
         if answer is None:
@@ -68,6 +71,9 @@ class Operations:
 
     def _measure(self, call: Call) -> None:
         """Requests shortly after each other get the same answer."""
+        if not sees_everything(self._node.machine, call.login):
+            call.refused()
+            return
         now_s = self._clock.seconds()
         if now_s - self._measured_s >= METRICS_FRESH_S:
             self._measured, self._measured_s = self._metrics.text(), now_s

@@ -18,7 +18,7 @@ from raftd.jobs.policy import Policy, PolicyChange
 from raftd.limits import COUNTED_JOBS, POLICIES, SEARCH_CHARACTERS
 from raftd.server.http import shapes as s
 from raftd.server.http.base import LATE, Page, QueueApi, Version
-from raftd.server.http.routes import Ask, route
+from raftd.server.http.routes import Ask, Needs, route
 from raftd.wire.policy import PolicyDocument, TubeName, document_of, policy_of
 
 _POLICY_PROBLEMS = ("bad-policy", "policy-changed", "older-node", *LATE)
@@ -35,14 +35,14 @@ class _Dead(msgspec.Struct, forbid_unknown_fields=True):
 class PolicyApi(QueueApi):
     """Policies."""
 
-    @route("GET", "/v1/policies", s.PolicyList, query=Page, problems=("not-committed",))
+    @route("GET", "/v1/policies", Needs.USER, s.PolicyList, query=Page, problems=("not-committed",))
     def _list_policies(self, ask: Ask) -> None:
         """List policies by tube."""
         page = ask.query
 
         def query(machine: StateMachine, now_ms: int) -> list[s.PolicyView]:
             known = machine.policies.tubes
-            names = nsmallest(page.limit + 1, (name for name in known if name > page.after))
+            names = nsmallest(page.limit + 1, (name for name in known if name > page.after and ask.sees(machine, name)))
             return [view for name in names if (view := s.policy_view(known[name])) is not None]
 
         def answered(found: list[s.PolicyView]) -> None:
@@ -50,7 +50,7 @@ class PolicyApi(QueueApi):
 
         self._read(ask, query, answered, lambda machine: len(machine.policies.tubes))
 
-    @route("GET", "/v1/tubes/{tube}/policy", s.PolicyView, problems=("no-policy", "not-committed"))
+    @route("GET", "/v1/tubes/{tube}/policy", Needs.READ, s.PolicyView, problems=("no-policy", "not-committed"))
     def _show_policy(self, ask: Ask) -> None:
         """Show the policy of a tube."""
         name = ask.parts["tube"]
@@ -61,7 +61,7 @@ class PolicyApi(QueueApi):
 
         self._read(ask, query, lambda found: ask.call.say(200, found) if found is not None else ask.call.problem("no-policy"))
 
-    @route("PUT", "/v1/tubes/{tube}/policy", s.PolicyView, query=Version, body=PolicyDocument, problems=_POLICY_PROBLEMS)
+    @route("PUT", "/v1/tubes/{tube}/policy", Needs.USER, s.PolicyView, query=Version, body=PolicyDocument, problems=_POLICY_PROBLEMS)
     def _set_policy(self, ask: Ask) -> None:
         """Set the policy of a tube: it takes the place of the one before."""
         try:
@@ -72,7 +72,7 @@ class PolicyApi(QueueApi):
         view = partial(s.PolicyView, ask.parts["tube"], policy=document_of(policy))
         self._change_policy(ask, policy, lambda version: ask.call.say(200, view(version=version)))
 
-    @route("DELETE", "/v1/tubes/{tube}/policy", None, 204, query=Version, problems=("policy-changed", "older-node", *LATE))
+    @route("DELETE", "/v1/tubes/{tube}/policy", Needs.USER, None, 204, query=Version, problems=("policy-changed", "older-node", *LATE))
     def _unset_policy(self, ask: Ask) -> None:
         """Take the policy of a tube away."""
         self._change_policy(ask, None, lambda version: ask.call.answer(204, b""))
@@ -96,7 +96,7 @@ class PolicyApi(QueueApi):
 
         self._command(ask, lambda session: c.SetPolicies(session, [change]), answered)
 
-    @route("GET", "/v1/tubes/{tube}/dead", s.DeadCount, query=_Dead, problems=("not-committed",))
+    @route("GET", "/v1/tubes/{tube}/dead", Needs.READ, s.DeadCount, query=_Dead, problems=("not-committed",))
     def _count_dead(self, ask: Ask) -> None:
         """Count dead letters and buried jobs."""
         wanted: _Dead = ask.query
@@ -117,7 +117,7 @@ class PolicyApi(QueueApi):
 
         self._read(ask, query, lambda found: ask.call.say(200, found), lambda machine: min(len(machine.jobs), COUNTED_JOBS))
 
-    @route("POST", "/v1/tubes/{tube}/replay", s.Replayed, body=s.Replay, body_is_optional=True, problems=("older-node", *LATE))
+    @route("POST", "/v1/tubes/{tube}/replay", Needs.USER, s.Replayed, body=s.Replay, body_is_optional=True, problems=("older-node", *LATE))
     def _replay(self, ask: Ask) -> None:
         """Move dead letters and buried jobs, or kick or delete them: one step."""
         if not self._node.knows_policies:

@@ -19,6 +19,10 @@ class ProblemKind(NamedTuple):
 
 PROBLEMS: dict[str, ProblemKind] = {
     "bad-request": ProblemKind(400, "The request does not follow the API", "The detail says where, and what was expected."),
+    "not-authenticated": ProblemKind(
+        401, "It is not known who asks", "Show a token (Authorization: Bearer TOKEN), a name and a password over TLS, or a certificate."
+    ),
+    "not-authorized": ProblemKind(403, "The user may not do that", "Ask an operator of the cluster for the right (`raftd grant`)."),
     "cross-site": ProblemKind(
         403, "The request comes from a page of another site", "Only pages of the same host and port may ask for changes."
     ),
@@ -35,6 +39,7 @@ PROBLEMS: dict[str, ProblemKind] = {
     "reserved": ProblemKind(409, "The job is reserved", "Only a call with its token can do that now; DELETE takes it as ?token=."),
     "not-kickable": ProblemKind(409, "The job is neither buried nor delayed", "There is nothing to kick."),
     "tube-full": ProblemKind(429, "The tube is full", "Its policy lets no more jobs in. Nothing was put. Ask again later."),
+    "over-quota": ProblemKind(429, "The user has put as much as he may for now", "Nothing was put. Ask again later."),
     "bad-job": ProblemKind(422, "There can be no such job", "The detail says what does not go together."),
     "no-result": ProblemKind(404, "Nothing is known of what came of this job", "The policy of its tube must say so, and not for longer."),
     "no-schedule": ProblemKind(404, "There is no such schedule", "PUT it."),

@@ -6,12 +6,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from enum import Enum, auto
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
 
 from raftd.errors import UNDECODABLE
+from raftd.jobs.machine import StateMachine
+from raftd.jobs.rights import Right
+from raftd.server.access import sees_everything
 from raftd.server.http.shapes import PARTS
 from raftd.server.http.site import JSON, Call
 from raftd.wire.policy import TUBE_NAME
@@ -35,6 +39,16 @@ def _nobody(ask: Ask) -> None:
     raise AssertionError("a route is served by the method of an object")
 
 
+class Needs(Enum):
+    """What a caller needs, where one has to say who he is."""
+
+    NOTHING = auto()  # everybody may know it
+    USER = auto()  # that is known: the state decides with the command, or shows the tubes and jobs that he may look at
+    READ = auto()  # the right to read the tube in the path
+    OVERVIEW = auto()  # the right to read every tube, or to operate the cluster
+    OPERATE = auto()
+
+
 class Route(msgspec.Struct, frozen=True, kw_only=True):
     """`path` has its parameters as `{name}`. `body`: a type for JSON, None if there is none; `raw`: its parameters in headers if the
     body may be raw bytes too. `answer`: the type of what it gives, None for nothing. `problems`: those of its own, besides what any call
@@ -43,6 +57,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     method: str
     path: str
     answer: Any
+    needs: Needs
     status: int = 200
     also: tuple[int, ...] = ()  # other statuses that say that it is done
     query: type[msgspec.Struct] = Nothing
@@ -75,13 +90,15 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
 
-def route(method: str, path: str, answer: Any, status: int = 200, **rest: Any) -> Callable[[_Method], _Method]:
+def route(method: str, path: str, needs: Needs, answer: Any, status: int = 200, **rest: Any) -> Callable[[_Method], _Method]:
     """For a method that serves this route; the first line of its docstring says what the call is for."""
 
     def mark(function: _Method) -> _Method:
         summary = (function.__doc__ or "").splitlines()[0]
         name = function.__name__.strip("_")
-        function.__dict__["route"] = Route(method=method, path=path, answer=answer, status=status, summary=summary, name=name, **rest)
+        function.__dict__["route"] = Route(
+            method=method, path=path, needs=needs, answer=answer, status=status, summary=summary, name=name, **rest
+        )
         return function
 
     return mark
@@ -99,12 +116,30 @@ def routes_of(owner: object) -> list[Route]:
 class Ask:
     """A call that fits a route, and is well-formed."""
 
-    def __init__(self, call: Call, parts: dict[str, Any], query: Any, body: Any) -> None:
+    def __init__(self, call: Call, parts: dict[str, Any], query: Any, body: Any, needs: Needs) -> None:
         self.call = call
+        self.needs = needs
         self.parts = parts
         self.query = query
         #: Decoded; bytes if it came raw.
         self.body = body
+
+    def sees(self, machine: StateMachine, tube: str) -> bool:
+        """Whether the caller may look at the tube of this name and its jobs."""
+        return self.may(machine, tube, Right.READ)
+
+    def may(self, machine: StateMachine, tube: str, *rights: Right) -> bool:
+        """Whether he has any of these rights to it."""
+        access, now_ms = machine.access, machine.now_ms
+        return not access.is_on or any(access.may(self.call.login, right, tube, now_ms) for right in rights)
+
+    def why_not(self, machine: StateMachine, right: Right, otherwise: str) -> str:
+        """The problem of a call about the job in the path that was not done, though it needs only `right`: there is none that the caller
+        may know of, he has no such right, or `otherwise`."""
+        job = machine.jobs.get(self.parts["id"])
+        if job is not None and self.may(machine, job.tube.name, right):
+            return otherwise
+        return "not-authorized" if job is not None and self.sees(machine, job.tube.name) else "no-such-job"
 
 
 class BadRequest(Exception):
@@ -118,8 +153,10 @@ class BadRequest(Exception):
 class Router:
     """Serves the calls of a table whose paths all begin with the same part."""
 
-    def __init__(self, routes: list[Route]) -> None:
+    def __init__(self, routes: list[Route], machine: Callable[[], StateMachine]) -> None:
+        """`machine` returns the state as this node has applied it."""
         self.routes = routes
+        self._machine = machine
         self._decoders = {(route.method, route.path): msgspec.json.Decoder(route.body) for route in routes if route.body is not None}
 
     def handles(self, call: Call) -> bool:
@@ -135,9 +172,23 @@ class Router:
             call.problem("no-such-method", headers={"Allow": ", ".join(sorted({route.method for route, _ in fitting}))})
         elif method != "GET" and call.is_foreign:
             call.problem("cross-site")
+        elif not self._may(call, chosen[0].needs):
+            call.refused()
         else:
             self._serve(call, *chosen)
         return True
+
+    def _may(self, call: Call, needs: Needs) -> bool:
+        """As far as this node can tell at once."""
+        machine = self._machine()
+        access, now_ms = machine.access, machine.now_ms
+        if not access.is_on or needs is Needs.NOTHING:
+            return True
+        if needs is Needs.OVERVIEW:
+            return sees_everything(machine, call.login)
+        if needs is Needs.OPERATE:
+            return access.may_everywhere(call.login, Right.OPERATE, now_ms)
+        return access.user_of(call.login, now_ms) is not None
 
     def _serve(self, call: Call, route: Route, raw_parts: dict[str, str]) -> None:
         try:
@@ -147,7 +198,7 @@ class Router:
         except BadRequest as wrong:
             call.problem(wrong.problem, str(wrong))
             return
-        route.handler(Ask(call, parts, query, body))
+        route.handler(Ask(call, parts, query, body, route.needs))
 
     def _body(self, call: Call, route: Route) -> Any:
         if route.body is None:

@@ -16,20 +16,20 @@ from raftd.limits import SCHEDULES
 from raftd.node.occurrences import what_is_wrong_with_times
 from raftd.server.http import shapes as s
 from raftd.server.http.base import LATE, Page, QueueApi, Version
-from raftd.server.http.routes import Ask, route
+from raftd.server.http.routes import Ask, Needs, route
 from raftd.wire.schedule import ScheduleDocument, plan_of
 
 
 class ScheduleApi(QueueApi):
     """Schedules."""
 
-    @route("GET", "/v1/schedules", s.ScheduleList, query=Page, problems=("not-committed",))
+    @route("GET", "/v1/schedules", Needs.USER, s.ScheduleList, query=Page, problems=("not-committed",))
     def _list_schedules(self, ask: Ask) -> None:
         """List schedules by name, without their bodies."""
         page = ask.query
 
         def query(machine: StateMachine, now_ms: int) -> list[s.ScheduleView]:
-            known = machine.schedules.by_name
+            known = {name: one for name, one in machine.schedules.by_name.items() if ask.sees(machine, one.plan.tube)}
             return [
                 s.schedule_view(without_body(known[name]))
                 for name in nsmallest(page.limit + 1, (name for name in known if name > page.after))
@@ -40,18 +40,19 @@ class ScheduleApi(QueueApi):
 
         self._read(ask, query, answered, lambda machine: len(machine.schedules.by_name))
 
-    @route("GET", "/v1/schedules/{name}", s.ScheduleView, problems=("no-schedule", "not-committed"))
+    @route("GET", "/v1/schedules/{name}", Needs.USER, s.ScheduleView, problems=("no-schedule", "not-committed"))
     def _show_schedule(self, ask: Ask) -> None:
         """Show a schedule."""
 
         def query(machine: StateMachine, now_ms: int) -> s.ScheduleView | None:
             schedule = machine.schedules.by_name.get(ask.parts["name"])
-            return s.schedule_view(schedule) if schedule is not None else None
+            is_seen = schedule is not None and ask.sees(machine, schedule.plan.tube)
+            return s.schedule_view(schedule) if schedule is not None and is_seen else None
 
         self._read(ask, query, lambda found: ask.call.say(200, found) if found is not None else ask.call.problem("no-schedule"))
 
     @route(
-        *("PUT", "/v1/schedules/{name}", s.ScheduleView),
+        *("PUT", "/v1/schedules/{name}", Needs.USER, s.ScheduleView),
         query=Version,
         body=ScheduleDocument,
         problems=("bad-schedule", "schedule-changed", "job-too-large", "no-schedule", "older-node", *LATE),
@@ -78,13 +79,13 @@ class ScheduleApi(QueueApi):
         exchange.session.local(lambda: what_is_wrong_with_times(plan), checked, CALENDAR_STEPS)
         self._node.wake()
 
-    @route("DELETE", "/v1/schedules/{name}", None, 204, query=Version, problems=("schedule-changed", "older-node", *LATE))
+    @route("DELETE", "/v1/schedules/{name}", Needs.USER, None, 204, query=Version, problems=("schedule-changed", "older-node", *LATE))
     def _remove_schedule(self, ask: Ask) -> None:
         """Remove a schedule. Its jobs stay."""
         self._change(ask, asks.SetSchedule(ask.parts["name"], None, ask.query.wanted), lambda: ask.call.answer(204, b""))
 
     @route(
-        *("POST", "/v1/schedules/{name}/pause", s.ScheduleView),
+        *("POST", "/v1/schedules/{name}/pause", Needs.USER, s.ScheduleView),
         body=s.PauseSchedule,
         body_is_optional=True,
         problems=("no-schedule", "older-node", *LATE),
@@ -93,7 +94,7 @@ class ScheduleApi(QueueApi):
         """Pause a schedule, or resume it."""
         self._change(ask, asks.PauseSchedule(ask.parts["name"], ask.body.paused), lambda: self._say(ask))
 
-    @route("POST", "/v1/schedules/{name}/run", s.Stored, 201, problems=("no-schedule", "tube-full", "older-node", *LATE))
+    @route("POST", "/v1/schedules/{name}/run", Needs.USER, s.Stored, 201, problems=("no-schedule", "tube-full", "older-node", *LATE))
     def _run_schedule(self, ask: Ask) -> None:
         """Put the job of a schedule now."""
         self._change(ask, asks.RunSchedule(ask.parts["name"]), lambda: None)

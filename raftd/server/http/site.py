@@ -19,8 +19,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http
 
+from raftd.jobs.rights import Login
 from raftd.limits import HTTP_BODY_BYTES
 from raftd.node.loop import Node
+from raftd.server.authentication import Authentication
 from raftd.server.http import problems
 from raftd.server.http.origin import is_foreign
 from raftd.server.limiter import ConnectionLimiter
@@ -64,6 +66,8 @@ class Call:
         self._headers = request.requestHeaders
         self._channel: Channel = request.channel
         self._request: _Request | None = request
+        #: Who calls, as far as he has shown it (`callers.py`).
+        self.login: Login | None = None
         #: Called once if the client goes away before it was answered.
         self.when_gone: Callable[[], None] = lambda: None
         request.notifyFinish().addErrback(self._gone)
@@ -109,6 +113,26 @@ class Call:
     def say(self, status: int, value: object, headers: Mapping[str, str] | None = None) -> None:
         """As JSON, a line of it."""
         self.answer(status, msgspec.json.encode(value) + b"\n", headers=headers)
+
+    @property
+    def host(self) -> str | None:
+        """The address that it comes from."""
+        return self._channel.host
+
+    @property
+    def transport(self) -> Any:
+        """The connection that it comes over, which knows the certificate of the other side."""
+        return self._channel.transport
+
+    @property
+    def known(self) -> dict[str, Login]:
+        """Who has shown himself over this connection, by what he has shown."""
+        return self._channel.known
+
+    def refused(self) -> None:
+        """The caller may not do that."""
+        self.problem("not-authorized")
+        self._channel.site.note_refusal(self)
 
     def problem(self, name: str, detail: str = "", headers: Mapping[str, str] | None = None) -> None:
         """As `problems.py` has it."""
@@ -263,6 +287,11 @@ class Channel(http.HTTPChannel):
     site: Site
     host: str | None = None
     _arrival: Any = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: dict[str, Login] = {}
+
     _is_lost = False
     _said_all = False  # before it was
     _is_refused = False
@@ -370,17 +399,37 @@ class Site(http.HTTPFactory):
     protocol = cast(Any, Channel)
     node: Node
 
-    def __init__(self, clock: Any, limiter: ConnectionLimiter, counters: Counters, handler: Handler, names: frozenset[str]) -> None:
+    _log = Logger("raftd.http")
+
+    def __init__(
+        self,
+        clock: Any,
+        limiter: ConnectionLimiter,
+        counters: Counters,
+        authentication: Authentication,
+        handler: Handler,
+        names: frozenset[str],
+    ) -> None:
         """`names`: those by which nodes of the cluster are known."""
         super().__init__(timeout=HTTP_IDLE_S, reactor=clock)
         self.clock = clock
         self.counters = counters
         self.limiter = limiter
+        self.authentication = authentication
         self.handler = handler
         self.names = names
         self.open_calls: set[Call] = set()
         #: Of bodies that have not arrived whole.
         self.arriving_bytes = 0
+
+    def note_refusal(self, call: Call) -> None:
+        """In the log: who may not do what."""
+        machine = self.node.machine
+        user = machine.access.user_of(call.login, machine.now_ms)
+        if self.limiter.may_log():
+            who = f"user {user}" if user else "nobody who is known"
+            what = f"{call.method} /{'/'.join(call.parts)}"
+            self._log.info("not authorized: {who} at {host}: {what!r}", who=who, host=call.host, what=what)
 
     def stop(self) -> None:
         """Answer the open calls with the reason why they fail."""

@@ -13,8 +13,10 @@ from twisted.internet import task
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
+from raftd.jobs.rights import Login, Right
 from raftd.node.job_events import JobEvent
 from raftd.node.loop import Node
+from raftd.server.access import sees_everything
 from raftd.server.http import shapes as s
 from raftd.server.http.routes import BadRequest, read_query
 from raftd.server.http.site import Call, Stream
@@ -26,6 +28,9 @@ from raftd.wire.policy import TubeName
 EVENT_STREAMS = 256
 EVENTS_PER_TURN = 4_000
 EVENT_BEAT_S = 10.0
+
+#: What only those hear who may see the whole of the queue.
+_FOR_OVERVIEW = frozenset({"members", "note", "gateway-closed", "gateway-silent"})
 
 _KIND = "text/event-stream; charset=utf-8"
 _PLACE = re.compile(r"([0-9]{1,18})\.([0-9]{1,9})")
@@ -79,7 +84,7 @@ class Events:
             call.problem(wrong.problem, str(wrong))
             return
         position = recent.end if after is None else recent.after(after)
-        listening = Listening(self, wanted, position, after or (0, 0))
+        listening = Listening(self, self._node, wanted, position, after or (0, 0), call.login)
         if after is not None and after[0] > self._node.machine.applied_index:
             self._doubt(listening)
         stream = call.stream(_KIND, listening)
@@ -174,8 +179,10 @@ class Listening:
 
     stream: Stream
 
-    def __init__(self, events: Events, wanted: _Wanted, position: int, after: _Place) -> None:
+    def __init__(self, events: Events, node: Node, wanted: _Wanted, position: int, after: _Place, login: Login | None) -> None:
         self._events = events
+        self._node = node
+        self._login = login
         self._tubes = frozenset(wanted.tube)
         self._kinds = frozenset(wanted.kind)
         self._position = position
@@ -185,7 +192,8 @@ class Listening:
 
     def tell(self, event: str, fields: dict[str, object]) -> None:
         """An event of the node. A client that does not read misses it."""
-        if not self._is_paused and (not self._kinds or event in self._kinds):
+        is_for_him = event not in _FOR_OVERVIEW or sees_everything(self._node.machine, self._login)
+        if not self._is_paused and (not self._kinds or event in self._kinds) and is_for_him:
             self.stream.write(_event(event, fields))
 
     def miss(self, known_from: int) -> None:
@@ -209,7 +217,11 @@ class Listening:
 
     def _wants(self, event: JobEvent) -> bool:
         # This node may be behind the one that the client has listened to before.
-        return event.place > self._after and (not self._tubes or event.tube in self._tubes)
+        return event.place > self._after and (not self._tubes or event.tube in self._tubes) and self._sees(event.tube)
+
+    def _sees(self, tube: str) -> bool:
+        machine = self._node.machine
+        return not machine.access.is_on or machine.access.may(self._login, Right.READ, tube, machine.now_ms)
 
     def begin_again_behind(self, node: Node) -> None:
         """What the client has heard was of another log, if this one has not come so far."""

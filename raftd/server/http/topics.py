@@ -18,6 +18,7 @@ from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs import replies as r
 from raftd.node.loop import Node
+from raftd.server.access import seen_always, seen_in_list, sees_everything
 from raftd.server.http.exchange import Exchange
 from raftd.server.http.site import Call
 from raftd.server.stats import Counters
@@ -83,6 +84,9 @@ class Topics:
             methods[method](call)
 
     def _status(self, call: Call) -> None:
+        if not sees_everything(self._node.machine, call.login):
+            call.refused()
+            return
         status = self._node.status()
         call.say(
             200, {"role": str(status["role"]).capitalize(), "term": status["term"], "leader": status["leader"], "node": status["node"]}
@@ -108,7 +112,9 @@ class Topics:
 
     def _get_topics(self, call: Call) -> None:
         exchange = self._begin(call)
-        exchange.read(queries.list_topics, lambda topics: exchange.end(200, {"success": True, "topics": topics}))
+        exchange.read(
+            seen_in_list(exchange.session, queries.list_topics), lambda topics: exchange.end(200, {"success": True, "topics": topics})
+        )
 
     # -- messages -----------------------------------------------------------------------------
 
@@ -194,7 +200,8 @@ class _TopicExchange(Exchange):
         if name in self._node.machine.topics:
             then()
         else:
-            self.read(queries.is_topic(name), lambda is_topic: then() if is_topic else self.end(404, _NO))
+            look = seen_always(self.session, queries.is_topic(name))
+            self.read(look, lambda is_topic: then() if is_topic else self.end(404, _NO))
 
     def end(self, status: int, value: object) -> None:
         """The answer, and the end of the session; too late, what was deleted is put back."""

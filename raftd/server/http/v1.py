@@ -12,7 +12,7 @@ from raftd.server.http.api import Api
 from raftd.server.http.cluster import ClusterApi
 from raftd.server.http.openapi import specification
 from raftd.server.http.policies import PolicyApi
-from raftd.server.http.routes import Ask, Router, route, routes_of
+from raftd.server.http.routes import Ask, Needs, Router, route, routes_of
 from raftd.server.http.schedules import ScheduleApi
 from raftd.server.http.site import JSON
 from raftd.server.stats import Counters
@@ -38,12 +38,12 @@ class _About:
             [ProblemView(f"{problems.PATH}#{name}", kind.status, kind.title, kind.advice) for name, kind in problems.PROBLEMS.items()]
         )
 
-    @route("GET", problems.PATH, ProblemList)
+    @route("GET", problems.PATH, Needs.NOTHING, ProblemList)
     def _problems_explained(self, ask: Ask) -> None:
         """Explain the types of problems."""
         ask.call.say(200, self._problems)
 
-    @route("GET", "/v1/openapi.json", dict[str, Any])
+    @route("GET", "/v1/openapi.json", Needs.NOTHING, dict[str, Any])
     def _specification(self, ask: Ask) -> None:
         """Specify all of this."""
         ask.call.answer(200, self.document, JSON)
@@ -55,4 +55,4 @@ def v1(node: Node, clock: Any, counters: Counters) -> Router:
     queue = [part(node, clock, counters) for part in (Api, PolicyApi, ScheduleApi)]
     routes = [route for owner in (*queue, ClusterApi(node, clock), about) for route in routes_of(owner)]
     about.document = specification(routes)
-    return Router(routes)
+    return Router(routes, lambda: node.machine)

@@ -1,0 +1,74 @@
+"""What a client may see of the state. A job, or a tube in a list, to which it has no right is not there for it."""
+
+from __future__ import annotations
+
+from raftd.jobs.machine import StateMachine
+from raftd.jobs.queries import Query
+from raftd.jobs.replies import NotAuthorized
+from raftd.jobs.rights import Login, Right
+from raftd.node.session import Session
+
+
+def sees_everything(machine: StateMachine, login: Login | None) -> bool:
+    """Whether one need not say who he is, or may look at all tubes, or operate the cluster."""
+    access, now_ms = machine.access, machine.now_ms
+    return not access.is_on or any(access.may_everywhere(login, right, now_ms) for right in (Right.READ, Right.OPERATE))
+
+
+def is_known(session: Session, machine: StateMachine) -> bool:
+    """Whether one need not say who he is, or this client has."""
+    return not machine.access.is_on or machine.access.user_of(session.login, machine.now_ms) is not None
+
+
+def seen_always(session: Session, query: Query) -> Query:
+    """It concerns the session alone."""
+
+    def look(machine: StateMachine, now_ms: int, node: int, number: int) -> object:
+        return query(machine, now_ms, node, number) if is_known(session, machine) else NotAuthorized()
+
+    return look
+
+
+def seen_by_tube(session: Session, query: Query, tube: str) -> Query:
+    """By whoever may look at the tube."""
+
+    def look(machine: StateMachine, now_ms: int, node: int, number: int) -> object:
+        return query(machine, now_ms, node, number) if session.sees(machine, tube) else NotAuthorized()
+
+    return look
+
+
+def seen_in_used(session: Session, query: Query) -> Query:
+    """By whoever may look at the tube that the session uses."""
+
+    def look(machine: StateMachine, now_ms: int, node: int, number: int) -> object:
+        known = machine.session(node, number)
+        tube = known.used if known is not None else machine.default
+        return query(machine, now_ms, node, number) if session.sees(machine, tube.name) else NotAuthorized()
+
+    return look
+
+
+def seen_by_job(session: Session, query: Query, id: int) -> Query:
+    """By whoever may look at the job's tube; for others there is no such job."""
+
+    def look(machine: StateMachine, now_ms: int, node: int, number: int) -> object:
+        if not is_known(session, machine):
+            return NotAuthorized()
+        job = machine.jobs.get(id)
+        return query(machine, now_ms, node, number) if job is None or session.sees(machine, job.tube.name) else None
+
+    return look
+
+
+def seen_in_list(session: Session, query: Query) -> Query:
+    """Of a list of tubes, those that the client may look at."""
+
+    def look(machine: StateMachine, now_ms: int, node: int, number: int) -> object:
+        if not is_known(session, machine):
+            return NotAuthorized()
+        found = query(machine, now_ms, node, number)
+        assert isinstance(found, list)
+        return [tube for tube in found if session.sees(machine, tube)] if machine.access.is_on else found
+
+    return look
