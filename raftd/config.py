@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Annotated, Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import msgspec
 import yaml
@@ -45,6 +45,17 @@ class NodeAddress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def node_uri(cluster: str, node: int) -> str:
     """What the certificate of a node has among its names."""
     return f"raftd://{quote(cluster, safe='')}/node/{node}"
+
+
+def user_uri(cluster: str, user: str) -> str:
+    """What the certificate of a client has among its names."""
+    return f"raftd://{quote(cluster, safe='')}/user/{quote(user, safe='')}"
+
+
+def user_of(cluster: str, uris: Iterable[str]) -> str:
+    """The user of the cluster that a certificate with these URIs is of, "" if it is of none."""
+    prefix = user_uri(cluster, "")
+    return next((unquote(uri.removeprefix(prefix)) for uri in uris if uri.startswith(prefix)), "")
 
 
 def node_of(cluster: str, uris: Iterable[str]) -> int | None:

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -20,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from raftd.config import node_uri
+from raftd.config import node_uri, user_uri
 from raftd.errors import RaftdError
 
 #: Clocks of machines differ: a certificate is good from this time before it was made.
@@ -43,10 +42,6 @@ class Signed(NamedTuple):
     @property
     def key_pem(self) -> bytes:
         return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def user_uri(cluster: str, user: str) -> str:
-    return f"raftd://{quote(cluster, safe='')}/user/{quote(user, safe='')}"
 
 
 def new_authority(cluster: str, days: int) -> Signed:

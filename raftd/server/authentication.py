@@ -13,7 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from raftd.config import is_loopback, node_of
+from raftd.config import is_loopback, node_of, user_of
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.rights import Login
 from raftd.limits import LOGIN_FAILURES, LOGIN_SLOWEST_S, PASSWORDS_WAITING, SALT_BYTES, STRANGERS_REMEMBERED
@@ -75,16 +75,17 @@ class Authentication:
         self._pool: ThreadPool | None = None  # one thread, made for the first password
 
     def by_certificate(self, transport: Any) -> Login | None:
-        """As the certificate at this connection says, if there is one: of one of the nodes, or of a user with the common name. TLS has
-        already seen that an authority of the cluster has signed it."""
+        """As the certificate at this connection says, if there is one: a node's, or a user's, by its URI (`raftd tls` makes those) or its
+        common name. TLS has already seen that an authority of the cluster has signed it."""
         if not is_secure(transport):
             return None
         from raftd.server.tls import name_of, uris_of
 
-        node = node_of(self._cluster, uris_of(transport) or ())
+        uris = uris_of(transport) or frozenset()
+        node = node_of(self._cluster, uris)
         if node is not None:
             return Login("node", f"node {node}")
-        name = name_of(transport)
+        name = user_of(self._cluster, uris) or name_of(transport)
         return Login("certificate", name) if name else None
 
     def by_place(self, host: str | None) -> Login | None:

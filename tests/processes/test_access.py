@@ -1,0 +1,275 @@
+"""Users of a real cluster with TLS: who gets in with what, and what becomes of an open connection when rights change."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import http.client
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import greenstalk
+import pytest
+
+from raftd.bench.local import wait_for
+from raftd.cli.authority import new_client, save
+from raftd.client import AsyncClient, Client
+from raftd.client.connection import Connection
+from raftd.client.credentials import CredentialFiles
+from raftd.client.errors import NotAuthorized, OverQuota
+from raftd.jobs import replies as r
+from raftd.jobs import rights as g
+from raftd.jobs.rights import Grant, Right
+from raftd.passwords import digest_of_password, digest_of_token, new_token
+from raftd.wire import client as w
+from tests.processes.harness import ProcessCluster
+from tests.processes.secure import CLUSTER, SecureCluster
+from tests.processes.test_tls import TWISTED
+
+BIN = Path(sys.executable).parent
+PASSWORD = "correct horse battery staple"
+SALT = b"s" * 16
+
+
+class Users:
+    """Changes of users, by somebody who may make them."""
+
+    def __init__(self, cluster: ProcessCluster, url: str, token: str) -> None:
+        self.cluster, self.url, self.token = cluster, url, token
+
+    def change(self, *changes: g.Change) -> None:
+        address = ("127.0.0.1", self.cluster.addresses[1]["client"])
+        with Connection(address, 10, self.cluster.tls, CredentialFiles(token=self.token)) as connection:
+            assert connection.ask(w.ChangeAccessRequest(1, list(changes))).reply == r.AccessChanged()
+
+    def make(self, name: str, *granted: tuple[Right, str]) -> str:
+        token = new_token()
+        grants = [g.AddGrant(name, Grant(*one)) for one in granted]
+        self.change(g.AddUser(name), g.AddToken(name, "first", digest_of_token(token)), *grants)
+        return token
+
+
+def raftd(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAFTD_")}
+    command = [BIN / "raftd", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**own, **environment}, check=False)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureCluster]:
+    directory = tmp_path_factory.mktemp("access")
+    made = SecureCluster(directory, 3, local_user="local")
+    for node in made.nodes:
+        made.addresses[node]["line_socket"] = str(directory / f"line-{node}.sock")
+    made.write_config(made.config, made.addresses)
+    with made as running:
+        running.leader()
+        yield running
+
+
+@pytest.fixture(scope="module")
+def users(cluster: SecureCluster) -> Users:
+    """The first of them is made as the documents say."""
+    made = raftd("init", "root", "--config", cluster.config_of(1))
+    assert made.returncode == 0, made.stderr
+    assert "every client has to say who he is" in made.stderr
+    (token,) = made.stdout.split()
+    assert raftd("init", "again", "--config", cluster.config_of(1)).stderr == "raftd: the cluster has users already\n"
+    return Users(cluster, cluster.url(), token)
+
+
+def url(cluster: SecureCluster, token: str, name: str) -> str:
+    path = cluster.directory / f"{name}.token"
+    path.write_text(f"{token}\n")
+    return f"{cluster.url(shows='client')}&token={path}"
+
+
+def https(cluster: SecureCluster, node: int, method: str, path: str, authorization: str, body: object = None) -> tuple[int, object]:
+    connection = http.client.HTTPSConnection(*cluster.address(node, "http"), context=cluster.secured.context(), timeout=10)
+    headers = {"Authorization": authorization, **({"Content-Type": "application/json"} if body is not None else {})}
+    connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+    answer = connection.getresponse()
+    data = answer.read()
+    connection.close()
+    return answer.status, json.loads(data)
+
+
+def test_every_client_works_with_a_token_and_none_without(cluster, users):
+    token = users.make("everyone", (Right.PUT, "*"), (Right.WORK, "*"))
+    where = url(cluster, token, "everyone")
+    with Client(where, timeout=10) as queue:
+        queue.put("tokens", "x")
+        job = queue.reserve("tokens", timeout=5)
+        assert job is not None
+        job.delete()
+
+    async def use() -> None:
+        async with AsyncClient(where) as queue:
+            await queue.put("tokens", "x")
+            job = await queue.reserve("tokens", timeout=5)
+            assert job is not None
+            await job.delete()
+
+    asyncio.run(use())
+    done = subprocess.run([sys.executable, "-c", TWISTED, where], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr
+    assert raftd("put", "tokens", "x", RAFTD_URL=where).returncode == 0
+    for node in cluster.nodes:
+        assert https(cluster, node, "POST", "/v1/tubes/tokens/jobs", f"Bearer {token}", {"body": "x"})[0] == 201
+    with Client(cluster.url(), timeout=10) as stranger, pytest.raises(NotAuthorized, match="not known who"):
+        stranger.put("tokens", "x")  # its certificate is of nobody who is a user
+
+
+def test_curl_with_a_token(cluster, users):
+    token = users.make("curl", (Right.READ, "*"))
+    own = ["--cacert", cluster.files / "ca.pem", "--cert", cluster.files / "client.pem", "--key", cluster.files / "client.key"]
+    where = f"https://127.0.0.1:{cluster.addresses[2]['http']}/v1/stats"
+    command = ["curl", "--silent", "--max-time", "10", *own, "--oauth2-bearer", token, where]
+    asked = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert '"total_jobs":' in asked.stdout
+
+
+def test_greenstalk_over_the_socket_of_the_node_is_the_local_user(cluster, users):
+    users.change(g.AddUser("local"), g.AddGrant("local", Grant(Right.PUT, "green*")), g.AddGrant("local", Grant(Right.WORK, "green*")))
+    for node in cluster.nodes:
+        client = greenstalk.Client(cluster.addresses[node]["line_socket"], use="green", watch="green")
+        id = client.put("x")
+        job = client.reserve(timeout=5)
+        assert job.id == id
+        client.delete(job)
+        client.use("red")
+        with pytest.raises(greenstalk.UnknownResponseError, match="NOT_AUTHORIZED"):
+            client.put("x")
+        client.close()
+
+
+def test_greenstalk_through_a_tunnel_is_who_the_certificate_says(cluster, users):
+    save(cluster.files, "tunnel", new_client(cluster.authority, CLUSTER, "tunnel", 30))
+    users.change(g.AddUser("tunnel"), g.AddGrant("tunnel", Grant(Right.PUT, "tun*")))
+    port = cluster.addresses[3]["line"]
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "tests.processes.tunnel",
+            str(port),
+            *(str(cluster.files / name) for name in ("ca.pem", "tunnel.pem", "tunnel.key")),
+        ],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+        text=True,
+    ) as tunnel:
+        assert tunnel.stdout is not None
+        client = greenstalk.Client(("127.0.0.1", int(tunnel.stdout.readline())), use="tun")
+        assert client.put("x") > 0
+        with pytest.raises(greenstalk.UnknownResponseError, match="NOT_AUTHORIZED"):
+            client.reserve(timeout=0)
+        client.close()
+        tunnel.communicate()  # the end of its input ends it
+
+
+def test_a_password_works_over_tls_and_the_wrong_one_does_not(cluster, users):
+    users.make("ann", (Right.READ, "*"))
+    users.change(g.SetPassword("ann", g.Password(SALT, digest_of_password(PASSWORD, SALT))))
+    for password, status in ((PASSWORD, 200), ("wrong", 401), ("", 401)):
+        shown = base64.b64encode(f"ann:{password}".encode()).decode()
+        assert https(cluster, 1, "GET", "/v1/stats", f"Basic {shown}")[0] == status
+    path = cluster.directory / "ann.password"
+    path.write_text(PASSWORD)
+    with Client(f"{cluster.url()}&user=ann&password={path}", timeout=10) as queue:
+        assert queue.stats("nothing") is None
+        with pytest.raises(NotAuthorized):
+            queue.put("mail", "x")
+
+
+@pytest.mark.parametrize(
+    "shown", ["", "Bearer", "Bearer ", "Bearer x", "Basic", "Basic !", "Basic bm8=", "Digest x", "Bearer " + "x" * 5_000, "bearer\tx"]
+)
+def test_what_is_no_token_is_refused(cluster, users, shown):
+    status, problem = https(cluster, 1, "GET", "/v1/stats", shown)
+    assert (status, problem["type"]) == (401, "/v1/problems#not-authenticated")
+
+
+def test_a_token_that_was_cut_padded_or_revoked_is_none(cluster, users):
+    token = users.make("cut", (Right.READ, "*"))
+    assert https(cluster, 2, "GET", "/v1/stats", f"Bearer {token}")[0] == 200
+    for other in (token[:-1], f"{token}A", f"{token}=", token.upper(), f"{token} {token}"):
+        assert https(cluster, 2, "GET", "/v1/stats", f"Bearer {other}")[0] == 401
+    users.change(g.RemoveToken("cut", "first"))
+    assert https(cluster, 2, "GET", "/v1/stats", f"Bearer {token}")[0] == 401
+
+
+def test_a_change_of_rights_holds_for_connections_that_are_open(cluster, users):
+    token = users.make("open", (Right.PUT, "*"))
+    with Client(url(cluster, token, "open"), timeout=10) as queue:
+        queue.put("mail", "x")
+        users.change(g.RemoveGrant("open", Grant(Right.PUT, "*")))
+        with pytest.raises(NotAuthorized):
+            queue.put("mail", "x")
+        users.change(g.AddGrant("open", Grant(Right.PUT, "*")), g.SetQuota("open", g.Quota(jobs_per_s=1)))
+        queue.put_many("mail", ["x"] * 100)
+        with pytest.raises(OverQuota):
+            queue.put("mail", "x")
+        users.change(g.RemoveUser("open"))
+        with pytest.raises(NotAuthorized):
+            queue.put("mail", "x")
+
+
+def test_the_commands(cluster, users):
+    config = cluster.config_of(1)
+    assert raftd("user", "add", "cli", "-c", config).returncode == 0
+    assert raftd("grant", "cli", "put", "mail*", "-c", config).returncode == 0
+    assert raftd("grant", "cli", "put", "mail.secret", "--deny", "-c", config).returncode == 0
+    token = raftd("token", "create", "cli", "laptop", "--expires", "90d", "-c", config).stdout.strip()
+    where = url(cluster, token, "cli")
+    shown = json.loads(raftd("user", "whoami", "--json", "-c", config).stdout)
+    assert shown[0]["name"] == "node 1"
+    (shown,) = json.loads(raftd("user", "whoami", "--json", RAFTD_URL=where).stdout)
+    assert shown["name"] == "cli"
+    assert shown["grants"] == [
+        {"right": "put", "tubes": "mail*", "denied": False},
+        {"right": "put", "tubes": "mail.secret", "denied": True},
+    ]
+    assert [(one["name"], one["left_ms"] > 89 * 86_400_000) for one in shown["tokens"]] == [("laptop", True)]
+    assert raftd("put", "mail", "x", RAFTD_URL=where).returncode == 0
+    assert "may not do that" in raftd("put", "mail.secret", "x", RAFTD_URL=where).stderr
+    assert "may not do that" in raftd("user", "list", RAFTD_URL=where).stderr
+    assert raftd("revoke", "cli", "put", "mail*", "-c", config).returncode == 0
+    assert raftd("revoke", "cli", "put", "mail*", "-c", config).stderr.startswith("raftd: user cli has no such grant")
+    assert raftd("token", "revoke", "cli", "laptop", "-c", config).returncode == 0
+    assert "not known who that is" in raftd("put", "mail", "x", RAFTD_URL=where).stderr
+    assert raftd("user", "quota", "cli", "--jobs", "5", "-c", config).returncode == 0
+    assert raftd("user", "remove", "cli", "-c", config).returncode == 0
+    assert raftd("user", "remove", "root", "-c", config).stderr == "raftd: nobody would be left who may operate the cluster\n"
+    assert raftd("grant", "nobody", "read", "-c", config).stderr == "raftd: there is no user nobody\n"
+    assert "expected the name of a tube" in raftd("grant", "root", "read", "a b", "-c", config).stderr
+    assert "it is a right to the cluster" in raftd("grant", "root", "operate", "mail", "-c", config).stderr
+    records = [json.loads(line) for line in raftd("audit", "--json", "--by", "node 1", "-c", config).stdout.splitlines()]
+    assert [(record["what"], record["to"]) for record in records[:3]] == [
+        ("remove-user", "cli"),
+        ("set-quota", "cli 5 jobs/s 0 bytes/s"),
+        ("revoke-token", "cli laptop"),
+    ]
+
+
+def test_nothing_that_is_secret_is_in_logs_or_backups(cluster, users):
+    token = users.make("secret", (Right.READ, "*"))
+    assert https(cluster, 1, "GET", "/v1/stats", f"Bearer {token}")[0] == 200
+    assert https(cluster, 1, "GET", "/v1/stats", f"Bearer {token}x")[0] == 401
+    for node in cluster.nodes:
+        assert token not in cluster.log(node)
+    backup = cluster.directory / "all.raftd"
+    assert raftd("backup", backup, "-c", cluster.config_of(1)).returncode == 0
+    assert token.encode() not in backup.read_bytes()
+
+
+def test_the_first_user_is_made_on_a_nodes_own_machine_alone(tmp_path):
+    """It cannot be asked for from another machine here: `tests/server/test_client.py` has that."""
+    with ProcessCluster(tmp_path, 1) as plain:
+        plain.leader()
+        wait_for(lambda: raftd("init", "root", RAFTD_URL=f"raftd://127.0.0.1:{plain.addresses[1]['client']}").returncode == 0, what="init")
+        assert "not authorized" not in plain.log(1)
