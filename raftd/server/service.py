@@ -155,6 +155,7 @@ class RaftdService(service.MultiService):
         self._reminder.setServiceParent(self)
         is_open = config.tls is None and not is_loopback(config.address(node).interface)
         counters.is_insecure = is_open or (config.tls is not None and config.tls.mode is TlsMode.ACCEPT)
+        counters.needs_users = config.tls is not None and not config.tls.verify_clients
         self._listen()
 
     # -- starting -----------------------------------------------------------------------------

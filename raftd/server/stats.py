@@ -59,6 +59,8 @@ class Counters:
         self.certificates: Certificates | None = None
         #: Whether other machines reach this node without TLS.
         self.is_insecure = False
+        #: Whether everybody who reaches a port may do everything, unless there are users: TLS wants no certificates of clients.
+        self.needs_users = False
         #: Those of the reactor, but for forks; None if another was chosen (`twistd --reactor`).
         self.pauses: Pauses | None = None
         self.elections = 0
@@ -146,7 +148,7 @@ def overview(node: Node, counters: Counters) -> Status:
         longest_pause_ms=round(pauses.longest_s * 1000, 1) if pauses is not None else 0.0,
         longest_work_ms=round(pauses.longest_work_s * 1000, 1) if pauses is not None else 0.0,
         clock_ahead_ms=node.wall_clock.ahead_ms,
-        is_insecure=counters.is_insecure,
+        is_insecure=counters.is_insecure or (counters.needs_users and not machine.access.is_on),
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.decoders import strangers
 from tests.decoders.__main__ import run
 from tests.decoders.mutate import load_corpus, mutated
 from tests.decoders.targets import TARGETS, use_corpus
@@ -54,3 +55,7 @@ def test_the_same_seed_makes_the_same_inputs():
     first, second = ([mutated(data, some, Random(7)) for data in some] for _ in range(2))
     assert first == second
     assert first != some
+
+
+def test_strangers_change_and_learn_nothing():
+    assert sum(strangers.run(2_000, 1).values()) == 2_000

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -114,5 +113,5 @@ class Callers:
 def _decoded(value: str) -> str:
     try:
         return base64.b64decode(value.strip(), validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # of base64 and of UTF-8
         return ""
