@@ -172,7 +172,7 @@ def _show_users(users: list[UserInfo], as_json: bool) -> None:
             | {
                 "grants": [{"right": grant.right, "tubes": grant.tubes, "denied": grant.is_denied} for grant in one.grants],
                 "tokens": [{"name": token.name, "age_ms": token.age_ms, "left_ms": token.left_ms} for token in one.tokens],
-                "quota": {"jobs_per_s": one.quota.jobs_per_s, "bytes_per_s": one.quota.bytes_per_s},
+                "quota": msgspec.structs.asdict(one.quota),
             }
             for one in users
         ]
@@ -186,7 +186,8 @@ def _show_users(users: list[UserInfo], as_json: bool) -> None:
     table = Table("user", "may", "may not", "shows", "quota", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for one in users:
         shown = [*(["password"] if one.has_password else []), *(_token_words(token.name, token.left_ms) for token in one.tokens)]
-        quota = [f"{number:,} {what}/s" for number, what in ((one.quota.jobs_per_s, "jobs"), (one.quota.bytes_per_s, "bytes")) if number]
+        numbers = {"jobs/s": one.quota.jobs_per_s, "bytes/s": one.quota.bytes_per_s, "connections": one.quota.connections}
+        quota = [f"{number:,} {what}" for what, number in numbers.items() if number]
         may, may_not = (_grant_words(one.grants, is_denied) for is_denied in (False, True))
         table.add_row(one.name, may, may_not, "\n".join(shown), "\n".join(quota))
     console = Console()
@@ -237,17 +238,20 @@ def _first_line(path: str) -> str:
         return file.readline().rstrip("\r\n")
 
 
-@user.command("quota", short_help="How much a user may put in a second.")
+@user.command("quota", short_help="How much a user may put, and how many connections he may have.")
 @click.argument("name")
 @click.option("--jobs", default=0, type=click.IntRange(0, 0xFFFF_FFFF), help="Jobs a second; 0: any number.", show_default=True)
 @click.option("--bytes", "size", default=0, type=click.IntRange(0, 1 << 40), help="Bytes a second; 0: any number.", show_default=True)
+@click.option(
+    "--connections", default=0, type=click.IntRange(0, 1 << 20), help="Connections to each node; 0: any number.", show_default=True
+)
 @orders
-def user_quota(name: str, jobs: int, size: int, endpoint: HostPort | None, config: str | None, timeout: float) -> None:
-    """Let user NAME put so much in a second, on the average of some seconds. What is over it is refused."""
+def user_quota(name: str, jobs: int, size: int, connections: int, endpoint: HostPort | None, config: str | None, timeout: float) -> None:
+    """Let user NAME put so much in a second, on the average of some seconds, and have so many connections. What is over it is refused."""
     from raftd.jobs.rights import Quota, SetQuota
 
     with working(), connect(endpoint, config, timeout) as connection:
-        _change(connection, SetQuota(name, Quota(jobs, size)))
+        _change(connection, SetQuota(name, Quota(jobs, size, connections)))
 
 
 @click.group(short_help="Tokens: what programs show to be a user.")

@@ -173,7 +173,7 @@ class Access:
         """Whether the quota of the user has room for so many jobs and bytes; then they are counted."""
         name = self.user_of(login, now_ms)
         user = self.users.get(name) if name is not None else None
-        if user is None or user.quota == Quota():
+        if user is None or not (user.quota.jobs_per_s or user.quota.bytes_per_s):
             return True
         now_us, quota = now_ms * 1_000, user.quota
         jobs_us, bytes_us = max(user.jobs_us, now_us), max(user.bytes_us, now_us)
@@ -398,7 +398,8 @@ def _access(what: c.ChangeAccess) -> Recorded:
             case g.RemoveToken(token=token):
                 yield "revoke-token", f"{change.user} {token}"
             case g.SetQuota(quota=quota):
-                yield "set-quota", f"{change.user} {quota.jobs_per_s} jobs/s {quota.bytes_per_s} bytes/s"
+                numbers = f"{quota.jobs_per_s} jobs/s {quota.bytes_per_s} bytes/s {quota.connections} connections"
+                yield "set-quota", f"{change.user} {numbers}"
 
 
 #: What is kept of which commands and asks.

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -72,7 +72,26 @@ class Authentication:
         self._local_user = local_user
         self._passwords: deque[tuple[StateMachine, str, str, LogIn]] = deque()  # that wait: one is looked at at a time
         self._is_busy = False
+        self._connections: Counter[str] = Counter()  # of each user
         self._pool: ThreadPool | None = None  # one thread, made for the first password
+
+    def enters(self, machine: StateMachine, login: Login) -> str | None:
+        """One more connection is this user's: his name, which `left` takes back; None if he has as many as he may. "" if he is nobody, as
+        far as is known here."""
+        name = machine.access.user_of(login, machine.now_ms)
+        user = machine.access.users.get(name or "")
+        if name is None or user is None:
+            return ""
+        if 0 < user.quota.connections <= self._connections[name]:
+            return None
+        self._connections[name] += 1
+        return name
+
+    def left(self, name: str) -> None:
+        """A connection that has entered is gone, or another user's now."""
+        self._connections[name] -= 1
+        if self._connections[name] <= 0:
+            del self._connections[name]
 
     def by_certificate(self, transport: Any) -> Login | None:
         """As the certificate at this connection says, if there is one: a node's, or a user's, by its URI (`raftd tls` makes those) or its

@@ -143,10 +143,20 @@ class ClientProtocol(ClientConnection):
         if isinstance(reply, r.NotAuthorized):
             self._refuse_stranger()
             return
+        if not self._enters():
+            return
         config = self.node.config
         self._is_greeted()
         self.say(w.encode_hello(w.NodeHello(config.cluster, config.node, self.node.max_job_size)))
         self.hold_back(False)
+
+    def _enters(self) -> bool:
+        """Whether its user may have one more connection; else it is refused."""
+        login = self.session.login
+        if login is None or self.enter(login):
+            return True
+        self._refuse("this user has as many connections to this node as his quota allows", Outcome.NOT_AUTHORIZED)
+        return False
 
     def _decided(self, is_good: bool) -> None:
         login = self.session.login
@@ -389,7 +399,8 @@ class ClientProtocol(ClientConnection):
         """The session has an answer, or a job is pushed."""
         if isinstance(reply, r.Attached):
             self._decided(True)
-            self._attached(reply)
+            if self._enters():
+                self._attached(reply)
             return
         if isinstance(reply, r.NotAuthorized):
             if id == 0:

@@ -113,8 +113,9 @@ class LineProtocol(ClientConnection):
 
     def connectionMade(self) -> None:
         super().connectionMade()
-        if self.session.login is None:
-            self.session.login = self.authentication.by_place(self.host)
+        local = self.authentication.by_place(self.host) if self.session.login is None else None
+        if local is not None:
+            self.enter(local)
         self._is_silent = self.session.login is not None
         self._counters.connections += 1
         self._counters.total_connections += 1
@@ -183,7 +184,9 @@ class LineProtocol(ClientConnection):
         is_good = isinstance(reply, r.LoggedIn)
         if login is not None:
             self.authentication.decided(is_good, self.host, user)
-        self.session.login, self._is_silent = (login, False) if is_good else (None, False)
+        self._is_silent = False
+        self.session.login = None
+        is_good = is_good and login is not None and self.enter(login)
         if not is_good:
             self.refused(f"auth {user}")
         self._answer(AUTHORIZED if is_good else NOT_AUTHORIZED)

@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from raftd.jobs.rights import Login
 from raftd.limits import REPLY_BYTES
 from raftd.node.loop import Node
 from raftd.node.session import Session
@@ -105,6 +106,7 @@ class ClientConnection(Protocol, ABC):
         self._output_full = False
         self._is_held_back = False
         self._is_reading = True
+        self._user = ""  # whose connection it is counted as
         self._is_queued = False  # with the rest of what has arrived, for another turn of the reactor
 
     # -- for the subclass ---------------------------------------------------------------------
@@ -169,6 +171,19 @@ class ClientConnection(Protocol, ABC):
         self.transport.unregisterProducer()
         self.transport.loseConnection()
 
+    def enter(self, login: Login) -> bool:
+        """The connection is this user's from now on, if he may have one more."""
+        self._leave()
+        name = self.authentication.enters(self.node.machine, login)
+        self._user = name or ""
+        self.session.login = login if name is not None else None
+        return name is not None
+
+    def _leave(self) -> None:
+        if self._user:
+            self.authentication.left(self._user)
+            self._user = ""
+
     def is_stranger(self) -> bool:
         """Whether one has to say who he is, and this client has not: nothing of his leaves this node."""
         return self.session.login is None and self.node.machine.access.is_on
@@ -194,7 +209,9 @@ class ClientConnection(Protocol, ABC):
         tune(self.transport)
         self.transport.registerProducer(self, True)
         self.session = self.node.open_session(self.abort)
-        self.session.login = self.authentication.by_certificate(self.transport)
+        login = self.authentication.by_certificate(self.transport)
+        if login is not None:
+            self.enter(login)
 
     def dataReceived(self, data: bytes) -> None:
         if self._state in _TAKES_REQUESTS:
@@ -205,6 +222,7 @@ class ClientConnection(Protocol, ABC):
         self._advance(Event.CLOSE)
         self._limiter.forget(self)
         self._limiter.left(self.host)
+        self._leave()
         for watch in (self._progress, self._patience):
             if watch is not None:
                 watch.cancel()

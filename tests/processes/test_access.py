@@ -26,7 +26,7 @@ from raftd.jobs import rights as g
 from raftd.jobs.rights import Grant, Right
 from raftd.passwords import digest_of_password, digest_of_token, new_token
 from raftd.wire import client as w
-from tests.processes.harness import ProcessCluster
+from tests.processes.harness import LineClient, ProcessCluster
 from tests.processes.secure import CLUSTER, SecureCluster
 from tests.processes.test_tls import TWISTED
 
@@ -219,6 +219,20 @@ def test_a_change_of_rights_holds_for_connections_that_are_open(cluster, users):
             queue.put("mail", "x")
 
 
+def test_a_user_has_as_many_connections_as_his_quota_allows(cluster, users):
+    token = users.make("few", (Right.PUT, "*"))
+    users.change(g.SetQuota("few", g.Quota(connections=2)))
+    first, second, third = (LineClient(cluster.addresses[1]["line"], tls=cluster.secured) for _ in range(3))
+    auth = f"auth few {token}".encode()
+    assert [client.ask(auth) for client in (first, second, third)] == [b"AUTHORIZED", b"AUTHORIZED", b"NOT_AUTHORIZED"]
+    assert https(cluster, 1, "PUT", "/v1/tubes/x", f"Bearer {token}")[0] == 429
+    assert first.ask(auth) == b"AUTHORIZED"  # it has that connection already
+    first.close()
+    wait_for(lambda: third.ask(auth) == b"AUTHORIZED", what="the place of the one that has gone")
+    second.close()
+    third.close()
+
+
 def test_the_commands(cluster, users):
     config = cluster.config_of(1)
     assert raftd("user", "add", "cli", "-c", config).returncode == 0
@@ -251,7 +265,7 @@ def test_the_commands(cluster, users):
     records = [json.loads(line) for line in raftd("audit", "--json", "--by", "node 1", "-c", config).stdout.splitlines()]
     assert [(record["what"], record["to"]) for record in records[:3]] == [
         ("remove-user", "cli"),
-        ("set-quota", "cli 5 jobs/s 0 bytes/s"),
+        ("set-quota", "cli 5 jobs/s 0 bytes/s 0 connections"),
         ("revoke-token", "cli laptop"),
     ]
 

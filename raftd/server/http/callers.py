@@ -102,8 +102,9 @@ class Callers:
     def _decided(self, call: Call, login: Login, shown: str, then: Callable[[Call], None], is_good: bool) -> None:
         if login.how in ("token", "password"):
             self._authentication.decided(is_good, call.host, login.user)
-        if is_good:
-            call.known.clear()  # one at a time: a proxy may speak for many
+        if is_good and not call.enters(login):
+            call.problem("over-quota", "This user has as many connections to this node as his quota allows.")
+        elif is_good:
             call.known[shown] = login
             self._is_known(call, login, then)
         else:

@@ -129,6 +129,11 @@ class Call:
         """Who has shown himself over this connection, by what he has shown."""
         return self._channel.known
 
+    def enters(self, login: Login) -> bool:
+        """The connection is this user's from now on, if he may have one more. What was known of it before is forgotten: a proxy may
+        speak for many, one after the other."""
+        return self._channel.enters(login)
+
     def refused(self) -> None:
         """The caller may not do that."""
         self.problem("not-authorized")
@@ -291,6 +296,20 @@ class Channel(http.HTTPChannel):
     def __init__(self) -> None:
         super().__init__()
         self.known: dict[str, Login] = {}
+        self._user = ""  # whose connection it is counted as
+
+    def enters(self, login: Login) -> bool:
+        """As `Call.enters`."""
+        self.known.clear()
+        self._leave()
+        name = self.site.authentication.enters(self.site.node.machine, login)
+        self._user = name or ""
+        return name is not None
+
+    def _leave(self) -> None:
+        if self._user:
+            self.site.authentication.left(self._user)
+            self._user = ""
 
     _is_lost = False
     _said_all = False  # before it was
@@ -388,6 +407,7 @@ class Channel(http.HTTPChannel):
         self._is_lost = True
         self._said_all = not unsent(self.transport)
         self._has_arrived()
+        self._leave()
         super().connectionLost(reason)
         self.site.limiter.left(self.host)
 
