@@ -174,7 +174,7 @@ CHANGES_PER_ASK = 100
 USER_CHARACTERS = 64
 PATTERN_CHARACTERS = 200
 
-#: Changes that the audit log keeps, some 3 MB of memory on every node.
+#: What the audit log keeps of changes of users and members, and so many of tubes, some 3 MB of memory each on every node.
 AUDIT_RECORDS = 10_000
 
 #: What is kept of a password, and of a token, in bytes.
@@ -190,9 +190,6 @@ LOGIN_FAILURES = 3
 LOGIN_SLOWEST_S = 10.0
 STRANGERS_REMEMBERED = 10_000
 PASSWORDS_WAITING = 64
-
-#: Of which users may do what to which tubes is remembered this much.
-REMEMBERED_RIGHTS = 10_000
 
 #: Policies that one command sets: all of them or none.
 POLICIES_PER_ASK = 1_000

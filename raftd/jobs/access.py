@@ -20,14 +20,15 @@ from raftd.jobs import commands as c
 from raftd.jobs import replies as r
 from raftd.jobs import rights as g
 from raftd.jobs.model import NO_NODE, ClientSession, Session, Tube
-from raftd.jobs.rights import ALL_TUBES, Grant, Login, Quota, Record, Right
+from raftd.jobs.rights import ALL_TUBES, Grant, Login, Quota, Record, Right, Tubes
 from raftd.jobs.schedules import Schedules
-from raftd.limits import AUDIT_RECORDS, GRANTS_PER_USER, QUOTA_BURST_S, REMEMBERED_RIGHTS, TOKENS_PER_USER, USERS
+from raftd.limits import AUDIT_RECORDS, GRANTS_PER_USER, QUOTA_BURST_S, TOKENS_PER_USER, USERS
 
 #: What a command needs: a right to each of these tubes.
 Needs = Iterable[tuple[Right, str]]
 
 _US = 1_000_000
+_ALL, _NONE = (Tubes([Grant(Right.READ, tubes) for tubes in names], Right.READ) for names in ([ALL_TUBES], []))
 
 
 class StateMachine(Protocol):
@@ -49,20 +50,17 @@ class Token(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class User(msgspec.Struct, gc=False):
-    """`jobs_us`, `bytes_us`: log time in microseconds before which all of the quota would be there again."""
+    """`since`: the entry of the log that made him; another user with this name is not he. `jobs_us`, `bytes_us`: log time in microseconds
+    before which all of the quota would be there again."""
 
     name: str
+    since: int
     password: g.Password | None = None
     grants: list[Grant] = []
     tokens: dict[str, Token] = {}
     quota: Quota = Quota()
     jobs_us: int = 0
     bytes_us: int = 0
-
-    def may(self, right: Right, tube: str) -> bool:
-        """A grant that denies wins."""
-        found = [grant.is_denied for grant in self.grants if grant.right is right and grant.fits(tube)]
-        return bool(found) and not any(found)
 
     def may_everywhere(self, right: Right) -> bool:
         """To all tubes that there are or could be."""
@@ -81,10 +79,14 @@ class Access:
         #: Whether one has to say who he is.
         self.is_on = False
         self.users: dict[str, User] = {}
+        #: The audit log: of users and members, and of tubes. Who may change a tube cannot push out what was done to rights.
         self.records: deque[Record] = deque(maxlen=AUDIT_RECORDS)
+        self.tube_records: deque[Record] = deque(maxlen=AUDIT_RECORDS)
+        #: Grows with each change of users.
+        self.generation = 0
         self._by_digest: dict[bytes, tuple[str, Token]] = {}
         self._operators: set[str] = set()
-        self._known: dict[tuple[str, Right, str], bool] = {}  # what was found out since rights changed last
+        self._tubes: dict[tuple[str, Right], Tubes] = {}  # of users who were asked about since they changed last
 
     def replace(self, name: str, user: User | None) -> None:
         """From now on `name` is this user; None: there is none of this name."""
@@ -93,7 +95,9 @@ class Access:
             for token in before.tokens.values():
                 del self._by_digest[token.digest]
         self._operators.discard(name)
-        self._known.clear()
+        self.generation += 1
+        for right in Right:
+            self._tubes.pop((name, right), None)
         if user is None:
             self.users.pop(name, None)
         else:
@@ -126,15 +130,30 @@ class Access:
         name = self.user_of(login, now_ms)
         if name is None or login is None:
             return False
-        if login.how == "node":
-            return True
-        key = (name, right, tube)
-        known = self._known.get(key)
-        if known is None:
-            if len(self._known) >= REMEMBERED_RIGHTS:
-                self._known.clear()
-            known = self._known[key] = self.users[name].may(right, tube)
-        return known
+        return login.how == "node" or tube in self._tubes_of(name, right)
+
+    def tubes(self, login: Login | None, right: Right, now_ms: int) -> Tubes:
+        """Those to which this login has the right, for many looks."""
+        name = self.user_of(login, now_ms)
+        if name is None or login is None:
+            return _NONE
+        return _ALL if login.how == "node" else self._tubes_of(name, right)
+
+    def _tubes_of(self, name: str, right: Right) -> Tubes:
+        found = self._tubes.get((name, right))
+        if found is None:
+            found = self._tubes[name, right] = Tubes(self.users[name].grants, right)
+        return found
+
+    def identity(self, login: Login | None, now_ms: int) -> str:
+        """What tells this user from all others that there were or will be; "" if it is nobody."""
+        name = self.user_of(login, now_ms)
+        user = self.users.get(name or "")
+        return f"{name} {user.since}" if user is not None else name or ""
+
+    def own_key(self, login: Login | None, key: str, now_ms: int) -> str:
+        """An idempotency key as it is kept: each user has his own."""
+        return f"{self.identity(login, now_ms)}\n{key}" if self.is_on and key else key
 
     def may_everywhere(self, login: Login | None, right: Right, now_ms: int) -> bool:
         """Whether this login has the right to every tube."""
@@ -143,8 +162,8 @@ class Access:
             return False
         return login.how == "node" or self.users[name].may_everywhere(right)
 
-    def change(self, changes: list[g.Change], now_ms: int) -> r.AccessChanged | r.AccessRefused:
-        """All of the changes or none."""
+    def change(self, changes: list[g.Change], now_ms: int, index: int) -> r.AccessChanged | r.AccessRefused:
+        """All of the changes or none, by entry `index`."""
         changed: dict[str, User | None] = {}
         digests: set[bytes] = set()
         for change in changes:
@@ -155,15 +174,14 @@ class Access:
                 return r.AccessRefused("token-exists", change.user)
             if isinstance(change, g.AddToken):
                 digests.add(change.digest)
-            made = _changed(user, change, now_ms)
+            made = _changed(user, change, now_ms, index)
             if isinstance(made, str):
                 return r.AccessRefused(made, change.user)
             changed[change.user] = made
-        left = {name for name, user in changed.items() if user is not None}
-        if len(self.users.keys() - changed.keys()) + len(left) > USERS:
+        if len(self.users) + sum((user is not None) - (name in self.users) for name, user in changed.items()) > USERS:
             return r.AccessRefused("too-many", "")
         becoming = any(user is not None and user.may_everywhere(Right.OPERATE) for user in changed.values())
-        if not becoming and not self._operators - changed.keys():
+        if not becoming and all(name in changed for name in self._operators):
             return r.AccessRefused("no-operator", "")
         for name, user in changed.items():
             self.replace(name, user)
@@ -177,20 +195,22 @@ class Access:
             return True
         now_us, quota = now_ms * 1_000, user.quota
         jobs_us, bytes_us = max(user.jobs_us, now_us), max(user.bytes_us, now_us)
-        latest_us = now_us + QUOTA_BURST_S * _US
-        if (quota.jobs_per_s and jobs_us > latest_us) or (quota.bytes_per_s and bytes_us > latest_us):
-            return False
         if quota.jobs_per_s:
-            user.jobs_us = jobs_us + jobs * _US // quota.jobs_per_s
+            jobs_us += jobs * _US // quota.jobs_per_s
         if quota.bytes_per_s:
-            user.bytes_us = bytes_us + size * _US // quota.bytes_per_s
+            bytes_us += size * _US // quota.bytes_per_s
+        # what is more than ever comes at once may be put when nothing was put for as long
+        latest_us = now_us + QUOTA_BURST_S * _US
+        if any(after > latest_us and before > now_us for before, after in ((user.jobs_us, jobs_us), (user.bytes_us, bytes_us))):
+            return False
+        user.jobs_us, user.bytes_us = jobs_us, bytes_us
         return True
 
 
-def _changed(user: User | None, change: g.Change, now_ms: int) -> User | g.AccessProblem | None:
+def _changed(user: User | None, change: g.Change, now_ms: int, index: int) -> User | g.AccessProblem | None:
     """The user as he is then, None if he is gone, or why it cannot be."""
     if isinstance(change, g.AddUser):
-        return User(change.user) if user is None else "user-exists"
+        return User(change.user, index) if user is None else "user-exists"
     if user is None:
         return "no-user"
     match change:
@@ -224,8 +244,13 @@ def _changed(user: User | None, change: g.Change, now_ms: int) -> User | g.Acces
 def refusal(machine: StateMachine, session: Session | ClientSession, command: Any) -> r.NotAuthorized | r.NotFound | None:
     """What a command, or an ask, is answered with if it is not allowed; None if it is."""
     access, login, now_ms = machine.access, session.login, machine.now_ms
+    if type(command) is c.PutBack:  # of a node, which gives back what its client could not be told of
+        return None
     if access.user_of(login, now_ms) is None:
         return r.NotAuthorized()
+    if type(command) is c.Use:
+        is_his = any(access.may(login, right, command.tube, now_ms) for right in (Right.PUT, Right.READ, Right.MANAGE))
+        return None if is_his else r.NotAuthorized()
     if isinstance(command, c.OfSchedule | asks.PauseSchedule | asks.RunSchedule | asks.SetSchedule):
         what = command.what if isinstance(command, c.OfSchedule) else command
         return _refusal_of_schedule(machine, login, what)
@@ -239,6 +264,8 @@ def _refusal_of_schedule(machine: StateMachine, login: Login | None, what: asks.
     """A schedule is its tube's: whoever sets one must be able to put there, too. One that is not his is not there for him."""
     known = machine.schedules.by_name.get(what.name)
     plan = what.plan if isinstance(what, asks.SetSchedule) else None
+    if known is None and plan is None:
+        return r.NotFound()
     needs: list[tuple[Right, str]] = []
     if known is not None:
         needs.append((Right.MANAGE, known.plan.tube))
@@ -292,12 +319,12 @@ def _of_operator(session: Any, command: Any) -> Needs:
     return [(Right.OPERATE, ALL_TUBES)]
 
 
-#: By the type of a command or an ask. Those about schedules are looked at with the schedule.
+#: By the type of a command or an ask. Those about schedules are looked at with the schedule, and `use` needs any right to what one does
+#: with the tube that is used.
 NEEDS: dict[type, Callable[[Any, Any], Needs]] = {
     c.Put: _of_put,
     c.PutMany: _of_tube(Right.PUT),
     c.PutUnique: _of_tube(Right.PUT),
-    c.Use: _nothing,
     c.Watch: _of_tube(Right.WORK),
     c.Ignore: _nothing,
     c.Reserve: _nothing,  # of the tubes on the watch list, those count to which there is a right
@@ -306,7 +333,6 @@ NEEDS: dict[type, Callable[[Any, Any], Needs]] = {
     c.Release: _nothing,
     c.Bury: _nothing,
     c.Touch: _nothing,
-    c.PutBack: _of_tube(Right.WORK),
     c.Kick: _of_used(Right.MANAGE),
     c.KickJob: _nothing,
     c.PauseTube: _of_tube(Right.MANAGE),
@@ -342,10 +368,20 @@ def may(machine: StateMachine, session: Session | ClientSession, right: Right, t
     return not machine.access.is_on or machine.access.may(session.login, right, tube.name, machine.now_ms)
 
 
+def permitted(machine: StateMachine, session: Session) -> list[Tube]:
+    """The tubes on its watch list to which the session has the right to work. They are found out again when users have changed."""
+    access = machine.access
+    if session.permitted is None or session.permitted[0] != access.generation:
+        tubes = access.tubes(session.login, Right.WORK, machine.now_ms)
+        session.permitted = (access.generation, [tube for name, tube in session.watched.items() if name in tubes])
+    return session.permitted[1]
+
+
 def log_in(machine: StateMachine, session: Session, login: Login) -> r.LoggedIn | r.NotAuthorized:
     """The session is this user's from now on; nobody's, if the login is good for nothing."""
     name = machine.access.user_of(login, machine.now_ms)
     session.login = login if name is not None or not machine.access.is_on else None
+    session.permitted = None
     return r.LoggedIn(name or "") if session.login is not None else r.NotAuthorized()
 
 
@@ -359,10 +395,11 @@ def record(machine: StateMachine, session: Session | ClientSession, what: Any, u
     if user is None:
         user = machine.access.user_of(session.login, machine.now_ms) or ""
     node = session.key[0] if isinstance(session, Session) else session.attached_to[0] if session.attached_to is not None else NO_NODE
-    records = machine.access.records
+    access = machine.access
+    ring = access.records if isinstance(what, c.Operate | c.ChangeAccess) else access.tube_records
     for done, to in RECORDED[type(what)](what):
-        number = records[-1].number + 1 if records else 1
-        records.append(Record(number, machine.applied_index, machine.now_ms, user, node, done, to))
+        number = 1 + max((one[-1].number for one in (access.records, access.tube_records) if one), default=0)
+        ring.append(Record(number, machine.applied_index, machine.now_ms, user, node, done, to))
 
 
 Recorded = Iterable[tuple[str, str]]
@@ -420,4 +457,4 @@ RECORDED: dict[type, Callable[[Any], Recorded]] = {
 def describe(access: Access) -> list[object]:
     """For the digest."""
     users = [msgspec.to_builtins(user, builtin_types=(bytes,)) for user in access.users.values()]
-    return [users, list(access.records)]
+    return [users, list(access.records), list(access.tube_records)]

@@ -23,6 +23,7 @@ from raftd.jobs import commands as c
 from raftd.jobs import replies as r
 from raftd.jobs.budget import Costs
 from raftd.jobs.model import ClientSession, Gateway, Job, JobEventKind, Session, State, Tube, Wait
+from raftd.jobs.rights import Right
 from raftd.jobs.schedules import Schedules
 from raftd.jobs.timers import Kind, Timers
 from raftd.limits import (
@@ -124,7 +125,7 @@ def attach(machine: StateMachine, row: Gateway, command: c.Attach | c.AttachAs) 
     clients, number, owner = machine.clients, command.session, ""
     login = command.login if type(command) is c.AttachAs else None
     if machine.access.is_on:
-        owner = machine.access.user_of(login, machine.now_ms) or ""
+        owner = machine.access.identity(login, machine.now_ms)
         known = clients.by_token.get(command.token)
         if not owner or (known is not None and known.owner not in ("", owner)):
             return r.NotAuthorized()
@@ -216,8 +217,12 @@ def ask(machine: StateMachine, row: Gateway, command: c.Ask) -> None:
     if not isinstance(what, asks.Flow | asks.Cancel | asks.End | asks.Replay):  # their gateway counted the most: they charge what they do
         machine.charge_to_batch(machine.costs.of_ask(what))
     session.confirm(command.answered, command.waiting)
+    reply: r.AskReply | None = access.refusal(machine, session, what) if machine.access.is_on else None
     if id <= session.last_id:
-        _ask_again(machine, session, id)
+        if reply is None:
+            _ask_again(machine, session, id)
+        else:
+            _answer(machine, session, id, reply)
         return
     session.last_id = id
     if session.unconfirmed >= UNCONFIRMED_ANSWERS:
@@ -230,7 +235,6 @@ def ask(machine: StateMachine, row: Gateway, command: c.Ask) -> None:
             session.give_to_tokens()
         end(machine, session)
         return
-    reply: r.AskReply | None = access.refusal(machine, session, what) if machine.access.is_on else None
     if reply is None:
         reply = _DO[type(what)](machine, session, id, what)
     if reply is None:
@@ -258,7 +262,7 @@ def _ask_again(machine: StateMachine, session: ClientSession, id: int) -> None:
     if kept is None:
         _answer(machine, session, id, r.TooMany())  # the client has confirmed the answer, or was refused
     else:
-        _answer(machine, session, id, r.Jobs(_still_held(machine, kept)) if isinstance(kept, list) else kept)
+        _answer(machine, session, id, r.Jobs(_still_held(machine, session, kept)) if isinstance(kept, list) else kept)
 
 
 def _answer(machine: StateMachine, session: ClientSession, id: int, reply: r.AskReply) -> None:
@@ -269,10 +273,11 @@ def _given(machine: StateMachine, job: Job) -> r.Job:
     return r.Job(job.id, job.token, job.tube.name, job.body, job.pri, job.ttr_ms, machine.attempts(job))
 
 
-def _still_held(machine: StateMachine, jobs: Iterable[tuple[int, int]]) -> list[r.Job]:
-    """Those of `jobs`, (id, token), whose reservation has not ended."""
+def _still_held(machine: StateMachine, session: ClientSession, jobs: Iterable[tuple[int, int]]) -> list[r.Job]:
+    """Those of `jobs`, (id, token), whose reservation has not ended, and that the session may hold still."""
     found = ((machine.jobs.get(id), token) for id, token in jobs)
-    return [_given(machine, job) for job, token in found if job is not None and job.state is State.RESERVED and job.token == token]
+    held = [job for job, token in found if job is not None and job.state is State.RESERVED and job.token == token]
+    return [_given(machine, job) for job in held if access.may(machine, session, Right.WORK, job.tube)]
 
 
 # -- waiting ------------------------------------------------------------------------------------
@@ -337,7 +342,7 @@ def _serve_at_once(machine: StateMachine, wait: Wait) -> None:
         pushed, wait.unconfirmed = wait.unconfirmed, deque()
         wait.unconfirmed_bytes = 0
         for number, (id, token, size) in enumerate(pushed, wait.pushed - len(pushed) + 1):
-            held = _still_held(machine, [(id, token)]) if token else []
+            held = _still_held(machine, session, [(id, token)]) if token else []
             for job in held:
                 _answer(machine, session, wait.ask, r.Pushed(number, job))
             if not held and token:
@@ -356,6 +361,13 @@ def serve(machine: StateMachine, tube: Tube, wait: Wait, job: Job) -> None:
     session = wait.session
     if session.attached_to is None:
         _suspend(machine, session)
+        return
+    if not access.may(machine, session, Right.WORK, tube):  # it had the right when it began to wait
+        machine.steps += len(wait.tubes) * machine.costs.tube
+        _close_wait(machine, wait)
+        if not wait.is_subscription:
+            session.late_answers[wait.ask] = []
+        _answer(machine, session, wait.ask, r.NotAuthorized())
         return
     machine.hold(session, job)
     if not wait.is_subscription:
@@ -398,7 +410,7 @@ def _cancel(machine: StateMachine, session: ClientSession, id: int, what: asks.C
         _end_reserve(machine, wait)
         return r.Jobs([])
     _close_wait(machine, wait)
-    return r.Jobs(_still_held(machine, [(job, token) for job, token, _ in wait.unconfirmed]))
+    return r.Jobs(_still_held(machine, session, [(job, token) for job, token, _ in wait.unconfirmed]))
 
 
 def _open_wait(machine: StateMachine, session: ClientSession, id: int, names: list[str], credit: int, is_subscription: bool) -> Wait | None:

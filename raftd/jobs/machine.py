@@ -277,6 +277,7 @@ class StateMachine:
     def _close(self, session: Session) -> None:
         """Mark the session closed and queue it; `_close_sessions` detaches it and gives its jobs back."""
         session.is_closed = True
+        session.login, session.permitted = None, None
         self.closing.append(session)
         if self.costs is COSTS_BEFORE_LEVEL_2:
             self._detach(session)
@@ -379,15 +380,15 @@ class StateMachine:
                 self.unmatched[tube.name] = tube
                 return
             waiter = next(iter(tube.waiters))
-            if self.access.is_on and not access.may(self, waiter.session if isinstance(waiter, Wait) else waiter, Right.WORK, tube):
-                del tube.waiters[waiter]  # it had the right when it began to wait
-                self.steps += self.costs.granted
-                continue
             if isinstance(waiter, Wait):
                 clients.serve(self, tube, waiter, self.jobs[least[1]])
                 continue
             if waiter.is_closed:
                 self._detach(waiter)
+                continue
+            if self.access.is_on and not access.may(self, waiter, Right.WORK, tube):  # it had the right when it began to wait
+                self._end_wait(waiter)
+                self._effects.answers.append((*waiter.key, r.NotAuthorized()))
                 continue
             reply = self._grant(waiter, self.jobs[least[1]])
             self._effects.answers.append((*waiter.key, reply))
@@ -599,8 +600,9 @@ class StateMachine:
     def put_many(
         self, session: Session | ClientSession, put: c.PutMany, unique: asks.Unique | None = None
     ) -> r.InsertedMany | r.KeyReused | r.NotFound | r.JobTooBig | r.OutOfMemory | r.TubeFull | r.OverQuota:
-        if put.key:
-            before = self.keys.reply(put.key, put.fingerprint, self.now_ms)
+        key = self.access.own_key(session.login, put.key, self.now_ms)
+        if key:
+            before = self.keys.reply(key, put.fingerprint, self.now_ms)
             if before is not None:
                 return before
         if put.only_topic and put.tube not in self.topics:
@@ -610,13 +612,13 @@ class StateMachine:
         if self.space_is_scarce:
             return r.OutOfMemory()
         self.charge_to_batch(len(put.jobs) * self.costs.job)
-        first = self.last_id + 1
-        if unique is not None and (other := policies.only_one(self, put.tube, unique.key)) is not None:
-            if put.key:
-                self.keys.remember(put.key, Used(self.now_ms, put.fingerprint, other.id, 1))
-            return r.InsertedMany(other.id, 1, True)
         if self.access.is_on and not self.access.takes(session.login, len(put.jobs), sum(len(job.body) for job in put.jobs), self.now_ms):
             return r.OverQuota()
+        first = self.last_id + 1
+        if unique is not None and (other := policies.only_one(self, put.tube, unique.key)) is not None:
+            if key:
+                self.keys.remember(key, Used(self.now_ms, put.fingerprint, other.id, 1))
+            return r.InsertedMany(other.id, 1, True)
         tube = self.tube(put.tube)
         if tube.policy is not None and not policies.make_room(self, tube, len(put.jobs), sum(len(job.body) for job in put.jobs)):
             return r.TubeFull()
@@ -628,8 +630,8 @@ class StateMachine:
         else:
             self._insert_ready(tube, put.jobs, session)
         self.drop_if_unused(tube)  # there were none
-        if put.key:
-            self.keys.remember(put.key, Used(self.now_ms, put.fingerprint, first, len(put.jobs)))
+        if key:
+            self.keys.remember(key, Used(self.now_ms, put.fingerprint, first, len(put.jobs)))
         return r.InsertedMany(first, len(put.jobs), False)
 
     def _put_unique(self, session: Session, put: c.PutUnique) -> r.Reply:
@@ -715,14 +717,18 @@ class StateMachine:
 
     def of_schedule(self, session: Session | ClientSession, what: asks.OfSchedules) -> r.ScheduleReply:
         reply: r.ScheduleReply
+        known = self.schedules.by_name.get(what.name)
         match what:
             case asks.SetSchedule(name=name, plan=plan, version=version):
                 reply = self.schedules.set(name, plan, version)
             case asks.PauseSchedule(name=name, is_paused=is_paused):
                 reply = self.schedules.pause(name, is_paused)
             case asks.RunSchedule(name=name):
-                reply = schedules.run(self, name)
-        if not isinstance(reply, r.NotFound | r.ScheduleRefused | r.TubeFull):
+                size = len(known.plan.job.body) if known is not None else 0
+                is_over = self.access.is_on and not self.access.takes(session.login, 1, size, self.now_ms)
+                reply = r.OverQuota() if is_over else schedules.run(self, name)
+        is_something = known is not None or (isinstance(what, asks.SetSchedule) and what.plan is not None)
+        if is_something and not isinstance(reply, r.NotFound | r.ScheduleRefused | r.TubeFull | r.OverQuota):
             access.record(self, session, what)
         return reply
 
@@ -735,7 +741,7 @@ class StateMachine:
 
     def _change_access(self, session: Session, command: c.ChangeAccess) -> r.AccessChanged | r.AccessRefused:
         user = self.access.user_of(session.login, self.now_ms) or ""  # as he was called before
-        reply = self.access.change(command.changes, self.now_ms)
+        reply = self.access.change(command.changes, self.now_ms, self.applied_index)
         if type(reply) is r.AccessChanged:
             access.record(self, session, command, user)
         return reply
@@ -770,6 +776,8 @@ class StateMachine:
             if len(session.watched) >= WATCHED_TUBES:
                 return r.OutOfMemory()
             tube = session.watched[watch.tube] = self.tube(watch.tube)
+            if session.permitted is not None:
+                session.permitted[1].append(tube)  # it would have been refused
             tube.watching += 1
             self.watches += 1
         return r.Watching(len(session.watched))
@@ -780,6 +788,7 @@ class StateMachine:
             if len(session.watched) == 1:
                 return r.NotIgnored()
             del session.watched[ignore.tube]
+            session.permitted = None
             tube.watching -= 1
             self.watches -= 1
             self.drop_if_unused(tube)
@@ -790,7 +799,7 @@ class StateMachine:
         self.charge_to_batch(len(session.watched) * self.costs.tube)
         watched: Iterable[Tube] = session.watched.values()
         if self.access.is_on:
-            watched = [tube for tube in watched if access.may(self, session, Right.WORK, tube)]
+            watched = access.permitted(self, session)
             if not watched:
                 return r.NotAuthorized()
         for tube in watched:

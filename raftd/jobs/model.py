@@ -195,6 +195,7 @@ class Session:
         "is_closed",
         "key",
         "login",
+        "permitted",
         "releases",
         "reserved",
         "soon_ms",
@@ -208,6 +209,7 @@ class Session:
         self.key = key
         self.incarnation = incarnation  # of its gateway: numbers come again
         self.login: Login | None = None  # whose it is, None: nobody has said
+        self.permitted: tuple[int, list[Tube]] | None = None  # what `access.permitted` has found out, and when; no part of the state
         self.is_closed = False  # and waits for its turn in `StateMachine.closing`
         self.releases = False  # what it held is given back as by a release: it was a client's, in a snapshot
         self.used = used
@@ -301,7 +303,7 @@ class ClientSession:
         self.is_closed = False  # and waits for its turn in `StateMachine.closing`
         self.releases = False  # its client has ended it: what it held is given back as by a release
         self.login: Login | None = None  # of the connection that speaks for it
-        self.owner = ""  # the user who made it
+        self.owner = ""  # the user who made it (`Access.identity`)
         self.epoch = 0  # of the connection that speaks for it: how many did so far
         self.attached_to: tuple[int, int] | None = None  # that connection: its node, its number within the gateway there
         self.until_ms = 0  # when it ends if no connection speaks for it, 0 if one does

@@ -314,4 +314,4 @@ Reply = (
 )
 
 #: To what is asked of schedules.
-ScheduleReply = ScheduleSet | ScheduleRefused | Paused | NotFound | InsertedMany | TubeFull
+ScheduleReply = ScheduleSet | ScheduleRefused | Paused | NotFound | InsertedMany | TubeFull | OverQuota

@@ -4,6 +4,7 @@ in milliseconds of log time.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Literal
 
@@ -26,28 +27,46 @@ ALL_TUBES = "*"
 
 
 class Grant(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True):
-    """`right` to the tubes whose names fit `tubes`, in which a `*` stands for any characters; with `is_denied` not to these, whatever else
-    is granted."""
+    """`right` to the tubes whose names fit `tubes`, in which one `*` stands for any characters; with `is_denied` not to these, whatever
+    else is granted."""
 
     right: Right
     tubes: str
     is_denied: bool = False
 
-    def fits(self, tube: str) -> bool:
-        """In time that grows with the length of both names alone."""
-        first, *rest = self.tubes.split("*")
-        if not rest:
-            return tube == first
-        *middle, last = rest
-        if not tube.startswith(first) or not tube.endswith(last) or len(tube) < len(first) + len(last):
-            return False
-        at, end = len(first), len(tube) - len(last)
-        for part in middle:
-            found = tube.find(part, at, end)
-            if found < 0:
-                return False
-            at = found + len(part)
-        return True
+
+class Patterns:
+    """Several such names, for many looks."""
+
+    __slots__ = ("_exact", "_others", "_prefixes")
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        split = [pattern.partition("*") for pattern in patterns]
+        self._exact = frozenset(first for first, star, _ in split if not star)
+        self._prefixes = tuple(first for first, star, last in split if star and not last)
+        self._others = [(first, last, len(first) + len(last)) for first, star, last in split if star and last]
+
+    def fit(self, tube: str) -> bool:
+        """Whether the name fits one of them."""
+        return (
+            tube in self._exact
+            or tube.startswith(self._prefixes)
+            or any(tube.startswith(first) and tube.endswith(last) and len(tube) >= least for first, last, least in self._others)
+        )
+
+
+class Tubes:
+    """Those to which a user has one right."""
+
+    __slots__ = ("_denied", "_granted")
+
+    def __init__(self, grants: Iterable[Grant], right: Right) -> None:
+        own = [grant for grant in grants if grant.right is right]
+        self._granted = Patterns(grant.tubes for grant in own if not grant.is_denied)
+        self._denied = Patterns(grant.tubes for grant in own if grant.is_denied)
+
+    def __contains__(self, tube: str) -> bool:
+        return self._granted.fit(tube) and not self._denied.fit(tube)
 
 
 #: How it was shown who a client is. `token`, `password`: `proof` is a hash that the state has too. `certificate`: TLS has shown it.

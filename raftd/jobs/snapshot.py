@@ -229,8 +229,8 @@ class _Schedules(_Piece, frozen=True, tag=27):
     rows: list[_ScheduleRow]
 
 
-#: name, password, grants, tokens, quota, jobs_us, bytes_us
-_UserRow = tuple[str, Password | None, list[Grant], list[tuple[str, Token]], Quota, int, int]
+#: name, since, password, grants, tokens, quota, jobs_us, bytes_us
+_UserRow = tuple[str, int, Password | None, list[Grant], list[tuple[str, Token]], Quota, int, int]
 
 
 class _User(_Piece, frozen=True, tag=28):
@@ -246,8 +246,9 @@ class _Logins(_Piece, frozen=True, tag=29):
 
 
 class _Records(_Piece, frozen=True, tag=30):
-    """Level 5."""
+    """Of users and members, or of tubes. Level 5."""
 
+    is_of_tubes: bool
     rows: list[Record]
 
 
@@ -422,7 +423,7 @@ def _dump_policies(known: policies.Policies, few: int) -> Iterator[bytes]:
 def _dump_access(machine: StateMachine, few: int) -> Iterator[bytes]:
     for user in machine.access.users.values():
         tokens = list(user.tokens.items())
-        yield _encode(_User((user.name, user.password, user.grants, tokens, user.quota, user.jobs_us, user.bytes_us)))
+        yield _encode(_User((user.name, user.since, user.password, user.grants, tokens, user.quota, user.jobs_us, user.bytes_us)))
     lines = [
         (session.key, session.login, "")
         for _, row in sorted(machine.gateways.items())
@@ -432,8 +433,9 @@ def _dump_access(machine: StateMachine, few: int) -> Iterator[bytes]:
     known = ((session.key, session.login, session.owner) for session in machine.clients.sessions.values() if session.owner or session.login)
     for rows in _several(chain(lines, known), few):
         yield _encode(_Logins(rows))
-    for records in _several(machine.access.records, few):
-        yield _encode(_Records(records))
+    for is_of_tubes, ring in ((False, machine.access.records), (True, machine.access.tube_records)):
+        for records in _several(ring, few):
+            yield _encode(_Records(is_of_tubes, records))
 
 
 def _closing_piece(session: Session | ClientSession, machine: StateMachine) -> _Closing | _Ended | _Closed:
@@ -579,8 +581,8 @@ class Loader:
                 for schedule_row in piece.rows:
                     machine.schedules.add(Schedule(*schedule_row))
             case _User(row=row):
-                name, password, grants, tokens, quota, jobs_us, bytes_us = row
-                machine.access.replace(name, User(name, password, grants, dict(tokens), quota, jobs_us, bytes_us))
+                name, since, password, grants, tokens, quota, jobs_us, bytes_us = row
+                machine.access.replace(name, User(name, since, password, grants, dict(tokens), quota, jobs_us, bytes_us))
             case _Logins():
                 for (node, number), login, owner in piece.rows:
                     if node == NO_NODE:
@@ -589,7 +591,8 @@ class Loader:
                     else:
                         machine.gateways[node].sessions[number].login = login
             case _Records():
-                machine.access.records.extend(piece.rows)
+                ring = machine.access.tube_records if piece.is_of_tubes else machine.access.records
+                ring.extend(piece.rows)
             case _Directories():
                 machine.directories.update(piece.rows)
             case _Topics():

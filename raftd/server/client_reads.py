@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import nsmallest
+from heapq import merge, nsmallest
 from itertools import islice
 
 import msgspec
@@ -88,7 +88,7 @@ def scanned_by(read: w.Read) -> Callable[[StateMachine], int]:
     if isinstance(read, w.UsersRequest):
         return lambda machine: len(machine.access.users)
     if isinstance(read, w.AuditRequest):
-        return lambda machine: len(machine.access.records)
+        return lambda machine: len(machine.access.records) + len(machine.access.tube_records)
     return nothing_scanned
 
 
@@ -227,8 +227,9 @@ def _user_himself(machine: StateMachine, now_ms: int, viewer: Session) -> w.User
 
 def _audit(machine: StateMachine, now_ms: int, before: int, most: int) -> w.AuditFound:
     """Numbers have no gaps."""
-    records = machine.access.records
-    newest = (record for record in reversed(records) if not before or record.number < before)
+    rings = (reversed(machine.access.records), reversed(machine.access.tube_records))
+    merged = merge(*rings, key=lambda record: record.number, reverse=True)
+    newest = (record for record in merged if not before or record.number < before)
     found = list(islice(newest, most + 1))
     told = [
         w.AuditRecord(record.number, record.index, max(0, now_ms - record.time_ms), record.user, record.node, record.what, record.to)

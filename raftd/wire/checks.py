@@ -40,7 +40,7 @@ _LEAST_EVERY_MS = 100
 
 _USER = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._@-]{{0,{USER_CHARACTERS - 1}}}")
 BAD_USER = f"user: expected 1 to {USER_CHARACTERS} of A-Z a-z 0-9 . _ @ - and a letter or digit first"
-BAD_PATTERN = "tubes: expected the name of a tube, in which a * stands for any characters"
+BAD_PATTERN = "tubes: expected the name of a tube, in which one * may stand for any characters"
 BAD_TUBE = "tube: expected 1 to 200 of A-Z a-z 0-9 - + / ; . $ _ ( ) and no leading dash"
 
 
@@ -157,8 +157,8 @@ def is_user_name(name: str) -> bool:
 
 
 def is_pattern(pattern: str) -> bool:
-    """Whether tubes may be named so: a name in which a `*` stands for any characters."""
-    return 0 < len(pattern) <= PATTERN_CHARACTERS and is_tube_name(pattern.replace("*", "x"))
+    """Whether tubes may be named so: a name in which one `*` may stand for any characters."""
+    return 0 < len(pattern) <= PATTERN_CHARACTERS and is_tube_name(pattern.replace("*", "x", 1))
 
 
 def _unique(unique: asks.Unique, jobs: int) -> str:
