@@ -184,12 +184,19 @@ DIGEST_BYTES = 32
 #: What a user's quota brings in so many seconds may be put at once.
 QUOTA_BURST_S = 5
 
-#: Failed attempts to show who one is, of an address or of a user from there, that cost no time; the longest wait for an attempt after that
-#: (seconds); how many of both are remembered; and passwords that wait to be looked at, one by one.
+#: Failed attempts to show who one is, of an address or of a user from there, whose answers come at once; the longest that a later one
+#: waits, and after how long without one they are forgotten (seconds); and how many of both are remembered.
 LOGIN_FAILURES = 3
 LOGIN_SLOWEST_S = 10.0
+LOGIN_FORGOTTEN_S = 60.0
 STRANGERS_REMEMBERED = 10_000
-PASSWORDS_WAITING = 64
+
+#: Passwords wait to be looked at, one by one: so many of an address, and of so many addresses.
+PASSWORDS_OF_ADDRESS = 4
+PASSWORDS_WAITING = 256
+
+#: The longest token, in characters.
+TOKEN_CHARACTERS = 128
 
 #: Policies that one command sets: all of them or none.
 POLICIES_PER_ASK = 1_000

@@ -205,6 +205,11 @@ class Node:
         """Whether all nodes of the cluster know users. Only then may there be one."""
         return self.machine.level >= ACCESS_LEVEL
 
+    @property
+    def has_users(self) -> bool:
+        """Whether one has to say who he is. Known from the start of the process on, before any entry is applied."""
+        return self.machine.access.is_on or self._store.identity.has_users
+
     def wake(self) -> None:
         """Something arrived: run a turn when the reactor has handed over all of it."""
         if not self._awake and not self._stopped:
@@ -542,6 +547,7 @@ class Node:
         if self.raft.is_leader:
             self.raft.notify_commit(concerned - {node})
         self._follow_disk_space()
+        self._remember_users()
         self.compaction.applied(entries[:applied])
         if node in concerned:
             gateway.applied(machine, self.raft.now_ms)
@@ -554,6 +560,10 @@ class Node:
             self.gateway.space_is_scarce = is_scarce
             text = "puts are refused: too few nodes have free disk space" if is_scarce else "puts are accepted again"
             self._observer.noted(Note(text, is_scarce))
+
+    def _remember_users(self) -> None:
+        if self.machine.access.is_on and not self._store.identity.has_users:
+            self._store.remember(self.wake, has_users=True)
 
     def _check_level(self) -> None:
         check_level(self.machine.level, self.config.level)
@@ -571,6 +581,7 @@ class Node:
         self._check_level()
         self.job_events.follow(machine)
         self._follow_disk_space()
+        self._remember_users()
         self.gateway.installed(machine, self.raft.now_ms)
         if self.gateway.is_closed:
             self._take_new_incarnation()

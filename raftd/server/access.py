@@ -6,13 +6,33 @@ from raftd.jobs.machine import StateMachine
 from raftd.jobs.queries import Query
 from raftd.jobs.replies import NotAuthorized
 from raftd.jobs.rights import Login, Right
+from raftd.node.loop import Node
 from raftd.node.session import Session
 
 
-def sees_everything(machine: StateMachine, login: Login | None) -> bool:
-    """Whether one need not say who he is, or may look at all tubes, or operate the cluster."""
-    access, now_ms = machine.access, machine.now_ms
-    return not access.is_on or any(access.may_everywhere(login, right, now_ms) for right in (Right.READ, Right.OPERATE))
+def sees_everything(node: Node, login: Login | None) -> bool:
+    """Whether one need not say who he is, or may look at all tubes, or operate the cluster; as far as this node knows."""
+    access, now_ms = node.machine.access, node.machine.now_ms
+    return not node.has_users or any(access.may_everywhere(login, right, now_ms) for right in (Right.READ, Right.OPERATE))
+
+
+def may_operate(login: Login | None) -> Query:
+    """Whether this login may operate the cluster, as the cluster says, not only this node."""
+
+    def look(machine: StateMachine, now_ms: int, node: int, number: int) -> bool:
+        access = machine.access
+        return not access.is_on or access.may_everywhere(login, Right.OPERATE, machine.now_ms)
+
+    return look
+
+
+def is_good(login: Login) -> Query:
+    """Whether this login is good for anything, as the cluster says."""
+
+    def look(machine: StateMachine, now_ms: int, node: int, number: int) -> bool:
+        return not machine.access.is_on or machine.access.user_of(login, machine.now_ms) is not None
+
+    return look
 
 
 def is_known(session: Session, machine: StateMachine) -> bool:
@@ -34,6 +54,17 @@ def seen_by_tube(session: Session, query: Query, tube: str) -> Query:
 
     def look(machine: StateMachine, now_ms: int, node: int, number: int) -> object:
         return query(machine, now_ms, node, number) if session.sees(machine, tube) else NotAuthorized()
+
+    return look
+
+
+def for_who_works(session: Session, query: Query, tube: str) -> Query:
+    """By whoever may take jobs of the tube."""
+
+    def look(machine: StateMachine, now_ms: int, node: int, number: int) -> object:
+        access = machine.access
+        is_his = not access.is_on or access.may(session.login, Right.WORK, tube, machine.now_ms)
+        return query(machine, now_ms, node, number) if is_his else NotAuthorized()
 
     return look
 
@@ -69,6 +100,9 @@ def seen_in_list(session: Session, query: Query) -> Query:
             return NotAuthorized()
         found = query(machine, now_ms, node, number)
         assert isinstance(found, list)
-        return [tube for tube in found if session.sees(machine, tube)] if machine.access.is_on else found
+        if not machine.access.is_on:
+            return found
+        tubes = machine.access.tubes(session.login, Right.READ, machine.now_ms)
+        return [tube for tube in found if tube in tubes]
 
     return look

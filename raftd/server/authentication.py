@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
@@ -16,48 +17,62 @@ from twisted.python.threadpool import ThreadPool
 from raftd.config import is_loopback, node_of, user_of
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.rights import Login
-from raftd.limits import LOGIN_FAILURES, LOGIN_SLOWEST_S, PASSWORDS_WAITING, SALT_BYTES, STRANGERS_REMEMBERED
+from raftd.limits import (
+    LOGIN_FAILURES,
+    LOGIN_FORGOTTEN_S,
+    LOGIN_SLOWEST_S,
+    PASSWORDS_OF_ADDRESS,
+    PASSWORDS_WAITING,
+    SALT_BYTES,
+    STRANGERS_REMEMBERED,
+    TOKEN_CHARACTERS,
+)
 from raftd.passwords import PASSWORD_BYTES, digest_of_password, digest_of_token
 from raftd.server.sockets import is_secure
+from raftd.wire.checks import is_user_name
 
-#: How much longer each failure makes the wait for the next attempt (seconds), doubled each time.
+#: How long the answer waits after the first failure that costs time (seconds); each time twice as long.
 _FIRST_WAIT_S = 0.1
 _NO_SALT = bytes(SALT_BYTES)  # for a user who has no password, or is none
 
 LogIn = Callable[[Login | None], None]
 
 
-class Attempts:
-    """Who has failed to show who he is, by address and by user: the next attempt of either has to wait."""
+class Failures:
+    """How often somebody has not been who he said, by address, and by user from there: the answer to the next failure comes later. Who is
+    who he says never waits."""
 
     def __init__(self, clock: Any) -> None:
         self._clock = clock
-        self._failures: OrderedDict[str, int] = OrderedDict()
-        self._free_s: dict[str, float] = {}  # when the next attempt may begin
+        self._counts: OrderedDict[str, tuple[int, float]] = OrderedDict()  # how often, and when last; in the order of that
 
-    def wait_s(self, *who: str) -> float | None:
-        """How long this attempt must wait; None: there are too many before it."""
+    def failed(self, *who: str) -> float:
+        """Once more; how long the answer must wait (seconds)."""
         now_s: float = self._clock.seconds()
-        begins_s = max([now_s, *(self._free_s.get(one, 0.0) for one in who)])
-        if begins_s - now_s > LOGIN_SLOWEST_S:
-            return None
+        most = 0
         for one in who:
-            over = self._failures.get(one, 0) - LOGIN_FAILURES
-            if over >= 0:
-                self._free_s[one] = begins_s + min(LOGIN_SLOWEST_S, _FIRST_WAIT_S * 2.0 ** min(over, 16))
-        return begins_s - now_s
+            count, last_s = self._counts.pop(one, (0, now_s))
+            count = count + 1 if now_s - last_s < LOGIN_FORGOTTEN_S else 1
+            self._counts[one] = (count, now_s)
+            most = max(most, count)
+        while len(self._counts) > STRANGERS_REMEMBERED:
+            self._counts.popitem(last=False)
+        over = most - LOGIN_FAILURES
+        return min(LOGIN_SLOWEST_S, _FIRST_WAIT_S * 2.0 ** min(over - 1, 16)) if over > 0 else 0.0
 
-    def failed(self, *who: str) -> None:
+    def forget(self, *who: str) -> None:
         for one in who:
-            self._failures[one] = self._failures.pop(one, 0) + 1
-            if len(self._failures) > STRANGERS_REMEMBERED:
-                oldest, _ = self._failures.popitem(last=False)
-                self._free_s.pop(oldest, None)
+            self._counts.pop(one, None)
 
-    def succeeded(self, *who: str) -> None:
-        for one in who:
-            self._failures.pop(one, None)
-            self._free_s.pop(one, None)
+
+class _Asked(NamedTuple):
+    """A password to be looked at. `is_wanted`: whether its client is still there."""
+
+    machine: StateMachine
+    user: str
+    password: str
+    is_wanted: Callable[[], bool]
+    done: LogIn
 
 
 class Authentication:
@@ -66,11 +81,11 @@ class Authentication:
     _log = Logger("raftd")
 
     def __init__(self, clock: Any, cluster: str = "", local_user: str | None = None) -> None:
-        self.attempts = Attempts(clock)
+        self._failures = Failures(clock)
         self._clock = clock
         self._cluster = cluster
         self._local_user = local_user
-        self._passwords: deque[tuple[StateMachine, str, str, LogIn]] = deque()  # that wait: one is looked at at a time
+        self._passwords: OrderedDict[str, deque[_Asked]] = OrderedDict()  # that wait, by address: these take turns
         self._is_busy = False
         self._connections: Counter[str] = Counter()  # of each user
         self._pool: ThreadPool | None = None  # one thread, made for the first password
@@ -113,42 +128,38 @@ class Authentication:
             return None
         return Login("local", self._local_user)
 
-    def by_token(self, machine: StateMachine, user: str, token: str, host: str | None, done: LogIn) -> None:
-        """`done` gets what the state has to decide about; None if there were too many attempts. What the state of this node knows
-        waits for nobody."""
-        login = Login("token", user, digest_of_token(token))
-        if machine.access.user_of(login, machine.now_ms) is not None:
-            done(login)
-        else:
-            self._attempt(host, user, done, lambda: done(login))
+    def by_token(self, user: str, token: str) -> Login | None:
+        """What the state has to decide about; None for what is none. `user` may be empty."""
+        if len(token) > TOKEN_CHARACTERS or (user and not is_user_name(user)):
+            return None
+        return Login("token", user, digest_of_token(token))
 
-    def by_password(self, machine: StateMachine, user: str, password: str, host: str | None, done: LogIn) -> None:
-        """As `by_token`. One at a time, in a thread: it takes memory and time, and as much for a user who does not exist."""
-
-        def begin() -> None:
-            if len(self._passwords) >= PASSWORDS_WAITING or len(password.encode()) > PASSWORD_BYTES:
-                done(None)
-                return
-            self._passwords.append((machine, user, password, done))
-            self._next_password()
-
-        self._attempt(host, user, done, begin)
-
-    def _attempt(self, host: str | None, user: str, done: LogIn, begin: Callable[[], None]) -> None:
-        wait_s = self.attempts.wait_s(*_who(host, user))
-        if wait_s is None:
-            done(None)
-        elif wait_s > 0:
-            self._clock.callLater(wait_s, begin)
-        else:
-            begin()
+    def by_password(
+        self, machine: StateMachine, user: str, password: str, host: str | None, is_wanted: Callable[[], bool], done: LogIn
+    ) -> None:
+        """`done` gets what the state has to decide about, None if too many wait. One password is looked at at a time, in a thread: it takes
+        memory and time, and as much for a user who does not exist. Addresses take turns."""
+        place = _address(host)
+        queue = self._passwords.get(place, ())
+        is_over = len(queue) >= PASSWORDS_OF_ADDRESS or len(self._passwords) >= PASSWORDS_WAITING
+        if is_over or len(password.encode()) > PASSWORD_BYTES or not is_user_name(user):
+            done(None if is_over else Login("password", "", b""))
+            return
+        self._passwords.setdefault(place, deque()).append(_Asked(machine, user, password, is_wanted, done))
+        self._next_password()
 
     def _next_password(self) -> None:
-        if self._is_busy or not self._passwords:
-            return
+        while self._passwords and not self._is_busy:
+            place, queue = self._passwords.popitem(last=False)
+            asked = queue.popleft()
+            if queue:
+                self._passwords[place] = queue  # behind the others
+            if asked.is_wanted():
+                self._look_at(asked)
+
+    def _look_at(self, asked: _Asked) -> None:
         self._is_busy = True
-        machine, user, password, done = self._passwords.popleft()
-        known = machine.access.users.get(user)
+        known = asked.machine.access.users.get(asked.user)
         salt = known.password.salt if known is not None and known.password is not None else _NO_SALT
         if self._pool is None:
             self._pool = ThreadPool(1, 1, "raftd-passwords")
@@ -156,23 +167,38 @@ class Authentication:
             self._clock.addSystemEventTrigger("during", "shutdown", self._pool.stop)
 
         def digested(digest: bytes) -> None:
-            self._is_busy = False
-            done(Login("password", user, digest))
-            self._next_password()
+            self._over(asked.done, Login("password", asked.user, digest))
 
         def failed(failure: Failure) -> None:
-            self._is_busy = False
             self._log.error("a password could not be looked at: {why}", why=failure.getErrorMessage())
-            done(None)
-            self._next_password()
+            self._over(asked.done, None)
 
-        deferToThreadPool(self._clock, self._pool, digest_of_password, password, salt).addCallbacks(digested, failed)
+        deferToThreadPool(self._clock, self._pool, digest_of_password, asked.password, salt).addCallbacks(digested, failed)
 
-    def decided(self, is_good: bool, host: str | None, user: str) -> None:
-        """What became of an attempt."""
-        (self.attempts.succeeded if is_good else self.attempts.failed)(*_who(host, user))
+    def _over(self, done: LogIn, login: Login | None) -> None:
+        self._is_busy = False
+        try:
+            done(login)
+        except Exception:  # of one client: the others must have their turn
+            self._log.failure("a bug in raftd: what came of a password could not be told")
+        self._next_password()
+
+    def decided(self, is_good: bool, host: str | None, user: str) -> float:
+        """What became of an attempt; how long its answer must wait (seconds)."""
+        place = _address(host)
+        who = (place, f"{user} at {place}")
+        if is_good:
+            self._failures.forget(*who)
+            return 0.0
+        return self._failures.failed(*who)
 
 
-def _who(host: str | None, user: str) -> tuple[str, ...]:
-    """A user who is slowed down everywhere could be kept out by anybody, so it is the user from this address."""
-    return (f"at {host or 'the Unix socket'}", *([f"{user} at {host}"] if user else []))
+def _address(host: str | None) -> str:
+    """Of IPv6 the network: whoever has one has all its addresses."""
+    if host is None:
+        return "the Unix socket"
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else host

@@ -34,7 +34,7 @@ from raftd.node.loop import Node
 from raftd.node.occurrences import what_is_wrong_with_times
 from raftd.raft.messages import AddMember, AdminRequest, MemberAddress, PromoteMember, RemoveMember, Snapshot, TransferLead
 from raftd.raft.outcomes import AdminResult, Outcome
-from raftd.server.access import sees_everything
+from raftd.server.access import may_operate, sees_everything
 from raftd.server.client_reads import query_of, scanned_by
 from raftd.server.limiter import ConnectionLimiter
 from raftd.server.protocol import ClientConnection, ConnectionFactory
@@ -74,8 +74,7 @@ class ClientProtocol(ClientConnection):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         super().connectionLost(reason)
-        if self._hello_timeout is not None and self._hello_timeout.active():
-            self._hello_timeout.cancel()
+        self._stop_waiting_for_hello()
         if self._silence is not None and self._silence.active():
             self._silence.cancel()
         if self._client is not None:
@@ -104,51 +103,65 @@ class ClientProtocol(ClientConnection):
         config = self.node.config
         if hello.cluster not in ("", config.cluster):
             raise FrameError(f"it asks for cluster {hello.cluster!r}, this is {config.cluster!r}")
-        self._hello_timeout.cancel()
-        machine = self.node.machine
+        self._check_session(hello)
         if isinstance(hello, w.ClientHello) or not (hello.token or hello.password):
-            self._enter(hello, self.session.login)
+            self._enter(hello)
             return
         self.hold_back(True)  # nothing more is read before it is known who that is
-        entering = partial(self._enter, hello)
+        self.session.login = None
         if hello.token:
-            self.authentication.by_token(machine, hello.user, hello.token, self.host, entering)
+            login = self.authentication.by_token(hello.user, hello.token)
+            if login is None:
+                self._confirmed(hello, Login("token", hello.user), False)
+            else:
+                self.confirm(login, partial(self._confirmed, hello, login))
         elif is_secure(self.transport):
-            self.authentication.by_password(machine, hello.user, hello.password, self.host, entering)
+            digested = partial(self._digested, hello)
+            self.authentication.by_password(self.node.machine, hello.user, hello.password, self.host, lambda: not self.is_closed, digested)
         else:
             raise FrameError("a password is taken over TLS only (raftds://)")
 
-    def _enter(self, hello: w.ClientHello | w.SessionHello, login: Login | None) -> None:
-        """It is known who that says to be: `login`."""
-        if self.is_closed:
+    def _check_session(self, hello: w.ClientHello | w.SessionHello) -> None:
+        """Before anything is done for it."""
+        if not isinstance(hello, w.SessionHello) or not hello.session:
             return
-        self.session.login = login
-        machine = self.node.machine
-        has_session = isinstance(hello, w.SessionHello) and bool(hello.session)
-        if login is None and machine.access.is_on:
-            self._refuse_stranger()
-        elif isinstance(hello, w.SessionHello) and has_session:
-            self._attach(hello)
-        elif login is None or not self.node.knows_access or machine.access.user_of(login, machine.now_ms) is not None:
-            self._said_who(r.LoggedIn(""), 0)
-        else:  # this node may be behind
-            self.session.submit(c.LogIn(self.session.number, login), self._said_who)
-            self.node.wake()
+        if len(hello.session) != SESSION_TOKEN_BYTES:
+            raise FrameError(f"session: expected {SESSION_TOKEN_BYTES} random bytes")
+        if not self.node.knows_clients:
+            raise FrameError(
+                "it is not known yet whether all nodes know sessions of clients: there was no leader since this node started, or an older "
+                "raftd is among them"
+            )
 
-    def _said_who(self, reply: object, index: int) -> None:
-        """A client without a session is known, or not."""
-        self._decided(isinstance(reply, r.LoggedIn))
+    def _digested(self, hello: w.SessionHello, login: Login | None) -> None:
         if self.is_closed:
             return
-        if isinstance(reply, r.NotAuthorized):
+        if login is None:
+            self._refuse("too many passwords are looked at here at the moment: try again, or show a token", Outcome.BUSY)
+        else:
+            self.confirm(login, partial(self._confirmed, hello, login))
+
+    def _confirmed(self, hello: w.SessionHello, login: Login, is_good: bool) -> None:
+        if self.is_closed:
+            return
+        delay_s = self.authentication.decided(is_good, self.host, login.user)
+        if is_good:
+            self.session.login = login
+            self._enter(hello)
+        else:
+            self._clock.callLater(delay_s, self._refuse_stranger)
+
+    def _enter(self, hello: w.ClientHello | w.SessionHello) -> None:
+        """It is known who that is, or that he shows nothing."""
+        if self.is_stranger():
             self._refuse_stranger()
-            return
-        if not self._enters():
-            return
-        config = self.node.config
-        self._is_greeted()
-        self.say(w.encode_hello(w.NodeHello(config.cluster, config.node, self.node.max_job_size)))
-        self.hold_back(False)
+        elif isinstance(hello, w.SessionHello) and hello.session:
+            self._attach(hello)
+        elif self._enters():
+            config = self.node.config
+            self._is_greeted()
+            self.say(w.encode_hello(w.NodeHello(config.cluster, config.node, self.node.max_job_size)))
+            self.hold_back(False)
 
     def _enters(self) -> bool:
         """Whether its user may have one more connection; else it is refused."""
@@ -158,23 +171,25 @@ class ClientProtocol(ClientConnection):
         self._refuse("this user has as many connections to this node as his quota allows", Outcome.NOT_AUTHORIZED)
         return False
 
-    def _decided(self, is_good: bool) -> None:
-        login = self.session.login
-        if login is not None and login.how in ("token", "password"):
-            self.authentication.decided(is_good, self.host, login.user)
-
     def _refuse_stranger(self) -> None:
         self.session.login = None
         self._refuse("it is not known who that is, or not any more: show a token, a password or a certificate", Outcome.NOT_AUTHORIZED)
 
     def _is_greeted(self) -> None:
         self._greeted = True
+        self._stop_waiting_for_hello()
         # The largest request is a put; one that is somewhat too large gets an answer.
         self._decoder.greeted(2 * max(self.node.max_job_size, PUT_BYTES) + HELLO_FRAME_BYTES)
+
+    def _stop_waiting_for_hello(self) -> None:
+        if self._hello_timeout is not None and self._hello_timeout.active():
+            self._hello_timeout.cancel()
 
     def _said_no_hello(self) -> None:
         if self._is_queued:  # perhaps it did, and waits its turn in a crowd
             self._hello_timeout = self._clock.callLater(HELLO_TIMEOUT_S, self._said_no_hello)
+        elif self._is_held_back:
+            self._refuse(f"the cluster could not say within {HELLO_TIMEOUT_S:g} s who that is: try again", Outcome.NO_LEADER)
         else:
             self._refuse(f"it said no hello within {HELLO_TIMEOUT_S:g} s")
 
@@ -190,7 +205,7 @@ class ClientProtocol(ClientConnection):
 
     def _handle(self, request: w.Request | w.Unknown) -> None:
         size = _REQUEST_BYTES
-        if self.node.machine.access.is_on and not self._may(request):
+        if self.node.has_users and not self._may(request):
             self.refused(type(request).__name__)
             self.say(w.encode_answer(w.Answer(request.id, 0, r.NotAuthorized())))
             return
@@ -231,7 +246,7 @@ class ClientProtocol(ClientConnection):
             case w.BackupRequest():
                 self.began(size)
                 # everything acknowledged before must be in it: the read tells when this node has applied that
-                self.session.read(self._may_back_up, partial(self._back_up, request.id, size))
+                self.session.read(may_operate(self.session.login), partial(self._back_up, request.id, size))
                 self.node.wake()
             case w.ChunkRequest(index=index, offset=offset):
                 size += self.node.config.limits.snapshot_chunk_bytes
@@ -250,7 +265,7 @@ class ClientProtocol(ClientConnection):
         machine, session = self.node.machine, self.session
         match NEEDS.get(type(request), Need.USER):
             case Need.OVERVIEW:
-                return sees_everything(machine, session.login)
+                return sees_everything(self.node, session.login)
             case Need.OPERATE:
                 return machine.access.may_everywhere(session.login, Right.OPERATE, machine.now_ms)
         return machine.access.user_of(session.login, machine.now_ms) is not None
@@ -261,7 +276,7 @@ class ClientProtocol(ClientConnection):
             text = (
                 "it is not known yet whether all nodes know users: there was no leader since this node started, or an older raftd is there"
             )
-        elif not self.node.machine.access.is_on and not self._is_here:
+        elif not self.node.has_users and not self._is_here:
             text = "the first user is made on a node's own machine (`raftd init` there)"
         if text:
             self.say(w.encode_answer(w.Answer(request.id, 0, w.Failed(Outcome.INVALID, text))))
@@ -277,10 +292,21 @@ class ClientProtocol(ClientConnection):
             self.session.submit(c.LogIn(self.session.number, self.session.login), _ignored)
 
     def _operate(self, id: int, size: int, what: tuple[str, str], carry_out: Callable[[], None]) -> None:
-        """Only who may; and the audit log has it before it is done."""
-        if not self.node.knows_access:
-            carry_out()
-            return
+        """Only who may, as the cluster says; and the audit log has it before it is done."""
+        waiting = self._clock.callLater(HELLO_TIMEOUT_S, self._nobody_leads, id, size)
+
+        def looked(is_allowed: object, index: int) -> None:
+            if not waiting.active():
+                return
+            waiting.cancel()
+            if not is_allowed:
+                self._answered(id, size, r.NotAuthorized(), index)
+            elif not self.node.knows_access:  # there is nobody who would have to say who he is
+                carry_out()
+            else:
+                self._say_who()
+                self.session.submit(c.Operate(self.session.number, *what), decided)
+                self.node.wake()
 
         def decided(reply: object, index: int) -> None:
             if isinstance(reply, r.MayOperate):
@@ -288,21 +314,17 @@ class ClientProtocol(ClientConnection):
             else:
                 self._answered(id, size, reply, index)
 
-        self._say_who()
-        self.session.submit(c.Operate(self.session.number, *what), decided)
+        self.session.read(may_operate(self.session.login), looked)
         self.node.wake()
+
+    def _nobody_leads(self, id: int, size: int) -> None:
+        self._say(id, size, w.Failed(Outcome.NO_LEADER, "no leader is known: try again when one is elected"))
 
     # -- the session --------------------------------------------------------------------------
 
     def _attach(self, hello: w.SessionHello) -> None:
         """Nothing more is read before the connection speaks for the session."""
-        if len(hello.session) != SESSION_TOKEN_BYTES:
-            raise FrameError(f"session: expected {SESSION_TOKEN_BYTES} random bytes")
-        if not self.node.knows_clients:
-            raise FrameError(
-                "it is not known yet whether all nodes know sessions of clients: there was no leader since this node started, or an older "
-                "raftd is among them"
-            )
+        self._stop_waiting_for_hello()
         self._name = hello.client[:STRANGER_TEXT]
         self._client = self.node.open_client_session(self.abort, self._said)
         self._client.login = self.session.login if self.node.knows_access else None
@@ -398,13 +420,11 @@ class ClientProtocol(ClientConnection):
     def _said(self, id: int, reply: r.AskReply | r.Attached | r.TakenOver | r.NotAuthorized, index: int) -> None:
         """The session has an answer, or a job is pushed."""
         if isinstance(reply, r.Attached):
-            self._decided(True)
             if self._enters():
                 self._attached(reply)
             return
         if isinstance(reply, r.NotAuthorized):
             if id == 0:
-                self._decided(False)
                 self._refuse_stranger()
                 return
             self.refused("an ask")
@@ -427,10 +447,6 @@ class ClientProtocol(ClientConnection):
             self.abort()
 
     # -- the node -----------------------------------------------------------------------------
-
-    def _may_back_up(self, machine: StateMachine, now_ms: int, node: int, session: int) -> bool:
-        access = machine.access
-        return not access.is_on or access.may_everywhere(self.session.login, Right.OPERATE, machine.now_ms)
 
     def _administered(self, id: int, size: int, result: AdminResult) -> None:
         self._say(id, size, w.Done() if result.is_done else w.Failed(result.outcome, result.text))

@@ -15,10 +15,11 @@ from raftd.jobs import commands as c
 from raftd.jobs import queries as q
 from raftd.jobs import replies as r
 from raftd.jobs.budget import LONG_ANSWER_STEPS
+from raftd.jobs.machine import StateMachine
 from raftd.jobs.model import Job
 from raftd.jobs.rights import Login
 from raftd.node.loop import Node
-from raftd.node.session import Session
+from raftd.node.session import Session, nothing_scanned
 from raftd.server.access import seen_always, seen_by_job, seen_by_tube, seen_in_list, seen_in_used, sees_everything
 from raftd.server.limiter import ConnectionLimiter
 from raftd.server.protocol import ClientConnection, ConnectionFactory
@@ -95,6 +96,10 @@ _SEEN: dict[str, Callable[[Session, q.Query, tuple[Any, ...]], q.Query]] = {
 _FOR_STRANGERS = frozenset({"quit", "error"})
 
 
+def _all_tubes(machine: StateMachine) -> int:
+    return len(machine.tubes)
+
+
 def _ignored(reply: object, index: int) -> None:
     pass
 
@@ -127,7 +132,8 @@ class LineProtocol(ClientConnection):
         self._counters.workers -= self._is_worker
 
     def _feed(self, data: bytes) -> None:
-        self._parser.max_job_size = self.node.max_job_size
+        # the bodies of strangers are not kept
+        self._parser.max_job_size = 0 if self.is_stranger() else self.node.max_job_size
         self._parser.feed(data)
 
     def _take(self) -> bool:
@@ -143,7 +149,7 @@ class LineProtocol(ClientConnection):
             user, token = args
             self._log_in(str(user), str(token))
             return
-        if self._is_silent or self.node.machine.access.is_on:
+        if self._is_silent or self.node.has_users:
             self._say_who()
             if self.is_stranger() and verb not in _FOR_STRANGERS:
                 verb, args = "error", (NOT_AUTHORIZED,)
@@ -154,7 +160,7 @@ class LineProtocol(ClientConnection):
         elif verb in _READS:
             self._counters.commands[verb] += 1
             query, encode = _READS[verb](args)
-            self._handle_read(_SEEN[verb](self.session, query, args), encode)
+            self._handle_read(verb, _SEEN[verb](self.session, query, args), encode)
         else:
             self._handle_here(verb, args)
 
@@ -169,27 +175,36 @@ class LineProtocol(ClientConnection):
         """`auth`: nothing more is read before it is answered."""
         self.began(_REQUEST_BYTES)
         self.hold_back(True)
-        self.authentication.by_token(self.node.machine, user, token, self.host, partial(self._ask_state, user))
+        self._is_silent, self.session.login = False, None
+        login = self.authentication.by_token(user, token)
+        if login is None:
+            self._confirmed(user, Login("token", user), False)
+        else:
+            self.confirm(login, partial(self._confirmed, user, login))
 
-    def _ask_state(self, user: str, login: Login | None) -> None:
+    def _confirmed(self, user: str, login: Login, is_good: bool) -> None:
         if self.is_closed:
             return
-        if login is None or not self.node.knows_access:
-            self.session.local(r.NotAuthorized, partial(self._logged_in, user, None))
-        else:
+        delay_s = self.authentication.decided(is_good, self.host, user)
+        if is_good and self.node.knows_access:
             self.session.submit(c.LogIn(self.session.number, login), partial(self._logged_in, user, login))
-        self.node.wake()
+            self.node.wake()
+        elif is_good:  # nobody has to say who he is
+            self._say_logged_in(user, login)
+        else:
+            self._clock.callLater(delay_s, self._say_logged_in, user, None)
 
-    def _logged_in(self, user: str, login: Login | None, reply: object, index: int) -> None:
-        is_good = isinstance(reply, r.LoggedIn)
-        if login is not None:
-            self.authentication.decided(is_good, self.host, user)
-        self._is_silent = False
-        self.session.login = None
-        is_good = is_good and login is not None and self.enter(login)
+    def _logged_in(self, user: str, login: Login, reply: object, index: int) -> None:
+        self._say_logged_in(user, login if isinstance(reply, r.LoggedIn) else None)
+
+    def _say_logged_in(self, user: str, login: Login | None) -> None:
+        if self.is_closed:
+            return
+        is_good = login is not None and self.enter(login)
         if not is_good:
             self.refused(f"auth {user}")
         self._answer(AUTHORIZED if is_good else NOT_AUTHORIZED)
+        self._feed(b"")  # the size that a body may have
         self.hold_back(False)
 
     def began(self, size: int) -> None:
@@ -221,8 +236,10 @@ class LineProtocol(ClientConnection):
         self.session.submit(command, self._replied)
         self.node.wake()
 
-    def _handle_read(self, query: q.Query, encode: Callable[[Any], bytes]) -> None:
+    def _handle_read(self, verb: str, query: q.Query, encode: Callable[[Any], bytes]) -> None:
         size = _REQUEST_BYTES + self.node.max_job_size
+
+        scanned = _all_tubes if verb == "list-tubes" else nothing_scanned
 
         def done(result: object, index: int) -> None:
             if isinstance(result, r.NotAuthorized):
@@ -232,7 +249,7 @@ class LineProtocol(ClientConnection):
 
         self.began(size)
         self.session.introduce()
-        self.session.read(query, done)
+        self.session.read(query, done, scanned)
         self.node.wake()
 
     def _handle_here(self, verb: str, args: tuple[int | str | bytes, ...]) -> None:
@@ -254,7 +271,7 @@ class LineProtocol(ClientConnection):
         self.node.wake()  # the answer may wait for a turn with time for it
 
     def _stats(self) -> bytes:
-        if not sees_everything(self.node.machine, self.session.login):
+        if not sees_everything(self.node, self.session.login):
             self.refused("stats")
             return NOT_AUTHORIZED
         return encode_stats(stats(self.node, self._counters))

@@ -22,6 +22,7 @@ from raftd.jobs.rights import Login
 from raftd.limits import REPLY_BYTES
 from raftd.node.loop import Node
 from raftd.node.session import Session
+from raftd.server.access import is_good
 from raftd.server.authentication import Authentication
 from raftd.server.limiter import ConnectionLimiter
 from raftd.server.sockets import is_secure, tune, unsent, write_at_once
@@ -179,6 +180,15 @@ class ClientConnection(Protocol, ABC):
         self.session.login = login if name is not None else None
         return name is not None
 
+    def confirm(self, login: Login, then: Callable[[bool], None]) -> None:
+        """Whether the login is good for anything. This node may be behind, so only the cluster can say no. Nothing goes into the log."""
+        machine = self.node.machine
+        if machine.access.user_of(login, machine.now_ms) is not None:
+            then(True)
+            return
+        self.session.read(is_good(login), lambda answer, index: then(bool(answer)))
+        self.node.wake()
+
     def _leave(self) -> None:
         if self._user:
             self.authentication.left(self._user)
@@ -186,7 +196,7 @@ class ClientConnection(Protocol, ABC):
 
     def is_stranger(self) -> bool:
         """Whether one has to say who he is, and this client has not: nothing of his leaves this node."""
-        return self.session.login is None and self.node.machine.access.is_on
+        return self.session.login is None and self.node.has_users
 
     def refused(self, what: str) -> None:
         """Its client may not do that: note it in the log, and forget a login that is good for nothing any more."""

@@ -148,7 +148,7 @@ def overview(node: Node, counters: Counters) -> Status:
         longest_pause_ms=round(pauses.longest_s * 1000, 1) if pauses is not None else 0.0,
         longest_work_ms=round(pauses.longest_work_s * 1000, 1) if pauses is not None else 0.0,
         clock_ahead_ms=node.wall_clock.ahead_ms,
-        is_insecure=counters.is_insecure or (counters.needs_users and not machine.access.is_on),
+        is_insecure=counters.is_insecure or (counters.needs_users and not node.has_users),
     )
 
 

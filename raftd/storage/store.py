@@ -374,7 +374,7 @@ class Store:
         self._enqueue(done)
 
     def remember(self, done: Done, **changes: object) -> None:
-        """Change fields of the identity (`incarnation`, `cluster_id`, `peers`), durably, then call `done`."""
+        """Change fields of the identity (`incarnation`, `cluster_id`, `peers`, `has_users`), durably, then call `done`."""
         self._change(**changes)
         self._enqueue(done)
 

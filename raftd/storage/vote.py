@@ -30,7 +30,8 @@ class Identity(msgspec.Struct, frozen=True):
     that is still needed, `snapshot_index` the entry that some snapshot reaches. `directory_id` is random,
     made with the directory; `cluster_id` is empty until the cluster's first entry was committed. `peers`
     are the directory ids of the nodes met so far: one of them that comes back under another id has lost
-    its disk (R28).
+    its disk (R28). `has_users`: the cluster has had users since; a process that has just started, and
+    knows nothing of the state yet, must not take everybody for one.
     """
 
     node: int = 0
@@ -46,6 +47,7 @@ class Identity(msgspec.Struct, frozen=True):
     directory_id: bytes = b""
     cluster_id: bytes = b""
     peers: dict[int, bytes] = {}
+    has_users: bool = False
 
 
 _encoder = msgspec.msgpack.Encoder()

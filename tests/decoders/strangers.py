@@ -16,12 +16,7 @@ from typing import Any
 
 from twisted.internet.task import Clock
 
-from raftd.jobs import commands as c
-from raftd.jobs import replies as r
-from raftd.jobs import rights as g
-from raftd.jobs.rights import ALL_TUBES, Grant, Right
 from raftd.limits import FRAME_BYTES
-from raftd.passwords import digest_of_token
 from raftd.server.authentication import Authentication
 from raftd.server.http.callers import Callers
 from raftd.server.http.site import Call, Site
@@ -29,7 +24,7 @@ from raftd.server.http.v1 import v1
 from raftd.wire import client as w
 from raftd.wire.frames import frame
 from tests.decoders.mutate import load_corpus, mutated
-from tests.server.harness import Listener, Listeners
+from tests.server.harness import Listener, Listeners, make_users
 
 SECRET = b"nobody may read this"
 TOKEN = "raftd-none-of-theirs"
@@ -69,16 +64,7 @@ class Fuzzed:
         there.send(b"use hidden-tube\r\nput 0 0 60 %d\r\n%b\r\n" % (len(SECRET), SECRET))
         there.hang_up()
         self.cluster.run(100)
-        session = self.node.open_session(lambda: None)
-        grants: list[g.Change] = [g.AddGrant("root", Grant(right, ALL_TUBES)) for right in Right]
-        changes: list[g.Change] = [g.AddUser("root"), g.AddToken("root", "t", digest_of_token(TOKEN)), *grants]
-        done: list[object] = []
-        session.submit(c.ChangeAccess(session.number, changes), lambda reply, index: done.append(reply))
-        self.node.wake()
-        assert self.cluster.run(1_000, lambda: done == [r.AccessChanged()])
-        session.close()
-        self.node.wake()
-        self.cluster.run(100)
+        make_users(self.listeners, TOKEN)
 
     def _dispatch(self, call: Call) -> None:
         if not self._router.handles(call):

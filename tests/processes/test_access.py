@@ -18,7 +18,8 @@ import pytest
 from raftd.bench.local import wait_for
 from raftd.cli.authority import new_client, save
 from raftd.client import AsyncClient, Client
-from raftd.client.connection import Connection
+from raftd.client.connection import Connection, NoAnswer, Unreachable
+from raftd.client.connection import NotAuthorized as NoAnswerNotAuthorized
 from raftd.client.credentials import CredentialFiles
 from raftd.client.errors import NotAuthorized, OverQuota
 from raftd.jobs import replies as r
@@ -141,9 +142,8 @@ def test_greenstalk_over_the_socket_of_the_node_is_the_local_user(cluster, users
         job = client.reserve(timeout=5)
         assert job.id == id
         client.delete(job)
-        client.use("red")
         with pytest.raises(greenstalk.UnknownResponseError, match="NOT_AUTHORIZED"):
-            client.put("x")
+            client.use("red")
         client.close()
 
 
@@ -279,6 +279,43 @@ def test_nothing_that_is_secret_is_in_logs_or_backups(cluster, users):
     backup = cluster.directory / "all.raftd"
     assert raftd("backup", backup, "-c", cluster.config_of(1)).returncode == 0
     assert token.encode() not in backup.read_bytes()
+
+
+def test_a_node_that_has_just_started_knows_that_there_are_users(tmp_path):
+    """It has applied nothing yet, and took everybody for one who may do everything: a stranger removed members."""
+    with ProcessCluster(tmp_path, 3) as plain:
+        plain.leader()
+        where = f"raftd://127.0.0.1:{plain.addresses[1]['client']}"
+        wait_for(lambda: raftd("init", "root", RAFTD_URL=where).returncode == 0, what="init")
+        wait_for(
+            lambda: all(b"has_users\xc3" in (tmp_path / f"data/{node}/vote.a").read_bytes() for node in plain.nodes), what="all knowing"
+        )
+        for node in plain.nodes:
+            plain.kill(node)
+        plain.start(1)
+        address = ("127.0.0.1", plain.addresses[1]["client"])
+        wait_for(lambda: not isinstance(refusal_of(address), Unreachable), what="the node")
+        assert isinstance(refusal_of(address), NoAnswerNotAuthorized)
+        for method, path in (("GET", "/v1/cluster"), ("DELETE", "/v1/cluster/members/3"), ("GET", "/metrics"), ("GET", "/status")):
+            assert plain_http(plain, method, path) == 401
+        plain.start(2)
+        plain.start(3)
+        wait_for(lambda: plain_http(plain, "GET", "/readyz") == 200, what="a leader")
+        assert plain_http(plain, "DELETE", "/v1/cluster/members/3") == 401
+
+
+def plain_http(plain: ProcessCluster, method: str, path: str) -> int:
+    connection = http.client.HTTPConnection(*plain.address(1, "http"), timeout=5)
+    connection.request(method, path)
+    return connection.getresponse().status
+
+
+def refusal_of(address: tuple[str, int]) -> Exception | None:
+    try:
+        Connection(address, 5, credentials=CredentialFiles())
+    except NoAnswer as refused:
+        return refused
+    return None
 
 
 def test_the_first_user_is_made_on_a_nodes_own_machine_alone(tmp_path):

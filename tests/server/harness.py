@@ -6,6 +6,11 @@ from typing import Any
 
 from twisted.internet.testing import StringTransport
 
+from raftd.jobs import commands as c
+from raftd.jobs import replies as r
+from raftd.jobs import rights as g
+from raftd.jobs.rights import ALL_TUBES, Grant, Right
+from raftd.passwords import digest_of_token
 from raftd.server.client import ClientServerFactory
 from raftd.server.limiter import ConnectionLimiter
 from raftd.server.line import LineServerFactory
@@ -86,6 +91,21 @@ class Listeners:
 
     def client(self, node: int = 1) -> Listener:
         return self._listener(ClientServerFactory, node)
+
+
+def make_users(listeners: Listeners, token: str, node: int = 1) -> None:
+    """One, who may do everything, with this token."""
+    there = listeners.cluster[node]
+    session = there.open_session(lambda: None)
+    grants: list[g.Change] = [g.AddGrant("root", Grant(right, ALL_TUBES)) for right in Right]
+    changes: list[g.Change] = [g.AddUser("root"), g.AddToken("root", "t", digest_of_token(token)), *grants]
+    done: list[object] = []
+    session.submit(c.ChangeAccess(session.number, changes), lambda reply, index: done.append(reply))
+    there.wake()
+    assert listeners.cluster.run(1_000, lambda: done == [r.AccessChanged()])
+    session.close()
+    there.wake()
+    listeners.cluster.run(200)
 
 
 def answers(data: bytes) -> list[w.Answer]:

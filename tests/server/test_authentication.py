@@ -8,54 +8,40 @@ import pytest
 from twisted.internet.task import Clock
 
 from raftd.jobs.rights import Login
-from raftd.limits import LOGIN_FAILURES, LOGIN_SLOWEST_S
+from raftd.limits import LOGIN_FAILURES, LOGIN_FORGOTTEN_S, LOGIN_SLOWEST_S, PASSWORDS_OF_ADDRESS
 from raftd.passwords import TOKEN_PREFIX, digest_of_password, digest_of_token, new_token
-from raftd.server.authentication import Attempts, Authentication
-
-
-def attempt(attempts: Attempts, *who: str) -> float | None:
-    waits_s = attempts.wait_s(*who)
-    if waits_s is not None:
-        attempts.failed(*who)
-    return waits_s
+from raftd.server.authentication import Authentication, Failures
 
 
 def test_some_failures_cost_nothing_then_each_costs_more():
+    failures = Failures(Clock())
+    waits = [round(failures.failed("there"), 1) for _ in range(LOGIN_FAILURES + 9)]
+    assert waits == [0] * LOGIN_FAILURES + [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, LOGIN_SLOWEST_S, LOGIN_SLOWEST_S]
+
+
+def test_nobody_else_waits_and_after_a_while_it_is_forgotten():
     clock = Clock()
-    attempts = Attempts(clock)
-    waits = []
-    for _ in range(LOGIN_FAILURES + 6):
-        wait_s = attempt(attempts, "there")
-        assert wait_s is not None
-        waits.append(round(wait_s, 1))
-        clock.advance(wait_s)
-    assert waits == [0] * (LOGIN_FAILURES + 1) + [0.1, 0.2, 0.4, 0.8, 1.6]
-
-
-def test_attempts_at_the_same_time_stand_in_a_row_and_too_many_are_refused():
-    attempts = Attempts(Clock())
-    waits = [attempt(attempts, "there") for _ in range(200)]
-    let_in = [wait_s for wait_s in waits if wait_s is not None]
-    assert let_in == sorted(let_in)
-    assert let_in[-1] <= LOGIN_SLOWEST_S
-    assert len(let_in) < 20
-    assert waits[-1] is None
-
-
-def test_nobody_else_waits():
-    attempts = Attempts(Clock())
+    failures = Failures(clock)
     for _ in range(50):
-        attempt(attempts, "there")
-    assert attempts.wait_s("elsewhere") == 0
+        failures.failed("there")
+    assert failures.failed("elsewhere") == 0
+    clock.advance(LOGIN_FORGOTTEN_S)
+    assert failures.failed("there") == 0
 
 
 def test_after_one_that_was_good_all_is_forgotten():
-    clock = Clock()
-    attempts = Attempts(clock)
-    for _ in range(LOGIN_FAILURES + 2):
-        attempt(attempts, "there")
-    attempts.succeeded("there")
-    assert attempts.wait_s("there") == 0
+    authentication = Authentication(Clock())
+    waits = [authentication.decided(False, "10.0.0.1", "ann") for _ in range(LOGIN_FAILURES + 2)]
+    assert waits[-1] > 0
+    assert authentication.decided(True, "10.0.0.1", "ann") == 0
+    assert authentication.decided(False, "10.0.0.1", "ann") == 0
+
+
+def test_a_network_of_ipv6_is_one_address():
+    authentication = Authentication(Clock())
+    waits = [authentication.decided(False, f"2001:db8::{number}", "") for number in range(LOGIN_FAILURES + 2)]
+    assert waits[-1] > 0
+    assert authentication.decided(False, "2001:db8:0:1::1", "") == 0
 
 
 def test_a_token_is_random_and_fits_a_line_of_the_line_protocol():
@@ -84,27 +70,57 @@ def test_a_login_says_nothing_of_what_it_was_made_of():
     assert "secret" not in repr(login)
 
 
-class FakeMachine:
-    """As far as it is asked: nobody is known."""
+class Passwords(Authentication):
+    """Looks at one when it is told to."""
 
-    now_ms = 0
+    def __init__(self) -> None:
+        super().__init__(Clock())
+        self.under_way: list[Any] = []
+        self.told: list[tuple[str, Login | None]] = []
 
-    @property
-    def access(self) -> FakeMachine:
-        return self
+    def _look_at(self, asked: Any) -> None:
+        self._is_busy = True
+        self.under_way.append(asked)
 
-    def user_of(self, login: Login, now_ms: int) -> None:
-        return None
+    def ask(self, user: str, host: str, is_wanted: bool = True) -> None:
+        machine: Any = None
+        self.by_password(machine, user, "secret", host, lambda: is_wanted, lambda login: self.told.append((user, login)))
+
+    def finish(self) -> str:
+        (asked,) = self.under_way
+        self.under_way.clear()
+        self._over(asked.done, Login("password", asked.user, b"digest"))
+        return str(asked.user)
 
 
-def test_a_token_that_is_not_known_here_is_the_states_to_decide():
-    clock = Clock()
-    authentication = Authentication(clock)
-    machine: Any = FakeMachine()
-    told: list[Login | None] = []
-    for _ in range(LOGIN_FAILURES + 3):
-        authentication.by_token(machine, "ann", "raftd-x", "10.0.0.1", told.append)
-        authentication.decided(False, "10.0.0.1", "ann")
-    assert [login.proof for login in told if login is not None] == [digest_of_token("raftd-x")] * (LOGIN_FAILURES + 1)
-    clock.advance(1)
-    assert len(told) == LOGIN_FAILURES + 3
+def test_addresses_take_turns_and_one_has_few_places():
+    """One address had all of them: nobody else could show a password."""
+    passwords = Passwords()
+    for number in range(20):
+        passwords.ask(f"flood{number}", "10.0.0.1")
+    assert [login for _, login in passwords.told] == [None] * (20 - 1 - PASSWORDS_OF_ADDRESS)
+    passwords.ask("ann", "10.0.0.2")
+    order = [passwords.finish() for _ in range(3)]
+    assert order.index("ann") <= 2
+
+
+def test_a_client_who_has_gone_costs_nothing():
+    passwords = Passwords()
+    passwords.ask("first", "10.0.0.1")
+    for _ in range(PASSWORDS_OF_ADDRESS):
+        passwords.ask("gone", "10.0.0.1", is_wanted=False)
+    passwords.ask("ann", "10.0.0.2")
+    assert [passwords.finish() for _ in range(2)] == ["first", "ann"]
+
+
+def test_a_bug_in_one_client_stops_no_password():
+    passwords = Passwords()
+    machine: Any = None
+    passwords.by_password(machine, "bug", "secret", "10.0.0.1", lambda: True, lambda login: 1 / 0)
+    passwords.ask("ann", "10.0.0.2")
+    assert [passwords.finish() for _ in range(2)] == ["bug", "ann"]
+
+
+@pytest.mark.parametrize(("user", "token"), [("no name", "raftd-x"), ("ann", "x" * 1_000), ("x" * 65, "raftd-x")])
+def test_what_cannot_be_a_login_is_none(user, token):
+    assert Authentication(Clock()).by_token(user, token) is None

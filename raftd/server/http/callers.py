@@ -7,11 +7,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from raftd.jobs.machine import StateMachine
 from raftd.jobs.rights import Login
 from raftd.limits import HTTP_ANSWER_S
 from raftd.node.loop import Node
 from raftd.passwords import TOKEN_PREFIX
+from raftd.server.access import is_good
 from raftd.server.authentication import Authentication
 from raftd.server.http.exchange import Exchange
 from raftd.server.http.site import Call
@@ -33,10 +33,12 @@ class Callers:
     def find(self, call: Call, then: Callable[[Call], None]) -> None:
         """`then` gets the call once it is known whose it is; it is answered if that is nobody, and somebody is needed."""
         machine = self._node.machine
-        if not machine.access.is_on or call.parts in OPEN:
+        shown = call.header("Authorization")
+        if not self._node.has_users or call.parts in OPEN:
+            if shown is not None and shown[:7].lower() == "bearer ":  # this node may be behind
+                call.login = self._authentication.by_token("", shown[7:].strip())
             then(call)
             return
-        shown = call.header("Authorization")
         known = call.known.get(shown or "")
         if known is not None and machine.access.user_of(known, machine.now_ms) is not None:
             self._is_known(call, known, then)
@@ -57,24 +59,31 @@ class Callers:
             self._confirm(call, login, "", then)
 
     def _look_at(self, call: Call, shown: str, then: Callable[[Call], None]) -> None:
-        machine, decided = self._node.machine, partial(self._shown, call, shown, then)
         kind, _, value = shown.partition(" ")
         if kind.lower() == "bearer":
-            self._authentication.by_token(machine, "", value.strip(), call.host, decided)
+            self._with_token(call, shown, then, "", value.strip())
             return
         user, colon, password = _decoded(value).partition(":") if kind.lower() == "basic" else ("", "", "")
         if not colon:
             call.problem("not-authenticated", "Authorization: expected Bearer TOKEN, or Basic with a name and a password", _WAYS)
         elif password.startswith(TOKEN_PREFIX):
-            self._authentication.by_token(machine, user, password, call.host, decided)
+            self._with_token(call, shown, then, user, password)
         elif not is_secure(call.transport):
             call.problem("not-authenticated", "A password is taken over TLS only.", _WAYS)
         else:
-            self._authentication.by_password(machine, user, password, call.host, decided)
+            decided = partial(self._digested, call, shown, then)
+            self._authentication.by_password(self._node.machine, user, password, call.host, lambda: call.is_open, decided)
 
-    def _shown(self, call: Call, shown: str, then: Callable[[Call], None], login: Login | None) -> None:
+    def _with_token(self, call: Call, shown: str, then: Callable[[Call], None], user: str, token: str) -> None:
+        login = self._authentication.by_token(user, token)
         if login is None:
-            call.problem("not-authenticated", "Too many attempts have failed: wait a while.", {**_WAYS, "Retry-After": "10"})
+            self._decided(call, Login("token", user), shown, then, False)
+        else:
+            self._confirm(call, login, shown, then)
+
+    def _digested(self, call: Call, shown: str, then: Callable[[Call], None], login: Login | None) -> None:
+        if login is None:
+            call.problem("too-many-passwords", headers={"Retry-After": "1"})
         else:
             self._confirm(call, login, shown, then)
 
@@ -90,25 +99,21 @@ class Callers:
 
         exchange = Exchange(self._node, self._clock, call, HTTP_ANSWER_S, late)
 
-        def looked(is_good: bool) -> None:
+        def looked(answer: bool) -> None:
             exchange.close()
-            self._decided(call, login, shown, then, is_good)
+            self._decided(call, login, shown, then, answer)
 
-        def look(machine: StateMachine, now_ms: int, node: int, session: int) -> bool:
-            return machine.access.user_of(login, machine.now_ms) is not None
-
-        exchange.read(look, looked)
+        exchange.read(is_good(login), looked)
 
     def _decided(self, call: Call, login: Login, shown: str, then: Callable[[Call], None], is_good: bool) -> None:
-        if login.how in ("token", "password"):
-            self._authentication.decided(is_good, call.host, login.user)
+        delay_s = self._authentication.decided(is_good, call.host, login.user) if login.how in ("token", "password") else 0.0
         if is_good and not call.enters(login):
             call.problem("over-quota", "This user has as many connections to this node as his quota allows.")
         elif is_good:
             call.known[shown] = login
             self._is_known(call, login, then)
         else:
-            call.problem("not-authenticated", headers=_WAYS)
+            self._clock.callLater(delay_s, call.problem, "not-authenticated", "", _WAYS)
 
 
 def _decoded(value: str) -> str:

@@ -9,6 +9,7 @@ from raftd.limits import HTTP_ANSWER_S
 from raftd.node.loop import Node
 from raftd.raft.messages import AddMember, AdminRequest, MemberAddress, PromoteMember, RemoveMember, TransferLead
 from raftd.raft.outcomes import AdminResult, Outcome
+from raftd.server.access import may_operate
 from raftd.server.http import shapes as s
 from raftd.server.http.exchange import Exchange
 from raftd.server.http.routes import Ask, Needs, route
@@ -44,21 +45,27 @@ class ClusterApi:
         return s.Cluster(node.config.cluster, node.config.node, role, raft.term, raft.leader, is_settled, members, sorted(latest.removed))
 
     def _ask(self, ask: Ask, request: AdminRequest, what: str, node: int) -> None:
-        """Only of who may; and the audit log has it before it is done."""
-        if not self._node.knows_access:
-            self._carry_out(ask, request)
-            return
+        """Only of who may, as the cluster says; and the audit log has it before it is done."""
 
         def late(may_have_left: bool) -> None:
             ask.call.problem("not-committed", headers={"Retry-After": "1"})
 
         exchange = Exchange(self._node, self._clock, ask.call, HTTP_ANSWER_S, late)
 
+        def looked(is_allowed: bool) -> None:
+            if not is_allowed:
+                ask.call.refused()
+                exchange.close()
+            elif not self._node.knows_access:  # there is nobody who would have to say who he is
+                decided(None)
+            else:
+                exchange.ask(c.Operate(exchange.number, what, f"node {node}"), decided)
+
         def decided(reply: object) -> None:
             exchange.close()
             self._carry_out(ask, request)
 
-        exchange.ask(c.Operate(exchange.number, what, f"node {node}"), decided)
+        exchange.read(may_operate(ask.call.login), looked)
 
     def _carry_out(self, ask: Ask, request: AdminRequest) -> None:
         late = self._clock.callLater(

@@ -17,7 +17,7 @@ from raftd.server.http.site import JSON
 _ALWAYS = ("bad-request", "too-large", "too-slow", "not-ready", "stopping", "internal", "overloaded")
 _WITH_BODY = ("unsupported-media-type",)
 _CHANGING = ("cross-site",)
-_FOR_USERS = ("not-authenticated", "not-authorized", "not-committed")
+_FOR_USERS = ("not-authenticated", "not-authorized", "too-many-passwords", "over-quota", "not-committed")
 #: How a caller shows who he is, in a cluster that has users.
 _SECURITY = {
     "token": {"type": "http", "scheme": "bearer"},

@@ -67,11 +67,14 @@ class Operations:
             why = "it is catching up"
         else:
             why = ""
-        call.say(503 if why else 200, {"ready": not why, "reason": why, "leader": raft.leader, "lag": lag})
+        told = {"ready": not why, "reason": why}
+        if not self._node.has_users:
+            told |= {"leader": raft.leader, "lag": lag}
+        call.say(503 if why else 200, told)
 
     def _measure(self, call: Call) -> None:
         """Requests shortly after each other get the same answer."""
-        if not sees_everything(self._node.machine, call.login):
+        if not sees_everything(self._node, call.login):
             call.refused()
             return
         now_s = self._clock.seconds()

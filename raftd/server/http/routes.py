@@ -15,6 +15,7 @@ import msgspec
 from raftd.errors import UNDECODABLE
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.rights import Right
+from raftd.node.loop import Node
 from raftd.server.access import sees_everything
 from raftd.server.http.shapes import PARTS
 from raftd.server.http.site import JSON, Call
@@ -153,10 +154,9 @@ class BadRequest(Exception):
 class Router:
     """Serves the calls of a table whose paths all begin with the same part."""
 
-    def __init__(self, routes: list[Route], machine: Callable[[], StateMachine]) -> None:
-        """`machine` returns the state as this node has applied it."""
+    def __init__(self, routes: list[Route], node: Node) -> None:
         self.routes = routes
-        self._machine = machine
+        self._node = node
         self._decoders = {(route.method, route.path): msgspec.json.Decoder(route.body) for route in routes if route.body is not None}
 
     def handles(self, call: Call) -> bool:
@@ -180,12 +180,11 @@ class Router:
 
     def _may(self, call: Call, needs: Needs) -> bool:
         """As far as this node can tell at once."""
-        machine = self._machine()
-        access, now_ms = machine.access, machine.now_ms
-        if not access.is_on or needs is Needs.NOTHING:
+        access, now_ms = self._node.machine.access, self._node.machine.now_ms
+        if not self._node.has_users or needs is Needs.NOTHING:
             return True
         if needs is Needs.OVERVIEW:
-            return sees_everything(machine, call.login)
+            return sees_everything(self._node, call.login)
         if needs is Needs.OPERATE:
             return access.may_everywhere(call.login, Right.OPERATE, now_ms)
         return access.user_of(call.login, now_ms) is not None

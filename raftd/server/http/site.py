@@ -275,7 +275,8 @@ class _Request(http.Request):
         try:
             self.channel.site.handler(Call(self))
         except Exception:  # of ours, in one request: it must cost that one, and not the connection's reader or the turn
-            self._log.failure("a bug in raftd: a request is answered with 500, the node continues")
+            if self.channel.site.limiter.may_log():
+                self._log.failure("a bug in raftd: a request is answered with 500, the node continues")
             if not self.finished and not self._disconnected:
                 body = problems.encode("internal")
                 _begin(self, 500, problems.KIND, {"Content-Length": str(len(body))})

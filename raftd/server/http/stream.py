@@ -192,7 +192,7 @@ class Listening:
 
     def tell(self, event: str, fields: dict[str, object]) -> None:
         """An event of the node. A client that does not read misses it."""
-        is_for_him = event not in _FOR_OVERVIEW or sees_everything(self._node.machine, self._login)
+        is_for_him = event not in _FOR_OVERVIEW or sees_everything(self._node, self._login)
         if not self._is_paused and (not self._kinds or event in self._kinds) and is_for_him:
             self.stream.write(_event(event, fields))
 
@@ -221,7 +221,7 @@ class Listening:
 
     def _sees(self, tube: str) -> bool:
         machine = self._node.machine
-        return not machine.access.is_on or machine.access.may(self._login, Right.READ, tube, machine.now_ms)
+        return not self._node.has_users or machine.access.may(self._login, Right.READ, tube, machine.now_ms)
 
     def begin_again_behind(self, node: Node) -> None:
         """What the client has heard was of another log, if this one has not come so far."""

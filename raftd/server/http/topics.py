@@ -18,7 +18,7 @@ from raftd.jobs import commands as c
 from raftd.jobs import queries
 from raftd.jobs import replies as r
 from raftd.node.loop import Node
-from raftd.server.access import seen_always, seen_in_list, sees_everything
+from raftd.server.access import for_who_works, seen_in_list, sees_everything
 from raftd.server.http.exchange import Exchange
 from raftd.server.http.site import Call
 from raftd.server.stats import Counters
@@ -84,7 +84,7 @@ class Topics:
             methods[method](call)
 
     def _status(self, call: Call) -> None:
-        if not sees_everything(self._node.machine, call.login):
+        if not sees_everything(self._node, call.login):
             call.refused()
             return
         status = self._node.status()
@@ -196,11 +196,12 @@ class _TopicExchange(Exchange):
         self.when_over = lambda: None
 
     def if_topic(self, name: str, then: Callable[[], None]) -> None:
-        """404 without such a topic. One that is known here need not be asked for: if it has just been deleted, it is empty."""
-        if name in self._node.machine.topics:
+        """404 without such a topic. One that is known here need not be asked for: if it has just been deleted, it is empty. Who may not
+        work there is not told whether there is."""
+        if name in self._node.machine.topics and not self._node.has_users:
             then()
         else:
-            look = seen_always(self.session, queries.is_topic(name))
+            look = for_who_works(self.session, queries.is_topic(name), name)
             self.read(look, lambda is_topic: then() if is_topic else self.end(404, _NO))
 
     def end(self, status: int, value: object) -> None:

@@ -55,4 +55,4 @@ def v1(node: Node, clock: Any, counters: Counters) -> Router:
     queue = [part(node, clock, counters) for part in (Api, PolicyApi, ScheduleApi)]
     routes = [route for owner in (*queue, ClusterApi(node, clock), about) for route in routes_of(owner)]
     about.document = specification(routes)
-    return Router(routes, lambda: node.machine)
+    return Router(routes, node)
