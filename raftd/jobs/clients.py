@@ -363,7 +363,7 @@ def serve(machine: StateMachine, tube: Tube, wait: Wait, job: Job) -> None:
         _suspend(machine, session)
         return
     if not access.may(machine, session, Right.WORK, tube):  # it had the right when it began to wait
-        machine.steps += len(wait.tubes) * machine.costs.tube
+        machine.steps += machine.costs.granted + len(wait.tubes) * machine.costs.tube
         _close_wait(machine, wait)
         if not wait.is_subscription:
             session.late_answers[wait.ask] = []

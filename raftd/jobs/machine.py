@@ -387,6 +387,7 @@ class StateMachine:
                 self._detach(waiter)
                 continue
             if self.access.is_on and not access.may(self, waiter, Right.WORK, tube):  # it had the right when it began to wait
+                self.steps += self.costs.granted
                 self._end_wait(waiter)
                 self._effects.answers.append((*waiter.key, r.NotAuthorized()))
                 continue

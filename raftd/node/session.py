@@ -229,6 +229,14 @@ class Session(CommandQueue):
         access = machine.access
         return not access.is_on or access.may(self.login, Right.READ, tube, machine.now_ms)
 
+    def seen(self, machine: StateMachine, tubes: Iterable[str]) -> Iterable[str]:
+        """Those of the names of `tubes` that its client may look at."""
+        access = machine.access
+        if not access.is_on:
+            return tubes
+        his = access.tubes(self.login, Right.READ, machine.now_ms)
+        return (tube for tube in tubes if tube in his)
+
     def introduce(self) -> None:
         """Make the cluster know this session before its first read, by a command without effect."""
         if self.state is State.NEW:

@@ -19,7 +19,7 @@ from raftd.jobs.schedules import without_body
 from raftd.limits import COUNTED_JOBS
 from raftd.node.job_events import JobEventBuffer
 from raftd.node.session import Session, nothing_scanned
-from raftd.server.access import seen_by_tube
+from raftd.server.access import looked_at, seen_by_tube
 from raftd.wire import client as w
 from raftd.wire.checks import what_is_wrong_with_selection
 
@@ -45,7 +45,7 @@ def query_of(read: w.Read, events: JobEventBuffer, viewer: Session) -> Query:
             most = min(max(1, limit), TUBES_LISTED)
 
             def tubes(machine: StateMachine, now_ms: int, node: int, session: int) -> w.TubesFound:
-                names = nsmallest(most + 1, (name for name in machine.tubes if name > after and viewer.sees(machine, name)))
+                names = nsmallest(most + 1, (name for name in viewer.seen(machine, machine.tubes) if name > after))
                 return w.TubesFound([_tube(machine.tubes[name], now_ms) for name in names[:most]], len(names) > most)
 
             return tubes
@@ -76,15 +76,15 @@ def query_of(read: w.Read, events: JobEventBuffer, viewer: Session) -> Query:
 def scanned_by(read: w.Read) -> Callable[[StateMachine], int]:
     """How many items it looks at."""
     if isinstance(read, w.TubesRequest):
-        return lambda machine: len(machine.tubes)
+        return lambda machine: looked_at(machine, len(machine.tubes))
     if isinstance(read, w.SchedulesRequest):
-        return lambda machine: len(machine.schedules.by_name)
+        return lambda machine: looked_at(machine, len(machine.schedules.by_name))
     if isinstance(read, w.CountRequest):
         return lambda machine: min(len(machine.jobs), COUNTED_JOBS)
     if isinstance(read, w.PoliciesRequest):
-        return lambda machine: 0 if read.tube else len(machine.policies.tubes)
+        return lambda machine: 0 if read.tube else looked_at(machine, len(machine.policies.tubes))
     if isinstance(read, w.HistoryRequest):
-        return lambda machine: EVENTS_TOLD
+        return lambda machine: looked_at(machine, EVENTS_TOLD)
     if isinstance(read, w.UsersRequest):
         return lambda machine: len(machine.access.users)
     if isinstance(read, w.AuditRequest):
@@ -196,7 +196,7 @@ def _policy(machine: StateMachine, name: str) -> w.PoliciesFound:
 
 def _policies(machine: StateMachine, after: str, most: int, viewer: Session) -> w.PoliciesFound:
     known = machine.policies.tubes
-    names = nsmallest(most + 1, (name for name in known if name > after and viewer.sees(machine, name)))
+    names = nsmallest(most + 1, (name for name in viewer.seen(machine, known) if name > after))
     found = [(name, known[name].version, policy) for name in names[:most] if (policy := known[name].policy) is not None]
     return w.PoliciesFound(found, len(names) > most)
 

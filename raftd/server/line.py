@@ -20,7 +20,7 @@ from raftd.jobs.model import Job
 from raftd.jobs.rights import Login
 from raftd.node.loop import Node
 from raftd.node.session import Session, nothing_scanned
-from raftd.server.access import seen_always, seen_by_job, seen_by_tube, seen_in_list, seen_in_used, sees_everything
+from raftd.server.access import looked_at, seen_always, seen_by_job, seen_by_tube, seen_in_list, seen_in_used, sees_everything
 from raftd.server.limiter import ConnectionLimiter
 from raftd.server.protocol import ClientConnection, ConnectionFactory
 from raftd.server.stats import Counters, stats
@@ -97,7 +97,8 @@ _FOR_STRANGERS = frozenset({"quit", "error"})
 
 
 def _all_tubes(machine: StateMachine) -> int:
-    return len(machine.tubes)
+    """Of a list, those that are left out cost, too."""
+    return looked_at(machine, len(machine.tubes)) if machine.access.is_on else 0
 
 
 def _ignored(reply: object, index: int) -> None:

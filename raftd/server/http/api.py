@@ -23,6 +23,7 @@ from raftd.jobs.model import Job
 from raftd.jobs.rights import Right
 from raftd.limits import HTTP_ANSWER_S, HTTP_BODY_BYTES, KEY_CHARACTERS, REPLY_BYTES
 from raftd.node.loop import Node
+from raftd.server.access import looked_at
 from raftd.server.http import shapes as s
 from raftd.server.http.base import LATE, Page, QueueApi
 from raftd.server.http.exchange import Exchange
@@ -116,13 +117,13 @@ class Api(QueueApi):
         page = ask.query
 
         def query(machine: StateMachine, now_ms: int) -> list[s.TubeView]:
-            names = nsmallest(page.limit + 1, (name for name in machine.tubes if name > page.after and ask.sees(machine, name)))
+            names = nsmallest(page.limit + 1, (name for name in ask.seen(machine, machine.tubes) if name > page.after))
             return [s.tube_view(machine.tubes[name], now_ms) for name in names]
 
         def answered(tubes: list[s.TubeView]) -> None:
             ask.call.say(200, s.TubeList(tubes[: page.limit], len(tubes) > page.limit))
 
-        self._read(ask, query, answered, lambda machine: len(machine.tubes))
+        self._read(ask, query, answered, lambda machine: looked_at(machine, len(machine.tubes)))
 
     @route("PUT", "/v1/tubes/{tube}", Needs.USER, s.TubeView, problems=("no-such-tube", *LATE), links=_TUBE_LINKS)
     def _declare(self, ask: Ask) -> None:

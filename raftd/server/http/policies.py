@@ -16,6 +16,7 @@ from raftd.jobs import replies as r
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.policy import Policy, PolicyChange
 from raftd.limits import COUNTED_JOBS, POLICIES, SEARCH_CHARACTERS
+from raftd.server.access import looked_at
 from raftd.server.http import shapes as s
 from raftd.server.http.base import LATE, Page, QueueApi, Version
 from raftd.server.http.routes import Ask, Needs, route
@@ -42,13 +43,13 @@ class PolicyApi(QueueApi):
 
         def query(machine: StateMachine, now_ms: int) -> list[s.PolicyView]:
             known = machine.policies.tubes
-            names = nsmallest(page.limit + 1, (name for name in known if name > page.after and ask.sees(machine, name)))
+            names = nsmallest(page.limit + 1, (name for name in ask.seen(machine, known) if name > page.after))
             return [view for name in names if (view := s.policy_view(known[name])) is not None]
 
         def answered(found: list[s.PolicyView]) -> None:
             ask.call.say(200, s.PolicyList(found[: page.limit], len(found) > page.limit))
 
-        self._read(ask, query, answered, lambda machine: len(machine.policies.tubes))
+        self._read(ask, query, answered, lambda machine: looked_at(machine, len(machine.policies.tubes)))
 
     @route("GET", "/v1/tubes/{tube}/policy", Needs.READ, s.PolicyView, problems=("no-policy", "not-committed"))
     def _show_policy(self, ask: Ask) -> None:

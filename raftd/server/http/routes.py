@@ -5,7 +5,7 @@ made from it (`openapi.py`), so that the two cannot differ.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
@@ -128,6 +128,14 @@ class Ask:
     def sees(self, machine: StateMachine, tube: str) -> bool:
         """Whether the caller may look at the tube of this name and its jobs."""
         return self.may(machine, tube, Right.READ)
+
+    def seen(self, machine: StateMachine, tubes: Iterable[str]) -> Iterable[str]:
+        """Those of the names of `tubes` that the caller may look at."""
+        access = machine.access
+        if not access.is_on:
+            return tubes
+        his = access.tubes(self.call.login, Right.READ, machine.now_ms)
+        return (tube for tube in tubes if tube in his)
 
     def may(self, machine: StateMachine, tube: str, *rights: Right) -> bool:
         """Whether he has any of these rights to it."""

@@ -14,6 +14,7 @@ from raftd.jobs.machine import StateMachine
 from raftd.jobs.schedules import without_body
 from raftd.limits import SCHEDULES
 from raftd.node.occurrences import what_is_wrong_with_times
+from raftd.server.access import looked_at
 from raftd.server.http import shapes as s
 from raftd.server.http.base import LATE, Page, QueueApi, Version
 from raftd.server.http.routes import Ask, Needs, route
@@ -38,7 +39,7 @@ class ScheduleApi(QueueApi):
         def answered(found: list[s.ScheduleView]) -> None:
             ask.call.say(200, s.ScheduleList(found[: page.limit], len(found) > page.limit))
 
-        self._read(ask, query, answered, lambda machine: len(machine.schedules.by_name))
+        self._read(ask, query, answered, lambda machine: looked_at(machine, len(machine.schedules.by_name)))
 
     @route("GET", "/v1/schedules/{name}", Needs.USER, s.ScheduleView, problems=("no-schedule", "not-committed"))
     def _show_schedule(self, ask: Ask) -> None:
