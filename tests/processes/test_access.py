@@ -6,7 +6,6 @@ import asyncio
 import base64
 import http.client
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,9 +13,11 @@ from pathlib import Path
 
 import greenstalk
 import pytest
+from click.testing import CliRunner, Result
 
 from raftd.bench.local import wait_for
 from raftd.cli.authority import new_client, save
+from raftd.cli.main import main
 from raftd.client import AsyncClient, Client
 from raftd.client.connection import Connection, NoAnswer, Unreachable
 from raftd.client.connection import NotAuthorized as NoAnswerNotAuthorized
@@ -31,7 +32,6 @@ from tests.processes.harness import LineClient, ProcessCluster
 from tests.processes.secure import CLUSTER, SecureCluster
 from tests.processes.test_tls import TWISTED
 
-BIN = Path(sys.executable).parent
 PASSWORD = "correct horse battery staple"
 SALT = b"s" * 16
 
@@ -54,10 +54,9 @@ class Users:
         return token
 
 
-def raftd(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    own = {name: value for name, value in os.environ.items() if not name.startswith("RAFTD_")}
-    command = [BIN / "raftd", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**own, **environment}, check=False)
+def raftd(*arguments: str | Path, **environment: str) -> Result:
+    env: dict[str, str | None] = {"RAFTD_URL": None, "RAFTD_TOKEN": None, **environment}
+    return CliRunner().invoke(main, [str(one) for one in arguments], env=env)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +75,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureCluster]
 def users(cluster: SecureCluster) -> Users:
     """The first of them is made as the documents say."""
     made = raftd("init", "root", "--config", cluster.config_of(1))
-    assert made.returncode == 0, made.stderr
+    assert made.exit_code == 0, made.stderr
     assert "every client has to say who he is" in made.stderr
     (token,) = made.stdout.split()
     assert raftd("init", "again", "--config", cluster.config_of(1)).stderr == "raftd: the cluster has users already\n"
@@ -118,7 +117,7 @@ def test_every_client_works_with_a_token_and_none_without(cluster, users):
     asyncio.run(use())
     done = subprocess.run([sys.executable, "-c", TWISTED, where], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr
-    assert raftd("put", "tokens", "x", RAFTD_URL=where).returncode == 0
+    assert raftd("put", "tokens", "x", RAFTD_URL=where).exit_code == 0
     for node in cluster.nodes:
         assert https(cluster, node, "POST", "/v1/tubes/tokens/jobs", f"Bearer {token}", {"body": "x"})[0] == 201
     with Client(cluster.url(), timeout=10) as stranger, pytest.raises(NotAuthorized, match="not known who"):
@@ -235,9 +234,9 @@ def test_a_user_has_as_many_connections_as_his_quota_allows(cluster, users):
 
 def test_the_commands(cluster, users):
     config = cluster.config_of(1)
-    assert raftd("user", "add", "cli", "-c", config).returncode == 0
-    assert raftd("grant", "cli", "put", "mail*", "-c", config).returncode == 0
-    assert raftd("grant", "cli", "put", "mail.secret", "--deny", "-c", config).returncode == 0
+    assert raftd("user", "add", "cli", "-c", config).exit_code == 0
+    assert raftd("grant", "cli", "put", "mail*", "-c", config).exit_code == 0
+    assert raftd("grant", "cli", "put", "mail.secret", "--deny", "-c", config).exit_code == 0
     token = raftd("token", "create", "cli", "laptop", "--expires", "90d", "-c", config).stdout.strip()
     where = url(cluster, token, "cli")
     shown = json.loads(raftd("user", "whoami", "--json", "-c", config).stdout)
@@ -249,15 +248,15 @@ def test_the_commands(cluster, users):
         {"right": "put", "tubes": "mail.secret", "denied": True},
     ]
     assert [(one["name"], one["left_ms"] > 89 * 86_400_000) for one in shown["tokens"]] == [("laptop", True)]
-    assert raftd("put", "mail", "x", RAFTD_URL=where).returncode == 0
+    assert raftd("put", "mail", "x", RAFTD_URL=where).exit_code == 0
     assert "may not do that" in raftd("put", "mail.secret", "x", RAFTD_URL=where).stderr
     assert "may not do that" in raftd("user", "list", RAFTD_URL=where).stderr
-    assert raftd("revoke", "cli", "put", "mail*", "-c", config).returncode == 0
+    assert raftd("revoke", "cli", "put", "mail*", "-c", config).exit_code == 0
     assert raftd("revoke", "cli", "put", "mail*", "-c", config).stderr.startswith("raftd: user cli has no such grant")
-    assert raftd("token", "revoke", "cli", "laptop", "-c", config).returncode == 0
+    assert raftd("token", "revoke", "cli", "laptop", "-c", config).exit_code == 0
     assert "not known who that is" in raftd("put", "mail", "x", RAFTD_URL=where).stderr
-    assert raftd("user", "quota", "cli", "--jobs", "5", "-c", config).returncode == 0
-    assert raftd("user", "remove", "cli", "-c", config).returncode == 0
+    assert raftd("user", "quota", "cli", "--jobs", "5", "-c", config).exit_code == 0
+    assert raftd("user", "remove", "cli", "-c", config).exit_code == 0
     assert raftd("user", "remove", "root", "-c", config).stderr == "raftd: nobody would be left who may operate the cluster\n"
     assert raftd("grant", "nobody", "read", "-c", config).stderr == "raftd: there is no user nobody\n"
     assert "expected the name of a tube" in raftd("grant", "root", "read", "a b", "-c", config).stderr
@@ -277,7 +276,7 @@ def test_nothing_that_is_secret_is_in_logs_or_backups(cluster, users):
     for node in cluster.nodes:
         assert token not in cluster.log(node)
     backup = cluster.directory / "all.raftd"
-    assert raftd("backup", backup, "-c", cluster.config_of(1)).returncode == 0
+    assert raftd("backup", backup, "-c", cluster.config_of(1)).exit_code == 0
     assert token.encode() not in backup.read_bytes()
 
 
@@ -286,7 +285,7 @@ def test_a_node_that_has_just_started_knows_that_there_are_users(tmp_path):
     with ProcessCluster(tmp_path, 3) as plain:
         plain.leader()
         where = f"raftd://127.0.0.1:{plain.addresses[1]['client']}"
-        wait_for(lambda: raftd("init", "root", RAFTD_URL=where).returncode == 0, what="init")
+        wait_for(lambda: raftd("init", "root", RAFTD_URL=where).exit_code == 0, what="init")
         wait_for(
             lambda: all(b"has_users\xc3" in (tmp_path / f"data/{node}/vote.a").read_bytes() for node in plain.nodes), what="all knowing"
         )
@@ -322,5 +321,5 @@ def test_the_first_user_is_made_on_a_nodes_own_machine_alone(tmp_path):
     """It cannot be asked for from another machine here: `tests/server/test_client.py` has that."""
     with ProcessCluster(tmp_path, 1) as plain:
         plain.leader()
-        wait_for(lambda: raftd("init", "root", RAFTD_URL=f"raftd://127.0.0.1:{plain.addresses[1]['client']}").returncode == 0, what="init")
+        wait_for(lambda: raftd("init", "root", RAFTD_URL=f"raftd://127.0.0.1:{plain.addresses[1]['client']}").exit_code == 0, what="init")
         assert "not authorized" not in plain.log(1)
