@@ -35,7 +35,7 @@ from raftd.wire.checks import is_user_name
 _FIRST_WAIT_S = 0.1
 _NO_SALT = bytes(SALT_BYTES)  # for a user who has no password, or is none
 
-LogIn = Callable[[Login | None], None]
+Told = Callable[[Login | None], None]
 
 
 class Failures:
@@ -72,7 +72,7 @@ class _Asked(NamedTuple):
     user: str
     password: str
     is_wanted: Callable[[], bool]
-    done: LogIn
+    done: Told
 
 
 class Authentication:
@@ -135,7 +135,7 @@ class Authentication:
         return Login("token", user, digest_of_token(token))
 
     def by_password(
-        self, machine: StateMachine, user: str, password: str, host: str | None, is_wanted: Callable[[], bool], done: LogIn
+        self, machine: StateMachine, user: str, password: str, host: str | None, is_wanted: Callable[[], bool], done: Told
     ) -> None:
         """`done` gets what the state has to decide about, None if too many wait. One password is looked at at a time, in a thread: it takes
         memory and time, and as much for a user who does not exist. Addresses take turns."""
@@ -175,7 +175,7 @@ class Authentication:
 
         deferToThreadPool(self._clock, self._pool, digest_of_password, asked.password, salt).addCallbacks(digested, failed)
 
-    def _over(self, done: LogIn, login: Login | None) -> None:
+    def _over(self, done: Told, login: Login | None) -> None:
         self._is_busy = False
         try:
             done(login)

@@ -521,6 +521,7 @@ ROUTES: dict[str, tuple[Need, Callable[[World], HttpCall]]] = {
     "pause": (MANAGE, _at_tube("POST", "/pause", {"seconds": 0})),
     "kick": (MANAGE, _at_tube("POST", "/kick", {"count": 1})),
     "peek": (READ, _next_call),
+    "list_jobs": (READ, _at_tube("GET", "/jobs?state=delayed")),
     "put": (PUT, _at_tube("POST", "/jobs", JOB)),
     "reserve": (WORK, _reserve_call),
     "show_job": (READ, _at_job("GET", "")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from urllib.parse import quote
 
 import msgspec
 import pytest
@@ -252,6 +253,44 @@ def test_the_most_urgent_of_all_tubes_comes_first():
     assert cluster.run(1_000, lambda: waiting.said is not None)
     assert [job["body"] for job in waiting.said[1]["jobs"]] == ["new", "newer"]
     assert listener.reserve(tubes=["b"], timeout_s=1) == []
+
+
+def all_jobs(listener: Listener, state: str, limit: int) -> list[int]:
+    ids, after, more = [], "", True
+    while more:
+        status, page = listener.ask("GET", f"/v1/tubes/t/jobs?state={state}&limit={limit}&after={after}")
+        assert status == 200
+        assert len(page["jobs"]) <= limit
+        assert all("body" not in job and job["state"] == state for job in page["jobs"])
+        ids += [job["id"] for job in page["jobs"]]
+        after, more = page["after"], page["more"]
+    return ids
+
+
+@pytest.mark.parametrize("limit", [1, 2, 100])
+def test_the_jobs_of_a_tube_are_listed_by_state_in_pages(limit):
+    _cluster, listener = with_listener()
+    for priority in (5, 1, 3, 1, 9):
+        listener.ask("POST", PUT, {"body": "x", "priority": priority})
+    for delay_s in (300, 100, 200):
+        listener.ask("POST", PUT, {"body": "x", "delay_s": delay_s})
+    listener.ask("POST", "/v1/tubes/other/jobs", {"body": "x"})
+    assert all_jobs(listener, "ready", limit) == [2, 4, 3, 1, 5]
+    assert all_jobs(listener, "delayed", limit) == [7, 8, 6]
+    first, second = listener.reserve(count=2)
+    assert all_jobs(listener, "reserved", limit) == [2, 4]
+    for job in (second, first):
+        listener.ask("POST", f"/v1/jobs/{job['id']}/bury", {"token": job["token"]})
+    assert all_jobs(listener, "buried", limit) == [4, 2]
+    assert all_jobs(listener, "reserved", limit) == []
+
+
+@pytest.mark.parametrize("after", ["x", "1.2", "ready.1", "ready.1.-2", "delayed.1.2", "ready.1.2.3", "ready.١.2"])
+def test_a_place_that_no_list_has_given_is_refused(after):
+    _cluster, listener = with_listener()
+    listener.ask("POST", PUT, {"body": "x"})
+    assert listener.problem("GET", f"/v1/tubes/t/jobs?after={quote(after)}") == (400, "bad-request")
+    assert listener.problem("GET", "/v1/tubes/none/jobs") == (404, "no-such-tube")
 
 
 def test_tubes_are_declared_listed_paused_and_deleted():

@@ -19,9 +19,9 @@ from raftd.jobs import asks
 from raftd.jobs import commands as c
 from raftd.jobs import replies as r
 from raftd.jobs.machine import DEFAULT_TUBE, StateMachine
-from raftd.jobs.model import Job
+from raftd.jobs.model import Job, State, Tube
 from raftd.jobs.rights import Right
-from raftd.limits import HTTP_ANSWER_S, HTTP_BODY_BYTES, KEY_CHARACTERS, REPLY_BYTES
+from raftd.limits import COUNTED_JOBS, HTTP_ANSWER_S, HTTP_BODY_BYTES, KEY_CHARACTERS, REPLY_BYTES
 from raftd.node.loop import Node
 from raftd.server.access import looked_at
 from raftd.server.http import shapes as s
@@ -66,6 +66,40 @@ class _WithToken(msgspec.Struct, forbid_unknown_fields=True):
 
 class _Which(msgspec.Struct, forbid_unknown_fields=True):
     state: Literal["ready", "delayed", "buried"] = "ready"
+
+
+class _JobPage(msgspec.Struct, forbid_unknown_fields=True):
+    state: Literal["ready", "reserved", "delayed", "buried"] = "ready"
+    after: Annotated[str, msgspec.Meta(max_length=60)] = ""
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 100
+
+
+def _place_of(after: str, state: str) -> tuple[int, int]:
+    """Behind which item of a queue, or behind which job, the page begins. Raises ValueError."""
+    if not after:
+        return 0, 0
+    named, first, id = after.split(".")
+    if named != state or not (first + id).isascii() or not (first + id).isdecimal():
+        raise ValueError
+    return int(first), int(id)
+
+
+def _page_of(machine: StateMachine, tube: Tube, state: str, behind: tuple[int, int], limit: int) -> tuple[list[int], str]:
+    """The next jobs, in the order in which they will be reserved, ready or kicked, and where to go on; "" at the end. Reserved ones are in
+    no queue: the next so many jobs of all tubes are looked at, so a page may be empty and not the last."""
+    if state == "reserved":
+        ids = machine.jobs.ids_after(behind[1], COUNTED_JOBS)
+        jobs = [machine.jobs[id] for id in ids]
+        found = [job.id for job in jobs if job.tube is tube and job.state is State.RESERVED]
+        if len(found) > limit:
+            return found[:limit], f"{state}.0.{found[limit - 1]}"
+        return found, f"{state}.0.{ids[-1]}" if len(ids) == COUNTED_JOBS else ""
+    queue = {"ready": tube.ready, "delayed": tube.delayed, "buried": tube.buried}[state]
+    first, id = behind
+    items = list(islice(queue.from_item((first, id + 1)), limit + 1))
+    page = items[:limit]
+    after = f"{state}.{page[-1][0]}.{page[-1][1]}" if len(items) > limit else ""
+    return [id for _, id in page], after
 
 
 class _Reserving:
@@ -219,6 +253,35 @@ class Api(QueueApi):
                 ask.call.say(200, found)
 
         self._read(ask, query, answered)
+
+    @route("GET", "/v1/tubes/{tube}/jobs", Needs.READ, s.JobList, query=_JobPage, problems=("no-such-tube", "not-committed"))
+    def _list_jobs(self, ask: Ask) -> None:
+        """List the jobs of a tube in one state, without their bodies."""
+        page: _JobPage = ask.query
+        try:
+            behind = _place_of(page.after, page.state)
+        except ValueError:
+            ask.call.problem("bad-request", "after: expected what the list before has given, for the same state")
+            return
+
+        def query(machine: StateMachine, now_ms: int) -> s.JobList | None:
+            tube = machine.tubes.get(ask.parts["tube"])
+            if tube is None:
+                return None
+            ids, after = _page_of(machine, tube, page.state, behind, page.limit)
+            views = [s.job_view(machine, machine.jobs[id], now_ms, with_body=False) for id in ids]
+            return s.JobList(views, after, bool(after))
+
+        def answered(found: s.JobList | None) -> None:
+            if found is None:
+                ask.call.problem("no-such-tube")
+            else:
+                ask.call.say(200, found)
+
+        def scanned(machine: StateMachine) -> int:
+            return COUNTED_JOBS if page.state == "reserved" else page.limit
+
+        self._read(ask, query, answered, scanned)
 
     # -- putting ------------------------------------------------------------------------------
 

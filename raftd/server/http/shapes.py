@@ -415,6 +415,14 @@ _STATES: dict[State, Literal["ready", "delayed", "reserved", "buried"]] = {
 }
 
 
+class JobList(Struct):
+    """`more`: ask again with this `after`."""
+
+    jobs: list[JobView]
+    after: str
+    more: bool
+
+
 def job_view(machine: StateMachine, job: Job, now_ms: int, with_body: bool = True) -> JobView:
     mark = machine.policies.marks.get(job.id)
     runs = job.state in (State.RESERVED, State.DELAYED)
