@@ -285,7 +285,7 @@ def test_the_jobs_of_a_tube_are_listed_by_state_in_pages(limit):
     assert all_jobs(listener, "reserved", limit) == []
 
 
-@pytest.mark.parametrize("after", ["x", "1.2", "ready.1", "ready.1.-2", "delayed.1.2", "ready.1.2.3", "ready.١.2"])
+@pytest.mark.parametrize("after", ["x", "1", "1.-2", "1.2.3", "١.2", "1.2\n"])
 def test_a_place_that_no_list_has_given_is_refused(after):
     _cluster, listener = with_listener()
     listener.ask("POST", PUT, {"body": "x"})
@@ -664,7 +664,7 @@ def test_every_problem_of_the_specification_is_explained(listener):
         of_any_path = ("no-such-path", "no-such-method", "too-many-streams")
         assert kind.partition("#")[2] in of_any_path or f"`{kind}`" in text
     operations = [name for methods in document["paths"].values() for name in methods]
-    assert len(operations) == len(listener.router.routes) == 37
+    assert len(operations) == len(listener.router.routes) == 38
     names = {operation["operationId"] for methods in document["paths"].values() for operation in methods.values()}
     for methods in document["paths"].values():
         for operation in methods.values():

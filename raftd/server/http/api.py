@@ -70,36 +70,31 @@ class _Which(msgspec.Struct, forbid_unknown_fields=True):
 
 class _JobPage(msgspec.Struct, forbid_unknown_fields=True):
     state: Literal["ready", "reserved", "delayed", "buried"] = "ready"
-    after: Annotated[str, msgspec.Meta(max_length=60)] = ""
+    after: Annotated[str, msgspec.Meta(pattern=r"^([0-9]{1,20}\.[0-9]{1,20})?$(?!\n)")] = ""
     limit: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 100
 
-
-def _place_of(after: str, state: str) -> tuple[int, int]:
-    """Behind which item of a queue, or behind which job, the page begins. Raises ValueError."""
-    if not after:
-        return 0, 0
-    named, first, id = after.split(".")
-    if named != state or not (first + id).isascii() or not (first + id).isdecimal():
-        raise ValueError
-    return int(first), int(id)
+    @property
+    def behind(self) -> tuple[int, int]:
+        """Behind which item of a queue, or behind which job, it begins."""
+        first, _, id = self.after.partition(".")
+        return int(first or 0), int(id or 0)
 
 
-def _page_of(machine: StateMachine, tube: Tube, state: str, behind: tuple[int, int], limit: int) -> tuple[list[int], str]:
+def _page_of(machine: StateMachine, tube: Tube, page: _JobPage) -> tuple[list[int], str]:
     """The next jobs, in the order in which they will be reserved, ready or kicked, and where to go on; "" at the end. Reserved ones are in
     no queue: the next so many jobs of all tubes are looked at, so a page may be empty and not the last."""
-    if state == "reserved":
-        ids = machine.jobs.ids_after(behind[1], COUNTED_JOBS)
+    limit, (first, id) = page.limit, page.behind
+    if page.state == "reserved":
+        ids = machine.jobs.ids_after(id, COUNTED_JOBS)
         jobs = [machine.jobs[id] for id in ids]
         found = [job.id for job in jobs if job.tube is tube and job.state is State.RESERVED]
         if len(found) > limit:
-            return found[:limit], f"{state}.0.{found[limit - 1]}"
-        return found, f"{state}.0.{ids[-1]}" if len(ids) == COUNTED_JOBS else ""
-    queue = {"ready": tube.ready, "delayed": tube.delayed, "buried": tube.buried}[state]
-    first, id = behind
+            return found[:limit], f"0.{found[limit - 1]}"
+        return found, f"0.{ids[-1]}" if len(ids) == COUNTED_JOBS else ""
+    queue = {"ready": tube.ready, "delayed": tube.delayed, "buried": tube.buried}[page.state]
     items = list(islice(queue.from_item((first, id + 1)), limit + 1))
-    page = items[:limit]
-    after = f"{state}.{page[-1][0]}.{page[-1][1]}" if len(items) > limit else ""
-    return [id for _, id in page], after
+    after = "{}.{}".format(*items[limit - 1]) if len(items) > limit else ""
+    return [id for _, id in items[:limit]], after
 
 
 class _Reserving:
@@ -258,17 +253,12 @@ class Api(QueueApi):
     def _list_jobs(self, ask: Ask) -> None:
         """List the jobs of a tube in one state, without their bodies."""
         page: _JobPage = ask.query
-        try:
-            behind = _place_of(page.after, page.state)
-        except ValueError:
-            ask.call.problem("bad-request", "after: expected what the list before has given, for the same state")
-            return
 
         def query(machine: StateMachine, now_ms: int) -> s.JobList | None:
             tube = machine.tubes.get(ask.parts["tube"])
             if tube is None:
                 return None
-            ids, after = _page_of(machine, tube, page.state, behind, page.limit)
+            ids, after = _page_of(machine, tube, page)
             views = [s.job_view(machine, machine.jobs[id], now_ms, with_body=False) for id in ids]
             return s.JobList(views, after, bool(after))
 
