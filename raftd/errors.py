@@ -42,8 +42,12 @@ class FrameError(RaftdError):
     """Bytes on a connection that are no frame of this protocol, or a frame over the limit."""
 
 
-class UnknownUser(FrameError):
-    """The node that was asked does not know who asks."""
+class HelloRefused(FrameError):
+    """The node that was greeted does not talk to this client, and says why."""
+
+
+class UnknownUser(HelloRefused):
+    """It does not know who asks."""
 
 
 class StorageError(RaftdError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,28 +15,29 @@ from raftd.client.address import HostPort
 
 if TYPE_CHECKING:
     from raftd.client.connection import Connection
-    from raftd.jobs.rights import Change, Grant
+    from raftd.jobs.rights import Change, Grant, Quota
     from raftd.wire.client import AuditRecord, UserInfo
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}
 _FIRST_TOKEN = "first"
+_POLL_S = 0.2
 #: What `AccessRefused.why` means.
 _WHY = {
     "no-user": "there is no user {user}",
     "user-exists": "there is a user {user} already",
     "no-token": "user {user} has no such token",
     "token-exists": "user {user} has a token of this name already",
-    "no-grant": "user {user} has no such grant: `raftd user list` shows those that he has",
+    "no-grant": "user {user} has no such grant: `raftd user list` shows those that he has (--deny is for what he may not)",
     "too-many": "there would be too many users, grants or tokens",
-    "no-operator": "nobody would be left who may operate the cluster",
+    "no-operator": "nobody would be left who may operate the cluster (`raftd init` makes the first user)",
 }
 
 
 def _duration_ms(ctx: click.Context, param: click.Parameter, value: str | None) -> int:
     if value is None:
         return 0
-    found = re.fullmatch(r"([1-9][0-9]{0,8})([smhdw])", value)
+    found = re.fullmatch(r"([1-9][0-9]{0,8})([smhdw])", value)  # 0 would be for ever
     if found is None:
         raise click.BadParameter(f"{value!r}: expected a number and s, m, h, d or w, as 90d")
     return int(found[1]) * _UNITS_S[found[2]] * 1_000
@@ -43,7 +46,15 @@ def _duration_ms(ctx: click.Context, param: click.Parameter, value: str | None) 
 _EXPIRES = click.option(
     "--expires", callback=_duration_ms, metavar="TIME", help="It is good for so long, as 12h or 90d.  [default: for ever]"
 )
-_TUBES = click.argument("tubes", default="*", metavar="[TUBES]")
+
+
+def _tubes(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
+    if value is None and ctx.params.get("right") != "operate":
+        raise click.MissingParameter(ctx=ctx, param=param, message="'*' is all of them")
+    return value or "*"
+
+
+_TUBES = click.argument("tubes", required=False, callback=_tubes, metavar="TUBES")
 _RIGHTS = ["put", "work", "read", "manage", "operate"]
 
 
@@ -68,15 +79,55 @@ def _change(connection: Connection, *changes: Change) -> None:
         fail(_WHY[reply.why].format(user=reply.user))
 
 
-def _say_token(token: str) -> None:
-    click.echo(token)
-    click.echo("Keep it: it is shown only now. $RAFTD_TOKEN, or token=FILE in a URL, shows it to the cluster.", err=True)
+def _are_heard(connection: Connection) -> bool:
+    """Whether all nodes are known to know users."""
+    from raftd.jobs.commands import ACCESS_LEVEL
+    from raftd.wire.client import Status, StatusRequest
+
+    return order(connection, StatusRequest(1), Status).feature_level >= ACCESS_LEVEL
+
+
+_OUT = click.option("--out", type=click.Path(dir_okay=False), help="Write the token to this new file, which only you can read.")
+
+
+def _is_new(path: str | None) -> None:
+    """Before the cluster is asked for anything: there may be a token in it that is good."""
+    if path is not None and os.path.lexists(path):
+        fail(f"{path}: is there already. Nothing was changed")
+
+
+def _give(token: str, path: str | None) -> None:
+    if path is None:
+        click.echo(token)
+        click.echo("Keep it: it is shown only now. $RAFTD_TOKEN, or token=FILE in a URL, shows it to the cluster.", err=True)
+        return
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(f"{token}\n")
+    click.echo(f"the token is in {path}: token={path} in a URL shows it to the cluster", err=True)
+
+
+def _somebody_is_left(connection: Connection, name: str, token: str | None, is_forced: bool) -> None:
+    """Ends the process if nobody who may operate would have a password, or a token that does not expire, without `token` of user `name`
+    (None: without him). A certificate may be enough, which the cluster cannot know."""
+    from raftd.jobs.rights import ALL_TUBES, Grant, Right
+
+    for one in [] if is_forced else _users(connection, ""):
+        may_operate = Grant(Right.OPERATE, ALL_TUBES) in one.grants
+        left = [own for own in one.tokens if own.left_ms is None and not (one.name == name and own.name == token)]
+        if may_operate and (one.has_password or left) and not (one.name == name and token is None):
+            return
+    if not is_forced:
+        fail("then nobody who may operate has a password, or a token that does not expire: without TLS there is no way in. --force does it")
+
+
+_FORCE = click.option("--force", is_flag=True, help="Also if no operator has a lasting token or a password then.")
 
 
 @click.command(short_help="Make the first user: from then on everybody has to say who he is.")
 @click.argument("name")
+@_OUT
 @orders
-def init(name: str, endpoint: HostPort | None, config: str | None, timeout: float) -> None:
+def init(name: str, out: str | None, endpoint: HostPort | None, config: str | None, timeout: float) -> None:
     """Make NAME the first user of a cluster, an operator with every right, and print a token.
 
     Only on the machine of a node that runs. From then on every client has to say who he is, and may do what he was granted. There is no
@@ -86,14 +137,20 @@ def init(name: str, endpoint: HostPort | None, config: str | None, timeout: floa
     from raftd.passwords import digest_of_token, new_token
     from raftd.wire.client import UsersFound, WhoAmIRequest
 
+    with working():
+        _is_new(out)
     with working(), connect(endpoint, config, timeout) as connection:
         if order(connection, WhoAmIRequest(1), UsersFound).users:
             fail("the cluster has users already")
         token = new_token()
         grants = [AddGrant(name, Grant(right, ALL_TUBES)) for right in Right]
-        _change(connection, AddUser(name), AddToken(name, _FIRST_TOKEN, digest_of_token(token)), *grants)
-        click.echo(f"user {name} may do everything. From now on every client has to say who he is. The token:", err=True)
-        _say_token(token)
+        changes: list[Change] = [AddUser(name), AddToken(name, _FIRST_TOKEN, digest_of_token(token)), *grants]
+        until_s = time.monotonic() + timeout
+        while not _are_heard(connection) and time.monotonic() < until_s:
+            time.sleep(_POLL_S)  # a cluster that has just begun
+        _change(connection, *changes)
+        click.echo(f"user {name} may do everything. From now on every client has to say who he is.", err=True)
+        _give(token, out)
 
 
 @click.group(short_help="Users: add, list, remove; passwords and quotas.")
@@ -116,12 +173,14 @@ def user_add(name: str, endpoint: HostPort | None, config: str | None, timeout: 
 
 @user.command("remove", short_help="Remove a user, and all that he may show.")
 @click.argument("name")
+@_FORCE
 @orders
-def user_remove(name: str, endpoint: HostPort | None, config: str | None, timeout: float) -> None:
+def user_remove(name: str, force: bool, endpoint: HostPort | None, config: str | None, timeout: float) -> None:
     """Remove user NAME with his tokens and grants. His open connections can do nothing from now on."""
     from raftd.jobs.rights import RemoveUser
 
     with working(), connect(endpoint, config, timeout) as connection:
+        _somebody_is_left(connection, name, None, force)
         _change(connection, RemoveUser(name))
 
 
@@ -186,10 +245,8 @@ def _show_users(users: list[UserInfo], as_json: bool) -> None:
     table = Table("user", "may", "may not", "shows", "quota", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for one in users:
         shown = [*(["password"] if one.has_password else []), *(_token_words(token.name, token.left_ms) for token in one.tokens)]
-        numbers = {"jobs/s": one.quota.jobs_per_s, "bytes/s": one.quota.bytes_per_s, "connections": one.quota.connections}
-        quota = [f"{number:,} {what}" for what, number in numbers.items() if number]
         may, may_not = (_grant_words(one.grants, is_denied) for is_denied in (False, True))
-        table.add_row(one.name, may, may_not, "\n".join(shown), "\n".join(quota))
+        table.add_row(one.name, may, may_not, "\n".join(shown), "\n".join(_quota_words(one.quota)))
     console = Console()
     wide(console).print(table)
 
@@ -240,18 +297,35 @@ def _first_line(path: str) -> str:
 
 @user.command("quota", short_help="How much a user may put, and how many connections he may have.")
 @click.argument("name")
-@click.option("--jobs", default=0, type=click.IntRange(0, 0xFFFF_FFFF), help="Jobs a second; 0: any number.", show_default=True)
-@click.option("--bytes", "size", default=0, type=click.IntRange(0, 1 << 40), help="Bytes a second; 0: any number.", show_default=True)
-@click.option(
-    "--connections", default=0, type=click.IntRange(0, 1 << 20), help="Connections to each node; 0: any number.", show_default=True
-)
+@click.option("--jobs", type=click.IntRange(0, 0xFFFF_FFFF), help="Jobs a second; 0: any number.")
+@click.option("--bytes", "size", type=click.IntRange(0, 1 << 40), help="Bytes a second; 0: any number.")
+@click.option("--connections", type=click.IntRange(0, 1 << 20), help="Connections to each node; 0: any number.")
 @orders
-def user_quota(name: str, jobs: int, size: int, connections: int, endpoint: HostPort | None, config: str | None, timeout: float) -> None:
-    """Let user NAME put so much in a second, on the average of some seconds, and have so many connections. What is over it is refused."""
+def user_quota(
+    name: str,
+    jobs: int | None,
+    size: int | None,
+    connections: int | None,
+    endpoint: HostPort | None,
+    config: str | None,
+    timeout: float,
+) -> None:
+    """Let user NAME put so much in a second, on the average of some seconds, and have so many connections. What is over it is refused. What
+    is not named stays as it is; without options the quota is shown."""
     from raftd.jobs.rights import Quota, SetQuota
 
     with working(), connect(endpoint, config, timeout) as connection:
-        _change(connection, SetQuota(name, Quota(jobs, size, connections)))
+        (known,) = _users(connection, name)
+        given = {"jobs_per_s": jobs, "bytes_per_s": size, "connections": connections}
+        quota = Quota(*(getattr(known.quota, field) if number is None else number for field, number in given.items()))
+        if any(number is not None for number in given.values()):
+            _change(connection, SetQuota(name, quota))
+        click.echo(", ".join(_quota_words(quota)) or "no quota")
+
+
+def _quota_words(quota: Quota) -> list[str]:
+    numbers = {"jobs/s": quota.jobs_per_s, "bytes/s": quota.bytes_per_s, "connections": quota.connections}
+    return [f"{number:,} {what}" for what, number in numbers.items() if number]
 
 
 @click.group(short_help="Tokens: what programs show to be a user.")
@@ -263,27 +337,34 @@ def token() -> None:
 @click.argument("user")
 @click.argument("name", default=_FIRST_TOKEN, metavar="[NAME]")
 @_EXPIRES
+@_OUT
 @orders
-def token_create(user: str, name: str, expires: int, endpoint: HostPort | None, config: str | None, timeout: float) -> None:
+def token_create(
+    user: str, name: str, expires: int, out: str | None, endpoint: HostPort | None, config: str | None, timeout: float
+) -> None:
     """Make a token for USER, and print it. The cluster keeps only a hash. NAME tells it from his others.  [default: first]"""
     from raftd.jobs.rights import AddToken
     from raftd.passwords import digest_of_token, new_token
 
+    with working():
+        _is_new(out)
     with working(), connect(endpoint, config, timeout) as connection:
         made = new_token()
         _change(connection, AddToken(user, name, digest_of_token(made), expires))
-        _say_token(made)
+        _give(made, out)
 
 
 @token.command("revoke", short_help="A token is good for nothing any more.")
 @click.argument("user")
 @click.argument("name", default=_FIRST_TOKEN, metavar="[NAME]")
+@_FORCE
 @orders
-def token_revoke(user: str, name: str, endpoint: HostPort | None, config: str | None, timeout: float) -> None:
+def token_revoke(user: str, name: str, force: bool, endpoint: HostPort | None, config: str | None, timeout: float) -> None:
     """Take the token NAME of USER away. Connections that have shown it can do nothing from now on."""
     from raftd.jobs.rights import RemoveToken
 
     with working(), connect(endpoint, config, timeout) as connection:
+        _somebody_is_left(connection, user, name, force)
         _change(connection, RemoveToken(user, name))
 
 
@@ -292,7 +373,7 @@ def token_revoke(user: str, name: str, endpoint: HostPort | None, config: str | 
 @click.option("--deny", is_flag=True, help="Not to these, whatever else he was granted.")
 @orders
 def grant(user: str, right: str, tubes: str, deny: bool, endpoint: HostPort | None, config: str | None, timeout: float) -> None:
-    """Let USER do something to the tubes whose names fit TUBES, in which a * stands for any characters.  [default: *]
+    """Let USER do something to the tubes whose names fit TUBES, in which at most one * stands for any characters.
 
     put: put jobs. work: reserve, and what one does with what one holds. read: look at tubes and jobs. manage: kick, delete, pause, declare,
     policies, schedules. operate: members, users, backups, whatever tubes there are.
@@ -301,6 +382,7 @@ def grant(user: str, right: str, tubes: str, deny: bool, endpoint: HostPort | No
 
     with working(), connect(endpoint, config, timeout) as connection:
         _change(connection, AddGrant(user, Grant(Right(right), tubes, deny)))
+        click.echo(f"{user} may {'not ' if deny else ''}{right} {tubes}")
 
 
 @click.command(short_help="Take a grant away.")

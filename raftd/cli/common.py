@@ -14,6 +14,7 @@ from raftd.errors import ConfigError, RaftdError
 
 if TYPE_CHECKING:
     from raftd.client.connection import Connection
+    from raftd.client.credentials import CredentialFiles
     from raftd.client.tls import TlsFiles
     from raftd.wire.client import Request
 
@@ -159,11 +160,20 @@ def tls_files(config: str | None) -> TlsFiles | None:
     return TlsFiles(loaded.tls.ca)
 
 
+def credentials(config: str | None, files: TlsFiles | None) -> CredentialFiles | None:
+    """None: those of the environment. With a configuration, and the certificate of a node, that is enough, and a token that is not good any
+    more must not be in its way."""
+    from raftd.client.credentials import CredentialFiles
+
+    return CredentialFiles() if config is not None and files is not None and files.certificate is not None else None
+
+
 def connect(endpoint: HostPort | None, config: str | None, timeout: float) -> Connection:
     """To any of them. Raises NoAnswer, or ConfigError."""
     from raftd.client.connection import connect_to_any
 
-    return connect_to_any(endpoints(endpoint, config), timeout, tls_files(config))
+    files = tls_files(config)
+    return connect_to_any(endpoints(endpoint, config), timeout, files, credentials(config, files))
 
 
 def order(connection: Connection, request: Request, kind: type[_T]) -> _T:

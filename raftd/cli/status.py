@@ -12,12 +12,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from raftd.cli.common import default_addresses, tls_files
+from raftd.cli.common import credentials, default_addresses, tls_files
 from raftd.client.address import HostPort
 from raftd.client.connection import Connection, NoAnswer, printable, where
+from raftd.client.credentials import CredentialFiles
 from raftd.client.tls import TlsFiles
 from raftd.config import load
 from raftd.errors import ConfigError
+from raftd.jobs.replies import NotAuthorized
 from raftd.limits import CLOCK_DIFFERENCE_MS
 from raftd.wire.client import Members, MembersRequest, Status, StatusRequest
 
@@ -55,6 +57,7 @@ class Asked:
         self._named = list(addresses)
         self._file: list[HostPort] = []
         self._tls = tls_files(config)
+        self._credentials = credentials(config, self._tls)
         if config is not None:
             self._file = [(node.host, node.client) for node in load(config).nodes.values() if node.client is not None]
             if not self._file:
@@ -65,11 +68,10 @@ class Asked:
     def ask(self, timeout_s: float) -> tuple[list[HostPort], list[Answer]]:
         """What each says, or why it does not. One of the file that is no member any more, and does not answer, is left out."""
         asked = [*self._named, *self._file]
-        answers = ask_all(asked, timeout_s, self._tls)
+        answers = ask_all(asked, timeout_s, self._tls, self._credentials)
         if self._file:
-            members = _members(
-                [address for address, answer in zip(asked, answers, strict=True) if isinstance(answer, Status)], timeout_s, self._tls
-            )
+            said = [address for address, answer in zip(asked, answers, strict=True) if isinstance(answer, Status)]
+            members = _members(said, timeout_s, self._tls, self._credentials)
             if members:
                 more = [address for address in members if address not in asked]
                 gone = [
@@ -78,16 +80,16 @@ class Asked:
                     if isinstance(answer, NoAnswer) and address in self._file and address not in members
                 ]
                 pairs = [pair for pair in zip(asked, answers, strict=True) if pair[0] not in gone]
-                pairs += zip(more, ask_all(more, timeout_s, self._tls), strict=True)
+                pairs += zip(more, ask_all(more, timeout_s, self._tls, self._credentials), strict=True)
                 asked, answers = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         return asked, answers
 
 
-def _members(answered: list[HostPort], timeout_s: float, tls: TlsFiles | None) -> list[HostPort]:
+def _members(answered: list[HostPort], timeout_s: float, tls: TlsFiles | None, shown: CredentialFiles | None) -> list[HostPort]:
     """The client listeners of all members, as any of these says."""
     for address in answered:
         try:
-            with Connection(address, timeout_s, tls) as connection:
+            with Connection(address, timeout_s, tls, shown) as connection:
                 reply = connection.ask(MembersRequest(1)).reply
         except NoAnswer:
             continue
@@ -97,15 +99,17 @@ def _members(answered: list[HostPort], timeout_s: float, tls: TlsFiles | None) -
     return []
 
 
-def ask_all(addresses: list[HostPort], timeout_s: float, tls: TlsFiles | None = None) -> list[Answer]:
+def ask_all(addresses: list[HostPort], timeout_s: float, tls: TlsFiles | None = None, shown: CredentialFiles | None = None) -> list[Answer]:
     """What each address answers, or why it does not; all are asked at once."""
 
     def ask(address: HostPort) -> Answer:
         try:
-            with Connection(address, timeout_s, tls) as connection:
+            with Connection(address, timeout_s, tls, shown) as connection:
                 reply = connection.ask(StatusRequest(1)).reply
         except NoAnswer as reason:
             return reason
+        if isinstance(reply, NotAuthorized):
+            return NoAnswer("this user needs the right to read every tube, or to operate")
         return reply if isinstance(reply, Status) else NoAnswer("it answers something else")
 
     if not addresses:

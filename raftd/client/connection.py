@@ -10,7 +10,7 @@ from typing import Self, TypeVar
 from raftd.client.address import HostPort, url_or_default
 from raftd.client.credentials import CredentialFiles, credentials_of
 from raftd.client.tls import TlsFiles, connected, why
-from raftd.errors import FrameError, UnknownUser
+from raftd.errors import FrameError, HelloRefused, UnknownUser
 from raftd.wire import client as w
 from raftd.wire.frames import FrameDecoder
 
@@ -30,6 +30,10 @@ class Unreachable(NoAnswer):
 
 class NotAuthorized(NoAnswer):
     """The node does not know who asks. Nothing was asked."""
+
+
+class Refused(Unreachable):
+    """The node does not talk to this client, and says why."""
 
 
 class TimedOut(NoAnswer):
@@ -54,7 +58,7 @@ class Connection:
         try:
             self._send(w.encode_hello(w.SessionHello("", b"", "", *shown) if any(shown) else w.ClientHello()))
             self._receive(w.decode_node_hello, min(timeout_s, _HELLO_S))
-        except NotAuthorized:
+        except (NotAuthorized, Refused):
             self._socket.close()
             raise
         except TimedOut:
@@ -106,16 +110,20 @@ class Connection:
             raise NoAnswer(why(error)) from None
         except UnknownUser as error:
             raise NotAuthorized(str(error)) from None
+        except HelloRefused as error:
+            raise Refused(str(error)) from None
         except FrameError as error:
             raise NoAnswer(f"what listens there is no client listener of raftd ({error})") from None
 
 
-def connect_to_any(addresses: Sequence[HostPort], timeout_s: float, tls: TlsFiles | None = None) -> Connection:
-    """With the credentials of the environment, to the first that can be reached. Raises NoAnswer."""
+def connect_to_any(
+    addresses: Sequence[HostPort], timeout_s: float, tls: TlsFiles | None = None, credentials: CredentialFiles | None = None
+) -> Connection:
+    """To the first that can be reached. Raises NoAnswer."""
     why: list[str] = []
     for address in addresses:
         try:
-            return Connection(address, timeout_s, tls)
+            return Connection(address, timeout_s, tls, credentials)
         except Unreachable as reason:
             why.append(f"{where(address)}: {reason}")
     raise Unreachable("; ".join(why))

@@ -135,7 +135,7 @@ def _as_error(reply: object) -> object:
         case w.Failed(text=text):
             return Refused(text)
         case r.NotAuthorized():
-            return NotAuthorized("this user may not do that, or the cluster does not know who asks")
+            return NotAuthorized("not authorized: this user has no such right, or is none any more (`raftd user whoami`)")
         case r.OverQuota():
             return OverQuota("this user has put as much as he may for now. Nothing was put")
     return reply

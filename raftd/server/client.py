@@ -37,7 +37,7 @@ from raftd.raft.outcomes import AdminResult, Outcome
 from raftd.server.access import may_operate, sees_everything
 from raftd.server.client_reads import query_of, scanned_by
 from raftd.server.limiter import ConnectionLimiter
-from raftd.server.protocol import ClientConnection, ConnectionFactory
+from raftd.server.protocol import CONNECTION_IN_FLIGHT, ClientConnection, ConnectionFactory
 from raftd.server.sockets import is_secure
 from raftd.server.stats import Counters, overview
 from raftd.wire import client as w
@@ -65,6 +65,7 @@ class ClientProtocol(ClientConnection):
         self._applied_id = 0  # asks up to this one were applied before: whoever repeats one wants its answer
         self._asked: dict[int, int] = {}  # asks in flight, and their sizes
         self._waiting: set[int] = set()  # reserves that may wait
+        self._whats: dict[int, str] = {}  # the newest asks, for the log, where there are users
         self._silence: Any = None
         self._has_spoken = False
 
@@ -104,8 +105,13 @@ class ClientProtocol(ClientConnection):
         if hello.cluster not in ("", config.cluster):
             raise FrameError(f"it asks for cluster {hello.cluster!r}, this is {config.cluster!r}")
         self._check_session(hello)
+        own = self.session.login  # of the certificate
         if isinstance(hello, w.ClientHello) or not (hello.token or hello.password):
-            self._enter(hello)
+            if own is None or not self.node.has_users:
+                self._enter(hello)
+            else:
+                self.hold_back(True)
+                self.confirm(own, partial(self._certified, hello, own))
             return
         self.hold_back(True)  # nothing more is read before it is known who that is
         self.session.login = None
@@ -151,6 +157,17 @@ class ClientProtocol(ClientConnection):
         else:
             self._clock.callLater(delay_s, self._refuse_stranger)
 
+    def _certified(self, hello: w.ClientHello | w.SessionHello, login: Login, is_good: bool) -> None:
+        """Whether the user in the certificate is one."""
+        if self.is_closed:
+            return
+        if is_good:
+            self._enter(hello)
+        else:
+            self.session.login = None
+            text = f"the certificate is that of {login.user!r}, and the cluster has no such user (`raftd user add`)"
+            self._refuse(text, Outcome.NOT_AUTHORIZED)
+
     def _enter(self, hello: w.ClientHello | w.SessionHello) -> None:
         """It is known who that is, or that he shows nothing."""
         if self.is_stranger():
@@ -168,6 +185,7 @@ class ClientProtocol(ClientConnection):
         login = self.session.login
         if login is None or self.enter(login):
             return True
+        self.refused("one more connection: he has as many as his quota allows", login)
         self._refuse("this user has as many connections to this node as his quota allows", Outcome.NOT_AUTHORIZED)
         return False
 
@@ -273,9 +291,7 @@ class ClientProtocol(ClientConnection):
     def _change_access(self, request: w.ChangeAccessRequest) -> None:
         text = what_is_wrong_with_access(request.changes)
         if not self.node.knows_access:
-            text = (
-                "it is not known yet whether all nodes know users: there was no leader since this node started, or an older raftd is there"
-            )
+            text = "not all nodes of the cluster have been heard yet, or an older raftd is among them: start and upgrade all of them"
         elif not self.node.has_users and not self._is_here:
             text = "the first user is made on a node's own machine (`raftd init` there)"
         if text:
@@ -405,6 +421,10 @@ class ClientProtocol(ClientConnection):
             self.began(size)
         if isinstance(what, asks.Put) and (what.takes_default_pri or what.takes_default_ttr):
             what = with_defaults(what, self.node.machine)
+        if self.node.has_users:
+            self._whats[id] = _words_of(what)
+            if len(self._whats) > CONNECTION_IN_FLIGHT + WAITING_RESERVES:
+                del self._whats[next(iter(self._whats))]
         self._client.ask(id, request.answered, request.waiting, what, id <= self._applied_id)
         self.node.wake()
 
@@ -427,7 +447,7 @@ class ClientProtocol(ClientConnection):
             if id == 0:
                 self._refuse_stranger()
                 return
-            self.refused("an ask")
+            self.refused(self._whats.pop(id, "an ask"))
         data = w.encode_answer(w.Answer(id, index, reply))
         if isinstance(reply, r.TakenOver):
             self.say(data)
@@ -541,6 +561,12 @@ def _admin_request(
             return PromoteMember(node)
         case w.RemoveMemberRequest(node=node):
             return RemoveMember(node)
+
+
+def _words_of(what: asks.What) -> str:
+    """For the log."""
+    tubes = getattr(what, "tubes", None) or [getattr(what, "tube", "")]
+    return f"{type(what).__name__.lower()} {' '.join(tubes)}".strip()
 
 
 def _ignored(reply: object, index: int) -> None:

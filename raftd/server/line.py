@@ -202,7 +202,9 @@ class LineProtocol(ClientConnection):
         if self.is_closed:
             return
         is_good = login is not None and self.enter(login)
-        if not is_good:
+        if login is not None and not is_good:
+            self.refused("one more connection: he has as many as his quota allows", login)
+        elif not is_good:
             self.refused(f"auth {user}")
         self._answer(AUTHORIZED if is_good else NOT_AUTHORIZED)
         self._feed(b"")  # the size that a body may have
@@ -234,7 +236,7 @@ class LineProtocol(ClientConnection):
                 self._is_worker = True
                 self._counters.workers += 1
         self.began(size)
-        self.session.submit(command, self._replied)
+        self.session.submit(command, partial(self._replied_to, verb, args) if self.node.has_users else self._replied)
         self.node.wake()
 
     def _handle_read(self, verb: str, query: q.Query, encode: Callable[[Any], bytes]) -> None:
@@ -244,7 +246,7 @@ class LineProtocol(ClientConnection):
 
         def done(result: object, index: int) -> None:
             if isinstance(result, r.NotAuthorized):
-                self._replied(result, index)
+                self._replied_to(verb, (), result, index)
             else:
                 self._answer(NOT_FOUND if result is None else encode(result))
 
@@ -283,9 +285,14 @@ class LineProtocol(ClientConnection):
             self._counters.producers += 1
 
     def _replied(self, reply: object, index: int) -> None:
-        if type(reply) is r.NotAuthorized:
-            self.refused("a command of the line protocol")
         self._answer(encode_reply(reply))  # type: ignore[arg-type]  # a session gives commands their replies
+
+    def _replied_to(self, verb: str, args: tuple[int | str | bytes, ...], reply: object, index: int) -> None:
+        """Where there are users, the log says what was refused."""
+        if type(reply) is r.NotAuthorized:
+            names = [arg for arg in args if isinstance(arg, str)]
+            self.refused(" ".join([verb, *names]))
+        self._replied(reply, index)
 
     def _say(self, line: object, index: int) -> None:
         self._answer(line)  # type: ignore[arg-type]  # what `local` was given

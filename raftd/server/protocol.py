@@ -198,10 +198,10 @@ class ClientConnection(Protocol, ABC):
         """Whether one has to say who he is, and this client has not: nothing of his leaves this node."""
         return self.session.login is None and self.node.has_users
 
-    def refused(self, what: str) -> None:
-        """Its client may not do that: note it in the log, and forget a login that is good for nothing any more."""
-        machine, login = self.node.machine, self.session.login
-        user = machine.access.user_of(login, machine.now_ms)
+    def refused(self, what: str, login: Login | None = None) -> None:
+        """Its client, or who shows this `login`, may not do that: note it in the log, and forget one that is good for nothing any more."""
+        machine = self.node.machine
+        user = machine.access.user_of(login or self.session.login, machine.now_ms)
         if user is None:
             self.session.login = None
         if self._limiter.may_log():

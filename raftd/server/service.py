@@ -206,7 +206,7 @@ class RaftdService(service.MultiService):
         try:
             super().privilegedStartService()
         except error.CannotListenError as taken:
-            where = f"{taken.interface}:{taken.port}" if taken.interface is not None else taken.port
+            where = f"{taken.interface}:{taken.port}" if taken.interface is not None else os.fsdecode(taken.port)
             self._cannot_start(f"cannot listen on {where}: {taken.socketError}")
 
     def startService(self) -> None:

@@ -38,9 +38,9 @@ _FINGERPRINT_BYTES = 64
 _LONGEST_CRON = 200
 _LEAST_EVERY_MS = 100
 
-_USER = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._@-]{{0,{USER_CHARACTERS - 1}}}")
-BAD_USER = f"user: expected 1 to {USER_CHARACTERS} of A-Z a-z 0-9 . _ @ - and a letter or digit first"
-BAD_PATTERN = "tubes: expected the name of a tube, in which one * may stand for any characters"
+_USER = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{USER_CHARACTERS - 1}}}")
+BAD_USER = f"user: expected 1 to {USER_CHARACTERS} of A-Z a-z 0-9 . _ - and a letter or digit first"
+BAD_PATTERN = "tubes: expected the name of a tube, or one with a single * for any characters"
 BAD_TUBE = "tube: expected 1 to 200 of A-Z a-z 0-9 - + / ; . $ _ ( ) and no leading dash"
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from raftd.errors import UNDECODABLE, FrameError, UnknownUser
+from raftd.errors import UNDECODABLE, FrameError, HelloRefused, UnknownUser
 from raftd.jobs.asks import Plan, Selection, What
 from raftd.jobs.policy import Policy
 from raftd.jobs.replies import AccessChanged, AccessRefused, AskReply, TakenOver
@@ -584,7 +584,7 @@ def _refusal(body: bytes) -> FrameError:
     reply = decode_answer(body).reply
     if not isinstance(reply, Failed):
         return FrameError(f"it answers a hello with {type(reply).__name__}")
-    return UnknownUser(reply.text) if is_about_who(reply) else FrameError(reply.text)
+    return UnknownUser(reply.text) if is_about_who(reply) else HelloRefused(reply.text)
 
 
 def decode_node_hello(body: bytes) -> NodeHello:

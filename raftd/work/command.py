@@ -24,7 +24,7 @@ def working(argv: list[str]) -> Callable[[AsyncJob], Awaitable[None]]:
     """A function for `Tasks`."""
 
     async def work(job: AsyncJob) -> None:
-        about = {"RAFTD_JOB": job.id, "RAFTD_TOKEN": job.token, "RAFTD_TUBE": job.tube, "RAFTD_ATTEMPTS": job.attempts}
+        about = {"RAFTD_JOB": job.id, "RAFTD_JOB_TOKEN": job.token, "RAFTD_TUBE": job.tube, "RAFTD_ATTEMPTS": job.attempts}
         environment = {**os.environ, **{name: str(value) for name, value in about.items()}}
         # In a session of its own: Ctrl-C at a terminal is for the worker, which lets its commands end.
         process = await asyncio.create_subprocess_exec(*argv, stdin=PIPE, env=environment, start_new_session=True)

@@ -74,10 +74,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureCluster]
 @pytest.fixture(scope="module")
 def users(cluster: SecureCluster) -> Users:
     """The first of them is made as the documents say."""
-    made = raftd("init", "root", "--config", cluster.config_of(1))
+    out = cluster.directory / "root.token"
+    made = raftd("init", "root", "--config", cluster.config_of(1), "--out", out)
     assert made.exit_code == 0, made.stderr
     assert "every client has to say who he is" in made.stderr
-    (token,) = made.stdout.split()
+    assert out.stat().st_mode & 0o777 == 0o600
+    token = out.read_text().strip()
+    assert "is there already" in raftd("init", "root", "--config", cluster.config_of(1), "--out", out).stderr
+    assert out.read_text().strip() == token
     assert raftd("init", "again", "--config", cluster.config_of(1)).stderr == "raftd: the cluster has users already\n"
     return Users(cluster, cluster.url(), token)
 
@@ -120,7 +124,7 @@ def test_every_client_works_with_a_token_and_none_without(cluster, users):
     assert raftd("put", "tokens", "x", RAFTD_URL=where).exit_code == 0
     for node in cluster.nodes:
         assert https(cluster, node, "POST", "/v1/tubes/tokens/jobs", f"Bearer {token}", {"body": "x"})[0] == 201
-    with Client(cluster.url(), timeout=10) as stranger, pytest.raises(NotAuthorized, match="not known who"):
+    with Client(cluster.url(), timeout=10) as stranger, pytest.raises(NotAuthorized, match="certificate is that of 'tester'"):
         stranger.put("tokens", "x")  # its certificate is of nobody who is a user
 
 
@@ -249,23 +253,30 @@ def test_the_commands(cluster, users):
     ]
     assert [(one["name"], one["left_ms"] > 89 * 86_400_000) for one in shown["tokens"]] == [("laptop", True)]
     assert raftd("put", "mail", "x", RAFTD_URL=where).exit_code == 0
-    assert "may not do that" in raftd("put", "mail.secret", "x", RAFTD_URL=where).stderr
+    assert "has no such right" in raftd("put", "mail.secret", "x", RAFTD_URL=where).stderr
     assert "may not do that" in raftd("user", "list", RAFTD_URL=where).stderr
     assert raftd("revoke", "cli", "put", "mail*", "-c", config).exit_code == 0
     assert raftd("revoke", "cli", "put", "mail*", "-c", config).stderr.startswith("raftd: user cli has no such grant")
     assert raftd("token", "revoke", "cli", "laptop", "-c", config).exit_code == 0
     assert "not known who that is" in raftd("put", "mail", "x", RAFTD_URL=where).stderr
-    assert raftd("user", "quota", "cli", "--jobs", "5", "-c", config).exit_code == 0
+    assert raftd("user", "quota", "cli", "--jobs", "5", "-c", config).stdout == "5 jobs/s\n"
+    assert raftd("user", "quota", "cli", "--bytes", "70", "-c", config).stdout == "5 jobs/s, 70 bytes/s\n"
+    assert raftd("user", "quota", "cli", "-c", config).stdout == "5 jobs/s, 70 bytes/s\n"
+    assert raftd("grant", "cli", "work", "-c", config).exit_code == 2  # all tubes are said as such
+    # a token that is good for nothing is not in the way of a node's certificate
+    assert raftd("user", "list", "-c", config, RAFTD_TOKEN="raftd-stale").exit_code == 0
     assert raftd("user", "remove", "cli", "-c", config).exit_code == 0
-    assert raftd("user", "remove", "root", "-c", config).stderr == "raftd: nobody would be left who may operate the cluster\n"
-    assert raftd("grant", "nobody", "read", "-c", config).stderr == "raftd: there is no user nobody\n"
+    assert "--force does it" in raftd("user", "remove", "root", "-c", config).stderr
+    assert "--force does it" in raftd("token", "revoke", "root", "first", "-c", config).stderr
+    assert "nobody would be left" in raftd("user", "remove", "root", "--force", "-c", config).stderr
+    assert raftd("grant", "nobody", "read", "*", "-c", config).stderr == "raftd: there is no user nobody\n"
     assert "expected the name of a tube" in raftd("grant", "root", "read", "a b", "-c", config).stderr
     assert "it is a right to the cluster" in raftd("grant", "root", "operate", "mail", "-c", config).stderr
     records = [json.loads(line) for line in raftd("audit", "--json", "--by", "node 1", "-c", config).stdout.splitlines()]
     assert [(record["what"], record["to"]) for record in records[:3]] == [
         ("remove-user", "cli"),
+        ("set-quota", "cli 5 jobs/s 70 bytes/s 0 connections"),
         ("set-quota", "cli 5 jobs/s 0 bytes/s 0 connections"),
-        ("revoke-token", "cli laptop"),
     ]
 
 

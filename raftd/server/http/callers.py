@@ -54,6 +54,7 @@ class Callers:
     def _certified(self, call: Call, then: Callable[[Call], None]) -> None:
         login = self._authentication.by_certificate(call.transport)
         if login is None:
+            call.note_refusal()
             call.problem("not-authenticated", headers=_WAYS)
         else:
             self._confirm(call, login, "", then)
@@ -113,7 +114,11 @@ class Callers:
             call.known[shown] = login
             self._is_known(call, login, then)
         else:
+            self._refuse(call, f"{login.how} of {login.user or 'nobody who is known'}")
             self._clock.callLater(delay_s, call.problem, "not-authenticated", "", _WAYS)
+
+    def _refuse(self, call: Call, shown: str) -> None:
+        call.note_refusal(f"{shown} is not good")
 
 
 def _decoded(value: str) -> str:

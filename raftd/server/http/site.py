@@ -137,7 +137,11 @@ class Call:
     def refused(self) -> None:
         """The caller may not do that."""
         self.problem("not-authorized")
-        self._channel.site.note_refusal(self)
+        self.note_refusal()
+
+    def note_refusal(self, why: str = "") -> None:
+        """In the log."""
+        self._channel.site.note_refusal(self, why)
 
     def problem(self, name: str, detail: str = "", headers: Mapping[str, str] | None = None) -> None:
         """As `problems.py` has it."""
@@ -443,12 +447,12 @@ class Site(http.HTTPFactory):
         #: Of bodies that have not arrived whole.
         self.arriving_bytes = 0
 
-    def note_refusal(self, call: Call) -> None:
+    def note_refusal(self, call: Call, why: str) -> None:
         """In the log: who may not do what."""
         machine = self.node.machine
         user = machine.access.user_of(call.login, machine.now_ms)
         if self.limiter.may_log():
-            who = f"user {user}" if user else "nobody who is known"
+            who = f"user {user}" if user else why or "nobody who is known"
             what = f"{call.method} /{'/'.join(call.parts)}"
             self._log.info("not authorized: {who} at {host}: {what!r}", who=who, host=call.host, what=what)
 
