@@ -176,7 +176,7 @@ class LineProtocol(ClientConnection):
         """`auth`: nothing more is read before it is answered."""
         self.began(_REQUEST_BYTES)
         self.hold_back(True)
-        self._is_silent, self.session.login = False, None
+        self._is_silent = False
         login = self.authentication.by_token(user, token)
         if login is None:
             self._confirmed(user, Login("token", user), False)
@@ -191,9 +191,14 @@ class LineProtocol(ClientConnection):
             self.session.submit(c.LogIn(self.session.number, login), partial(self._logged_in, user, login))
             self.node.wake()
         elif is_good:  # nobody has to say who he is
-            self._say_logged_in(user, login)
+            self._in_order(user, login)
         else:
-            self._clock.callLater(delay_s, self._say_logged_in, user, None)
+            self._clock.callLater(delay_s, self._in_order, user, None)
+
+    def _in_order(self, user: str, login: Login | None) -> None:
+        """What came before is answered first."""
+        self.session.local(lambda: None, lambda result, index: self._say_logged_in(user, login))
+        self.node.wake()
 
     def _logged_in(self, user: str, login: Login, reply: object, index: int) -> None:
         self._say_logged_in(user, login if isinstance(reply, r.LoggedIn) else None)
@@ -201,6 +206,7 @@ class LineProtocol(ClientConnection):
     def _say_logged_in(self, user: str, login: Login | None) -> None:
         if self.is_closed:
             return
+        self.session.login = None
         is_good = login is not None and self.enter(login)
         if login is not None and not is_good:
             self.refused("one more connection: he has as many as his quota allows", login)

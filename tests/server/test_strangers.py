@@ -75,6 +75,18 @@ def test_without_a_leader_an_operator_is_told_so(listeners):
     assert answer.reply.outcome is Outcome.NO_LEADER
 
 
+def test_answers_to_auth_come_in_the_order_of_requests(listeners):
+    line = listeners.line()
+    assert line.send(f"auth root {TOKEN}\r\n".encode()) == b"AUTHORIZED\r\n"
+    no_token = b"auth root " + b"x" * 150 + b"\r\n"
+    assert line.send(b"put 0 0 60 1\r\nx\r\n" + no_token) == b"INSERTED 1\r\nNOT_AUTHORIZED\r\n"
+    assert line.send(f"auth root {TOKEN}\r\n".encode()) == b"AUTHORIZED\r\n"
+    assert line.send(b"peek 1\r\n" + no_token, 100) == b"FOUND 1 1\r\nx\r\nNOT_AUTHORIZED\r\n"
+    assert line.send(f"auth root {TOKEN}\r\nreserve\r\n".encode()).startswith(b"AUTHORIZED\r\nRESERVED 1 ")
+    assert line.send(b"watch none\r\nreserve-with-timeout 5\r\n" + no_token, 100) == b"WATCHING 2\r\n"
+    assert line.later(6_000) == b"TIMED_OUT\r\nNOT_AUTHORIZED\r\n"
+
+
 def test_a_hello_that_is_wrong_and_late_is_refused_and_closed(listeners):
     """It was held for ever: the error came when nobody listened any more."""
     for _ in range(LOGIN_FAILURES + 2):
