@@ -185,9 +185,9 @@ DIGEST_BYTES = 32
 QUOTA_BURST_S = 5
 
 #: Failed attempts to show who one is, of an address or of a user from there, whose answers come at once; the longest that a later one
-#: waits, and after how long without one they are forgotten (seconds); and how many of both are remembered.
+#: waits (less than HELLO_TIMEOUT_S), and after how long without one they are forgotten (seconds); and how many of both are remembered.
 LOGIN_FAILURES = 3
-LOGIN_SLOWEST_S = 10.0
+LOGIN_SLOWEST_S = 4.0
 LOGIN_FORGOTTEN_S = 60.0
 STRANGERS_REMEMBERED = 10_000
 

@@ -16,7 +16,7 @@ from raftd.server.authentication import Authentication, Failures
 def test_some_failures_cost_nothing_then_each_costs_more():
     failures = Failures(Clock())
     waits = [round(failures.failed("there"), 1) for _ in range(LOGIN_FAILURES + 9)]
-    assert waits == [0] * LOGIN_FAILURES + [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, LOGIN_SLOWEST_S, LOGIN_SLOWEST_S]
+    assert waits == [0] * LOGIN_FAILURES + [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, LOGIN_SLOWEST_S, LOGIN_SLOWEST_S, LOGIN_SLOWEST_S]
 
 
 def test_nobody_else_waits_and_after_a_while_it_is_forgotten():
