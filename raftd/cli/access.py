@@ -300,23 +300,25 @@ def _first_line(path: str) -> str:
 @click.option("--jobs", type=click.IntRange(0, 0xFFFF_FFFF), help="Jobs a second; 0: any number.")
 @click.option("--bytes", "size", type=click.IntRange(0, 1 << 40), help="Bytes a second; 0: any number.")
 @click.option("--connections", type=click.IntRange(0, 1 << 20), help="Connections to each node; 0: any number.")
+@click.option("--tubes", type=click.IntRange(0, 1 << 20), help="Tubes that he has declared; 0: any number.")
 @orders
 def user_quota(
     name: str,
     jobs: int | None,
     size: int | None,
     connections: int | None,
+    tubes: int | None,
     endpoint: HostPort | None,
     config: str | None,
     timeout: float,
 ) -> None:
-    """Let user NAME put so much in a second, on the average of some seconds, and have so many connections. What is over it is refused. What
-    is not named stays as it is; without options the quota is shown."""
+    """Let user NAME put so much in a second, on the average of some seconds, and have so many connections and declared tubes. What is over
+    it is refused. What is not named stays as it is; without options the quota is shown."""
     from raftd.jobs.rights import Quota, SetQuota
 
     with working(), connect(endpoint, config, timeout) as connection:
         (known,) = _users(connection, name)
-        given = {"jobs_per_s": jobs, "bytes_per_s": size, "connections": connections}
+        given = {"jobs_per_s": jobs, "bytes_per_s": size, "connections": connections, "tubes": tubes}
         quota = Quota(*(getattr(known.quota, field) if number is None else number for field, number in given.items()))
         if any(number is not None for number in given.values()):
             _change(connection, SetQuota(name, quota))
@@ -324,7 +326,7 @@ def user_quota(
 
 
 def _quota_words(quota: Quota) -> list[str]:
-    numbers = {"jobs/s": quota.jobs_per_s, "bytes/s": quota.bytes_per_s, "connections": quota.connections}
+    numbers = {"jobs/s": quota.jobs_per_s, "bytes/s": quota.bytes_per_s, "connections": quota.connections, "tubes": quota.tubes}
     return [f"{number:,} {what}" for what, number in numbers.items() if number]
 
 

@@ -137,7 +137,7 @@ def _as_error(reply: object) -> object:
         case r.NotAuthorized():
             return NotAuthorized("not authorized: this user has no such right, or is none any more (`raftd user whoami`)")
         case r.OverQuota():
-            return OverQuota("this user has put as much as he may for now. Nothing was put")
+            return OverQuota("the quota of this user is used up for now. Nothing was done")
     return reply
 
 

@@ -34,7 +34,7 @@ class TubeFull(Refused):
 
 
 class OverQuota(Refused):
-    """This user has put as much as he may for now. Try again later."""
+    """The quota of this user is used up: he has put as much as he may for now, or has as many tubes. Try again later."""
 
 
 class NotAuthorized(Refused):

@@ -9,7 +9,7 @@ is not there for it, and is answered as one that never was.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -82,6 +82,8 @@ class Access:
         #: The audit log: of users and members, and of tubes. Who may change a tube cannot push out what was done to rights.
         self.records: deque[Record] = deque(maxlen=AUDIT_RECORDS)
         self.tube_records: deque[Record] = deque(maxlen=AUDIT_RECORDS)
+        #: How many tubes that are there each has declared (`identity`).
+        self.made: Counter[str] = Counter()
         #: Grows with each change of users.
         self.generation = 0
         self._by_digest: dict[bytes, tuple[str, Token]] = {}
@@ -186,6 +188,11 @@ class Access:
         for name, user in changed.items():
             self.replace(name, user)
         return r.AccessChanged()
+
+    def may_make(self, login: Login | None, now_ms: int) -> bool:
+        """Whether the quota of the user lets him declare one more tube."""
+        user = self.users.get(self.user_of(login, now_ms) or "")
+        return user is None or not user.quota.tubes or self.made[self.identity(login, now_ms)] < user.quota.tubes
 
     def takes(self, login: Login | None, jobs: int, size: int, now_ms: int) -> bool:
         """Whether the quota of the user has room for so many jobs and bytes; then they are counted."""
@@ -435,7 +442,7 @@ def _access(what: c.ChangeAccess) -> Recorded:
             case g.RemoveToken(token=token):
                 yield "revoke-token", f"{change.user} {token}"
             case g.SetQuota(quota=quota):
-                numbers = f"{quota.jobs_per_s} jobs/s {quota.bytes_per_s} bytes/s {quota.connections} connections"
+                numbers = f"{quota.jobs_per_s} jobs/s {quota.bytes_per_s} bytes/s {quota.connections} connections {quota.tubes} tubes"
                 yield "set-quota", f"{change.user} {numbers}"
 
 

@@ -66,8 +66,8 @@ class StateMachine:
         self.settings = c.Settings(MAX_JOB_BYTES, SESSION_TIMEOUT_MS)
         self.settings_index = 0  # where they were last set, 0: never
         self.space_is_scarce = False
-        #: Tubes that were declared, in this order.
-        self.topics: dict[str, None] = {}
+        #: Tubes that were declared, in this order, and by whom (`Access.identity`; "" if nobody had to say who he is).
+        self.topics: dict[str, str] = {}
         self.keys = Keys()
         self.clients = clients.Clients()
         self.policies = policies.Policies()
@@ -679,13 +679,22 @@ class StateMachine:
         for job in jobs:
             tell(what, job, who)
 
-    def declare(self, session: Session | ClientSession, declare: c.Declare) -> r.Declared:
+    def declare(self, session: Session | ClientSession, declare: c.Declare) -> r.Declared | r.OverQuota:
         is_new = declare.tube not in self.topics
-        self.topics[declare.tube] = None
         if is_new:
+            owner = self.access.identity(session.login, self.now_ms) if self.access.is_on else ""
+            if owner and not self.access.may_make(session.login, self.now_ms):
+                return r.OverQuota()
+            self.declare_for(declare.tube, owner)
             access.record(self, session, declare)
         self.tube(declare.tube).is_declared = True
         return r.Declared(is_new)
+
+    def declare_for(self, name: str, owner: str) -> None:
+        """The tube counts as one that `owner` has declared."""
+        self.topics[name] = owner
+        if owner:
+            self.access.made[owner] += 1
 
     def undeclare(self, session: Session | ClientSession, undeclare: c.Undeclare) -> r.NotFound | r.NotEmpty | r.Deleted:
         if undeclare.tube not in self.topics:
@@ -694,7 +703,9 @@ class StateMachine:
         if tube.jobs:
             return r.NotEmpty(tube.jobs)
         access.record(self, session, undeclare)
-        del self.topics[tube.name]
+        owner = self.topics.pop(tube.name)
+        if owner:
+            self.access.made[owner] -= 1
         tube.is_declared = False
         self.drop_if_unused(tube)
         return r.Deleted()
@@ -1010,7 +1021,7 @@ class StateMachine:
             [self.last_id, self.last_token, self.total_jobs, self.job_timeouts],
             [_describe_job(job) for _, job in sorted(self.jobs.items())],
             tubes,
-            list(self.topics),
+            list(self.topics.items()),
             list(self.keys.used.items()),
             rows,
             [_describe_closing(session) for session in self.closing],

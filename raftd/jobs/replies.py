@@ -233,7 +233,7 @@ class AccessRefused(_Reply, frozen=True, tag=53):
 
 
 class OverQuota(_Reply, frozen=True, tag=39):
-    """Nothing was put: the user has put as much as he may for now."""
+    """Nothing was done: the user has put as much as he may for now, or has as many tubes."""
 
 
 class MayOperate(_Reply, frozen=True, tag=55):

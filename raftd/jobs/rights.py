@@ -92,11 +92,12 @@ class Password(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_un
 
 class Quota(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True):
     """Jobs, and bytes of bodies, that a user may put in a second; of both, what a few seconds bring may come at once. And connections to
-    each node, which bound his commands under way, too. 0: any number."""
+    each node, which bound his commands under way, too; and tubes that he has declared. 0: any number."""
 
     jobs_per_s: int = 0
     bytes_per_s: int = 0
     connections: int = 0
+    tubes: int = 0
 
 
 class _Change(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False, forbid_unknown_fields=True):

@@ -37,7 +37,7 @@ _DEADLINE = Job.__struct_fields__.index("deadline_ms") - 2
 
 
 class _Piece(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False, forbid_unknown_fields=True):
-    """Tags up to 30 are used; the next is 31. `dump` gives a piece after those that it refers to, and `_End` last."""
+    """Tags up to 31 are used; the next is 32. `dump` gives a piece after those that it refers to, and `_End` last."""
 
 
 class _Head(_Piece, frozen=True, tag=1):
@@ -264,6 +264,12 @@ class _Topics(_Piece, frozen=True, tag=11):
     names: list[str]
 
 
+class _Owners(_Piece, frozen=True, tag=31):
+    """(tube, who declared it), of those that were declared by a user. Level 5."""
+
+    rows: list[tuple[str, str]]
+
+
 class _Keys(_Piece, frozen=True, tag=12):
     """In order of use."""
 
@@ -307,6 +313,7 @@ _AnyPiece = (
     | _User
     | _Logins
     | _Records
+    | _Owners
     | _Directories
     | _Topics
     | _Keys
@@ -368,6 +375,8 @@ def dump(machine: StateMachine, piece_bytes: int = LIMITS.snapshot_piece_bytes) 
         yield _encode(_Directories(sorted(machine.directories.items())))
     for names in _several(machine.topics, few_named):
         yield _encode(_Topics(names))
+    for owners in _several(((name, owner) for name, owner in machine.topics.items() if owner), few_named):
+        yield _encode(_Owners(owners))
     for keys in _several(machine.keys.used.items(), few_named):
         yield _encode(_Keys(keys))
     yield _encode(_End())
@@ -596,9 +605,12 @@ class Loader:
             case _Directories():
                 machine.directories.update(piece.rows)
             case _Topics():
-                machine.topics.update(dict.fromkeys(piece.names))
+                machine.topics.update(dict.fromkeys(piece.names, ""))
                 for name in piece.names:
                     machine.tubes[name].is_declared = True
+            case _Owners():
+                for name, owner in piece.rows:
+                    machine.declare_for(name, owner)
             case _Keys():
                 machine.keys.used.update(piece.rows)
             case _End():

@@ -147,7 +147,7 @@ def _change(change: rights.Change) -> str:
             wrong = wrong or ("" if is_whole else f"password: expected {SALT_BYTES} bytes of salt and {DIGEST_BYTES} of digest")
         case rights.SetQuota(quota=quota):
             wrong = wrong or _range("jobs_per_s", quota.jobs_per_s, _U32) or _range("bytes_per_s", quota.bytes_per_s, _LONGEST_MS)
-            wrong = wrong or _range("connections", quota.connections, _U32)
+            wrong = wrong or _range("connections", quota.connections, _U32) or _range("tubes", quota.tubes, _U32)
     return wrong
 
 

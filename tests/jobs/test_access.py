@@ -312,6 +312,18 @@ def test_a_quota_of_bytes():
     assert isinstance(only(queue.do(many)), r.InsertedMany)
 
 
+def test_a_quota_of_declared_tubes():
+    queue = Secured()
+    queue.as_user(1, queue.user("ann", (Right.MANAGE, "*")))
+    queue.change(g.SetQuota("ann", g.Quota(tubes=2)))
+    assert [only(queue.do(c.Declare(1, name))) for name in "aabc"] == [r.Declared(True), r.Declared(False), r.Declared(True), r.OverQuota()]
+    queue.machine = load(list(dump(queue.machine)))
+    assert only(queue.do(c.Declare(1, "c"))) == r.OverQuota()
+    assert "c" not in queue.machine.tubes
+    assert only(queue.do(c.Undeclare(1, "a"))) == r.Deleted()
+    assert only(queue.do(c.Declare(1, "c"))) == r.Declared(True)
+
+
 def test_what_was_changed_is_recorded_and_by_whom():
     queue = Secured()
     queue.as_user(1, queue.user("ann", (Right.MANAGE, "*")))

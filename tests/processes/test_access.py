@@ -275,8 +275,8 @@ def test_the_commands(cluster, users):
     records = [json.loads(line) for line in raftd("audit", "--json", "--by", "node 1", "-c", config).stdout.splitlines()]
     assert [(record["what"], record["to"]) for record in records[:3]] == [
         ("remove-user", "cli"),
-        ("set-quota", "cli 5 jobs/s 70 bytes/s 0 connections"),
-        ("set-quota", "cli 5 jobs/s 0 bytes/s 0 connections"),
+        ("set-quota", "cli 5 jobs/s 70 bytes/s 0 connections 0 tubes"),
+        ("set-quota", "cli 5 jobs/s 0 bytes/s 0 connections 0 tubes"),
     ]
 
 

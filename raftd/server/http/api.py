@@ -34,7 +34,7 @@ HISTORY_EVENTS = 1_000
 
 Key = Annotated[str, msgspec.Meta(min_length=1, max_length=KEY_CHARACTERS, pattern=r"^[!-~]+$(?!\n)")]
 _HELD_PROBLEMS = ("no-such-job", "stale-token", *LATE)
-_PUT_PROBLEMS = ("bad-job", "older-node", "job-too-large", "tube-full", "over-quota", "key-reused", "draining", *LATE)
+_PUT_PROBLEMS = ("bad-job", "older-node", "job-too-large", "tube-full", "key-reused", "draining", *LATE)
 _FINGERPRINT_BYTES = 16
 _FIRST = {"id": "$response.body#/ids/0"}
 _PUT_LINKS: dict[str, dict[str, Any]] = {
@@ -315,8 +315,6 @@ class Api(QueueApi):
                 ask.call.problem("draining")
             elif isinstance(reply, r.TubeFull):
                 ask.call.problem("tube-full", headers={"Retry-After": "1"})
-            elif isinstance(reply, r.OverQuota):
-                ask.call.problem("over-quota", headers={"Retry-After": "1"})
             else:
                 ask.call.problem("job-too-large" if isinstance(reply, r.JobTooBig) else "overloaded")
 

@@ -76,6 +76,10 @@ class Exchange:
             self._call.refused()
             self.close()
             return
+        if isinstance(what, r.OverQuota):
+            self._call.problem("over-quota", headers={"Retry-After": "1"})
+            self.close()
+            return
         try:
             then(what)
         except Exception:

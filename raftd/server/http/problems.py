@@ -40,7 +40,7 @@ PROBLEMS: dict[str, ProblemKind] = {
     "not-kickable": ProblemKind(409, "The job is neither buried nor delayed", "There is nothing to kick."),
     "tube-full": ProblemKind(429, "The tube is full", "Its policy lets no more jobs in. Nothing was put. Ask again later."),
     "too-many-passwords": ProblemKind(429, "Too many passwords are looked at here", "Ask again in a second, or show a token."),
-    "over-quota": ProblemKind(429, "The user has put as much as he may for now", "Nothing was put. Ask again later."),
+    "over-quota": ProblemKind(429, "The quota of the user is used up", "Nothing was done. Ask again later."),
     "bad-job": ProblemKind(422, "There can be no such job", "The detail says what does not go together."),
     "no-result": ProblemKind(404, "Nothing is known of what came of this job", "The policy of its tube must say so, and not for longer."),
     "no-schedule": ProblemKind(404, "There is no such schedule", "PUT it."),
