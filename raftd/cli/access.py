@@ -67,16 +67,18 @@ def _rights(command: _F) -> _F:
 
 def _change(connection: Connection, *changes: Change) -> None:
     """All of them or none. Ends the process if they are refused."""
-    from raftd.jobs.replies import AccessRefused
+    from raftd.jobs.replies import AccessChanged, AccessRefused
     from raftd.wire.checks import what_is_wrong_with_access
     from raftd.wire.client import ChangeAccessRequest
 
     wrong = what_is_wrong_with_access(list(changes))
     if wrong:
         fail(wrong)
-    reply = order(connection, ChangeAccessRequest(1, list(changes)), object)
+    reply: object = order(connection, ChangeAccessRequest(1, list(changes)), object)
     if isinstance(reply, AccessRefused):
         fail(_WHY[reply.why].format(user=reply.user))
+    if not isinstance(reply, AccessChanged):
+        fail("the node answers something else")
 
 
 def _are_heard(connection: Connection) -> bool:
@@ -147,7 +149,7 @@ def init(name: str, out: str | None, endpoint: HostPort | None, config: str | No
         changes: list[Change] = [AddUser(name), AddToken(name, _FIRST_TOKEN, digest_of_token(token)), *grants]
         until_s = time.monotonic() + timeout
         while not _are_heard(connection) and time.monotonic() < until_s:
-            time.sleep(_POLL_S)  # a cluster that has just begun
+            time.sleep(_POLL_S)  # a cluster that has just begun: no event tells here that its leader has heard all nodes
         _change(connection, *changes)
         click.echo(f"user {name} may do everything. From now on every client has to say who he is.", err=True)
         _give(token, out)

@@ -178,14 +178,11 @@ def connect(endpoint: HostPort | None, config: str | None, timeout: float) -> Co
 
 def order(connection: Connection, request: Request, kind: type[_T]) -> _T:
     """The answer, which must be one of `kind`. Ends the process with status 1 if it says no. Raises NoAnswer."""
-    from raftd.jobs.replies import NotAuthorized
     from raftd.wire.client import Failed
 
     reply = connection.ask(request).reply
     if isinstance(reply, Failed):
         fail(reply.text)
-    if isinstance(reply, NotAuthorized):
-        fail("this user may not do that (`raftd user whoami`)")
     if not isinstance(reply, kind):
         fail("the node answers something else")
     return reply

@@ -19,9 +19,8 @@ from raftd.client.credentials import CredentialFiles
 from raftd.client.tls import TlsFiles
 from raftd.config import load
 from raftd.errors import ConfigError
-from raftd.jobs.replies import NotAuthorized
 from raftd.limits import CLOCK_DIFFERENCE_MS
-from raftd.wire.client import Members, MembersRequest, Status, StatusRequest
+from raftd.wire.client import Failed, Members, MembersRequest, Status, StatusRequest
 
 _LEFT = ("client listener", "role", "version")
 _HEADINGS = (
@@ -108,8 +107,8 @@ def ask_all(addresses: list[HostPort], timeout_s: float, tls: TlsFiles | None = 
                 reply = connection.ask(StatusRequest(1)).reply
         except NoAnswer as reason:
             return reason
-        if isinstance(reply, NotAuthorized):
-            return NoAnswer("this user needs the right to read every tube, or to operate")
+        if isinstance(reply, Failed):
+            return NoAnswer(reply.text)
         return reply if isinstance(reply, Status) else NoAnswer("it answers something else")
 
     if not addresses:

@@ -84,7 +84,7 @@ class Login(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unkno
 
 
 class Password(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True):
-    """`digest`: scrypt's (`node/passwords.py`), with this `salt`."""
+    """`digest`: scrypt's (`raftd/passwords.py`), with this `salt`."""
 
     salt: bytes
     digest: bytes

@@ -226,16 +226,11 @@ class Session(CommandQueue):
 
     def sees(self, machine: StateMachine, tube: str) -> bool:
         """Whether its client may look at the tube of this name and its jobs."""
-        access = machine.access
-        return not access.is_on or access.may(self.login, Right.READ, tube, machine.now_ms)
+        return machine.access.allows(self.login, Right.READ, tube, machine.now_ms)
 
     def seen(self, machine: StateMachine, tubes: Iterable[str]) -> Iterable[str]:
         """Those of the names of `tubes` that its client may look at."""
-        access = machine.access
-        if not access.is_on:
-            return tubes
-        his = access.tubes(self.login, Right.READ, machine.now_ms)
-        return (tube for tube in tubes if tube in his)
+        return machine.access.seen(self.login, tubes, machine.now_ms)
 
     def introduce(self) -> None:
         """Make the cluster know this session before its first read, by a command without effect."""

@@ -49,6 +49,10 @@ _REQUEST_BYTES = 64
 SILENCE_S = 15.0
 
 
+#: To a request that is no ask: as to any that is not carried out, so that no client takes it for a yes.
+_NOT_AUTHORIZED = w.Failed(Outcome.NOT_AUTHORIZED, "not authorized: this user has no such right, or is none any more (`raftd user whoami`)")
+
+
 class ClientProtocol(ClientConnection):
     """One client of the client listener."""
 
@@ -225,7 +229,7 @@ class ClientProtocol(ClientConnection):
         size = _REQUEST_BYTES
         if self.node.has_users and not self._may(request):
             self.refused(type(request).__name__)
-            self.say(w.encode_answer(w.Answer(request.id, 0, r.NotAuthorized())))
+            self.say(w.encode_answer(w.Answer(request.id, 0, _NOT_AUTHORIZED)))
             return
         match request:
             case w.AskRequest():
@@ -500,6 +504,8 @@ class ClientProtocol(ClientConnection):
         return overview(self.node, self._counters)
 
     def _answered(self, id: int, size: int, reply: object, index: int) -> None:
+        if isinstance(reply, r.NotAuthorized):
+            reply = _NOT_AUTHORIZED
         answer = w.Answer(id, index or self.node.machine.applied_index, cast("w.NodeReply", reply))
         self.answer(w.encode_answer(answer), size)
 

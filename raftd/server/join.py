@@ -16,13 +16,14 @@ import msgspec
 
 from raftd.client.address import HostPort
 from raftd.client.connection import Connection, NoAnswer, where
+from raftd.client.credentials import CredentialFiles
 from raftd.client.tls import TlsFiles
 from raftd.config import Config, NodeAddress, TlsMode, is_loopback
 from raftd.errors import ConfigError, RaftdError
 from raftd.raft.messages import Configuration
 from raftd.storage.filesystem import RealFileSystem
 from raftd.storage.vote import Identity, VoteFile
-from raftd.wire.client import AddMemberRequest, Failed, Members, MembersRequest
+from raftd.wire.client import AddMemberRequest, Done, Failed, Members, MembersRequest
 
 _TIMEOUT_S = 15.0
 _LOOK_S = 2.0
@@ -45,7 +46,7 @@ def join(seed: HostPort, config: Config, node: int, has_file: bool) -> Joined:
         if identity is not None and identity.cluster_id:
             return _joined_before(seed, config, identity, has_file, tls)
         _try(seed, config, node)
-        with Connection(seed, _TIMEOUT_S, tls) as connection:
+        with Connection(seed, _TIMEOUT_S, tls, _shown(tls)) as connection:
             members = _members(connection)
             _become_member(connection, members.configuration, node, own)
     except NoAnswer as reason:
@@ -75,7 +76,7 @@ def _joined_before(seed: HostPort, config: Config, identity: Identity, has_file:
     """Its log knows the others; but a seed that answers must be of the same cluster. Raises ConfigError."""
     note = f"this data directory is of cluster {identity.cluster!r} already: no other node was asked"
     try:
-        with Connection(seed, _LOOK_S, tls) as connection:
+        with Connection(seed, _LOOK_S, tls, _shown(tls)) as connection:
             members = _members(connection)
     except NoAnswer:
         pass
@@ -127,6 +128,11 @@ def _try_port(host: str, port: int) -> None:
         raise ConfigError(f"this node cannot listen on {host}:{port}: {error.strerror or error}") from None
 
 
+def _shown(tls: TlsFiles | None) -> CredentialFiles | None:
+    """A node's certificate is enough; without one what $RAFTD_TOKEN says."""
+    return CredentialFiles() if tls is not None else None
+
+
 def _members(connection: Connection) -> Members:
     reply = connection.ask(MembersRequest(1)).reply
     if isinstance(reply, Failed):
@@ -149,3 +155,7 @@ def _become_member(connection: Connection, configuration: Configuration, node: i
     reply = connection.ask(AddMemberRequest(2, node, own.host, own.peer, own.client or 0)).reply
     if isinstance(reply, Failed):
         raise ConfigError(reply.text)
+    if not isinstance(reply, Done):
+        raise ConfigError(
+            "whoever adds a member must have the right to operate: show a node's certificate, or such a token in $RAFTD_TOKEN"
+        )

@@ -26,7 +26,8 @@ def _too_long(number: int, frame: FrameType | None) -> None:
     raise TimeoutError(f"a decoder has taken over {_LONGEST_S:g} s")
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
+    """The most memory that this process ever had."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
@@ -41,7 +42,7 @@ def run(inputs: int, seed: int) -> Counter[str]:
     for name, (decode, part, _) in TARGETS.items():
         taken = [decode(data, random) for data in corpus[part]]
         assert all(taken) or name in ("frames", "snapshot pieces"), f"{name}: {taken.count(False)} of the corpus are not understood"
-    before = _peak_bytes()
+    before = peak_bytes()
     signal.signal(signal.SIGALRM, _too_long)
     try:
         for _ in range(inputs):
@@ -57,7 +58,7 @@ def run(inputs: int, seed: int) -> Counter[str]:
             counts[name] += 1
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    assert _peak_bytes() - before <= FRAME_BYTES, f"{_peak_bytes() - before:,} bytes more than at first"
+    assert peak_bytes() - before <= FRAME_BYTES, f"{peak_bytes() - before:,} bytes more than at first"
     return counts
 
 

@@ -312,6 +312,17 @@ def test_a_quota_of_bytes():
     assert isinstance(only(queue.do(many)), r.InsertedMany)
 
 
+def test_another_quota_counts_from_now_on():
+    """What was put under a quota that is gone went on to be counted."""
+    queue = Secured()
+    queue.as_user(1, queue.user("ann", (Right.PUT, "*")))
+    queue.change(g.SetQuota("ann", g.Quota(jobs_per_s=1)))
+    queue.do(c.PutMany(1, "t", [c.NewJob(1, 0, 1_000, b"x")] * 500))
+    assert only(queue.do(put())) == r.OverQuota()
+    queue.change(g.SetQuota("ann", g.Quota(bytes_per_s=1_000)))
+    assert [type(only(queue.do(put()))) for _ in range(2)] == [r.Inserted, r.Inserted]
+
+
 def test_a_quota_of_declared_tubes():
     queue = Secured()
     queue.as_user(1, queue.user("ann", (Right.MANAGE, "*")))

@@ -15,7 +15,7 @@ import greenstalk
 import pytest
 from click.testing import CliRunner, Result
 
-from raftd.bench.local import wait_for
+from raftd.bench.local import free_ports, wait_for
 from raftd.cli.authority import new_client, save
 from raftd.cli.main import main
 from raftd.client import AsyncClient, Client
@@ -23,10 +23,13 @@ from raftd.client.connection import Connection, NoAnswer, Unreachable
 from raftd.client.connection import NotAuthorized as NoAnswerNotAuthorized
 from raftd.client.credentials import CredentialFiles
 from raftd.client.errors import NotAuthorized, OverQuota
+from raftd.config import Config, NodeAddress
+from raftd.errors import ConfigError
 from raftd.jobs import replies as r
 from raftd.jobs import rights as g
 from raftd.jobs.rights import Grant, Right
 from raftd.passwords import digest_of_password, digest_of_token, new_token
+from raftd.server.join import join
 from raftd.wire import client as w
 from tests.processes.harness import LineClient, ProcessCluster
 from tests.processes.secure import CLUSTER, SecureCluster
@@ -236,6 +239,27 @@ def test_a_user_has_as_many_connections_as_his_quota_allows(cluster, users):
     third.close()
 
 
+def test_who_may_not_operate_cannot_let_a_node_join(tmp_path, monkeypatch):
+    """The refusal was taken for a yes, and the node started as if it were a member."""
+    with ProcessCluster(tmp_path, 1) as plain:
+        plain.leader()
+        place = ("127.0.0.1", plain.addresses[1]["client"])
+        where = f"raftd://127.0.0.1:{place[1]}"
+        root = raftd("init", "root", RAFTD_URL=where).stdout.strip()
+        assert raftd("user", "add", "ann", RAFTD_URL=where, RAFTD_TOKEN=root).exit_code == 0
+        token = raftd("token", "create", "ann", RAFTD_URL=where, RAFTD_TOKEN=root).stdout.strip()
+        peer, client = free_ports(2)
+        node = NodeAddress("127.0.0.1", peer, client=client)
+        config = Config("test", str(tmp_path / "new"), {2: node})
+        monkeypatch.setenv("RAFTD_TOKEN", token)
+        with pytest.raises(ConfigError, match="not authorized"):
+            join(place, config, 2, has_file=False)
+        removed = raftd("member", "remove", "1", RAFTD_URL=where, RAFTD_TOKEN=token)
+        assert (removed.exit_code, "not authorized" in removed.stderr) == (1, True)
+        monkeypatch.setenv("RAFTD_TOKEN", root)
+        assert 2 in join(place, config, 2, has_file=False).config.nodes
+
+
 def test_the_commands(cluster, users):
     config = cluster.config_of(1)
     assert raftd("user", "add", "cli", "-c", config).exit_code == 0
@@ -254,7 +278,7 @@ def test_the_commands(cluster, users):
     assert [(one["name"], one["left_ms"] > 89 * 86_400_000) for one in shown["tokens"]] == [("laptop", True)]
     assert raftd("put", "mail", "x", RAFTD_URL=where).exit_code == 0
     assert "has no such right" in raftd("put", "mail.secret", "x", RAFTD_URL=where).stderr
-    assert "may not do that" in raftd("user", "list", RAFTD_URL=where).stderr
+    assert "not authorized" in raftd("user", "list", RAFTD_URL=where).stderr
     assert raftd("revoke", "cli", "put", "mail*", "-c", config).exit_code == 0
     assert raftd("revoke", "cli", "put", "mail*", "-c", config).stderr.startswith("raftd: user cli has no such grant")
     assert raftd("token", "revoke", "cli", "laptop", "-c", config).exit_code == 0

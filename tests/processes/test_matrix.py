@@ -443,7 +443,8 @@ def _of_a_node(world: World, user: str, make: Callable[[World], w.Request]) -> b
     except NotAuthorized:
         return False
     is_empty = EMPTY.get(type(reply), lambda reply: False)(reply)
-    return not isinstance(reply, r.NotAuthorized) and not is_empty
+    is_refused = isinstance(reply, w.Failed) and w.is_about_who(reply)
+    return not is_refused and not is_empty
 
 
 def test_requests_to_a_node(world):

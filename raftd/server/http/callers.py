@@ -54,8 +54,7 @@ class Callers:
     def _certified(self, call: Call, then: Callable[[Call], None]) -> None:
         login = self._authentication.by_certificate(call.transport)
         if login is None:
-            call.note_refusal()
-            call.problem("not-authenticated", headers=_WAYS)
+            _refuse(call, "")
         else:
             self._confirm(call, login, "", then)
 
@@ -66,11 +65,11 @@ class Callers:
             return
         user, colon, password = _decoded(value).partition(":") if kind.lower() == "basic" else ("", "", "")
         if not colon:
-            call.problem("not-authenticated", "Authorization: expected Bearer TOKEN, or Basic with a name and a password", _WAYS)
+            _refuse(call, "Authorization: expected Bearer TOKEN, or Basic with a name and a password")
         elif password.startswith(TOKEN_PREFIX):
             self._with_token(call, shown, then, user, password)
         elif not is_secure(call.transport):
-            call.problem("not-authenticated", "A password is taken over TLS only.", _WAYS)
+            _refuse(call, "A password is taken over TLS only.")
         else:
             decided = partial(self._digested, call, shown, then)
             self._authentication.by_password(self._node.machine, user, password, call.host, lambda: call.is_open, decided)
@@ -114,11 +113,14 @@ class Callers:
             call.known[shown] = login
             self._is_known(call, login, then)
         else:
-            self._refuse(call, f"{login.how} of {login.user or 'nobody who is known'}")
+            call.note_refusal(f"{login.how} of {login.user or 'nobody who is known'} is not good")
             self._clock.callLater(delay_s, call.problem, "not-authenticated", "", _WAYS)
 
-    def _refuse(self, call: Call, shown: str) -> None:
-        call.note_refusal(f"{shown} is not good")
+
+def _refuse(call: Call, detail: str) -> None:
+    """Nothing is shown that could be good."""
+    call.note_refusal()
+    call.problem("not-authenticated", detail, _WAYS)
 
 
 def _decoded(value: str) -> str:

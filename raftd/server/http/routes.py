@@ -131,16 +131,11 @@ class Ask:
 
     def seen(self, machine: StateMachine, tubes: Iterable[str]) -> Iterable[str]:
         """Those of the names of `tubes` that the caller may look at."""
-        access = machine.access
-        if not access.is_on:
-            return tubes
-        his = access.tubes(self.call.login, Right.READ, machine.now_ms)
-        return (tube for tube in tubes if tube in his)
+        return machine.access.seen(self.call.login, tubes, machine.now_ms)
 
     def may(self, machine: StateMachine, tube: str, *rights: Right) -> bool:
         """Whether he has any of these rights to it."""
-        access, now_ms = machine.access, machine.now_ms
-        return not access.is_on or any(access.may(self.call.login, right, tube, now_ms) for right in rights)
+        return any(machine.access.allows(self.call.login, right, tube, machine.now_ms) for right in rights)
 
     def why_not(self, machine: StateMachine, right: Right, otherwise: str) -> str:
         """The problem of a call about the job in the path that was not done, though it needs only `right`: there is none that the caller
