@@ -156,6 +156,4 @@ def _become_member(connection: Connection, configuration: Configuration, node: i
     if isinstance(reply, Failed):
         raise ConfigError(reply.text)
     if not isinstance(reply, Done):
-        raise ConfigError(
-            "whoever adds a member must have the right to operate: show a node's certificate, or such a token in $RAFTD_TOKEN"
-        )
+        raise ConfigError("the node answers something else")
