@@ -17,7 +17,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=[*find_packages(include=["raftd", "raftd.*"]), "twisted.plugins"],
-    package_data={"raftd": ["py.typed"], "raftd.bench": ["layers.json"]},
+    package_data={"raftd": ["py.typed"], "raftd.bench": ["layers.json"], "raftd.server.http": ["page/*"]},
     package_dir={"twisted.plugins": "twisted_plugins"},
     # Without strict mode an editable install would lose the plugin in silence.
     options={"editable_wheel": {"mode": "strict"}},
@@ -35,6 +35,7 @@ setup(
     entry_points={"console_scripts": ["raftd = raftd.cli.main:main"]},
     extras_require={
         "plot": ["matplotlib>=3.9"],
+        "browser": ["playwright>=1.49", "axe-playwright-python>=0.1.4"],
         "api": ["schemathesis>=4.32"],
         "test": [
             "pytest>=8",

@@ -104,6 +104,16 @@ class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.structs.replace(self, **names)
 
 
+class Dashboard(StrEnum):
+    """The page at `/` of the HTTP listener."""
+
+    FULL = "full"
+    #: It changes nothing, whoever has signed in.
+    READ_ONLY = "read-only"
+    #: There is none.
+    OFF = "off"
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A cluster, as all its nodes' files say it. `data` is absolute once loaded. `insecure`: its nodes may be reached from other machines
     without TLS. `local_user`: who the clients of the line listener are that connect from the node's own machine (loopback, or the Unix
@@ -128,6 +138,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     insecure: bool = False
     local_user: Annotated[str, msgspec.Meta(min_length=1, max_length=limits.USER_CHARACTERS)] | None = None
     http_names: tuple[Annotated[str, msgspec.Meta(min_length=1)], ...] = ()
+    dashboard: Dashboard = Dashboard.FULL
 
     def address(self, node: int) -> NodeAddress:
         address: NodeAddress = self.nodes[node]

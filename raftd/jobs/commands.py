@@ -312,7 +312,7 @@ class Tick(_Payload, frozen=True, tag=8):
 
 #: The newest feature level that this raftd knows. Whatever an older one would not understand, or would apply otherwise, has a level,
 #: and is used only once the cluster is at it (docs/operations.md: Upgrading).
-FEATURE_LEVEL = 5
+FEATURE_LEVEL = 6
 
 #: From this level on there are sessions of clients.
 CLIENTS_LEVEL = 3
@@ -322,6 +322,9 @@ POLICIES_LEVEL = 4
 
 #: From this level on there are users.
 ACCESS_LEVEL = 5
+
+#: From this level on nodes tell each other how they are.
+STATUS_LEVEL = 6
 
 #: The data of a batch entry; an entry without data only lets time pass.
 Payload = Batch | OpenGateway | CloseGateway | Settings | DiskSpace | Features | Directory | Tick

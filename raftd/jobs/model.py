@@ -138,6 +138,7 @@ class Tube:
         "bytes",
         "cmd_delete",
         "cmd_pause_tube",
+        "dead",
         "delayed",
         "is_declared",
         "jobs",
@@ -167,6 +168,7 @@ class Tube:
         self.urgent = 0
         self.reserved = 0
         self.jobs = 0
+        self.dead = 0  # of these: those that a policy has declared dead
         self.bytes = 0  # of their bodies
         self.using = 0
         self.watching = 0

@@ -348,6 +348,7 @@ def die(machine: StateMachine, job: Job, why: Death) -> None:
     _forget_expiry(machine, job)
     mark = _mark(machine, job)
     _free(machine, job)
+    tube.dead += not mark.death  # in the tube for dead letters, which has a policy too, it may die once more
     mark.death, mark.died_ms, mark.attempts, mark.origin = why, machine.now_ms, _attempts(machine, job), tube.name
     if not tube.policy.dead_letter or not _dead_letter_has_room(machine, tube, [job]):
         machine.make_buried(job, JobEventKind.DEAD, None)
@@ -363,9 +364,10 @@ def moved(machine: StateMachine, job: Job, target: Tube) -> None:
     mark.forgiven = job.reserves - job.releases - job.buries
     _forget_expiry(machine, job)
     _free(machine, job)
-    _count(job.tube, job, -1)
+    is_dead = mark.death != ""
+    _count(job.tube, job, -1, is_dead)
     job.tube = target
-    _count(target, job, 1)
+    _count(target, job, 1, is_dead)
     target.total_jobs += 1
     entered(machine, job)
 
@@ -373,12 +375,14 @@ def moved(machine: StateMachine, job: Job, target: Tube) -> None:
 def revived(machine: StateMachine, job: Job) -> None:
     """`job` was dead, and is not any more."""
     mark = machine.policies.marks[job.id]
+    job.tube.dead -= mark.death != ""
     mark.death = mark.origin = ""
     mark.died_ms = mark.attempts = 0
 
 
-def _count(tube: Tube, job: Job, one: int) -> None:
+def _count(tube: Tube, job: Job, one: int, is_dead: bool) -> None:
     tube.jobs += one
+    tube.dead += one * is_dead
     tube.bytes += one * len(job.body)
 
 
@@ -386,7 +390,7 @@ def gone(machine: StateMachine, job: Job) -> None:
     """There is no such job any more."""
     _forget_expiry(machine, job)
     _free(machine, job)
-    del machine.policies.marks[job.id]
+    job.tube.dead -= machine.policies.marks.pop(job.id).death != ""
 
 
 def _forget_expiry(machine: StateMachine, job: Job) -> None:

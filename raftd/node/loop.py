@@ -35,6 +35,7 @@ from raftd.node.job_events import JobEventBuffer
 from raftd.node.proposals import LeaderProposals
 from raftd.node.reads import Reads
 from raftd.node.session import Session
+from raftd.node.statuses import Statuses
 from raftd.node.wall_clock import WallClock
 from raftd.note import Note
 from raftd.raft.core import Raft
@@ -43,7 +44,7 @@ from raftd.raft.membership import decode
 from raftd.raft.messages import Admin, AdminReply, AdminRequest, Configuration, Entry, EntryKind, Message, TransferLead
 from raftd.raft.ready import HardState, Ready, RoleChange
 from raftd.storage.store import Clock, Opened, Store
-from raftd.wire.peer import AskClock, Hello, PeerMessage, Refusal, RefusalCode, TellClock
+from raftd.wire.peer import AskClock, AskStatus, Hello, PeerMessage, Refusal, RefusalCode, TellClock, TellStatus
 
 #: Ticks between two measurements of free disk space on a node that writes nothing: half a second.
 FREE_SPACE_TICKS = 50
@@ -166,6 +167,7 @@ class Node:
         )
         self._administration = Administration(self.raft, transport.send)
         self.wall_clock = WallClock(self.raft, transport.send, observer.noted)
+        self.statuses = Statuses(self.raft, transport.send)
         self._configuration = self.raft.membership.latest
         self._removal_reported = False
         self._is_measuring = False
@@ -272,6 +274,15 @@ class Node:
     def _compare_clocks(self) -> None:
         self._set_time()
         self.wall_clock.ask(self._proposals.level_of(self.raft.leader))
+        self.wake()
+
+    def ask_statuses(self) -> None:
+        """Ask the other members how they are; `statuses` has their answers a little later."""
+        self._guarded(self._ask_statuses)
+
+    def _ask_statuses(self) -> None:
+        self._set_time()
+        self.statuses.ask(self._proposals.level_of)
         self.wake()
 
     def copy(self, index: int, offset: int, done: Callable[[bytes], None]) -> bool:
@@ -428,6 +439,8 @@ class Node:
                 self.was_refused(message)
             case AskClock() | TellClock():
                 self.wall_clock.receive(sender, message)
+            case AskStatus() | TellStatus():
+                self.statuses.receive(sender, message)
             case _:
                 self.raft.step(sender, message)
                 if not self._has_work(now_ms):  # most often an acknowledgement that moves nothing

@@ -65,12 +65,12 @@ def query_of(read: w.Read, events: JobEventBuffer, viewer: Session) -> Query:
             return lambda machine, now_ms, node, session: _policies(machine, after, some, viewer)
         case w.UsersRequest(name=name, after=after, limit=limit):
             some = min(max(1, limit), USERS_LISTED)
-            return lambda machine, now_ms, node, session: _users(machine, now_ms, name, after, some)
+            return lambda machine, now_ms, node, session: users(machine, now_ms, name, after, some)
         case w.WhoAmIRequest():
             return lambda machine, now_ms, node, session: _user_himself(machine, now_ms, viewer)
         case w.AuditRequest(before=before, limit=limit):
             some = min(max(1, limit), RECORDS_LISTED)
-            return lambda machine, now_ms, node, session: _audit(machine, now_ms, before, some)
+            return lambda machine, now_ms, node, session: audit(machine, now_ms, before, some)
 
 
 def scanned_by(read: w.Read) -> Callable[[StateMachine], int]:
@@ -201,7 +201,7 @@ def _policies(machine: StateMachine, after: str, most: int, viewer: Session) -> 
     return w.PoliciesFound(found, len(names) > most)
 
 
-def _users(machine: StateMachine, now_ms: int, name: str, after: str, most: int) -> w.UsersFound:
+def users(machine: StateMachine, now_ms: int, name: str, after: str, most: int) -> w.UsersFound:
     known = machine.access.users
     names = [name] if name in known else [] if name else nsmallest(most + 1, (one for one in known if one > after))
     return w.UsersFound([_user(known[one], now_ms) for one in names[:most]], len(names) > most)
@@ -222,10 +222,10 @@ def _user_himself(machine: StateMachine, now_ms: int, viewer: Session) -> w.User
     if viewer.login is not None and viewer.login.how == "node":
         grants = [Grant(right, ALL_TUBES) for right in Right]
         return w.UsersFound([w.UserInfo(viewer.login.user, False, grants, [], Quota())], has_more=False)
-    return _users(machine, now_ms, name, "", 1) if name is not None else w.UsersFound([], has_more=False)
+    return users(machine, now_ms, name, "", 1) if name is not None else w.UsersFound([], has_more=False)
 
 
-def _audit(machine: StateMachine, now_ms: int, before: int, most: int) -> w.AuditFound:
+def audit(machine: StateMachine, now_ms: int, before: int, most: int) -> w.AuditFound:
     """Numbers have no gaps."""
     rings = (reversed(machine.access.records), reversed(machine.access.tube_records))
     merged = merge(*rings, key=lambda record: record.number, reverse=True)

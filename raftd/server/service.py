@@ -29,6 +29,7 @@ from raftd.jobs.commands import Settings
 from raftd.limits import CERTIFICATE_CHECK_S, CLOCK_CHECK_S, HANGUP_CHECK_S, LIMITS, TICK_MS, Limits
 from raftd.node.config import NodeConfig
 from raftd.node.loop import Node
+from raftd.node.series import SAMPLE_S, History
 from raftd.raft.messages import Configuration, MemberAddress
 from raftd.server.authentication import Authentication
 from raftd.server.client import ClientServerFactory
@@ -36,9 +37,13 @@ from raftd.server.collector import CycleCollector
 from raftd.server.disk import DiskThread
 from raftd.server.fork import ForkCopier
 from raftd.server.http.callers import Callers
+from raftd.server.http.dashboard import DashboardFiles, others_of
 from raftd.server.http.operations import Operations
+from raftd.server.http.sessions import BrowserSessions
 from raftd.server.http.site import NO_PATH, Call, Site
 from raftd.server.http.stream import Events
+from raftd.server.http.summary import Summary
+from raftd.server.http.tables import TubeTable
 from raftd.server.http.topics import Topics
 from raftd.server.http.v1 import v1
 from raftd.server.limiter import ConnectionLimiter, most_clients
@@ -47,7 +52,7 @@ from raftd.server.peer import PeerFactory, PeerService, PeerTransport, dial
 from raftd.server.reactor import Pauses, TurnReactor, soon_of
 from raftd.server.reporter import EventReporter
 from raftd.server.sockets import remove_stale_socket
-from raftd.server.stats import Counters
+from raftd.server.stats import Counters, own_status
 from raftd.storage.filesystem import RealFileSystem
 from raftd.storage.store import Opened, Store
 from raftd.storage.vote import Identity
@@ -224,13 +229,7 @@ class RaftdService(service.MultiService):
             signal.signal(signal.SIGHUP, lambda number, frame: self._reactor.callFromThread(certificates.reload, True))
         signal.signal(signal.SIGUSR1, lambda number, frame: self._reactor.callFromThread(self._drain))
         self.node = self._peers.node = self._lines.node = self._clients.node = self._http.node = node
-        self._callers = Callers(node, self._reactor, self._http.authentication)
-        self._http_handlers = (
-            Topics(node, self._reactor, self._counters, self.config.topics_leader_only, self._http_address).handles,
-            Operations(node, self._reactor, self._counters).handles,
-            v1(node, self._reactor, self._counters).handles,
-            Events(node, self._reactor, self._reporter).handles,
-        )
+        self._serve_pages(node)
         self._log.info("{line}", line=self._introduction())
         if self._counters.is_insecure:
             self._log.warn("this node can be reached without TLS: whoever reaches it may do everything (docs/security.md)")
@@ -251,6 +250,36 @@ class RaftdService(service.MultiService):
         self._ticks = task.LoopingCall(self._tick, node)
         self._ticks.clock = self._reactor
         self._ticks.start(TICK_MS / 1000, now=False).addErrback(self._tick_died)
+
+    def _serve_pages(self, node: Node) -> None:
+        """What the HTTP listener serves."""
+        clock, counters, dashboard = self._reactor, self._counters, self.config.dashboard
+        node.statuses.own = partial(own_status, node, counters, self._http_address(self.node_id) or "")
+        history = History(lambda: node.machine, node.gateway.commit_s, node.write_s)
+        samples = internet.TimerService(SAMPLE_S, self._sample, history)
+        samples.clock = clock
+        samples.setServiceParent(self)
+        table, sessions = TubeTable(history), BrowserSessions(clock, self.node_id)
+        self._callers = Callers(node, clock, self._http.authentication, sessions)
+        self._http_handlers = (
+            Topics(node, clock, counters, self.config.topics_leader_only, self._http_address).handles,
+            DashboardFiles(dashboard, others_of(self.config)).handles,
+            Operations(node, clock, counters).handles,
+            v1(node, clock, counters, table, sessions, dashboard).handles,
+            Events(node, clock, self._reporter).handles,
+            Summary(node, clock, table, self._reporter, sessions, self._http_address).handles,
+        )
+
+    def _sample(self, history: History) -> None:
+        """A slice of it in each turn of the reactor."""
+        slices = history.sample()
+
+        def go_on() -> None:
+            for _ in slices:
+                self._reactor.callLater(0, go_on)
+                return
+
+        go_on()
 
     def _dial_members(self, configuration: Configuration) -> None:
         """Those with lower ids; the others dial us. Addresses are those of the log; of a cluster that is not born yet, the file's."""

@@ -14,6 +14,7 @@ from raftd.jobs.queries import Stats, job_counts
 from raftd.node.loop import Node
 from raftd.server.reactor import Pauses
 from raftd.wire.client import Status
+from raftd.wire.peer import TellStatus
 
 if TYPE_CHECKING:
     from raftd.server.certificates import Certificates
@@ -149,6 +150,30 @@ def overview(node: Node, counters: Counters) -> Status:
         longest_work_ms=round(pauses.longest_work_s * 1000, 1) if pauses is not None else 0.0,
         clock_ahead_ms=node.wall_clock.ahead_ms,
         is_insecure=counters.is_insecure or (counters.needs_users and not node.has_users),
+    )
+
+
+def own_status(node: Node, counters: Counters, http: str) -> TellStatus:
+    """What other members are told of this one. `http`: where its HTTP listener is."""
+    raft, snapshot = node.raft, node.raft.snapshot
+    return TellStatus(
+        role=str(node.status()["role"]),
+        term=raft.term,
+        leader=raft.leader,
+        last_index=raft.log.last_index,
+        commit_index=raft.log.commit_index,
+        applied_index=node.machine.applied_index,
+        match={peer: progress.match_index for peer, progress in sorted(raft.progress.items())},
+        log_bytes=node.log_bytes,
+        snapshot_index=snapshot.index if snapshot is not None else 0,
+        snapshot_bytes=snapshot.size_bytes if snapshot is not None else 0,
+        free_bytes=node.free_bytes,
+        is_low_on_disk=raft.is_low_on_disk,
+        is_draining=counters.draining,
+        clients=len(node.gateway.sessions),
+        uptime_s=counters.uptime_s,
+        version=counters.version,
+        http=http,
     )
 
 

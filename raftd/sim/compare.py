@@ -5,6 +5,7 @@ Counts are counted on the model's side, and read where the machine keeps them (I
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -116,6 +117,7 @@ def describe_machine(machine: StateMachine) -> list[Description]:
             id: tuple(job) for id, job in machine.policies.finished.jobs.items() if machine.policies.finished.find(id, machine.now_ms)
         },
         "only ones": sorted((key, job.id) for key, job in machine.policies.unique.items()),
+        "dead": {tube.name: tube.dead for tube in machine.tubes.values() if tube.dead},
         "died, expired, dropped": [machine.policies.died, machine.policies.expired, machine.policies.dropped],
         "timers": list(machine.timers),
     }
@@ -185,6 +187,7 @@ def describe_model(model: Model) -> list[Description]:
         ],
         "finished": {id: job for id, job in model.finished.items() if model.now_ms < job[3]},
         "only ones": sorted(((job["tube"], job["unique"]), job["id"]) for job in model.jobs.values() if job["unique"]),
+        "dead": dict(Counter(job["tube"] for job in model.jobs.values() if job["death"])),
         "died, expired, dropped": list(model.ended.values()),
         "timers": model.timers(),
     }

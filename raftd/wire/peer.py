@@ -66,7 +66,36 @@ class TellClock(msgspec.Struct, frozen=True, array_like=True, tag=32, gc=False, 
     wall_ms: int
 
 
-PeerMessage = Message | GatewayMessage | Admin | AdminReply | Refusal | AskClock | TellClock
+class AskStatus(msgspec.Struct, frozen=True, array_like=True, tag=33, forbid_unknown_fields=True):
+    """From level 6 on. How are you?"""
+
+
+class TellStatus(msgspec.Struct, frozen=True, array_like=True, tag=34):
+    """So, at once. Sizes in bytes. A newer node may say more.
+
+    `leader` is 0 if it knows none. `match` is for a leader only: how far each other member is known to have the log. `snapshot_index` is 0
+    without a snapshot. `http`: where its HTTP listener is, as HOST:PORT, "" if it has none. `clients`: its sessions."""
+
+    role: str
+    term: int
+    leader: int
+    last_index: int
+    commit_index: int
+    applied_index: int
+    match: dict[int, int]
+    log_bytes: int
+    snapshot_index: int
+    snapshot_bytes: int
+    free_bytes: int
+    is_low_on_disk: bool
+    is_draining: bool
+    clients: int
+    uptime_s: int
+    version: str
+    http: str
+
+
+PeerMessage = Message | GatewayMessage | Admin | AdminReply | Refusal | AskClock | TellClock | AskStatus | TellStatus
 
 _encoder = msgspec.msgpack.Encoder()
 _hello_decoder = msgspec.msgpack.Decoder(Hello)

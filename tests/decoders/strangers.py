@@ -18,12 +18,13 @@ from twisted.internet.task import Clock
 from raftd.limits import FRAME_BYTES
 from raftd.server.authentication import Authentication
 from raftd.server.http.callers import Callers
+from raftd.server.http.sessions import BrowserSessions
 from raftd.server.http.site import Call, Site
-from raftd.server.http.v1 import v1
 from raftd.wire import client as w
 from raftd.wire.frames import frame
 from tests.decoders.__main__ import peak_bytes
 from tests.decoders.mutate import load_corpus, mutated
+from tests.server.calls import router_of
 from tests.server.harness import Listener, Listeners, make_users
 
 SECRET = b"nobody may read this"
@@ -33,6 +34,8 @@ _HTTP = [
     b"GET /v1/jobs/1 HTTP/1.1\r\nHost: a\r\nAuthorization: Basic cm9vdDpyYWZ0ZC14\r\n\r\n",
     b"POST /v1/tubes/t/jobs HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\r\n" + b'{"body":"x"}',
     b"POST /v1/reserve HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n" + b'{"tubes":["t"]}',
+    b"DELETE /v1/session HTTP/1.1\r\nHost: a\r\nCookie: raftd-1=x\r\nRaftd-Page: y\r\n\r\nGET /v1/session HTTP/1.1\r\nHost: a\r\n\r\n",
+    b'GET /v1/backup HTTP/1.1\r\nHost: a\r\nCookie: __Host-raftd-1=x; a="b\r\n\r\nGET /v1/series HTTP/1.1\r\nHost: a\r\nCookie: raftd-1=\r\n\r\n',
     b"GET /metrics HTTP/1.1\r\nHost: a\r\nAuthorization: Digest x\r\n\r\nGET /events HTTP/1.1\r\nHost: a\r\n\r\n",
 ]
 _LINES = [b"auth root x\r\nput 0 0 60 1\r\nx\r\n", b"reserve\r\n", b"peek 1\r\nauth root raftd-x\r\nstats\r\n", b"list-tubes\r\nquit\r\n"]
@@ -49,8 +52,9 @@ class Fuzzed:
         clock: Any = self.cluster.scheduler
         self.authentication = Authentication(clock)
         counters = self.listeners.counters[1]
-        callers = Callers(self.node, clock, self.authentication)
-        self._router = v1(self.node, clock, counters)
+        sessions = BrowserSessions(clock, 1)
+        callers = Callers(self.node, clock, self.authentication, sessions)
+        self._router = router_of(self.node, clock, counters, sessions)
         limiter = self.listeners.limiter[1]
         self._http_clock = Clock()  # twisted.web resets its timers, which those of a simulation cannot
         self._site = Site(

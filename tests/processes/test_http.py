@@ -62,7 +62,7 @@ def test_metrics_say_what_the_node_is_and_does(tmp_path):
 def test_browsers_are_told_what_not_to_do_and_by_which_names_they_may_ask(tmp_path):
     with ProcessCluster(tmp_path, 1, http_names=["queue.example"]) as cluster:
         cluster.leader()
-        for path in ("/", "/v1/tubes", "/nothing", "/metrics"):
+        for path in ("/v1/tubes", "/nothing", "/metrics"):
             connection = http.client.HTTPConnection(*cluster.address(1, "http"), timeout=5)
             connection.request("GET", path)
             headers = connection.getresponse().headers
@@ -95,7 +95,7 @@ def test_the_root_says_where_one_is_and_what_is_not_there_is_404(tmp_path):
         cluster.leader()
         status, kind, body = get(cluster, 1, "/")
         assert (status, kind) == (200, "text/html; charset=utf-8")
-        assert b"<h1>raftd</h1>" in body
+        assert b"<title>raftd</title>" in body
         assert get(cluster, 1, "/", "HEAD")[::2] == (200, b"")
         assert get(cluster, 1, "/healthz", "POST")[0] == 405
         assert get(cluster, 1, "/../etc/passwd")[0] == 404

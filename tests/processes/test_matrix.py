@@ -19,6 +19,7 @@ from raftd.bench.local import wait_for
 from raftd.client import Client
 from raftd.client.connection import Connection, NotAuthorized
 from raftd.client.credentials import CredentialFiles
+from raftd.config import Dashboard
 from raftd.errors import UnknownUser
 from raftd.jobs import asks
 from raftd.jobs import replies as r
@@ -551,6 +552,13 @@ ROUTES: dict[str, tuple[Need, Callable[[World], HttpCall]]] = {
     "add": (OPERATE, _at("POST", "/v1/cluster/members", {"node": 1, "host": "127.0.0.1", "peer": 1})),
     "promote": (OPERATE, _at("POST", "/v1/cluster/members/99/promote")),
     "remove": (OPERATE, _at("DELETE", "/v1/cluster/members/99")),
+    "show_series": (OVERVIEW, _at("GET", "/v1/series")),
+    "back_up": (OPERATE, _at("GET", "/v1/backup")),
+    "list_users": (OPERATE, _at("GET", "/v1/users")),
+    "list_records": (OPERATE, _at("GET", "/v1/audit")),
+    "show_session": (ANYBODY, _at("GET", "/v1/session")),
+    "sign_in": (USER, _at("POST", "/v1/session", {})),
+    "sign_out": (USER, _at("DELETE", "/v1/session")),
     "problems_explained": (ANYBODY, _at("GET", "/v1/problems")),
     "specification": (ANYBODY, _at("GET", "/v1/openapi.json")),
 }
@@ -562,6 +570,8 @@ PATHS: dict[str, tuple[Need, Callable[[World], HttpCall]]] = {
     "/metrics": (OVERVIEW, _at("GET", "/metrics")),
     "/status": (OVERVIEW, _at("GET", "/status")),
     "/events": (USER, _at("GET", "/events")),
+    "/summary": (USER, _at("GET", "/summary")),
+    "/page/main.js": (ANYBODY, _at("GET", "/page/main.js")),
     "/topic, GET": (READ, _at("GET", "/topic")),
     "/topic, PUT": (MANAGE, _at("PUT", "/topic", {"topic": TUBE})),
     "/message, PUT": (PUT, _at("PUT", "/message", {"topic": TUBE, "message": "x"})),
@@ -593,7 +603,7 @@ def _over_http(world: World, user: str, make: Callable[[World], HttpCall]) -> bo
 
 
 def all_routes() -> list[Route]:
-    return v1(Mock(), Mock(), Mock()).routes
+    return v1(Mock(), Mock(), Mock(), Mock(), Mock(), Dashboard.FULL).routes
 
 
 def test_calls_over_http(world):

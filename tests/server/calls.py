@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
+from raftd.config import Dashboard
+from raftd.node.loop import Node
+from raftd.node.series import History
 from raftd.server.http import problems
 from raftd.server.http.origin import is_foreign
+from raftd.server.http.routes import Router
+from raftd.server.http.sessions import BrowserSessions
+from raftd.server.http.tables import TubeTable
+from raftd.server.http.v1 import v1
+from raftd.server.stats import Counters
 
 JSON = {"Content-Type": "application/json"}
+
+
+def router_of(node: Node, clock: Any, counters: Counters, sessions: BrowserSessions | None = None) -> Router:
+    """All of `/v1` at this node."""
+    history = History(lambda: node.machine, node.gateway.commit_s, node.write_s)
+    own = sessions if sessions is not None else BrowserSessions(clock, node.config.node)
+    return v1(node, clock, counters, TubeTable(history), own, Dashboard.FULL)
 
 
 class FakeStream:
@@ -18,13 +34,16 @@ class FakeStream:
     def __init__(self) -> None:
         self.written = b""
         self.unsent = 0
-        self.is_aborted = False
+        self.is_aborted = self.is_finished = False
 
     def write(self, data: bytes) -> None:
         self.written += data
 
     def abort(self) -> None:
         self.is_aborted = True
+
+    def finish(self) -> None:
+        self.is_finished = True
 
     def told(self) -> list[tuple[str, str, dict]]:
         """(id, event, data) of each, and forget them."""
@@ -51,6 +70,8 @@ class FakeCall:
         self.when_gone: Callable[[], None] = lambda: None
         self.is_open = True
         self.login = None
+        self.session = None
+        self.transport = None
         #: Called by a test with whether the answer has left.
         self.left: Callable[[bool], None] | None = None
 
@@ -74,7 +95,10 @@ class FakeCall:
     def leaving(self, left: Callable[[bool], None]) -> None:
         self.left = left
 
-    def stream(self, kind: str, producer: object) -> FakeStream | None:
+    def refused(self) -> None:
+        self.problem("not-authorized")
+
+    def stream(self, kind: str, producer: object, headers: dict[str, str] | None = None) -> FakeStream | None:
         self.said, self.is_open = (200, None), False
         return FakeStream() if self.method != "HEAD" else None
 

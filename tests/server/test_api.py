@@ -12,11 +12,10 @@ import pytest
 from raftd.limits import HTTP_ANSWER_S, HTTP_BODY_BYTES, REPLY_BYTES
 from raftd.raft.messages import AppendEntries
 from raftd.server.http.api import HISTORY_EVENTS
-from raftd.server.http.v1 import v1
 from raftd.server.stats import Counters
 from raftd.sim.cluster import SimCluster
 from tests.node.test_loop import follower, started
-from tests.server.calls import JSON, FakeCall
+from tests.server.calls import JSON, FakeCall, router_of
 
 PUT = "/v1/tubes/t/jobs"
 
@@ -24,7 +23,7 @@ PUT = "/v1/tubes/t/jobs"
 class Listener:
     def __init__(self, cluster: SimCluster, node: int) -> None:
         self.cluster, self.node, self.counters = cluster, cluster[node], Counters()
-        self.router = v1(self.node, cluster.processes[node].store._clock, self.counters)
+        self.router = router_of(self.node, cluster.processes[node].store._clock, self.counters)
 
     def begin(self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None) -> FakeCall:
         call = FakeCall(method, path, body, headers)
@@ -144,6 +143,7 @@ def test_dead_letters_are_moved_back():
     count = listener.ask("GET", "/v1/tubes/dead/dead?origin=t")[1]
     assert (count["count"], count["up_to"], count["more"]) == (2, ids[1], False)
     assert listener.problem("GET", "/v1/tubes/dead/dead?before=0.5") == (400, "bad-request")
+    assert listener.ask("GET", "/v1/tubes/dead/dead?from=9999-01-01T00:00:00Z")[1]["count"] == 0
     assert listener.ask("GET", "/v1/tubes/dead/dead?before=9999-12-31T23:59:59-12:00")[1]["count"] == 2
     assert listener.ask("GET", f"/v1/tubes/dead/dead?up_to={ids[0]}&before={count['before']}")[1]["count"] == 1
     assert listener.ask("POST", path, {"origin": "other"})[1] == {"done": 0, "skipped": 0, "after": ids[1], "more": False}
@@ -291,6 +291,29 @@ def test_a_place_that_no_list_has_given_is_refused(after):
     listener.ask("POST", PUT, {"body": "x"})
     assert listener.problem("GET", f"/v1/tubes/t/jobs?after={quote(after)}") == (400, "bad-request")
     assert listener.problem("GET", "/v1/tubes/none/jobs") == (404, "no-such-tube")
+
+
+def test_tubes_are_sorted_by_what_they_hold_and_told_with_the_oldest_job():
+    _, listener = with_listener()
+    for tube, count in (("a", 1), ("b", 3), ("c", 2)):
+        listener.ask("POST", f"/v1/tubes/{tube}/jobs", [{"body": "x"}] * count)
+    found = listener.ask("GET", "/v1/tubes?sort=ready&limit=2")[1]
+    assert [tube["name"] for tube in found["tubes"]] == ["b", "c"]
+    assert found["more"]
+    rest = listener.ask("GET", f"/v1/tubes?sort=ready&limit=2&after={found['after']}")[1]
+    assert ([tube["name"] for tube in rest["tubes"]], rest["more"]) == (["a", "default"], False)
+    assert listener.problem("GET", "/v1/tubes?sort=ready&after=a") == (400, "bad-request")
+    assert [tube["name"] for tube in listener.ask("GET", "/v1/tubes?having=ready&contains=c")[1]["tubes"]] == ["c"]
+    assert found["tubes"][0]["oldest_s"] >= 0
+    assert rest["tubes"][1]["oldest_s"] is None
+
+
+def test_a_job_tells_who_holds_it():
+    _, listener = with_listener()
+    listener.ask("POST", PUT, {"body": "x"})
+    assert listener.ask("GET", "/v1/jobs/1")[1]["held_by"] is None
+    listener.reserve()
+    assert listener.ask("GET", "/v1/jobs/1")[1]["held_by"]["node"] == listener.node.config.node
 
 
 def test_tubes_are_declared_listed_paused_and_deleted():
@@ -664,7 +687,7 @@ def test_every_problem_of_the_specification_is_explained(listener):
         of_any_path = ("no-such-path", "no-such-method", "too-many-streams")
         assert kind.partition("#")[2] in of_any_path or f"`{kind}`" in text
     operations = [name for methods in document["paths"].values() for name in methods]
-    assert len(operations) == len(listener.router.routes) == 38
+    assert len(operations) == len(listener.router.routes) == 45
     names = {operation["operationId"] for methods in document["paths"].values() for operation in methods.values()}
     for methods in document["paths"].values():
         for operation in methods.values():

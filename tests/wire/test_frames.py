@@ -128,6 +128,8 @@ MESSAGES = [
     peer.Refusal(peer.RefusalCode.TIMEOUT, "why"),
     peer.AskClock(12),
     peer.TellClock(12, 1_700_000_000_000),
+    peer.AskStatus(),
+    peer.TellStatus("leader", 5, 1, 12, 11, 10, {2: 9}, 1 << 20, 8, 100, 1 << 30, False, True, 3, 60, "1.0", "a:1"),
 ]
 
 

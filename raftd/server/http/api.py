@@ -7,8 +7,8 @@ left, and then to its token alone: a caller who hung up before that strands no j
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
-from heapq import nsmallest
 from itertools import islice
 from time import time
 from typing import Annotated, Any, Literal
@@ -25,9 +25,11 @@ from raftd.limits import COUNTED_JOBS, HTTP_ANSWER_S, HTTP_BODY_BYTES, KEY_CHARA
 from raftd.node.loop import Node
 from raftd.server.access import looked_at
 from raftd.server.http import shapes as s
-from raftd.server.http.base import LATE, Page, QueueApi
+from raftd.server.http.base import LATE, QueueApi
 from raftd.server.http.exchange import Exchange
 from raftd.server.http.routes import RAW, Ask, BadRequest, Needs, convert, route
+from raftd.server.http.tables import TubePage, TubeTable, check_place
+from raftd.server.stats import Counters
 
 #: The newest things of a job that its history over HTTP tells.
 HISTORY_EVENTS = 1_000
@@ -138,21 +140,23 @@ class _Reserving:
 class Api(QueueApi):
     """Tubes and jobs."""
 
+    def __init__(self, node: Node, clock: Any, counters: Counters, table: TubeTable) -> None:
+        super().__init__(node, clock, counters)
+        self._table = table
+
     # -- tubes --------------------------------------------------------------------------------
 
-    @route("GET", "/v1/tubes", Needs.USER, s.TubeList, query=Page, problems=("not-committed",))
+    @route("GET", "/v1/tubes", Needs.USER, s.TubeList, query=TubePage, problems=("not-committed",))
     def _list_tubes(self, ask: Ask) -> None:
-        """List tubes by name."""
-        page = ask.query
+        """List tubes, by name or by what they hold."""
+        page: TubePage = ask.query
+        check_place(page)
 
-        def query(machine: StateMachine, now_ms: int) -> list[s.TubeView]:
-            names = nsmallest(page.limit + 1, (name for name in ask.seen(machine, machine.tubes) if name > page.after))
-            return [s.tube_view(machine.tubes[name], now_ms) for name in names]
+        def query(machine: StateMachine, now_ms: int) -> s.TubeList:
+            rows = self._table.page(machine, page, partial(ask.seen, machine))
+            return s.TubeList([self._table.view(machine, tube, now_ms) for tube in rows.tubes], rows.more, rows.after)
 
-        def answered(tubes: list[s.TubeView]) -> None:
-            ask.call.say(200, s.TubeList(tubes[: page.limit], len(tubes) > page.limit))
-
-        self._read(ask, query, answered, lambda machine: looked_at(machine, len(machine.tubes)))
+        self._read(ask, query, lambda found: ask.call.say(200, found), lambda machine: looked_at(machine, len(machine.tubes)) + page.limit)
 
     @route("PUT", "/v1/tubes/{tube}", Needs.USER, s.TubeView, problems=("no-such-tube", *LATE), links=_TUBE_LINKS)
     def _declare(self, ask: Ask) -> None:
@@ -166,7 +170,7 @@ class Api(QueueApi):
         if tube is None:  # it was deleted in the same moment
             ask.call.problem("no-such-tube")
         else:
-            ask.call.say(200, s.tube_view(tube, machine.now_ms))
+            ask.call.say(200, self._table.view(machine, tube, machine.now_ms))
 
     @route("GET", "/v1/tubes/{tube}", Needs.READ, s.TubeView, problems=("no-such-tube", "not-committed"))
     def _show_tube(self, ask: Ask) -> None:
@@ -175,7 +179,7 @@ class Api(QueueApi):
 
         def query(machine: StateMachine, now_ms: int) -> s.TubeView | None:
             tube = machine.tubes.get(name)
-            return s.tube_view(tube, now_ms) if tube is not None else None
+            return self._table.view(machine, tube, now_ms) if tube is not None else None
 
         self._read(ask, query, lambda tube: ask.call.say(200, tube) if tube is not None else ask.call.problem("no-such-tube"))
 

@@ -13,20 +13,25 @@ from raftd.node.loop import Node
 from raftd.passwords import TOKEN_PREFIX
 from raftd.server.access import is_good
 from raftd.server.authentication import Authentication
+from raftd.server.http.dashboard import is_page
 from raftd.server.http.exchange import Exchange
+from raftd.server.http.sessions import PAGE_HEADER, BrowserSession, BrowserSessions
 from raftd.server.http.site import Call
 from raftd.server.sockets import is_secure
 
 #: What everybody may know: that the node lives, and what could be asked of it.
-OPEN = (["healthz"], ["readyz"], ["v1", "openapi.json"], ["v1", "problems"], [""])
-_WAYS = {"WWW-Authenticate": 'Bearer realm="raftd", Basic realm="raftd", charset="UTF-8"'}
+OPEN = (["healthz"], ["readyz"], ["v1", "openapi.json"], ["v1", "problems"])
+#: Where a browser's cookie counts.
+_BY_COOKIE = ("v1", "summary", "events")
+_WAYS = 'Bearer realm="raftd", Basic realm="raftd", charset="UTF-8"'
 
 
 class Callers:
     """In front of everything that calls may ask."""
 
-    def __init__(self, node: Node, clock: Any, authentication: Authentication) -> None:
+    def __init__(self, node: Node, clock: Any, authentication: Authentication, sessions: BrowserSessions) -> None:
         self._node = node
+        self._sessions = sessions
         self._clock = clock
         self._authentication = authentication
 
@@ -34,10 +39,18 @@ class Callers:
         """`then` gets the call once it is known whose it is; it is answered if that is nobody, and somebody is needed."""
         machine = self._node.machine
         shown = call.header("Authorization")
-        if not self._node.has_users or call.parts in OPEN:
+        if not self._node.has_users or call.parts in OPEN or is_page(call.parts):
             if shown is not None and shown[:7].lower() == "bearer ":  # this node may be behind
                 call.login = self._authentication.by_token("", shown[7:].strip())
             then(call)
+            return
+        session = self._session_of(call) if shown is None else None
+        if session is not None:
+            self._in_session(call, session, then)
+            return
+        if shown is None and _asks_who_he_is(call):
+            call.login = self._authentication.by_certificate(call.transport)
+            then(call)  # that is how a page finds out that somebody must sign in
             return
         known = call.known.get(shown or "")
         if known is not None and machine.access.user_of(known, machine.now_ms) is not None:
@@ -46,6 +59,27 @@ class Callers:
             self._certified(call, then)
         else:
             self._look_at(call, shown, then)
+
+    def _session_of(self, call: Call) -> BrowserSession | None:
+        return self._sessions.find(call.header("Cookie"), is_secure(call.transport)) if call.parts[0] in _BY_COOKIE else None
+
+    def _in_session(self, call: Call, session: BrowserSession, then: Callable[[Call], None]) -> None:
+        """The rights of a user, and whether there is one, are looked at anew with each call."""
+        machine = self._node.machine
+        if call.method not in ("GET", "HEAD") and not session.is_from_page(call.header(PAGE_HEADER)):
+            call.problem("cross-site")
+        elif machine.access.user_of(session.login, machine.now_ms) is None:
+            self._sessions.end(session)
+            if _asks_who_he_is(call):
+                then(call)
+            else:
+                _refuse(call, "Sign in again: what was shown is not good any more.")
+        elif session.id not in call.known and not call.enters(session.login):
+            call.problem("over-quota", "This user has as many connections to this node as his quota allows.")
+        else:
+            call.known[session.id] = session.login
+            call.session = session
+            self._is_known(call, session.login, then)
 
     def _is_known(self, call: Call, login: Login, then: Callable[[Call], None]) -> None:
         call.login = login
@@ -114,13 +148,22 @@ class Callers:
             self._is_known(call, login, then)
         else:
             call.note_refusal(f"{login.how} of {login.user or 'nobody who is known'} is not good")
-            self._clock.callLater(delay_s, call.problem, "not-authenticated", "", _WAYS)
+            self._clock.callLater(delay_s, call.problem, "not-authenticated", "", _ways(call))
+
+
+def _asks_who_he_is(call: Call) -> bool:
+    return call.parts == ["v1", "session"] and call.method in ("GET", "HEAD")
 
 
 def _refuse(call: Call, detail: str) -> None:
     """Nothing is shown that could be good."""
     call.note_refusal()
-    call.problem("not-authenticated", detail, _WAYS)
+    call.problem("not-authenticated", detail, _ways(call))
+
+
+def _ways(call: Call) -> dict[str, str]:
+    """How one may show who he is. A browser would ask its user itself where the page does."""
+    return {"WWW-Authenticate": "Bearer" if call.header(PAGE_HEADER) is not None else _WAYS}
 
 
 def _decoded(value: str) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from raftd.jobs import commands as c
 from raftd.limits import HTTP_ANSWER_S
 from raftd.node.loop import Node
+from raftd.node.series import FIELDS, History
 from raftd.raft.messages import AddMember, AdminRequest, MemberAddress, PromoteMember, RemoveMember, TransferLead
 from raftd.raft.outcomes import AdminResult, Outcome
 from raftd.server.access import may_operate
@@ -17,9 +20,38 @@ from raftd.server.http.routes import Ask, Needs, route
 _PROBLEMS = ("refused", "outcome-unknown")
 
 
+def cluster_view(node: Node) -> s.Cluster:
+    """As this node sees it."""
+    raft = node.raft
+    latest = raft.membership.latest
+    states = {
+        **dict.fromkeys(latest.learners, "learner"),
+        **dict.fromkeys(latest.outgoing, "leaving"),
+        **dict.fromkeys(latest.voters, "voter"),
+    }
+    members = []
+    for member, state in sorted(states.items()):
+        place = latest.addresses.get(member)
+        where = (place.host, place.peer, place.client or None) if place is not None else (None, None, None)
+        members.append(s.MemberView(member, state, *where))
+    is_settled = raft.membership.index <= raft.log.commit_index and not latest.outgoing
+    role = str(node.status()["role"])
+    return s.Cluster(node.config.cluster, node.config.node, role, raft.term, raft.leader, is_settled, members, sorted(latest.removed))
+
+
+class _Span(msgspec.Struct, forbid_unknown_fields=True):
+    """A quarter of an hour, three hours, a day."""
+
+    span: Literal["15m", "3h", "1d"] = "15m"
+
+
+_SPANS = ("15m", "3h", "1d")
+
+
 class ClusterApi:
-    def __init__(self, node: Node, clock: Any) -> None:
+    def __init__(self, node: Node, clock: Any, history: History) -> None:
         self._node = node
+        self._history = history
         self._clock = clock
 
     @route("GET", "/v1/cluster", Needs.OVERVIEW, s.Cluster)
@@ -27,22 +59,14 @@ class ClusterApi:
         """Show the cluster."""
         ask.call.say(200, self._view())
 
+    @route("GET", "/v1/series", Needs.OVERVIEW, s.SeriesView, query=_Span)
+    def _show_series(self, ask: Ask) -> None:
+        """Show rates, counts and latencies over time."""
+        series = self._history.series[_SPANS.index(ask.query.span)]
+        ask.call.say(200, s.SeriesView(series.step_s, **{name: series.of(name) for name in FIELDS}))
+
     def _view(self) -> s.Cluster:
-        node, raft = self._node, self._node.raft
-        latest = raft.membership.latest
-        states = {
-            **dict.fromkeys(latest.learners, "learner"),
-            **dict.fromkeys(latest.outgoing, "leaving"),
-            **dict.fromkeys(latest.voters, "voter"),
-        }
-        members = []
-        for member, state in sorted(states.items()):
-            place = latest.addresses.get(member)
-            where = (place.host, place.peer, place.client or None) if place is not None else (None, None, None)
-            members.append(s.MemberView(member, state, *where))
-        is_settled = raft.membership.index <= raft.log.commit_index and not latest.outgoing
-        role = str(node.status()["role"])
-        return s.Cluster(node.config.cluster, node.config.node, role, raft.term, raft.leader, is_settled, members, sorted(latest.removed))
+        return cluster_view(self._node)
 
     def _ask(self, ask: Ask, request: AdminRequest, what: str, node: int) -> None:
         """Only of who may, as the cluster says; and the audit log has it before it is done."""

@@ -16,7 +16,7 @@ from raftd.server.http.site import JSON
 #: What any call may meet, and what those with a body or a change may.
 _ALWAYS = ("bad-request", "too-large", "too-slow", "not-ready", "stopping", "internal", "overloaded")
 _WITH_BODY = ("unsupported-media-type",)
-_CHANGING = ("cross-site",)
+_CHANGING = ("cross-site", "read-only")
 _FOR_USERS = ("not-authenticated", "not-authorized", "too-many-passwords", "over-quota", "not-committed")
 #: How a caller shows who he is, in a cluster that has users.
 _SECURITY = {
@@ -86,7 +86,7 @@ def _operation(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
     responses = operation["responses"]
     responses[str(route.status)] = {"description": "Done."}
     if route.answer is not None:
-        responses[str(route.status)]["content"] = {JSON: {"schema": schema_of[repr(route.answer)]}}
+        responses[str(route.status)]["content"] = {route.kind: {"schema": schema_of[repr(route.answer)] if route.kind == JSON else {}}}
     for status in route.also:
         responses[str(status)] = dict(responses[str(route.status)])
     if route.key is not None:

@@ -16,15 +16,6 @@ READY_LAG_ENTRIES = 10_000
 #: Metrics are made anew at most this often (seconds).
 METRICS_FRESH_S = 0.2
 
-_ROOT = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>raftd</title>
-<h1>raftd</h1>
-<p>A node of a replicated job queue. <a href="status">status</a>, <a href="topic">topics</a>, <a href="metrics">metrics</a>,
-<a href="healthz">healthz</a>, <a href="readyz">readyz</a>, <a href="events">events</a>, <a href="v1/cluster">the cluster</a>,
-<a href="v1/openapi.json">the API</a></p>
-</html>
-"""
-
 
 class Operations:
     def __init__(self, node: Node, clock: Any, counters: Counters) -> None:
@@ -38,7 +29,7 @@ class Operations:
     def handles(self, call: Call) -> bool:
         """Whether it is one of these paths; then it is answered, at once."""
         answers: dict[str, Callable[[Call], None]]
-        answers = {"": self._root, "healthz": self._alive, "readyz": self._ready, "metrics": self._measure}
+        answers = {"healthz": self._alive, "readyz": self._ready, "metrics": self._measure}
         answer = answers.get(call.parts[0]) if len(call.parts) == 1 else None
         if answer is None:
             return False
@@ -48,12 +39,10 @@ class Operations:
             answer(call)
         return True
 
-    def _root(self, call: Call) -> None:
-        call.answer(200, _ROOT.encode(), "text/html; charset=utf-8")
-
     def _alive(self, call: Call) -> None:
         """It answers, so it is. Without a quorum too: a restart would not help."""
-        call.say(200, {"alive": True})
+        # The dashboard of another node may ask, too.
+        call.say(200, {"alive": True}, {"Cross-Origin-Resource-Policy": "cross-origin"})
 
     def _ready(self, call: Call) -> None:
         """Whether clients should be sent here."""

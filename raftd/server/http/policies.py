@@ -19,18 +19,30 @@ from raftd.limits import COUNTED_JOBS, POLICIES, SEARCH_CHARACTERS
 from raftd.server.access import looked_at
 from raftd.server.http import shapes as s
 from raftd.server.http.base import LATE, Page, QueueApi, Version
-from raftd.server.http.routes import Ask, Needs, route
+from raftd.server.http.routes import Ask, BadRequest, Needs, route
 from raftd.wire.policy import PolicyDocument, TubeName, document_of, policy_of
 
 _POLICY_PROBLEMS = ("bad-policy", "policy-changed", "older-node", *LATE)
 
 
+_Moment = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
+
+
 class _Dead(msgspec.Struct, forbid_unknown_fields=True):
     error: Annotated[str, msgspec.Meta(max_length=SEARCH_CHARACTERS)] = ""
     origin: TubeName | None = None
-    before: Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})] | None = None
+    from_: _Moment | None = msgspec.field(default=None, name="from")
+    before: _Moment | None = None
     up_to: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 0
     after: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 0
+
+
+def _moment_ms(given: str | None, name: str) -> int:
+    """0 if it is not given. Raises BadRequest."""
+    try:
+        return s.moment_ms(msgspec.convert(given, Annotated[datetime, msgspec.Meta(tz=True)])) if given is not None else 0
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"{name}: {error}") from None
 
 
 class PolicyApi(QueueApi):
@@ -101,14 +113,8 @@ class PolicyApi(QueueApi):
     def _count_dead(self, ask: Ask) -> None:
         """Count dead letters and buried jobs."""
         wanted: _Dead = ask.query
-        before_ms = 0
-        if wanted.before is not None:
-            try:
-                before_ms = s.moment_ms(msgspec.convert(wanted.before, Annotated[datetime, msgspec.Meta(tz=True)]))
-            except msgspec.ValidationError as error:
-                ask.call.problem("bad-request", f"before: {error}")
-                return
-        which = asks.Selection(ask.parts["tube"], wanted.error, wanted.origin or "", 0, before_ms, wanted.up_to)
+        from_ms, before_ms = _moment_ms(wanted.from_, "from"), _moment_ms(wanted.before, "before")
+        which = asks.Selection(ask.parts["tube"], wanted.error, wanted.origin or "", from_ms, before_ms, wanted.up_to)
 
         def query(machine: StateMachine, now_ms: int) -> s.DeadCount:
             before, up_to = which.before_ms or now_ms, which.up_to or max(1, machine.last_id)

@@ -26,6 +26,9 @@ PROBLEMS: dict[str, ProblemKind] = {
     "cross-site": ProblemKind(
         403, "The request comes from a page of another site", "Only pages of the same host and port may ask for changes."
     ),
+    "read-only": ProblemKind(
+        403, "The dashboard only looks", "Sign in again without that choice, or take the command line; `dashboard` in the configuration."
+    ),
     "no-such-path": ProblemKind(404, "There is nothing at this path", "/v1/openapi.json lists all there is."),
     "no-such-tube": ProblemKind(404, "There is no such tube", "PUT it, or put a job into it."),
     "no-such-job": ProblemKind(404, "There is no such job", "It was deleted, or never was."),
@@ -58,6 +61,8 @@ PROBLEMS: dict[str, ProblemKind] = {
         415, "The body is of a type that this path does not take", "The detail names those that it takes."
     ),
     "key-reused": ProblemKind(422, "The idempotency key was used for something else", "Take a new key for each thing that you ask."),
+    "no-users": ProblemKind(409, "Nobody has to sign in here", "The cluster has no users. `raftd init` makes the first."),
+    "no-snapshot": ProblemKind(503, "No snapshot could be written", "The detail says why."),
     "not-declared": ProblemKind(409, "The tube was not declared", "An undeclared tube is removed when it is empty and unused."),
     "internal": ProblemKind(500, "A bug in raftd", "The node's log has the traceback. Please report it."),
     "too-many-streams": ProblemKind(503, "Too many listen to events at this node", "Listen at another node."),

@@ -12,11 +12,13 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from raftd.config import Dashboard
 from raftd.errors import UNDECODABLE
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.rights import Right
 from raftd.node.loop import Node
 from raftd.server.access import sees_everything
+from raftd.server.http.sessions import PAGE_HEADER
 from raftd.server.http.shapes import PARTS
 from raftd.server.http.site import JSON, Call
 from raftd.wire.policy import TUBE_NAME
@@ -67,6 +69,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     raw: type[msgspec.Struct] | None = None
     key: Any = None  # the type of its Idempotency-Key
     problems: tuple[str, ...] = ()
+    is_of_session: bool = False  # it changes nothing but who has signed in
+    kind: str = JSON  # of its answer
     links: dict[str, dict[str, Any]] = {}  # what can be done with its answer: by the name of another route (OpenAPI links)
     summary: str = ""
     name: str = ""
@@ -157,8 +161,9 @@ class BadRequest(Exception):
 class Router:
     """Serves the calls of a table whose paths all begin with the same part."""
 
-    def __init__(self, routes: list[Route], node: Node) -> None:
+    def __init__(self, routes: list[Route], node: Node, dashboard: Dashboard) -> None:
         self.routes = routes
+        self._dashboard = dashboard
         self._node = node
         self._decoders = {(route.method, route.path): msgspec.json.Decoder(route.body) for route in routes if route.body is not None}
 
@@ -175,11 +180,19 @@ class Router:
             call.problem("no-such-method", headers={"Allow": ", ".join(sorted({route.method for route, _ in fitting}))})
         elif method != "GET" and call.is_foreign:
             call.problem("cross-site")
+        elif method != "GET" and self._is_read_only(call) and not chosen[0].is_of_session:
+            call.problem("read-only")
         elif not self._may(call, chosen[0].needs):
             call.refused()
         else:
             self._serve(call, *chosen)
         return True
+
+    def _is_read_only(self, call: Call) -> bool:
+        """Whether it comes from the dashboard, and that only looks."""
+        if call.session is not None and call.session.is_read_only:
+            return True
+        return self._dashboard is Dashboard.READ_ONLY and call.header(PAGE_HEADER) is not None
 
     def _may(self, call: Call, needs: Needs) -> bool:
         """As far as this node can tell at once."""
@@ -197,10 +210,9 @@ class Router:
             parts = {name: convert(value, route.parts[name], name) for name, value in raw_parts.items()}
             query = read_query(call.query, route.query)
             body = self._body(call, route)
+            route.handler(Ask(call, parts, query, body, route.needs))
         except BadRequest as wrong:
             call.problem(wrong.problem, str(wrong))
-            return
-        route.handler(Ask(call, parts, query, body, route.needs))
 
     def _body(self, call: Call, route: Route) -> Any:
         if route.body is None:

@@ -152,6 +152,10 @@ class Transfer(_Given):
     node: NodeId
 
 
+class NewSession(_Given):
+    is_read_only: Annotated[bool, Meta(description="With the cookie nothing can be changed.")] = False
+
+
 class NewMember(_Given):
     node: NodeId
     host: Annotated[str, Meta(min_length=1, max_length=253, pattern=r"^[!-~]+$(?!\n)")]
@@ -189,9 +193,14 @@ class Death(Struct):
     attempts: int
 
 
+class Who(Struct):
+    node: int
+    client: int
+
+
 class JobView(Struct):
-    """`left_s`: until its delay or its time to run is over. `attempts`: how many have failed; `error`: why the last of them did, if that
-    was said."""
+    """`left_s`: until its delay or its time to run is over. `held_by`: which session has it reserved; the `node` of one of the client
+    protocol is 0. `attempts`: how many have failed; `error`: why the last of them did, if that was said."""
 
     id: JobId
     tube: str
@@ -201,6 +210,7 @@ class JobView(Struct):
     delay_s: float
     ttr_s: float
     left_s: float | None
+    held_by: Who | None
     reserves: int
     timeouts: int
     releases: int
@@ -242,7 +252,8 @@ class Kicked(Struct):
 
 class TubeView(Struct):
     """`is_topic`: it was declared, and stays though it may be empty. `urgent` jobs are ready, with a priority below 1024. `bytes`: of the
-    bodies of its jobs. `policy_version`: of its policy, 0 if it has none."""
+    bodies of its jobs. `policy_version`: of its policy, 0 if it has none. `dead`: jobs that a policy has declared dead, whatever they are
+    now. `oldest_s`: how long ago the oldest ready job was put. `put_per_s`, `deleted_per_s`: in the last seconds, as this node has seen."""
 
     name: str
     is_topic: bool
@@ -259,6 +270,10 @@ class TubeView(Struct):
     pause_left_s: float
     bytes: int
     policy_version: int
+    dead: int
+    oldest_s: float | None
+    put_per_s: float
+    deleted_per_s: float
 
 
 class PolicyView(Struct):
@@ -320,15 +335,11 @@ class ScheduleList(Struct):
 
 
 class TubeList(Struct):
-    """By name. `more`: there are others behind the last one; ask again with it as `after`."""
+    """`more`: there are others; ask again with this `after`. (Sorted by name, that is the last one's; or ask with that.)"""
 
     tubes: list[TubeView]
     more: bool
-
-
-class Who(Struct):
-    node: int
-    client: int
+    after: str
 
 
 class JobEvent(Struct):
@@ -400,6 +411,103 @@ class Cluster(Struct):
     removed: list[int]
 
 
+class GrantView(Struct):
+    """`tubes`: a name, or a pattern with one `*`. `is_denied`: it takes the right away, whatever else gives it."""
+
+    right: str
+    tubes: str
+    is_denied: bool
+
+
+class TokenView(Struct):
+    """`left_s`: until it expires; null: never."""
+
+    name: str
+    age_s: float
+    left_s: float | None
+
+
+class QuotaView(Struct):
+    """0: any number."""
+
+    jobs_per_s: int
+    bytes_per_s: int
+    connections: int
+    tubes: int
+
+
+class UserView(Struct):
+    name: str
+    has_password: bool
+    grants: list[GrantView]
+    tokens: list[TokenView]
+    quota: QuotaView
+
+
+class UserList(Struct):
+    """By name. `more`: there are others behind the last one; ask again with it as `after`."""
+
+    users: list[UserView]
+    more: bool
+
+
+class RecordView(Struct):
+    """Of the audit log: what was done to what, by which user ("": nobody had to say who he is), over which node, in this entry of the
+    log. Numbers have no gaps."""
+
+    number: int
+    entry: int
+    time: str
+    user: str
+    node: int
+    what: str
+    to: str
+
+
+class RecordList(Struct):
+    """The newest first. `more`: ask again with the last number as `before`."""
+
+    records: list[RecordView]
+    more: bool
+
+
+class SessionView(Struct):
+    """Who one is to this node. `user`: null if nobody had to say so, or has not. `sees_all`: he may look at every tube, or operate.
+    `operates`: he may operate the cluster. `is_read_only`: what the page asks for changes nothing. `secret`: a page shows it with each
+    change, in the header Raftd-Page."""
+
+    cluster: str
+    node: int
+    has_users: bool
+    user: str | None
+    sees_all: bool
+    operates: bool
+    grants: list[GrantView]
+    is_read_only: bool
+    takes_passwords: bool
+    is_browser: bool
+    secret: str
+
+
+class SeriesView(Struct):
+    """What this node has seen of the whole queue, oldest first, a point every `step_s` seconds: per second (`put`, `taken`: reservations,
+    `gone`: jobs that are no more, `timed_out`), jobs by state, and latencies in seconds: of batches of this node's clients until they were
+    applied here, and of writes to its log. null: nothing is known."""
+
+    step_s: int
+    put: list[float | None]
+    taken: list[float | None]
+    gone: list[float | None]
+    timed_out: list[float | None]
+    ready: list[float | None]
+    reserved: list[float | None]
+    delayed: list[float | None]
+    buried: list[float | None]
+    commit_p50_s: list[float | None]
+    commit_p99_s: list[float | None]
+    fsync_p99_s: list[float | None]
+
+
 def body_fields(body: bytes) -> dict[str, Any]:
     try:
         return {"body": body.decode()}
@@ -435,6 +543,7 @@ def job_view(machine: StateMachine, job: Job, now_ms: int, with_body: bool = Tru
         delay_s=job.delay_ms / 1000,
         ttr_s=job.ttr_ms / 1000,
         left_s=max(0, job.deadline_ms - now_ms) / 1000 if runs else None,
+        held_by=Who(*job.holder) if job.state is State.RESERVED else None,
         reserves=job.reserves,
         timeouts=job.timeouts,
         releases=job.releases,
@@ -453,7 +562,7 @@ def reservation(job: Job) -> Reservation:
     return Reservation(job.id, job.tube.name, job.pri, job.ttr_ms / 1000, job.token, moment(job.deadline_ms), **rest)
 
 
-def tube_view(tube: Tube, now_ms: int) -> TubeView:
+def tube_view(tube: Tube, now_ms: int, oldest_s: float | None, put_per_s: float, deleted_per_s: float) -> TubeView:
     return TubeView(
         tube.name,
         tube.is_declared,
@@ -470,6 +579,10 @@ def tube_view(tube: Tube, now_ms: int) -> TubeView:
         max(0, tube.pause_until_ms - now_ms) / 1000,
         tube.bytes,
         tube.version,
+        tube.dead,
+        oldest_s,
+        put_per_s,
+        deleted_per_s,
     )
 
 

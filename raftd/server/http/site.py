@@ -25,6 +25,7 @@ from raftd.node.loop import Node
 from raftd.server.authentication import Authentication
 from raftd.server.http import problems
 from raftd.server.http.origin import is_foreign
+from raftd.server.http.sessions import BrowserSession
 from raftd.server.limiter import ConnectionLimiter
 from raftd.server.sockets import unsent
 from raftd.server.stats import Counters
@@ -68,6 +69,8 @@ class Call:
         self._request: _Request | None = request
         #: Who calls, as far as he has shown it (`callers.py`).
         self.login: Login | None = None
+        #: That of his browser, if it is by its cookie that he has shown it.
+        self.session: BrowserSession | None = None
         #: Called once if the client goes away before it was answered.
         self.when_gone: Callable[[], None] = lambda: None
         request.notifyFinish().addErrback(self._gone)
@@ -152,12 +155,12 @@ class Call:
         its caller was there. One that takes none of it is given up."""
         self._channel.leaving(left)
 
-    def stream(self, kind: str, producer: Any) -> Stream | None:
+    def stream(self, kind: str, producer: Any, headers: Mapping[str, str] | None = None) -> Stream | None:
         """Answer bit by bit. `producer` (an IPushProducer) is paused when needed, and stopped when the client has gone."""
         request = self._take()
         if request is None:
             return None
-        _begin(request, 200, kind, None)
+        _begin(request, 200, kind, headers)
         if self.method == "HEAD":
             request.finish()
             return None
@@ -186,6 +189,10 @@ class Stream:
     def unsent(self) -> int:
         """Bytes that the client's side has not taken."""
         return unsent(self._request.channel.transport)
+
+    def finish(self) -> None:
+        self._request.unregisterProducer()
+        self._request.finish()
 
     def abort(self) -> None:
         self._request.channel.transport.abortConnection()

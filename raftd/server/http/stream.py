@@ -32,7 +32,7 @@ EVENT_BEAT_S = 10.0
 #: What only those hear who may see the whole of the queue.
 _FOR_OVERVIEW = frozenset({"members", "note", "gateway-closed", "gateway-silent"})
 
-_KIND = "text/event-stream; charset=utf-8"
+EVENT_STREAM = "text/event-stream; charset=utf-8"
 _PLACE = re.compile(r"([0-9]{1,18})\.([0-9]{1,9})")
 _Place = tuple[int, int]
 
@@ -87,7 +87,7 @@ class Events:
         listening = Listening(self, self._node, wanted, position, after or (0, 0), call.login)
         if after is not None and after[0] > self._node.machine.applied_index:
             self._doubt(listening)
-        stream = call.stream(_KIND, listening)
+        stream = call.stream(EVENT_STREAM, listening)
         if stream is None:
             return
         listening.stream = stream
@@ -169,7 +169,7 @@ class Events:
                 self._encoded.clear()
             event = self._node.job_events[position]
             id = f"{event.entry}.{event.number}"
-            data = self._encoded[position] = _event("job", s.job_event(event), id)
+            data = self._encoded[position] = encode_event("job", s.job_event(event), id)
         return data
 
 
@@ -194,11 +194,11 @@ class Listening:
         """An event of the node. A client that does not read misses it."""
         is_for_him = event not in _FOR_OVERVIEW or sees_everything(self._node, self._login)
         if not self._is_paused and (not self._kinds or event in self._kinds) and is_for_him:
-            self.stream.write(_event(event, fields))
+            self.stream.write(encode_event(event, fields))
 
     def miss(self, known_from: int) -> None:
         """What happened before that entry is not remembered."""
-        self.stream.write(_event("gap", {"known_from": known_from}))
+        self.stream.write(encode_event("gap", {"known_from": known_from}))
 
     def give(self, node: Node, most: int) -> bool:
         """So many of what has happened to jobs; whether there is more."""
@@ -263,6 +263,6 @@ def _place(text: str) -> _Place:
     return int(found[1]), int(found[2])
 
 
-def _event(name: str, fields: object, id: str = "") -> bytes:
+def encode_event(name: str, fields: object, id: str = "") -> bytes:
     head = f"id: {id}\n" if id else ""
     return f"{head}event: {name}\ndata: ".encode() + msgspec.json.encode(fields) + b"\n\n"

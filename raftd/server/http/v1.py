@@ -6,15 +6,21 @@ from typing import Any
 
 import msgspec
 
+from raftd.config import Dashboard
 from raftd.node.loop import Node
 from raftd.server.http import problems
 from raftd.server.http.api import Api
+from raftd.server.http.backup import BackupApi
 from raftd.server.http.cluster import ClusterApi
 from raftd.server.http.openapi import specification
 from raftd.server.http.policies import PolicyApi
 from raftd.server.http.routes import Ask, Needs, Router, route, routes_of
 from raftd.server.http.schedules import ScheduleApi
+from raftd.server.http.sessions import BrowserSessions
+from raftd.server.http.signing_in import SessionApi
 from raftd.server.http.site import JSON
+from raftd.server.http.tables import TubeTable
+from raftd.server.http.users import UsersApi
 from raftd.server.stats import Counters
 
 
@@ -49,10 +55,19 @@ class _About:
         ask.call.answer(200, self.document, JSON)
 
 
-def v1(node: Node, clock: Any, counters: Counters) -> Router:
+def v1(node: Node, clock: Any, counters: Counters, table: TubeTable, sessions: BrowserSessions, dashboard: Dashboard) -> Router:
     """The router of all of it."""
     about = _About()
-    queue = [part(node, clock, counters) for part in (Api, PolicyApi, ScheduleApi)]
-    routes = [route for owner in (*queue, ClusterApi(node, clock), about) for route in routes_of(owner)]
+    parts = [
+        Api(node, clock, counters, table),
+        PolicyApi(node, clock, counters),
+        ScheduleApi(node, clock, counters),
+        ClusterApi(node, clock, table.history),
+        BackupApi(node, clock),
+        UsersApi(node, clock, counters),
+        SessionApi(node, sessions, dashboard),
+        about,
+    ]
+    routes = [route for part in parts for route in routes_of(part)]
     about.document = specification(routes)
-    return Router(routes, node)
+    return Router(routes, node, dashboard)
