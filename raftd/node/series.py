@@ -29,8 +29,8 @@ COUNTS = ("ready", "reserved", "delayed", "buried")
 LATENCIES = ("commit_p50_s", "commit_p99_s", "fsync_p99_s")
 FIELDS = (*RATES, *COUNTS, *LATENCIES)
 _MISSING = float("nan")
-#: Tubes that are looked at in one go (some 1 ms).
-_SLICE = 4_000
+#: Tubes that are looked at in one go: some 5 ms if all of them are new.
+_SLICE = 500
 
 
 class Totals(NamedTuple):

@@ -1,4 +1,4 @@
-"""`/summary`: how the queue and its cluster are, once a second, as server-sent events; what the dashboard shows.
+"""`/summary`: how the queue and its cluster are, at most once a second, as server-sent events; what the dashboard shows.
 
 One stream is all that a page needs: browsers allow few connections to a host, and an event for each job would drown it. It tells of the
 tubes that the page shows, and no others. While nobody listens nothing of this costs anything.
@@ -34,8 +34,11 @@ from raftd.server.reporter import EventReporter
 from raftd.wire.peer import TellStatus
 from raftd.wire.policy import TubeName
 
-#: How often (seconds), and to how many pages of one node.
+#: How often a page is told at most, and how often though nothing was applied; and how often is looked whether something was (seconds).
 SUMMARY_S = 1.0
+QUIET_S = 2.0
+_LOOK_S = 0.125
+#: Pages of one node.
 SUMMARY_STREAMS = 100
 #: Changes of roles that are remembered.
 ROLES_KEPT = 20
@@ -136,8 +139,10 @@ class Summary:
         self._due: deque[Looking] = deque()
         self._roles: deque[RoleView] = deque(maxlen=ROLES_KEPT)
         reporter.listeners.append(self._note)
-        self._beat = task.LoopingCall(self._begin_round)
+        self._beat = task.LoopingCall(self._look)
         self._beat.clock = clock
+        self._told_s = 0.0  # when the last round began
+        self._told: tuple[int, int] | None = None  # how the node was then
 
     def handles(self, call: Call) -> bool:
         if call.parts != ["summary"]:
@@ -167,7 +172,8 @@ class Summary:
         self._looking[looking] = None
         stream.write(b"retry: 1000\n\n")
         if not self._beat.running:
-            self._beat.start(SUMMARY_S)
+            self._told = None
+            self._beat.start(_LOOK_S)
         elif looking not in self._due:
             self._tell_soon([looking])
 
@@ -184,7 +190,13 @@ class Summary:
 
     # -- a round: one page in each turn of the reactor ------------------------------------------
 
-    def _begin_round(self) -> None:
+    def _look(self) -> None:
+        now_s, raft = self._clock.seconds(), self._node.raft
+        state = (self._node.machine.applied_index, raft.leader)
+        since_s = now_s - self._told_s
+        if self._told is not None and since_s < (SUMMARY_S if state != self._told else QUIET_S):
+            return
+        self._told_s, self._told = now_s, state
         self._node.ask_statuses()
         self._tell_soon(self._looking)
 
@@ -200,7 +212,7 @@ class Summary:
         if self._due:
             self._clock.callLater(0, self._tell_next)
         if looking in self._looking:
-            looking.tell(self._node, self._sessions)
+            looking.tell(self._node, self._sessions, self._clock.seconds())
 
     # -- what is told ---------------------------------------------------------------------------
 
@@ -215,7 +227,9 @@ class Summary:
         tubes: list[Tube] = []
         after, more = "", False
         if view.limit:
-            tubes, after, more = self._table.page(machine, view, lambda names: machine.access.seen(looking.login, names, machine.now_ms))
+            tubes, after, more = self._table.recent_page(
+                machine, view, lambda names: machine.access.seen(looking.login, names, machine.now_ms)
+            )
         own = machine.tubes.get(view.tube or "")
         if own is not None and not machine.access.allows(looking.login, Right.READ, own.name, machine.now_ms):
             own = None
@@ -274,17 +288,16 @@ class Looking:
         self.samples = -1
         self._session = call.session
         self._summary = summary
-        self._paused_rounds = 0
         self._is_paused = False
+        self._told_s = 0.0
 
-    def tell(self, node: Node, sessions: BrowserSessions) -> None:
+    def tell(self, node: Node, sessions: BrowserSessions, clock_s: float) -> None:
         """How it is now. A page that does not keep up misses it; who may not look any more is told that, and nothing else."""
         if self._is_paused:
-            self._paused_rounds += 1
-            if self._paused_rounds * SUMMARY_S > STUCK_S:
+            if clock_s - self._told_s > STUCK_S:
                 self.stream.abort()
             return
-        self._paused_rounds = 0
+        self._told_s = clock_s
         machine = node.machine
         is_known = not node.has_users or machine.access.user_of(self.login, machine.now_ms) is not None
         if not is_known or (self._session is not None and not sessions.is_good(self._session)):

@@ -71,23 +71,22 @@ class TubeTable:
         self._orders: dict[str, tuple[float, _Order]] = {}  # until when each is good
 
     def page(self, machine: StateMachine, wanted: TubePage, seen: Callable[[Iterable[str]], Iterable[str]]) -> Rows:
-        """The tubes behind `wanted.after`; `seen` leaves out names that the viewer may not look at."""
-        if wanted.sort == "name":
-            names = nsmallest(wanted.limit + 1, self._fitting(machine, wanted, seen(machine.tubes)))
-            return _rows(machine, names, wanted.limit, names[wanted.limit - 1] if len(names) > wanted.limit else "")
-        order = self._order(machine, wanted.sort)
-        begin = bisect_right(order, _place(wanted.after)) if wanted.after else 0
-        values = {name: value for value, name in islice(order, begin, None)}  # in this order
-        names = list(islice(self._fitting(machine, wanted, seen(values)), wanted.limit + 1))
-        last = names[wanted.limit - 1] if len(names) > wanted.limit else ""
-        return _rows(machine, names, wanted.limit, f"{values[last]!r}/{last}" if last else "")
+        """The tubes behind `wanted.after`, as they are now; by what they hold, in an order that may be some seconds old. `seen` leaves out
+        names that the viewer may not look at."""
+        if wanted.sort != "name":
+            return self.recent_page(machine, wanted, seen)
+        names = nsmallest(wanted.limit + 1, (name for name in _fitting(machine, wanted, seen(machine.tubes)) if name > wanted.after))
+        return _rows(machine, names, wanted.limit, names[wanted.limit - 1] if len(names) > wanted.limit else "")
 
-    def _fitting(self, machine: StateMachine, wanted: TubePage, names: Iterable[str]) -> Iterator[str]:
-        after, part, having = wanted.after if wanted.sort == "name" else "", wanted.contains, wanted.having
-        for name in names:
-            tube = machine.tubes.get(name)  # the order may be older than the state
-            if tube is not None and name > after and part in name and (having is None or _has(tube, having, machine.now_ms)):
-                yield name
+    def recent_page(self, machine: StateMachine, wanted: TubePage, seen: Callable[[Iterable[str]], Iterable[str]]) -> Rows:
+        """The same, in an order that may be some seconds old by name, too: a tube that is new may not be in it."""
+        order = self._order(machine, wanted.sort)
+        begin = bisect_right(order, _place(wanted)) if wanted.after else 0
+        names = list(islice(_fitting(machine, wanted, seen(name for _, name in islice(order, begin, None))), wanted.limit + 1))
+        last = names[wanted.limit - 1] if len(names) > wanted.limit else ""
+        if last and wanted.sort != "name":
+            last = next(f"{value!r}/{name}" for value, name in islice(order, begin, None) if name == last)
+        return _rows(machine, names, wanted.limit, last)
 
     def _order(self, machine: StateMachine, sort: str) -> _Order:
         began = time.monotonic()
@@ -100,6 +99,8 @@ class TubeTable:
 
     def _value(self, machine: StateMachine, tube: Tube, sort: str) -> float:
         match sort:
+            case "name":
+                return 0.0
             case "put" | "deleted":
                 return self.history.rates(tube.name)[sort == "deleted"]
             case "oldest":
@@ -128,19 +129,29 @@ def _oldest(machine: StateMachine, tube: Tube) -> Job | None:
     return oldest
 
 
+def _fitting(machine: StateMachine, wanted: TubePage, names: Iterable[str]) -> Iterator[str]:
+    part, having = wanted.contains, wanted.having
+    for name in names:
+        tube = machine.tubes.get(name)  # an order may be older than the state
+        if tube is not None and part in name and (having is None or _has(tube, having, machine.now_ms)):
+            yield name
+
+
 def _has(tube: Tube, having: str, now_ms: int) -> bool:
     return tube.pause_until_ms > now_ms if having == "paused" else _KEYS[having](tube) > 0
 
 
 def check_place(wanted: TubePage) -> None:
     """Raises BadRequest."""
-    if wanted.sort != "name" and wanted.after:
-        _place(wanted.after)
+    if wanted.after:
+        _place(wanted)
 
 
-def _place(after: str) -> tuple[float, str]:
+def _place(wanted: TubePage) -> tuple[float, str]:
     """What stands before the page."""
-    value, _, name = after.partition("/")
+    if wanted.sort == "name":
+        return 0.0, wanted.after
+    value, _, name = wanted.after.partition("/")
     try:
         return float(value), name
     except ValueError:
