@@ -146,21 +146,22 @@ class History:
         self._tubes: dict[str, TubeSeries] = {}
 
     def sample(self) -> Iterator[None]:
-        """Read all counters; in slices, for there may be many tubes. To be begun every SAMPLE_S."""
+        """Read all counters; in slices, for there may be many tubes. To be begun every SAMPLE_S, when the one before is done. What it finds is
+        told when it is done."""
         machine, counts = self._machine(), self._machine().counts
         totals = _totals(machine)
         before = self._before[1] if self._before[0] is machine else totals
         self._before = (machine, totals)
         values = [(now - then) / SAMPLE_S for now, then in zip(totals, before, strict=True)]
         values += [counts.ready, counts.reserved, counts.delayed, counts.buried, *self._commit.since(0.5, 0.99), *self._fsync.since(0.99)]
-        self.newest = dict(zip(FIELDS, values, strict=True))
         for series in self.series:
             series.add(values)
+        yield from self._sample_tubes(machine, self.samples + 1)
         self.samples += 1
-        return self._sample_tubes(machine)
+        self.newest = dict(zip(FIELDS, values, strict=True))
 
-    def _sample_tubes(self, machine: StateMachine) -> Iterator[None]:
-        known, sample = self._tubes, self.samples
+    def _sample_tubes(self, machine: StateMachine, sample: int) -> Iterator[None]:
+        known = self._tubes
         for place, (name, tube) in enumerate(list(machine.tubes.items())):
             series = known.get(name)
             if series is None:
@@ -187,7 +188,7 @@ class History:
     def rates(self, tube: str) -> tuple[float, float]:
         """Jobs put into it, and deleted there, per second, in the newest sample."""
         series = self._tubes.get(tube)
-        if series is None or series.used != self.samples:
+        if series is None or series.used < self.samples:
             return 0.0, 0.0
         put, deleted = series.at(self.samples)
         return put / SAMPLE_S, deleted / SAMPLE_S

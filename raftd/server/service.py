@@ -149,6 +149,7 @@ class RaftdService(service.MultiService):
         self._callers: Callers | None = None
         self._http_handlers: tuple[Callable[[Call], bool], ...] = ()
         self._limiter = limiter
+        self._is_sampling = False
         self._certificates = counters.certificates = self._load_certificates()
         hangups = internet.TimerService(HANGUP_CHECK_S, limiter.check_hangups)
         hangups.clock = reactor
@@ -271,13 +272,17 @@ class RaftdService(service.MultiService):
         )
 
     def _sample(self, history: History) -> None:
-        """A slice of it in each turn of the reactor."""
+        """A slice of it in each turn of the reactor; but not while the last one has not come to its end."""
+        if self._is_sampling:
+            return
+        self._is_sampling = True
         slices = history.sample()
 
         def go_on() -> None:
             for _ in slices:
                 self._reactor.callLater(0, go_on)
                 return
+            self._is_sampling = False
 
         go_on()
 

@@ -302,7 +302,8 @@ def test_tubes_are_sorted_by_what_they_hold_and_told_with_the_oldest_job():
     assert found["more"]
     rest = listener.ask("GET", f"/v1/tubes?sort=ready&limit=2&after={found['after']}")[1]
     assert ([tube["name"] for tube in rest["tubes"]], rest["more"]) == (["a", "default"], False)
-    assert listener.problem("GET", "/v1/tubes?sort=ready&after=a") == (400, "bad-request")
+    for wrong in ("a", "nan/a", "inf/a", "1e999/x", "/", "-"):
+        assert listener.problem("GET", f"/v1/tubes?sort=ready&after={wrong}") == (422, "bad-place")
     assert [tube["name"] for tube in listener.ask("GET", "/v1/tubes?having=ready&contains=c")[1]["tubes"]] == ["c"]
     assert found["tubes"][0]["oldest_s"] >= 0
     assert rest["tubes"][1]["oldest_s"] is None

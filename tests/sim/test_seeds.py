@@ -27,7 +27,7 @@ from tests.raft import test_snapshots as raft
 from tests.storage import test_crash_states as crash_states
 
 START = int(os.environ.get("SIM_START", "1"))
-SEEDS = int(os.environ.get("SIM_SEEDS", "10"))
+SEEDS = int(os.environ.get("SIM_SEEDS", "5"))
 RAFTD = str(Path(sys.executable).parent / "raftd")
 
 

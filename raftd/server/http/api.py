@@ -146,7 +146,7 @@ class Api(QueueApi):
 
     # -- tubes --------------------------------------------------------------------------------
 
-    @route("GET", "/v1/tubes", Needs.USER, s.TubeList, query=TubePage, problems=("not-committed",))
+    @route("GET", "/v1/tubes", Needs.USER, s.TubeList, query=TubePage, problems=("bad-place", "not-committed"))
     def _list_tubes(self, ask: Ask) -> None:
         """List tubes, by name or by what they hold."""
         page: TubePage = ask.query

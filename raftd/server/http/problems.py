@@ -61,6 +61,7 @@ PROBLEMS: dict[str, ProblemKind] = {
         415, "The body is of a type that this path does not take", "The detail names those that it takes."
     ),
     "key-reused": ProblemKind(422, "The idempotency key was used for something else", "Take a new key for each thing that you ask."),
+    "bad-place": ProblemKind(422, "No page begins there", "Take `after` from the page before, in the same order."),
     "no-users": ProblemKind(409, "Nobody has to sign in here", "The cluster has no users. `raftd init` makes the first."),
     "no-snapshot": ProblemKind(503, "No snapshot could be written", "The detail says why."),
     "not-declared": ProblemKind(409, "The tube was not declared", "An undeclared tube is removed when it is empty and unused."),

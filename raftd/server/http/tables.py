@@ -6,6 +6,7 @@ who watch ten thousand tubes cost little more than one.
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
@@ -153,9 +154,12 @@ def _place(wanted: TubePage) -> tuple[float, str]:
         return 0.0, wanted.after
     value, _, name = wanted.after.partition("/")
     try:
-        return float(value), name
+        place = float(value)
     except ValueError:
-        raise BadRequest("after: expected what the page before says") from None
+        place = math.nan
+    if not math.isfinite(place):
+        raise BadRequest(f"after: {wanted.after!r} is not from a page in the order of {wanted.sort}", "bad-place")
+    return place, name
 
 
 def _rows(machine: StateMachine, names: list[str], limit: int, after: str) -> Rows:

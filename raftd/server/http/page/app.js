@@ -172,6 +172,7 @@ export function closeDialog() {
 
 export async function actDialog() {
   const dialog = state.dialog;
+  if (dialog.isBusy) return;
   dialog.isBusy = true;
   dialog.problem = "";
   update();

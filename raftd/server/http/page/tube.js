@@ -60,10 +60,13 @@ async function loadPolicy(view) {
 
 async function loadJobs(view) {
   view.asked = Date.now();
+  const { which, where } = view;
+  const isWanted = () => view.which === which && view.where === where; // something else may have been chosen meanwhile
   try {
-    view.jobs = await get(path("v1", "tubes", view.name, "jobs"), { state: view.which, after: view.where.at(-1), limit: JOBS_SHOWN });
-    view.problem = "";
+    const jobs = await get(path("v1", "tubes", view.name, "jobs"), { state: which, after: where.at(-1), limit: JOBS_SHOWN });
+    if (isWanted()) Object.assign(view, { jobs, problem: "" });
   } catch (problem) {
+    if (!isWanted()) return;
     view.jobs = null;
     view.problem = problem.name === "no-such-tube" ? "" : problem.message;
   }
