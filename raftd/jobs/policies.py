@@ -75,6 +75,8 @@ class Policies:
         self.finished = FinishedJobs()
         #: Jobs so far.
         self.died = self.expired = self.dropped = 0
+        #: Jobs that are dead now, in all tubes.
+        self.dead = 0
 
 
 # -- setting them -------------------------------------------------------------------------------
@@ -348,7 +350,8 @@ def die(machine: StateMachine, job: Job, why: Death) -> None:
     _forget_expiry(machine, job)
     mark = _mark(machine, job)
     _free(machine, job)
-    tube.dead += not mark.death  # in the tube for dead letters, which has a policy too, it may die once more
+    if not mark.death:  # in the tube for dead letters, which has a policy too, it may die once more
+        count_dead(machine, tube, 1)
     mark.death, mark.died_ms, mark.attempts, mark.origin = why, machine.now_ms, _attempts(machine, job), tube.name
     if not tube.policy.dead_letter or not _dead_letter_has_room(machine, tube, [job]):
         machine.make_buried(job, JobEventKind.DEAD, None)
@@ -375,9 +378,15 @@ def moved(machine: StateMachine, job: Job, target: Tube) -> None:
 def revived(machine: StateMachine, job: Job) -> None:
     """`job` was dead, and is not any more."""
     mark = machine.policies.marks[job.id]
-    job.tube.dead -= mark.death != ""
+    count_dead(machine, job.tube, -(mark.death != ""))
     mark.death = mark.origin = ""
     mark.died_ms = mark.attempts = 0
+
+
+def count_dead(machine: StateMachine, tube: Tube, one: int) -> None:
+    """So many more jobs of the tube are dead."""
+    tube.dead += one
+    machine.policies.dead += one
 
 
 def _count(tube: Tube, job: Job, one: int, is_dead: bool) -> None:
@@ -390,7 +399,7 @@ def gone(machine: StateMachine, job: Job) -> None:
     """There is no such job any more."""
     _forget_expiry(machine, job)
     _free(machine, job)
-    job.tube.dead -= machine.policies.marks.pop(job.id).death != ""
+    count_dead(machine, job.tube, -(machine.policies.marks.pop(job.id).death != ""))
 
 
 def _forget_expiry(machine: StateMachine, job: Job) -> None:

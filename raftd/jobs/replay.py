@@ -43,11 +43,12 @@ def fits(machine: StateMachine, which: asks.Selection, job: Job) -> bool:
 
 
 def count(machine: StateMachine, which: asks.Selection, after: int, most: int) -> r.Replayed:
-    """How many there are among the next `most` jobs behind `after`."""
+    """How many there are among the next `most` jobs behind `after`; `skipped`: how many of these are buried."""
     ids = machine.jobs.ids_after(after, most)
     known = [id for id in ids if not which.up_to or id <= which.up_to]
-    found = sum(fits(machine, which, machine.jobs[id]) for id in known)
-    return r.Replayed(found, 0, known[-1] if known else after, len(known) < most)
+    found = [job for id in known if fits(machine, which, job := machine.jobs[id])]
+    buried = sum(job.state is State.BURIED for job in found)
+    return r.Replayed(len(found), buried, known[-1] if known else after, len(known) < most)
 
 
 def step(machine: StateMachine, session: Session | ClientSession, what: asks.Replay) -> r.Replayed:

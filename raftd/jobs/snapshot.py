@@ -679,7 +679,7 @@ class Loader:
 
     def _load_mark(self, job: Job, mark: Mark) -> None:
         self._machine.policies.marks[job.id] = mark
-        job.tube.dead += mark.death != ""
+        policies.count_dead(self._machine, job.tube, mark.death != "")
         if mark.unique:
             self._machine.policies.unique[job.tube.name, mark.unique] = job
         if mark.expires_ms and not mark.is_over:

@@ -16,7 +16,7 @@ from raftd.jobs.model import Job, JobEventKind, State
 RECENT_EVENTS = 65_536
 
 Place = tuple[int, int]
-_JOB = 4  # the place of the job's id in the fields of a job event
+_JOB, _TUBE = 4, 5  # the places of the job's id and of its tube in the fields of a job event
 _MANY = 1 << 62  # more than happens in one entry
 _DELAYED, _RESERVED, _DELETED = State.DELAYED, State.RESERVED, JobEventKind.DELETED
 
@@ -119,6 +119,14 @@ class JobEventBuffer:
             else:
                 high = middle
         return low
+
+    def tubes(self, begin: int, end: int) -> Iterator[str]:
+        """The tubes of what is remembered at these positions."""
+        ring, most = self._ring, len(self._ring)
+        for position in range(begin, end):
+            fields = ring[position % most]
+            if fields is not None:
+                yield fields[_TUBE]
 
     def of_job(self, id: int) -> Iterator[JobEvent]:
         """What is remembered of one job, newest first. Looks at everything that is remembered."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from heapq import nsmallest
 from typing import NamedTuple
 
 from raftd.histogram import Histogram
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.model import Tube
+from raftd.node.job_events import JobEventBuffer
 
 #: How often counters are read (seconds).
 SAMPLE_S = 5
@@ -29,8 +31,9 @@ COUNTS = ("ready", "reserved", "delayed", "buried")
 LATENCIES = ("commit_p50_s", "commit_p99_s", "fsync_p99_s")
 FIELDS = (*RATES, *COUNTS, *LATENCIES)
 _MISSING = float("nan")
-#: Tubes that are looked at in one go: some 5 ms if all of them are new.
-_SLICE = 500
+_MOST = (1 << 32) - 1
+#: Events that are looked at in one go (some 1 ms).
+_SLICE = 10_000
 
 
 class Totals(NamedTuple):
@@ -101,40 +104,55 @@ class Series:
         return [round(value, 6) if value == value else None for value in kept]
 
 
-class TubeSeries:
-    """Jobs put into a tube, and deleted there, in each of the last TUBE_POINTS samples."""
+def _came_and_went(tube: Tube) -> tuple[int, int]:
+    """So far: put or moved there; deleted, dropped, expired, or moved away."""
+    return tube.total_jobs, tube.total_jobs - tube.jobs
 
-    __slots__ = ("_deleted", "_first", "_put", "deleted_before", "put_before", "used")
+
+class TubeSeries:
+    """Jobs that came into a tube, and that went, in each of the last TUBE_POINTS samples."""
+
+    __slots__ = ("_came", "_first", "_went", "came_before", "used", "went_before")
 
     def __init__(self, tube: Tube, sample: int) -> None:
-        self.put_before, self.deleted_before = tube.total_jobs, tube.cmd_delete
-        self._put, self._deleted = array("I", bytes(4 * TUBE_POINTS)), array("I", bytes(4 * TUBE_POINTS))
+        self.came_before, self.went_before = _came_and_went(tube)
+        self._came, self._went = array("I", bytes(4 * TUBE_POINTS)), array("I", bytes(4 * TUBE_POINTS))
         self._first = sample  # points before it are of no sample
         self.used = sample  # the newest sample that has something
 
-    def add(self, sample: int, put: int, deleted: int) -> None:
+    def look(self, tube: Tube, sample: int) -> None:
+        """What has come and gone since the last look is of this sample."""
+        now = _came_and_went(tube)
+        came, went = now[0] - self.came_before, now[1] - self.went_before
+        if came < 0:  # it was made anew under its name, and began at 0
+            came, went = now
+        if came or went:
+            self._add(sample, came, max(0, went))  # a message that was put back has not come again
+        self.came_before, self.went_before = now
+
+    def _add(self, sample: int, came: int, went: int) -> None:
         """Samples between `used` and this one had nothing."""
         for skipped in range(max(self.used + 1, sample - TUBE_POINTS + 1), sample):
-            self._put[skipped % TUBE_POINTS] = self._deleted[skipped % TUBE_POINTS] = 0
-        self._put[sample % TUBE_POINTS], self._deleted[sample % TUBE_POINTS] = put, deleted
+            self._came[skipped % TUBE_POINTS] = self._went[skipped % TUBE_POINTS] = 0
+        self._came[sample % TUBE_POINTS], self._went[sample % TUBE_POINTS] = min(came, _MOST), min(went, _MOST)
         self.used = sample
 
     def at(self, sample: int) -> tuple[int, int]:
-        """(put, deleted) of one of the last samples."""
+        """(came, went) of one of the last samples."""
         if sample > self.used:
             return 0, 0
-        return self._put[sample % TUBE_POINTS], self._deleted[sample % TUBE_POINTS]
+        return self._came[sample % TUBE_POINTS], self._went[sample % TUBE_POINTS]
 
     def points(self, sample: int) -> list[tuple[int, int]]:
-        """(put, deleted) of the samples up to `sample`, oldest first."""
+        """(came, went) of the samples up to `sample`, oldest first."""
         return [self.at(one) for one in range(max(sample - TUBE_POINTS + 1, self._first), sample + 1)]
 
 
 class History:
-    """All that is kept. `machine` gives the state, which may be another after a snapshot was installed; the histograms are those of the
-    node."""
+    """All that is kept. `machine` gives the state, which may be another after a snapshot was installed; `events` and the histograms are
+    the node's."""
 
-    def __init__(self, machine: Callable[[], StateMachine], commit_s: Histogram, fsync_s: Histogram) -> None:
+    def __init__(self, machine: Callable[[], StateMachine], events: JobEventBuffer, commit_s: Histogram, fsync_s: Histogram) -> None:
         self.series = [Series(*span) for span in SPANS]
         #: How many samples were taken.
         self.samples = 0
@@ -144,13 +162,16 @@ class History:
         self._commit, self._fsync = _Quantiles(commit_s), _Quantiles(fsync_s)
         self._before = (machine(), _totals(machine()))
         self._tubes: dict[str, TubeSeries] = {}
+        self._events = events
+        self._position = events.end  # of the events that were looked at
 
     def sample(self) -> Iterator[None]:
-        """Read all counters; in slices, for there may be many tubes. To be begun every SAMPLE_S, when the one before is done. What it finds is
-        told when it is done."""
+        """Read all counters, in slices. To be begun every SAMPLE_S, when the one before is done; then what it has found is told."""
         machine, counts = self._machine(), self._machine().counts
         totals = _totals(machine)
         before = self._before[1] if self._before[0] is machine else totals
+        if self._before[0] is not machine:
+            self._tubes.clear()  # how much came and went in between is not known
         self._before = (machine, totals)
         values = [(now - then) / SAMPLE_S for now, then in zip(totals, before, strict=True)]
         values += [counts.ready, counts.reserved, counts.delayed, counts.buried, *self._commit.since(0.5, 0.99), *self._fsync.since(0.99)]
@@ -161,39 +182,44 @@ class History:
         self.newest = dict(zip(FIELDS, values, strict=True))
 
     def _sample_tubes(self, machine: StateMachine, sample: int) -> Iterator[None]:
-        known = self._tubes
-        for place, (name, tube) in enumerate(list(machine.tubes.items())):
-            series = known.get(name)
-            if series is None:
-                if tube.total_jobs:
-                    known[name] = TubeSeries(tube, sample)
-            elif tube.total_jobs != series.put_before or tube.cmd_delete != series.deleted_before:
-                # a tube that was made anew under its name begins at 0 again
-                put, deleted = tube.total_jobs - series.put_before, tube.cmd_delete - series.deleted_before
-                series.add(sample, put if put >= 0 else tube.total_jobs, deleted if deleted >= 0 else tube.cmd_delete)
-                series.put_before, series.deleted_before = tube.total_jobs, tube.cmd_delete
-            if place % _SLICE == _SLICE - 1:
-                yield
+        """Only of tubes to which something has happened since the last sample: there may be many others. (If more has happened than is
+        remembered, some of them are seen with the next sample. What came into a tube before it was first seen is of no sample.)"""
+        known, events = self._tubes, self._events
+        begin, end = max(self._position, events.begin), events.end
+        self._position = end
+        changed: set[str] = set()
+        for place in range(begin, end, _SLICE):
+            changed.update(events.tubes(max(place, events.begin), min(place + _SLICE, end)))
+            yield
+        for name in changed:
+            tube, series = machine.tubes.get(name), known.get(name)
+            if tube is None:
+                known.pop(name, None)
+            elif series is None:
+                known[name] = TubeSeries(tube, sample)
+            else:
+                series.look(tube, sample)
         self._forget(machine)
 
     def _forget(self, machine: StateMachine) -> None:
         """What is gone, and if there are too many, those that were not used for longest."""
-        for name in [name for name in self._tubes if name not in machine.tubes]:
-            del self._tubes[name]
-        if len(self._tubes) > SAMPLED_TUBES:
-            by_use = sorted(self._tubes, key=lambda name: self._tubes[name].used)
-            for name in by_use[: len(self._tubes) - SAMPLED_TUBES]:
-                del self._tubes[name]
+        known = self._tubes
+        for name in [name for name in known if name not in machine.tubes]:
+            del known[name]
+        too_many = len(known) - SAMPLED_TUBES
+        if too_many > 0:
+            for name in nsmallest(too_many, known, key=lambda name: known[name].used):
+                del known[name]
 
     def rates(self, tube: str) -> tuple[float, float]:
-        """Jobs put into it, and deleted there, per second, in the newest sample."""
+        """Jobs that came into it, and that went, per second, in the newest sample."""
         series = self._tubes.get(tube)
         if series is None or series.used < self.samples:
             return 0.0, 0.0
-        put, deleted = series.at(self.samples)
-        return put / SAMPLE_S, deleted / SAMPLE_S
+        came, went = series.at(self.samples)
+        return came / SAMPLE_S, went / SAMPLE_S
 
     def points(self, tube: str) -> list[tuple[int, int]]:
-        """Jobs put into it, and deleted there, in each of the last samples, oldest first."""
+        """Jobs that came into it, and that went, in each of the last samples, oldest first."""
         series = self._tubes.get(tube)
         return series.points(self.samples) if series is not None else []

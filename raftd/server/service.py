@@ -256,11 +256,11 @@ class RaftdService(service.MultiService):
         """What the HTTP listener serves."""
         clock, counters, dashboard = self._reactor, self._counters, self.config.dashboard
         node.statuses.own = partial(own_status, node, counters, self._http_address(self.node_id) or "")
-        history = History(lambda: node.machine, node.gateway.commit_s, node.write_s)
+        history = History(lambda: node.machine, node.job_events, node.gateway.commit_s, node.write_s)
         samples = internet.TimerService(SAMPLE_S, self._sample, history)
         samples.clock = clock
         samples.setServiceParent(self)
-        table, sessions = TubeTable(history), BrowserSessions(clock, self.node_id)
+        table, sessions = TubeTable(history), BrowserSessions(clock, self.config.cluster, self.node_id)
         self._callers = Callers(node, clock, self._http.authentication, sessions)
         self._http_handlers = (
             Topics(node, clock, counters, self.config.topics_leader_only, self._http_address).handles,
@@ -268,7 +268,7 @@ class RaftdService(service.MultiService):
             Operations(node, clock, counters).handles,
             v1(node, clock, counters, table, sessions, dashboard).handles,
             Events(node, clock, self._reporter).handles,
-            Summary(node, clock, table, self._reporter, sessions, self._http_address).handles,
+            Summary(node, clock, table, self._reporter, self._http_address).handles,
         )
 
     def _sample(self, history: History) -> None:

@@ -118,6 +118,7 @@ def describe_machine(machine: StateMachine) -> list[Description]:
         },
         "only ones": sorted((key, job.id) for key, job in machine.policies.unique.items()),
         "dead": {tube.name: tube.dead for tube in machine.tubes.values() if tube.dead},
+        "all dead": machine.policies.dead,
         "died, expired, dropped": [machine.policies.died, machine.policies.expired, machine.policies.dropped],
         "timers": list(machine.timers),
     }
@@ -188,6 +189,7 @@ def describe_model(model: Model) -> list[Description]:
         "finished": {id: job for id, job in model.finished.items() if model.now_ms < job[3]},
         "only ones": sorted(((job["tube"], job["unique"]), job["id"]) for job in model.jobs.values() if job["unique"]),
         "dead": dict(Counter(job["tube"] for job in model.jobs.values() if job["death"])),
+        "all dead": sum(job["death"] != "" for job in model.jobs.values()),
         "died, expired, dropped": list(model.ended.values()),
         "timers": model.timers(),
     }

@@ -79,7 +79,7 @@ while line := answer.readline():
 
 
 def look(cluster: ProcessCluster, node: int) -> list[Looker]:
-    sorts = ["ready", "ready", "put", "oldest", "name"] * (PAGES // 5)
+    sorts = ["ready", "ready", "in", "oldest", "name"] * (PAGES // 5)
     return [Looker(cluster, node, f"/summary?limit=50&sort={sort}") for sort in sorts]
 
 

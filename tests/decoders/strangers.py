@@ -52,7 +52,7 @@ class Fuzzed:
         clock: Any = self.cluster.scheduler
         self.authentication = Authentication(clock)
         counters = self.listeners.counters[1]
-        sessions = BrowserSessions(clock, 1)
+        sessions = BrowserSessions(clock, "sim", 1)
         callers = Callers(self.node, clock, self.authentication, sessions)
         self._router = router_of(self.node, clock, counters, sessions)
         limiter = self.listeners.limiter[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from raftd.histogram import LATENCIES, Histogram
 from raftd.jobs import commands as c
 from raftd.jobs.machine import StateMachine
+from raftd.node.job_events import JobEventBuffer
 from raftd.node.series import SAMPLE_S, SAMPLED_TUBES, SPANS, TUBE_POINTS, History, TubeSeries
 
 
@@ -13,8 +14,9 @@ class Queue:
 
     def __init__(self) -> None:
         self.machine = StateMachine()
+        self.events = JobEventBuffer(self.machine)
         self.commit_s, self.fsync_s = Histogram(LATENCIES), Histogram(LATENCIES)
-        self.history = History(lambda: self.machine, self.commit_s, self.fsync_s)
+        self.history = History(lambda: self.machine, self.events, self.commit_s, self.fsync_s)
         self.entry(c.OpenGateway(1, 1))
         self.seq = 0
 
@@ -61,7 +63,9 @@ def test_a_state_that_was_replaced_is_no_burst():
     other = Queue()
     other.put("mail", 5_000)
     queue.machine = other.machine
+    queue.events.follow(other.machine)
     queue.sample()
+    assert queue.history.points("mail") == []
     assert queue.history.newest["put"] == 0
     assert queue.history.newest["ready"] == 5_000
 
@@ -86,7 +90,7 @@ def test_memory_is_bounded():
     assert [len(series.of("put")) for series in queue.history.series] == [SPANS[0][1], 45, 4]
 
 
-def test_a_tube_is_seen_with_what_was_put_and_deleted():
+def test_a_tube_is_seen_with_what_came_and_went():
     queue = Queue()
     queue.put("mail", 1)
     queue.sample()
@@ -131,10 +135,24 @@ def test_tubes_that_are_gone_are_forgotten_and_too_many_too(monkeypatch):
     assert "b" not in queue.history._tubes
 
 
+def test_a_busy_tube_is_seen_among_more_than_are_kept(monkeypatch):
+    """Those to which nothing happens took the place of those to which something did."""
+    monkeypatch.setattr("raftd.node.series.SAMPLED_TUBES", 5)
+    queue = Queue()
+    for number in range(50):
+        queue.put(f"t{number}", 1)
+    queue.sample()
+    for _ in range(3):
+        queue.put("busy", 4)
+        queue.sample()
+    assert queue.history.points("busy")[-2:] == [(4, 0), (4, 0)]
+    assert len(queue.history._tubes) == 5
+
+
 def test_what_all_tubes_take():
     """The bound in bytes that the documents name: 1 KiB for each of SAMPLED_TUBES."""
     queue = Queue()
     queue.put("mail", 1)
     series = TubeSeries(queue.machine.tubes["mail"], 0)
-    size = series.__sizeof__() + series._put.__sizeof__() + series._deleted.__sizeof__()
+    size = series.__sizeof__() + series._came.__sizeof__() + series._went.__sizeof__()
     assert size * SAMPLED_TUBES < SAMPLED_TUBES << 10

@@ -123,7 +123,7 @@ def test_one_signs_in_with_what_a_program_shows_and_then_has_a_cookie(browser):
     attributes = signed_in.headers["Set-Cookie"].split("; ")[1:]
     assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(attributes)
     assert (signed_in.json["user"], signed_in.json["operates"], signed_in.json["is_browser"]) == ("root", True, True)
-    assert browser.ask("GET", "/v1/session").json["secret"] == browser.secret
+    assert browser.ask("GET", "/v1/session").json["secret"] == ""  # whoever has got the cookie alone changes nothing
     assert browser.ask("GET", "/v1/users").json["users"][0]["name"] == "root"
     assert browser.ask("GET", "/summary").status == 200
     assert browser.change("POST", "/v1/tubes/t/jobs", {"body": "x"}).status == 201
@@ -157,6 +157,58 @@ def test_who_only_looks_changes_nothing(browser):
         refused = browser.change(method, path, body)
         assert (refused.status, refused.problem) == (403, "read-only")
     assert browser.change("DELETE", "/v1/session").status == 204
+
+
+def test_a_session_does_not_become_more_than_it_was_begun_for(browser):
+    browser.sign_in(is_read_only=True)
+    again = browser.change("POST", "/v1/session", {"is_read_only": False})
+    assert (again.status, again.problem) == (400, "bad-request")
+    connection = http.client.HTTPConnection("127.0.0.1", browser.port, timeout=15)
+    try:  # what the cookie holds is nothing to be shown otherwise, on a connection that knows it either
+        for headers, status in (({"Cookie": browser.cookie}, 200), ({"Authorization": browser.cookie.partition("=")[2]}, 401)):
+            connection.request("GET", "/v1/stats", headers=headers)
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == status
+    finally:
+        connection.close()
+
+
+def test_signing_in_again_ends_the_session_before(browser):
+    browser.sign_in()
+    cookie = browser.cookie
+    assert browser.sign_in().status == 201
+    browser.cookie = cookie
+    assert browser.ask("GET", "/v1/stats").status == 401
+
+
+@pytest.mark.parametrize("path", ["/events", "/summary"])
+def test_a_stream_ends_when_one_signs_out(browser, path):
+    browser.sign_in()
+    connection = http.client.HTTPConnection("127.0.0.1", browser.port, timeout=15)
+    try:
+        connection.request("GET", path, headers={"Cookie": browser.cookie})
+        stream = connection.getresponse()
+        assert stream.readline().startswith(b"retry:")
+        assert browser.change("DELETE", "/v1/session").status == 204
+        said = stream.read()  # to its end
+        assert b"event: job" not in said
+    finally:
+        connection.close()
+
+
+def test_a_browser_must_call_a_node_by_a_name_that_it_has(browser):
+    shy = {"Host": "evil.example", "User-Agent": "Mozilla/5.0", "Accept-Language": "en"}
+    for path in ("/", "/v1/session", "/summary", "/events", "/metrics", "/v1/backup"):
+        refused = browser.ask("GET", path, **shy)
+        assert (refused.status, refused.problem) == (403, "unknown-name"), path
+    assert browser.ask("GET", "/healthz", **shy).status == 200
+
+
+def test_a_backup_is_for_the_page_and_for_programs_alone(browser):
+    browser.sign_in()
+    assert browser.ask("GET", "/v1/backup", **{"Sec-Fetch-Site": "same-site"}).status == 403
+    assert browser.ask("GET", "/v1/backup").status == 200
 
 
 def test_whoever_has_signed_out_is_nobody(browser):

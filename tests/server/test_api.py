@@ -141,6 +141,7 @@ def test_dead_letters_are_moved_back():
     listener.cluster.run(1_000)
     path = "/v1/tubes/dead/replay"
     count = listener.ask("GET", "/v1/tubes/dead/dead?origin=t")[1]
+    assert count["buried"] == 0
     assert (count["count"], count["up_to"], count["more"]) == (2, ids[1], False)
     assert listener.problem("GET", "/v1/tubes/dead/dead?before=0.5") == (400, "bad-request")
     assert listener.ask("GET", "/v1/tubes/dead/dead?from=9999-01-01T00:00:00Z")[1]["count"] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from raftd.jobs import rights as g
 from raftd.jobs.rights import Login, Right
 from raftd.node.series import History
 from raftd.passwords import digest_of_token
-from raftd.server.http.sessions import BROWSER_SESSIONS, SESSION_S, BrowserSessions
+from raftd.server.http.sessions import BROWSER_SESSIONS, SESSION_S, SESSIONS_PER_USER, BrowserSessions
 from raftd.server.http.summary import STUCK_S, SUMMARY_STREAMS, Looking, Summary
 from raftd.server.http.tables import ORDER_FRESH_S, TubePage, TubeTable
 from raftd.server.reporter import EventReporter
@@ -29,10 +30,9 @@ class Page:
     def __init__(self, cluster: SimCluster, node: int) -> None:
         self.cluster, self.node = cluster, cluster[node]
         clock: Any = cluster.processes[node].store._clock
-        self.history = History(lambda: self.node.machine, self.node.gateway.commit_s, self.node.write_s)
-        self.sessions = BrowserSessions(clock, node)
+        self.history = History(lambda: self.node.machine, self.node.job_events, self.node.gateway.commit_s, self.node.write_s)
         self.reporter = EventReporter(node, Counters(), lambda configuration: None, lambda: None)
-        self.summary = Summary(self.node, clock, TubeTable(self.history), self.reporter, self.sessions, lambda node: None)
+        self.summary = Summary(self.node, clock, TubeTable(self.history), self.reporter, lambda node: f"host:{node}")
 
     def ask(self, path: str, method: str = "GET", login: Login | None = None) -> FakeCall:
         call = FakeCall(method, path, None, {})
@@ -183,7 +183,7 @@ def test_points_are_told_when_there_is_a_new_one():
     stream = page.look("/summary?contains=a&having=ready")
     cluster.run(50)
     (row,) = newest(stream)["tubes"]
-    assert (row["points"], row["tube"]["put_per_s"]) == ([[0, 0], [4, 0]], 0.8)
+    assert (row["points"], row["tube"]["in_per_s"]) == ([[0, 0], [4, 0]], 0.8)
     cluster.run(2_100)
     assert newest(stream)["tubes"][0]["points"] is None
     page.sample()
@@ -235,6 +235,7 @@ def test_who_may_look_at_one_tube_hears_of_it_alone_and_nothing_once_he_may_not(
     told = newest(stream)
     assert names(told) == ["his"]
     assert (told["tube"], told["queue"], told["nodes"], told["cluster"], told["rates"]) == (None, None, [], None, {})
+    assert sorted(told["pages"]) == sorted(str(node) for node in cluster.config.voters if node != page.node.config.node)
     operates = Login("token", "", b"r" * 32)
     root = page.look("/summary?tube=other", login=operates)
     cluster.run(50)
@@ -277,7 +278,7 @@ def test_an_order_is_made_once_for_all_who_look(monkeypatch):
     assert [tube.name for tube in table.page(machine, wanted, everything).tubes] == ["default", "a"]
 
 
-@pytest.mark.parametrize("sort", ["name", "ready", "bytes", "put", "oldest", "waiting"])
+@pytest.mark.parametrize("sort", ["name", "ready", "bytes", "in", "oldest", "waiting"])
 def test_pages_hold_each_tube_once(sort):
     cluster, page = opened()
     for number in range(7):
@@ -298,24 +299,41 @@ def test_pages_hold_each_tube_once(sort):
 
 def test_sessions_end_by_themselves_and_are_bounded():
     clock = Clock()
-    sessions = BrowserSessions(clock, 1)
-    first = sessions.begin(Login("local", "ann"), False)
-    cookie = sessions.cookie(first, False)
-    assert sessions.find(cookie.partition(";")[0], False) is first
-    assert sessions.find(cookie.partition(";")[0], True) is None  # over TLS it has another name
-    for _ in range(BROWSER_SESSIONS - 1):
-        sessions.begin(Login("local", "bob"), False)
-    assert sessions.is_good(first)
-    sessions.find(cookie.partition(";")[0], False)  # used last
-    sessions.begin(Login("local", "bob"), False)
-    assert sessions.is_good(first)
+    sessions = BrowserSessions(clock, "c", 1)
+    first = sessions.begin(Login("local", "ann"), "ann", False)
+    cookie = sessions.cookie(first, False).partition(";")[0]
+    assert sessions.find(cookie, False) is first
+    assert sessions.find(f"a=b; {cookie}", False) is first
+    assert sessions.find(cookie, True) is None  # over TLS it has another name
+    assert BrowserSessions(clock, "another", 1).find(cookie, False) is None
+    for _ in range(2 * SESSIONS_PER_USER):
+        last = sessions.begin(Login("local", "bob"), "bob", False)
+    assert not first.is_over  # nobody ends those of others
+    assert not last.is_over
+    assert len(sessions._sessions) == 1 + SESSIONS_PER_USER
+    for number in range(BROWSER_SESSIONS):
+        sessions.begin(Login("local", "x"), str(number), False)
+    assert len(sessions._sessions) == BROWSER_SESSIONS
+    assert last.is_over
+    newest = sessions.begin(Login("local", "ann"), "ann", False)
     clock.advance(SESSION_S)
-    assert sessions.find(cookie.partition(";")[0], False) is None
-    assert first.is_over
+    assert newest.is_over
+    assert sessions.find(sessions.cookie(newest, False).partition(";")[0], False) is None
+
+
+def test_cookies_of_any_kind_take_no_time():
+    sessions = BrowserSessions(Clock(), "c", 1)
+    cookie = sessions.cookie(sessions.begin(Login("local", "ann"), "ann", False), False).partition(";")[0]
+    for odd in ('prefs={"a":1}', "x", "=v", "a=b c", 'a="' + '\\"' * 1_000 + '"', "é=1", ";;;"):
+        assert sessions.find(f"{odd}; {cookie}", False) is not None
+    looked = Counter[str]()
+    sessions._sessions = type("Counted", (dict,), {"get": lambda self, key: looked.update([key])})()
+    sessions.find('a="' + '\\"' * 1_000_000, False)
+    assert not looked
 
 
 @pytest.mark.parametrize(
     "cookies", [None, "", "raftd-1", "raftd-1=", 'raftd-1="', "a=b; =; raftd-1=x", "raftd-1=é", "\0=x", "[]=1; raftd-1=x"]
 )
 def test_cookies_that_are_none(cookies):
-    assert BrowserSessions(Clock(), 1).find(cookies, False) is None
+    assert BrowserSessions(Clock(), "c", 1).find(cookies, False) is None

@@ -27,6 +27,9 @@ class BackupApi:
     def _back_up(self, ask: Ask) -> None:
         """Back the queue up: a file for `raftd restore`."""
         call = ask.call
+        if call.is_foreign:  # a link on another page would put everything into the browser's downloads
+            call.problem("cross-site")
+            return
 
         def late(may_have_left: bool) -> None:
             call.problem("not-committed", headers={"Retry-After": "1"})

@@ -21,6 +21,8 @@ from raftd.server.sockets import is_secure
 
 #: What everybody may know: that the node lives, and what could be asked of it.
 OPEN = (["healthz"], ["readyz"], ["v1", "openapi.json"], ["v1", "problems"])
+#: What a page of any name may ask: it tells that a node lives.
+_HEALTH = (["healthz"], ["readyz"])
 #: Where a browser's cookie counts.
 _BY_COOKIE = ("v1", "summary", "events")
 _WAYS = 'Bearer realm="raftd", Basic realm="raftd", charset="UTF-8"'
@@ -39,6 +41,9 @@ class Callers:
         """`then` gets the call once it is known whose it is; it is answered if that is nobody, and somebody is needed."""
         machine = self._node.machine
         shown = call.header("Authorization")
+        if call.has_foreign_name and call.parts not in _HEALTH:
+            call.problem("unknown-name")
+            return
         if not self._node.has_users or call.parts in OPEN or is_page(call.parts):
             if shown is not None and shown[:7].lower() == "bearer ":  # this node may be behind
                 call.login = self._authentication.by_token("", shown[7:].strip())
@@ -68,16 +73,16 @@ class Callers:
         machine = self._node.machine
         if call.method not in ("GET", "HEAD") and not session.is_from_page(call.header(PAGE_HEADER)):
             call.problem("cross-site")
-        elif machine.access.user_of(session.login, machine.now_ms) is None:
+        elif not session.is_of(machine.access, machine.now_ms):
             self._sessions.end(session)
             if _asks_who_he_is(call):
                 then(call)
             else:
                 _refuse(call, "Sign in again: what was shown is not good any more.")
-        elif session.id not in call.known and not call.enters(session.login):
+        elif session not in call.known and not call.enters(session.login):
             call.problem("over-quota", "This user has as many connections to this node as his quota allows.")
         else:
-            call.known[session.id] = session.login
+            call.known[session] = session.login
             call.session = session
             self._is_known(call, session.login, then)
 

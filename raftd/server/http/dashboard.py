@@ -26,7 +26,7 @@ _POLICY = (
 )
 _DIRECTORY = "page"
 #: A host and a port as they may stand in a header.
-_PLAIN = re.compile(r"[A-Za-z0-9.:\[\]-]+")
+_PLAIN = re.compile(r"[A-Za-z0-9_.:\[\]-]+")
 
 
 class _File(NamedTuple):

@@ -14,7 +14,7 @@ from raftd.server.http.shapes import MORE_SCHEMA
 from raftd.server.http.site import JSON
 
 #: What any call may meet, and what those with a body or a change may.
-_ALWAYS = ("bad-request", "too-large", "too-slow", "not-ready", "stopping", "internal", "overloaded")
+_ALWAYS = ("bad-request", "unknown-name", "too-large", "too-slow", "not-ready", "stopping", "internal", "overloaded")
 _WITH_BODY = ("unsupported-media-type",)
 _CHANGING = ("cross-site", "read-only")
 _FOR_USERS = ("not-authenticated", "not-authorized", "too-many-passwords", "over-quota", "not-committed")

@@ -18,11 +18,8 @@ def is_foreign(method: str, header: Callable[[str], str | None], names: Containe
     """Whether the request with these headers comes from a page of another site, or a browser will not tell from which. `names` are those
     of the cluster's nodes: another name may belong to an attacker who points it here (DNS rebinding)."""
     host, site, origin, referer = header("Host"), header("Sec-Fetch-Site"), header("Origin"), header("Referer")
-    # An image on a page that hides where it is: from a browser, over plain HTTP, with none of these. (With other methods than GET a
-    # browser always names its origin; and tools that only call themselves Mozilla speak no language.)
-    is_shy = method == "GET" and (header("User-Agent") or "").startswith("Mozilla/") and header("Accept-Language") is not None
-    is_browser = site is not None or origin is not None or is_shy
-    if is_browser and not _is_own_name(host, names):
+    is_browser = _is_browser(method, header)
+    if has_foreign_name(method, header, names):
         return True
     if site is not None and site not in _OWN:
         return True
@@ -33,6 +30,18 @@ def is_foreign(method: str, header: Callable[[str], str | None], names: Containe
     if referer is not None:
         return _host_of(referer) != host
     return is_browser
+
+
+def has_foreign_name(method: str, header: Callable[[str], str | None], names: Container[str]) -> bool:
+    """Whether a browser asks by a name that no node has: whoever has pointed it here would read what his page is answered."""
+    return _is_browser(method, header) and not _is_own_name(header("Host"), names)
+
+
+def _is_browser(method: str, header: Callable[[str], str | None]) -> bool:
+    # An image on a page that hides where it is: from a browser, over plain HTTP, with none of these. (With other methods than GET a
+    # browser always names its origin; and tools that only call themselves Mozilla speak no language.)
+    is_shy = method == "GET" and (header("User-Agent") or "").startswith("Mozilla/") and header("Accept-Language") is not None
+    return header("Sec-Fetch-Site") is not None or header("Origin") is not None or is_shy
 
 
 def _is_own_name(host: str | None, names: Container[str]) -> bool:

@@ -120,7 +120,7 @@ class PolicyApi(QueueApi):
             before, up_to = which.before_ms or now_ms, which.up_to or max(1, machine.last_id)
             whole = msgspec.structs.replace(which, before_ms=before, up_to=up_to)
             found = replay.count(machine, whole, wanted.after, COUNTED_JOBS)
-            return s.DeadCount(found.done, s.moment(whole.before_ms), whole.up_to, found.after, not found.is_done)
+            return s.DeadCount(found.done, found.skipped, s.moment(whole.before_ms), whole.up_to, found.after, not found.is_done)
 
         self._read(ask, query, lambda found: ask.call.say(200, found), lambda machine: min(len(machine.jobs), COUNTED_JOBS))
 

@@ -26,12 +26,15 @@ PROBLEMS: dict[str, ProblemKind] = {
     "cross-site": ProblemKind(
         403, "The request comes from a page of another site", "Only pages of the same host and port may ask for changes."
     ),
+    "unknown-name": ProblemKind(
+        403, "No node is known by this name", "Use an address of a node, or add the name to `http_names` in the configuration."
+    ),
     "read-only": ProblemKind(
         403, "The dashboard only looks", "Sign in again without that choice, or take the command line; `dashboard` in the configuration."
     ),
     "no-such-path": ProblemKind(404, "There is nothing at this path", "/v1/openapi.json lists all there is."),
     "no-such-tube": ProblemKind(404, "There is no such tube", "PUT it, or put a job into it."),
-    "no-such-job": ProblemKind(404, "There is no such job", "It was deleted, or never was."),
+    "no-such-job": ProblemKind(404, "There is no such job", "It was deleted, or never was, or you may not look at it."),
     "no-such-method": ProblemKind(405, "This path does not know this method", "The header Allow lists those that it knows."),
     "too-slow": ProblemKind(408, "The request took too long to arrive", "Send it faster."),
     "stale-token": ProblemKind(

@@ -253,7 +253,8 @@ class Kicked(Struct):
 class TubeView(Struct):
     """`is_topic`: it was declared, and stays though it may be empty. `urgent` jobs are ready, with a priority below 1024. `bytes`: of the
     bodies of its jobs. `policy_version`: of its policy, 0 if it has none. `dead`: jobs that a policy has declared dead, whatever they are
-    now. `oldest_s`: how long ago the oldest ready job was put. `put_per_s`, `deleted_per_s`: in the last seconds, as this node has seen."""
+    now. `oldest_s`: how long ago the oldest ready job was put. `in_per_s`, `out_per_s`: jobs that came and
+    that went, for whatever reason, in the last seconds, as this node has seen."""
 
     name: str
     is_topic: bool
@@ -272,8 +273,8 @@ class TubeView(Struct):
     policy_version: int
     dead: int
     oldest_s: float | None
-    put_per_s: float
-    deleted_per_s: float
+    in_per_s: float
+    out_per_s: float
 
 
 class PolicyView(Struct):
@@ -292,10 +293,11 @@ class PolicyList(Struct):
 
 
 class DeadCount(Struct):
-    """So many dead letters and buried jobs were there at `before`, with ids up to `up_to`: those that a replay with these two would touch.
-    `more`: ask again with them and with `after`, and add."""
+    """So many dead letters and buried jobs were there at `before`, with ids up to `up_to`: those that a replay with these two would touch;
+    and so many of them are `buried`. `more`: ask again with them and with `after`, and add."""
 
     count: int
+    buried: int
     before: str
     up_to: int
     after: int
@@ -474,7 +476,7 @@ class RecordList(Struct):
 class SessionView(Struct):
     """Who one is to this node. `user`: null if nobody had to say so, or has not. `sees_all`: he may look at every tube, or operate.
     `operates`: he may operate the cluster. `is_read_only`: what the page asks for changes nothing. `secret`: a page shows it with each
-    change, in the header Raftd-Page."""
+    change, in the header Raftd-Page; it is told by POST alone."""
 
     cluster: str
     node: int
@@ -562,7 +564,7 @@ def reservation(job: Job) -> Reservation:
     return Reservation(job.id, job.tube.name, job.pri, job.ttr_ms / 1000, job.token, moment(job.deadline_ms), **rest)
 
 
-def tube_view(tube: Tube, now_ms: int, oldest_s: float | None, put_per_s: float, deleted_per_s: float) -> TubeView:
+def tube_view(tube: Tube, now_ms: int, oldest_s: float | None, in_per_s: float, out_per_s: float) -> TubeView:
     return TubeView(
         tube.name,
         tube.is_declared,
@@ -581,8 +583,8 @@ def tube_view(tube: Tube, now_ms: int, oldest_s: float | None, put_per_s: float,
         tube.version,
         tube.dead,
         oldest_s,
-        put_per_s,
-        deleted_per_s,
+        in_per_s,
+        out_per_s,
     )
 
 

@@ -7,7 +7,7 @@ from raftd.jobs.rights import Right
 from raftd.node.loop import Node
 from raftd.server.access import sees_everything
 from raftd.server.http import shapes as s
-from raftd.server.http.routes import Ask, Needs, route
+from raftd.server.http.routes import Ask, BadRequest, Needs, route
 from raftd.server.http.sessions import BrowserSessions
 from raftd.server.http.users import grant_view
 from raftd.server.sockets import is_secure
@@ -24,7 +24,8 @@ class SessionApi:
         """Tell who one is, and what he may do."""
         ask.call.say(200, self._view(ask))
 
-    def _view(self, ask: Ask) -> s.SessionView:
+    def _view(self, ask: Ask, secret: str = "") -> s.SessionView:
+        """`secret` is told once: a cookie may get into other hands, those of a server on another port of this host."""
         node, call, session = self._node, ask.call, ask.call.session
         access, now_ms = node.machine.access, node.machine.now_ms
         name = access.user_of(call.login, now_ms) if node.has_users else None
@@ -41,7 +42,7 @@ class SessionApi:
             is_read_only=self._dashboard is Dashboard.READ_ONLY or (session is not None and session.is_read_only),
             takes_passwords=is_secure(call.transport),
             is_browser=session is not None,
-            secret=session.secret if session is not None else "",
+            secret=secret,
         )
 
     @route(
@@ -57,10 +58,14 @@ class SessionApi:
         if call.login is None or not self._node.has_users:
             call.problem("no-users")
             return
-        if call.session is not None:
-            self._sessions.end(call.session)
-        call.session = self._sessions.begin(call.login, ask.body.is_read_only)
-        call.say(201, self._view(ask), {"Set-Cookie": self._sessions.cookie(call.session, is_secure(call.transport))})
+        if call.session is not None:  # it would not end, and could be made to do more than it was begun for
+            raise BadRequest("Authorization: show a token or a password to sign in; a cookie is none")
+        before = self._sessions.find(call.header("Cookie"), is_secure(call.transport))
+        if before is not None:
+            self._sessions.end(before)
+        access, now_ms = self._node.machine.access, self._node.machine.now_ms
+        session = call.session = self._sessions.begin(call.login, access.identity(call.login, now_ms), ask.body.is_read_only)
+        call.say(201, self._view(ask, session.secret), {"Set-Cookie": self._sessions.cookie(session, is_secure(call.transport))})
 
     @route("DELETE", "/v1/session", Needs.USER, None, 204, is_of_session=True)
     def _sign_out(self, ask: Ask) -> None:

@@ -24,7 +24,7 @@ from raftd.limits import HTTP_BODY_BYTES
 from raftd.node.loop import Node
 from raftd.server.authentication import Authentication
 from raftd.server.http import problems
-from raftd.server.http.origin import is_foreign
+from raftd.server.http.origin import has_foreign_name, is_foreign
 from raftd.server.http.sessions import BrowserSession
 from raftd.server.limiter import ConnectionLimiter
 from raftd.server.sockets import unsent
@@ -91,6 +91,11 @@ class Call:
         """Whether it comes from a page of another site."""
         return is_foreign(self.method, self.header, self._channel.site.names)
 
+    @property
+    def has_foreign_name(self) -> bool:
+        """Whether a browser asks by a name that no node has."""
+        return has_foreign_name(self.method, self.header, self._channel.site.names)
+
     def _gone(self, failure: Failure) -> None:
         if self._take() is not None:
             self.when_gone()
@@ -128,8 +133,8 @@ class Call:
         return self._channel.transport
 
     @property
-    def known(self) -> dict[str, Login]:
-        """Who has shown himself over this connection, by what he has shown."""
+    def known(self) -> dict[str | BrowserSession, Login]:
+        """Who has shown himself over this connection, by what he has shown: a header, or a session's cookie."""
         return self._channel.known
 
     def enters(self, login: Login) -> bool:
@@ -307,7 +312,7 @@ class Channel(http.HTTPChannel):
 
     def __init__(self) -> None:
         super().__init__()
-        self.known: dict[str, Login] = {}
+        self.known: dict[str | BrowserSession, Login] = {}
         self._user = ""  # whose connection it is counted as
 
     def enters(self, login: Login) -> bool:

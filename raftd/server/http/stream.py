@@ -19,6 +19,7 @@ from raftd.node.loop import Node
 from raftd.server.access import sees_everything
 from raftd.server.http import shapes as s
 from raftd.server.http.routes import BadRequest, read_query
+from raftd.server.http.sessions import BrowserSession
 from raftd.server.http.site import Call, Stream
 from raftd.server.reporter import EventReporter
 from raftd.wire.policy import TubeName
@@ -84,7 +85,7 @@ class Events:
             call.problem(wrong.problem, str(wrong))
             return
         position = recent.end if after is None else recent.after(after)
-        listening = Listening(self, self._node, wanted, position, after or (0, 0), call.login)
+        listening = Listening(self, self._node, wanted, position, after or (0, 0), call)
         if after is not None and after[0] > self._node.machine.applied_index:
             self._doubt(listening)
         stream = call.stream(EVENT_STREAM, listening)
@@ -155,7 +156,7 @@ class Events:
             self._pump_soon()
 
     def _tell_all(self, event: str, fields: dict[str, object]) -> None:
-        for listening in self._listening:
+        for listening in list(self._listening):
             listening.tell(event, fields)
 
     def _poll(self) -> None:
@@ -179,10 +180,11 @@ class Listening:
 
     stream: Stream
 
-    def __init__(self, events: Events, node: Node, wanted: _Wanted, position: int, after: _Place, login: Login | None) -> None:
+    def __init__(self, events: Events, node: Node, wanted: _Wanted, position: int, after: _Place, call: Call) -> None:
         self._events = events
         self._node = node
-        self._login = login
+        self._login = call.login
+        self._session = call.session
         self._tubes = frozenset(wanted.tube)
         self._kinds = frozenset(wanted.kind)
         self._position = position
@@ -192,6 +194,8 @@ class Listening:
 
     def tell(self, event: str, fields: dict[str, object]) -> None:
         """An event of the node. A client that does not read misses it."""
+        if self._is_over(self._node):
+            return
         is_for_him = event not in _FOR_OVERVIEW or sees_everything(self._node, self._login)
         if not self._is_paused and (not self._kinds or event in self._kinds) and is_for_him:
             self.stream.write(encode_event(event, fields))
@@ -203,6 +207,8 @@ class Listening:
     def give(self, node: Node, most: int) -> bool:
         """So many of what has happened to jobs; whether there is more."""
         recent = node.job_events
+        if self._is_over(node):
+            return False
         if self._is_paused or (self._kinds and "job" not in self._kinds):
             return False
         if self._position < recent.begin:
@@ -214,6 +220,14 @@ class Listening:
         if data:
             self.stream.write(data)
         return until < recent.end
+
+    def _is_over(self, node: Node) -> bool:
+        """Whether whoever listens may do so no more; then it ends."""
+        if may_listen(node, self._login, self._session):
+            return False
+        self._events.forget(self)
+        self.stream.finish()
+        return True
 
     def _wants(self, event: JobEvent) -> bool:
         # This node may be behind the one that the client has listened to before.
@@ -234,6 +248,8 @@ class Listening:
         """A sign of life, so that both sides notice if the other has gone, with the place of the last thing, wanted or not, to continue
         behind; and who reads nothing goes."""
         unsent = self.stream.unsent
+        if self._is_over(node):
+            return
         if self._is_paused and unsent >= self._unsent > 0:
             self.stream.abort()
         elif not self._is_paused:
@@ -254,6 +270,16 @@ class Listening:
     def stopProducing(self) -> None:
         """It has gone."""
         self._events.forget(self)
+
+
+def may_listen(node: Node, login: Login | None, session: BrowserSession | None) -> bool:
+    """Whether whoever has begun a stream is still known, and his browser's session, if he has one, not over."""
+    access, now_ms = node.machine.access, node.machine.now_ms
+    if not node.has_users:
+        return True
+    if session is not None:
+        return not session.is_over and session.is_of(access, now_ms)
+    return access.user_of(login, now_ms) is not None
 
 
 def _place(text: str) -> _Place:

@@ -26,9 +26,8 @@ from raftd.server.access import sees_everything
 from raftd.server.http import shapes as s
 from raftd.server.http.cluster import cluster_view
 from raftd.server.http.routes import BadRequest, read_query
-from raftd.server.http.sessions import BrowserSessions
 from raftd.server.http.site import Call, Stream
-from raftd.server.http.stream import EVENT_STREAM, encode_event
+from raftd.server.http.stream import EVENT_STREAM, encode_event, may_listen
 from raftd.server.http.tables import TubePage, TubeTable, check_place
 from raftd.server.reporter import EventReporter
 from raftd.wire.peer import TellStatus
@@ -40,6 +39,9 @@ QUIET_S = 2.0
 _LOOK_S = 0.125
 #: Pages of one node.
 SUMMARY_STREAMS = 100
+STREAMS_PER_USER = 20
+#: No more than this share of the time is spent on one page.
+PAGE_SHARE = 0.02
 #: Changes of roles that are remembered.
 ROLES_KEPT = 20
 #: A member that has not answered for so long (seconds) is shown as not heard.
@@ -85,6 +87,7 @@ class Totals(msgspec.Struct):
     reserved: int
     delayed: int
     buried: int
+    dead: int
     total_jobs: int
     tubes: int
     schedules: int
@@ -92,14 +95,15 @@ class Totals(msgspec.Struct):
 
 
 class TubeRow(msgspec.Struct):
-    """`points`: jobs put, and deleted, in each of the last samples; null: as told before."""
+    """`points`: jobs that came, and that went, in each of the last samples; null: as told before."""
 
     tube: s.TubeView
     points: list[tuple[int, int]] | None
 
 
 class SummaryView(msgspec.Struct):
-    """`queue`, `rates`, `nodes` and `roles` are for those alone who may see all of the queue. `rates`: of the newest sample."""
+    """`queue`, `rates`, `nodes` and `roles` are for those alone who may see all of the queue. `rates`: of the newest sample. `pages`: where
+    the HTTP listeners of the other members are, by node."""
 
     now: str
     node: int
@@ -109,6 +113,7 @@ class SummaryView(msgspec.Struct):
     cluster: s.Cluster | None
     nodes: list[NodeRow]
     roles: list[RoleView]
+    pages: dict[int, str]
     queue: Totals | None
     rates: dict[str, float | None]
     sample_s: int
@@ -127,14 +132,12 @@ class Summary:
         clock: Any,
         table: TubeTable,
         reporter: EventReporter,
-        sessions: BrowserSessions,
         http_address: Callable[[int], str | None],
     ) -> None:
         self._node = node
         self._http_address = http_address
         self._clock = clock
         self._table = table
-        self._sessions = sessions
         self._looking: dict[Looking, None] = {}
         self._due: deque[Looking] = deque()
         self._roles: deque[RoleView] = deque(maxlen=ROLES_KEPT)
@@ -151,7 +154,7 @@ class Summary:
             call.problem("no-such-method", headers={"Allow": "GET, HEAD"})
         elif call.is_foreign and (call.header("Origin") or call.header("Sec-Fetch-Site")):
             call.problem("cross-site")
-        elif len(self._looking) >= SUMMARY_STREAMS:
+        elif len(self._looking) >= SUMMARY_STREAMS or self._of_same_user(call) >= STREAMS_PER_USER:
             call.problem("too-many-streams")
         else:
             self._begin(call)
@@ -176,6 +179,12 @@ class Summary:
             self._beat.start(_LOOK_S)
         elif looking not in self._due:
             self._tell_soon([looking])
+
+    def _of_same_user(self, call: Call) -> int:
+        """How many pages he has here already; where nobody has to say who he is, that says nothing."""
+        access, now_ms = self._node.machine.access, self._node.machine.now_ms
+        name = access.user_of(call.login, now_ms)
+        return sum(access.user_of(one.login, now_ms) == name for one in self._looking) if name is not None else 0
 
     def forget(self, looking: Looking) -> None:
         self._looking.pop(looking, None)
@@ -212,7 +221,7 @@ class Summary:
         if self._due:
             self._clock.callLater(0, self._tell_next)
         if looking in self._looking:
-            looking.tell(self._node, self._sessions, self._clock.seconds())
+            looking.tell(self._node, self._clock.seconds())
 
     # -- what is told ---------------------------------------------------------------------------
 
@@ -233,6 +242,7 @@ class Summary:
         own = machine.tubes.get(view.tube or "")
         if own is not None and not machine.access.allows(looking.login, Right.READ, own.name, machine.now_ms):
             own = None
+        nodes = self._nodes()
         rates = {name: value if value == value else None for name, value in self._table.history.newest.items()}
         return SummaryView(
             now=s.moment(now_ms),
@@ -241,9 +251,10 @@ class Summary:
             term=node.raft.term,
             leader=node.raft.leader,
             cluster=cluster_view(node) if sees_all else None,
-            nodes=self._nodes() if sees_all else [],
+            nodes=nodes if sees_all else [],
             roles=list(self._roles) if sees_all else [],
-            queue=_totals(machine) if sees_all else None,
+            pages={row.node: row.http for row in nodes if row.http and not row.is_self},
+            queue=self._totals() if sees_all else None,
             rates=rates if sees_all else {},
             sample_s=SAMPLE_S,
             tubes=[row(tube) for tube in tubes],
@@ -274,6 +285,13 @@ class Summary:
             rows.append(NodeRow(place.node, place.state, place.host, http, place.node == node.config.node, told is not None, matches, told))
         return rows
 
+    def _totals(self) -> Totals:
+        machine, counts = self._node.machine, self._node.machine.counts
+        return Totals(
+            *(counts.urgent, counts.ready, counts.reserved, counts.delayed, counts.buried),
+            *(machine.policies.dead, machine.total_jobs, len(machine.tubes), len(machine.schedules.by_name), machine.space_is_scarce),
+        )
+
 
 @implementer(IPushProducer)
 class Looking:
@@ -289,23 +307,23 @@ class Looking:
         self._session = call.session
         self._summary = summary
         self._is_paused = False
-        self._told_s = 0.0
+        self._told_s = self._not_before_s = 0.0
 
-    def tell(self, node: Node, sessions: BrowserSessions, clock_s: float) -> None:
+    def tell(self, node: Node, clock_s: float) -> None:
         """How it is now. A page that does not keep up misses it; who may not look any more is told that, and nothing else."""
         if self._is_paused:
             if clock_s - self._told_s > STUCK_S:
                 self.stream.abort()
             return
         self._told_s = clock_s
-        machine = node.machine
-        is_known = not node.has_users or machine.access.user_of(self.login, machine.now_ms) is not None
-        if not is_known or (self._session is not None and not sessions.is_good(self._session)):
+        if not may_listen(node, self.login, self._session):
             self.stream.write(encode_event("over", {}))
             self._summary.forget(self)
             self.stream.finish()
-        else:
+        elif clock_s >= self._not_before_s:
+            began_s = time.perf_counter()
             self.stream.write(encode_event("summary", self._summary.describe(self)))
+            self._not_before_s = clock_s + (time.perf_counter() - began_s) / PAGE_SHARE
 
     def pauseProducing(self) -> None:
         """It does not keep up."""
@@ -317,11 +335,3 @@ class Looking:
     def stopProducing(self) -> None:
         """It has gone."""
         self._summary.forget(self)
-
-
-def _totals(machine: StateMachine) -> Totals:
-    counts = machine.counts
-    return Totals(
-        *(counts.urgent, counts.ready, counts.reserved, counts.delayed, counts.buried),
-        *(machine.total_jobs, len(machine.tubes), len(machine.schedules.by_name), machine.space_is_scarce),
-    )

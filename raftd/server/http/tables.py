@@ -28,7 +28,7 @@ _ORDER_SHARE = 0.01
 #: Priorities that are looked at for the oldest ready job of a tube: it may have many, and one look each is needed.
 PRIORITIES_LOOKED_AT = 32
 
-Sort = Literal["name", "ready", "reserved", "delayed", "buried", "dead", "waiting", "bytes", "put", "deleted", "oldest"]
+Sort = Literal["name", "ready", "reserved", "delayed", "buried", "dead", "waiting", "bytes", "in", "out", "oldest"]
 Having = Literal["ready", "reserved", "delayed", "buried", "dead", "waiting", "paused"]
 
 _Cursor = Annotated[str, msgspec.Meta(max_length=250)]
@@ -102,8 +102,8 @@ class TubeTable:
         match sort:
             case "name":
                 return 0.0
-            case "put" | "deleted":
-                return self.history.rates(tube.name)[sort == "deleted"]
+            case "in" | "out":
+                return self.history.rates(tube.name)[sort == "out"]
             case "oldest":
                 first = tube.ready.least()
                 return machine.now_ms - machine.jobs[first[1]].created_ms if first is not None else -1.0

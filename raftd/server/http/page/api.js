@@ -3,21 +3,28 @@
 // What a call was answered instead of what was wanted: `name` is one of /v1/problems.
 export class Problem extends Error {
   constructor(status, body) {
-    super(body?.detail || body?.title || `the node answered with ${status}`);
+    super([body?.title ?? `The node answered with ${status}`, body?.detail].filter((text, at, all) => text && all.indexOf(text) === at).join(". "));
     this.status = status;
-    this.title = body?.title ?? "The node did not answer as it should";
     this.name = body?.type?.split("#")[1] ?? "";
   }
 }
 
-let secret = ""; // which only this page knows, once somebody has signed in
+// What only pages of this node know, once somebody has signed in. (Other ports of the host get the cookie, and not this.)
+const SECRET = "raftd-secret";
+let secret = localStorage.getItem(SECRET) ?? "";
+
+export const hasSecret = () => secret !== "";
 
 export function useSecret(text) {
   secret = text;
+  localStorage.setItem(SECRET, text);
 }
 
+// The node answers within five seconds, or it hangs.
+const ANSWER_MS = 15_000;
+
 export async function call(method, path, body, headers = {}) {
-  const options = { method, headers: { "Raftd-Page": secret, ...headers }, credentials: "same-origin", cache: "no-store" };
+  const options = { method, headers: { "Raftd-Page": secret, ...headers }, credentials: "same-origin", cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS) };
   if (body !== undefined) {
     options.headers["Content-Type"] = "application/json";
     options.body = JSON.stringify(body);
@@ -26,7 +33,8 @@ export async function call(method, path, body, headers = {}) {
   try {
     answer = await fetch(path, options);
   } catch {
-    throw new Problem(0, { title: "This node does not answer", detail: "This node does not answer. Whether it has done this is not known: look before you do it again." });
+    const isLook = method === "GET";
+    throw new Problem(0, { title: "This node does not answer", detail: isLook ? "It is asked again." : "Whether it has done this is not known: look before you do it again." });
   }
   const text = await answer.text();
   let value = null;
@@ -64,6 +72,7 @@ export class Live {
     this.open();
   }
 
+  // Begins anew: the last one may hang.
   open() {
     this.source?.close();
     this.source = null;
@@ -71,7 +80,7 @@ export class Live {
     const source = (this.source = new EventSource(this.wanted));
     source.addEventListener("summary", (event) => this.handlers.told(JSON.parse(event.data)));
     source.addEventListener("over", () => {
-      source.close();
+      this.watch(null);
       this.handlers.over();
     });
     source.onerror = () => {

@@ -17,7 +17,7 @@ export function spark(values, label, width = 96, height = 22) {
 
 const WIDTH = 560;
 const HEIGHT = 150;
-const LEFT = 52;
+const LEFT = 68;
 const BOTTOM = 20;
 
 // Lines with axes. `lines`: [{ name, values, mark }], null where nothing is known; `say` says a value; `step`: seconds between two points.

@@ -20,6 +20,9 @@ export function size(bytes) {
 
 const UNITS = [[86_400, "d"], [3_600, "h"], [60, "min"], [1, "s"]];
 
+// The same by the largest alone, where there is little place.
+export const about = (seconds) => (seconds === null || seconds === undefined || seconds < 60 ? span(seconds) : span(seconds).replace(/ \d+ \w+$/, ""));
+
 // A length of time, by its two largest units.
 export function span(seconds) {
   if (seconds === null || seconds === undefined) return "–";

@@ -4,9 +4,9 @@
 // (null, false), or lists of these. Text is always text: nothing here makes markup of a string.
 
 const SVG = "http://www.w3.org/2000/svg";
-const SVG_TAGS = new Set(["svg", "g", "path", "circle", "line", "polyline", "text", "rect", "title-svg"]);
+const SVG_TAGS = new Set(["svg", "g", "path", "circle", "line", "polyline", "text"]);
 // What an input holds is a property: its attribute is only how it began.
-const PROPERTIES = new Set(["value", "checked", "open", "indeterminate"]);
+const PROPERTIES = new Set(["value", "checked"]);
 
 export function h(tag, props, ...children) {
   return { tag, props: props ?? {}, key: props?.key, children: children.flat(Infinity).filter(isThere).map(asDescription) };
@@ -57,9 +57,8 @@ function create(description) {
     description.node = document.createTextNode(description.text);
     return;
   }
-  const isSvg = SVG_TAGS.has(description.tag);
-  const tag = description.tag.replace("-svg", "");
-  description.node = isSvg ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  const { tag } = description;
+  description.node = SVG_TAGS.has(tag) ? document.createElementNS(SVG, tag) : document.createElement(tag);
   patchProps(description.node, {}, description.props);
   patchChildren(description.node, [], description.children);
   description.props.created?.(description.node);

@@ -2,7 +2,7 @@
 
 import { get, call, path } from "./api.js";
 import { act, ask, may, update } from "./app.js";
-import { moment, size, span } from "./format.js";
+import { moment, plural, size, span } from "./format.js";
 import { h } from "./h.js";
 import { button, facts, mark, quiet, table, tubeLink } from "./parts.js";
 
@@ -59,11 +59,13 @@ function actions(job, view) {
   return h(
     "p",
     { class: "buttons" },
-    isKickable && button("Kick: make it ready", () => act(kick()), { class: "main" }),
+    isKickable && button("Kick: make it ready", () => act(`Kicking job ${job.id}`, kick()), { class: "main" }),
     job.state === "reserved" ? quiet("A worker has it: it alone can delete it, until its time to run is over.") : button("Delete", remove, { class: "dangerous" }),
   );
 }
 
+const WHY = { attempts: "its attempts were used up", expired: "its time to live was over", overflow: "its tube was full" };
+const death = ({ at, tube, attempts, reason }) => `${moment(at)} in ${tube}, after ${plural(attempts, "failed attempt")}: ${WHY[reason]}`;
 const held = ({ held_by: who }) => (who && (who.node ? `client ${who.client} of node ${who.node}` : `session ${who.client} of the client protocol`));
 
 function about(job) {
@@ -76,7 +78,7 @@ function about(job) {
     ["Time to run", span(job.ttr_s)],
     ["Failed attempts", job.attempts],
     ["Last error", job.error && h("code", {}, job.error)],
-    ["Died", job.death && `${moment(job.death.at)} in ${job.death.tube}, after ${job.death.attempts} attempts: ${job.death.reason}`],
+    ["Died", job.death && death(job.death)],
     ["So far", `reserved ${job.reserves}, released ${job.releases}, buried ${job.buries}, kicked ${job.kicks}, out of time ${job.timeouts}`],
   ]);
 }
@@ -98,10 +100,18 @@ function body(job, view) {
   ];
 }
 
+// Only if nothing is lost by it: JavaScript reads large numbers, and names that stand twice, as something else.
+let last = { text: null, value: null };
 function pretty(text) {
+  if (last.text !== text) last = { text, value: prettyOf(text) };
+  return last.value;
+}
+
+function prettyOf(text) {
   try {
     const value = JSON.parse(text);
-    return typeof value === "object" && value !== null ? JSON.stringify(value, null, 2) : null;
+    const isSame = JSON.stringify(value) === text.replace(/("(?:[^"\\]|\\.)*")|\s+/g, "$1");
+    return typeof value === "object" && value !== null && isSame ? JSON.stringify(value, null, 2) : null;
   } catch {
     return null;
   }
@@ -135,7 +145,7 @@ function events(history) {
       ],
       rows: [...history.events].reverse(),
       key: (event) => `${event.entry}.${event.number}`,
-      empty: "Nothing has happened to it since this node started.",
+      empty: "What happened to it is forgotten here.",
     }),
     quiet(`This node remembers what happened from entry ${history.known_from} of the log on.`),
   ];

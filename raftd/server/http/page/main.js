@@ -14,6 +14,8 @@ import { tubesView } from "./tubes.js";
 import { usersView } from "./users.js";
 
 const VIEWS = { "": overviewView, tubes: tubesView, tube: tubeView, job: jobView, schedules: schedulesView, nodes: nodesView, users: usersView };
+// After so long (seconds) it is no ordinary election any more.
+const LONG_ELECTION_S = 3;
 const TABS = [["", "Overview", "o"], ["tubes", "Tubes", "t"], ["schedules", "Schedules", "s"], ["nodes", "Nodes", "n"], ["users", "Users", "u"]];
 
 // -- which view ---------------------------------------------------------------------------------
@@ -30,18 +32,19 @@ function decode(part) {
 
 function show() {
   const [name, ...rest] = place();
-  const isKnown = Object.hasOwn(VIEWS, name);
-  state.view = (isKnown ? VIEWS[name] : overviewView)(...rest);
-  state.name = isKnown ? name : "";
+  state.view = Object.hasOwn(VIEWS, name) ? VIEWS[name](...rest) : unknownView();
+  state.name = name;
   state.dialog = null;
-  // A view that shows other tubes than before must not begin with those.
-  if (state.summary) state.summary = { ...state.summary, tubes: [], tube: null };
+  // What was told of other tubes is not of this view.
+  if (state.summary) state.summary = { ...state.summary, tubes: undefined, tube: undefined };
   document.title = `${state.view.title} · raftd`;
   if (!mustSignIn()) state.view.reload?.();
   update();
   document.getElementById("main")?.focus({ preventScroll: true });
   scrollTo(0, 0);
 }
+
+const unknownView = () => ({ title: "Nothing", render: () => [h("h1", {}, "There is no such view"), h("p", {}, link("#/", "To the overview"))] });
 
 // -- drawing ------------------------------------------------------------------------------------
 
@@ -81,6 +84,15 @@ function top(session, isStranger) {
   );
 }
 
+function noLeader() {
+  const seconds = Math.floor((Date.now() - state.leaderless) / 1000);
+  if (seconds < LONG_ELECTION_S) return "No leader: the nodes hold an election, which takes less than a second while a majority of them hear each other. Commands wait.";
+  const voters = state.summary.nodes.filter((node) => node.state === "voter");
+  const heard = voters.filter((node) => node.is_heard);
+  const who = voters.length ? ` This node hears ${heard.length} of ${voters.length} nodes, itself among them, and ${Math.floor(voters.length / 2) + 1} must hear each other.` : "";
+  return `No leader for ${span(seconds)}.${who} Nothing is lost, and what was put waits; commands are refused after some seconds.`;
+}
+
 const isTab = (name) => name === state.name || (name === "tubes" && (state.name === "tube" || state.name === "job"));
 
 function banner() {
@@ -89,8 +101,8 @@ function banner() {
     const text = `Node ${state.session.node} has not answered for ${span(Math.floor((Date.now() - state.lost) / 1000) || 1)}: what is shown is from before.`;
     const moving = state.moving && [` Node ${state.moving.node} lives: this page moves there. `, button("Move now", move), button("Stay", stay)];
     parts.push(h("div", { key: "lost", class: "banner problem", role: "alert" }, text, moving || ` It is asked again. ${state.others.length ? "Another node is looked for." : "No other node is known here."}`));
-  } else if (state.summary && !state.summary.leader) {
-    parts.push(h("div", { key: "leader", class: "banner warn", role: "alert" }, "No leader. The nodes hold an election, which takes less than a second while a majority of them can talk to each other. Until then commands wait, and nothing is lost."));
+  } else if (state.leaderless) {
+    parts.push(h("div", { key: "leader", class: "banner warn", role: "alert" }, noLeader()));
   }
   if (state.summary?.queue?.is_out_of_space) parts.push(h("div", { key: "space", class: "banner problem", role: "alert" }, "Too few nodes have free disk space: puts are refused."));
   return parts;
@@ -127,7 +139,7 @@ function pressed(event) {
   else if (event.key === "n") document.getElementById("page-next")?.click();
   else if (event.key === "p") document.getElementById("page-before")?.click();
   else if (event.key === "/") {
-    document.querySelector("input[type=search]")?.focus();
+    document.querySelector("input[type=search], .filters input")?.focus();
     event.preventDefault();
   }
 }
@@ -138,12 +150,15 @@ const theme = localStorage.getItem("raftd-theme");
 if (theme) document.documentElement.dataset.theme = theme;
 addEventListener("hashchange", show);
 addEventListener("keydown", pressed);
-start(draw);
+start(draw, show);
 
 async function begin() {
   try {
     await learnSession();
     show();
+    const instead = new URLSearchParams(location.search).get("instead-of");
+    if (instead) say(`Node ${instead} did not answer: this is node ${state.session.node}.`);
+    if (instead) history.replaceState(null, "", `/${location.hash}`);
   } catch (problem) {
     render(document.getElementById("main"), [h("p", { class: "problem", role: "alert" }, problem.message), button("Ask again", begin)]);
   }

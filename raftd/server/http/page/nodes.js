@@ -11,7 +11,7 @@ export function nodesView() {
     title: "Nodes",
     render: () => {
       const { summary, session } = state;
-      if (!session.sees_all) return [h("h1", {}, "Nodes"), quiet("Only who may look at every tube, or operate the cluster, sees its nodes.")];
+      if (summary ? !summary.cluster : !session.sees_all) return [h("h1", {}, "Nodes"), quiet("Only who may look at every tube, or operate the cluster, sees its nodes.")];
       if (!summary) return [h("h1", {}, "Nodes"), quiet("Asking the node …")];
       const silent = summary.nodes.filter((node) => !node.is_heard).length;
       return [
@@ -20,7 +20,7 @@ export function nodesView() {
         table({ caption: "Nodes", columns: columns(summary), rows: summary.nodes, key: (node) => node.node, empty: "No nodes." }),
         summary.cluster.removed.length > 0 && quiet(`Removed for good: ${summary.cluster.removed.join(", ")}.`),
         mayOperate() && h("p", { class: "buttons" }, button("Add a node …", add), h("a", { class: "button", href: "/v1/backup", download: true }, "Download a backup")),
-        mayOperate() && quiet("A backup is everything that the cluster has acknowledged, as one file for “raftd restore”. It is not encrypted: “raftd backup --encrypt” writes one that is."),
+        mayOperate() && quiet("A backup is everything that the cluster has acknowledged, as one file for “raftd restore”. It is not encrypted: “raftd backup --passphrase-file” writes one that is."),
       ];
     },
   };
@@ -29,6 +29,7 @@ export function nodesView() {
 const columns = (summary) => [
   { label: "Node", cell: (node) => [own(node), node.is_self && mark("this one"), !node.is_heard && mark("not heard", "problem"), node.status?.is_draining && mark("draining", "warn")] },
   { label: "Role", cell: (node) => role(node, summary.leader) },
+  { label: "Do", cell: (node) => actions(node, summary) },
   { label: "Behind", number: true, cell: (node) => behind(node, summary) },
   { label: "Applied", number: true, cell: ({ status }) => (status ? count(status.applied_index) : "–") },
   { label: "Log", number: true, cell: ({ status }) => (status ? size(status.log_bytes) : "–") },
@@ -37,10 +38,9 @@ const columns = (summary) => [
   { label: "Clients", number: true, cell: ({ status }) => (status ? count(status.clients) : "–") },
   { label: "Up", number: true, cell: ({ status }) => (status ? span(status.uptime_s) : "–") },
   { label: "Version", cell: ({ status }) => status?.version ?? "–" },
-  { label: "Do", cell: (node) => actions(node, summary) },
 ];
 
-const own = (node) => (node.http && !node.is_self ? link(`${location.protocol}//${node.http}/#/nodes`, `node ${node.node}`) : `node ${node.node}`);
+const own = (node) => (node.http && !node.is_self && node.is_heard ? link(`${location.protocol}//${node.http}/#/nodes`, `node ${node.node}`) : `node ${node.node}`);
 
 function role(node, leader) {
   if (node.node === leader) return "★ leads";

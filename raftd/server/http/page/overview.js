@@ -24,7 +24,7 @@ export function overviewView() {
   view.reload = load;
   view.render = () => {
     const summary = state.summary;
-    if (!state.session.sees_all) return [h("h1", {}, "Overview"), quiet("You may look at some tubes alone: they are under Tubes. The whole of the queue is for those who may look at every tube.")];
+    if (state.summary ? !state.summary.queue : !state.session.sees_all) return [h("h1", {}, "Overview"), quiet("You may look at some tubes alone: they are under Tubes. The whole of the queue is for those who may look at every tube.")];
     if (!summary) return [h("h1", {}, "Overview"), quiet("Asking the node …")];
     if (!state.lost && Date.now() - view.asked > 1000 * Math.min(60, view.series?.step_s ?? 5)) load();
     return [
@@ -44,6 +44,7 @@ export function overviewView() {
 function sentence({ leader, term, nodes, node }) {
   const silent = nodes.filter((one) => !one.is_heard);
   const led = leader ? `Node ${leader} leads in term ${term}.` : "No leader is known.";
+  if (!leader && state.leaderless) return led;
   const heard = silent.length ? `Node ${node} does not hear ${silent.map((one) => `node ${one.node}`).join(", ")}.` : `All of the ${plural(nodes.length, "node")} answer.`;
   const voters = nodes.filter((one) => one.state === "voter");
   const left = Math.ceil(voters.length / 2) - 1 - silent.filter((one) => one.state === "voter").length;
@@ -111,7 +112,8 @@ function tiles({ queue, rates }) {
     tile("Ready", queue.ready, `${count(queue.urgent)} urgent`),
     tile("Reserved", queue.reserved, "held by workers"),
     tile("Delayed", queue.delayed),
-    tile("Buried", queue.buried),
+    tile("Buried", queue.buried, "", "#/tubes/buried"),
+    tile("Dead", queue.dead, "by policies", "#/tubes/dead"),
     tile("Tubes", queue.tubes, "", "#/tubes"),
     tile("Schedules", queue.schedules, "", "#/schedules"),
     tile("Put", rate(rates.put), "per second"),

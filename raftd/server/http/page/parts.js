@@ -1,6 +1,6 @@
 // Parts of views.
 
-import { actDialog, closeDialog, state, update } from "./app.js";
+import { actDialog, closeDialog, move, state, update } from "./app.js";
 import { count } from "./format.js";
 import { h } from "./h.js";
 
@@ -26,7 +26,7 @@ export function tile(name, value, note = "", to = null) {
 // `columns`: [{ name, label, cell(row), number, sort }]. `order`: { by, choose(name) } if it can be sorted.
 export function table({ caption, columns, rows, key, empty, order }) {
   const header = (column) => {
-    const props = { key: column.label, scope: "col", class: column.number ? "number" : null };
+    const props = { key: column.label, scope: "col", class: column.number ? "number" : null, title: column.title };
     if (!order || !column.sort) return h("th", props, column.label);
     const isChosen = order.by === column.sort;
     const direction = column.sort === "name" ? "ascending" : "descending";
@@ -85,12 +85,13 @@ export function dialog() {
       h("h2", { id: "dialog-title" }, asked.title),
       asked.text && h("p", {}, typeof asked.text === "function" ? asked.text(asked.values) : asked.text),
       (asked.fields ?? []).map((item) => field({ ...item, value: asked.values[item.name], oninput: change(item) })),
-      asked.progress && h("p", { role: "status" }, asked.progress),
+      asked.progress && h("p", { role: "status" }, asked.progress, asked.isStopped && ": it stops after this step"),
       asked.problem && h("p", { class: "problem", role: "alert" }, asked.problem),
       h(
         "p",
         { class: "buttons" },
-        button(asked.act ? "Cancel" : "Close", closeDialog),
+        state.moving && button(`Move to node ${state.moving.node}`, move),
+        button(!asked.act ? "Close" : asked.isBusy && asked.hasSteps ? "Stop" : "Cancel", closeDialog, { disabled: asked.isBusy && (!asked.hasSteps || asked.isStopped) }),
         asked.act && h("button", { type: "submit", class: asked.isDangerous ? "dangerous" : "main", disabled: asked.isBusy }, asked.verb),
       ),
     ),

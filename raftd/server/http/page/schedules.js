@@ -30,7 +30,7 @@ export function schedulesView() {
     view.found
       ? table({ caption: "Schedules", columns, rows: view.found.schedules, key: (one) => one.name, empty: "No schedules. “raftd schedule add” makes one." })
       : quiet("Asking the node …"),
-    view.found && pager({ where: view.where, next: view.found.more ? view.found.schedules.at(-1).name : null, go: (where) => { view.where = where; view.reload(); } }),
+    view.found && pager({ where: view.where, next: view.found.more ? view.found.schedules.at(-1).name : null, go: (where) => { view.where = where; view.found.more = false; view.reload(); } }),
     h("p", {}, button("Look again", view.reload)),
   ];
   return view;
@@ -43,13 +43,13 @@ function rule({ cron, zone, every_s: every, at }) {
 
 const columns = [
   { label: "Schedule", cell: (one) => [one.name, one.is_paused && mark("paused", "warn")] },
+  { label: "Do", cell: actions },
   { label: "When", cell: (one) => rule(one.schedule) },
   { label: "Tube", cell: (one) => tubeLink(one.schedule.tube) },
-  { label: "Next", cell: (one) => (one.is_paused ? "paused" : moment(one.next)) },
+  { label: "Next, in your time", cell: (one) => (one.is_paused ? "paused" : moment(one.next)) },
   { label: "Last", cell: (one) => (one.last ? [moment(one.last), " ", one.last_job ? jobLink(one.last_job) : ""] : "never") },
   { label: "Put", number: true, cell: (one) => count(one.put) },
   { label: "Skipped", number: true, cell: (one) => count(one.skipped) },
-  { label: "Do", cell: actions },
 ];
 
 function actions(one) {
@@ -72,5 +72,5 @@ function actions(one) {
         return `${one.name} is removed.`;
       },
     });
-  return h("span", { class: "buttons" }, button("Run now", () => act(run())), button(one.is_paused ? "Resume" : "Pause", () => act(pause())), button("Remove …", remove, { class: "dangerous" }));
+  return h("span", { class: "buttons" }, button("Run now", () => act(`Running ${one.name}`, run())), button(one.is_paused ? "Resume" : "Pause", () => act(`${one.is_paused ? "Resuming" : "Pausing"} ${one.name}`, pause())), button("Remove …", remove, { class: "dangerous" }));
 }

@@ -16,8 +16,9 @@ export function signInView() {
     "form",
     { key: "sign-in", class: "sign-in", onsubmit: submit },
     h("h1", {}, `Sign in to ${cluster}`),
+    state.signedOut && h("p", { class: "problem", role: "alert" }, state.signedOut),
     h("p", { class: "quiet" }, "With a token that an operator has made with ", h("code", {}, "raftd token create"), takesPasswords ? ", or with your name and password." : ". (Passwords are taken over TLS only.)"),
-    field({ name: "token", label: "Token", kind: "password", autocomplete: "off", value: given.token, oninput: change("token") }),
+    field({ name: "token", label: "Token: the content of the file", kind: "password", autocomplete: "off", created: (node) => node.focus(), value: given.token, oninput: change("token") }),
     takesPasswords && [
       field({ name: "user", label: "or name", autocomplete: "username", value: given.user, oninput: change("user") }),
       field({ name: "password", label: "and password", kind: "password", autocomplete: "current-password", value: given.password, oninput: change("password") }),
@@ -38,7 +39,6 @@ async function submit(event) {
   try {
     await signIn(given.token ? `Bearer ${given.token.trim()}` : basic(`${given.user}:${given.password}`), given.isReadOnly);
     given.token = given.password = "";
-    state.view.reload?.();
   } catch (problem) {
     given.problem = problem.status === 401 ? "That is not known here: it is mistyped, has expired, or was revoked." : problem.message;
   }

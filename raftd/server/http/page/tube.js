@@ -3,7 +3,7 @@
 import { call, get, path, withParameters } from "./api.js";
 import { act, ask, may, state, update } from "./app.js";
 import { spark } from "./charts.js";
-import { count, plural, rate, size, span } from "./format.js";
+import { about, count, moment, plural, rate, size, span } from "./format.js";
 import { h } from "./h.js";
 import { button, facts, field, jobLink, mark, pager, quiet, table, tile, tubeLink } from "./parts.js";
 
@@ -14,26 +14,29 @@ const JOBS_SHOWN = 50;
 const FRESH_MS = 2000;
 
 export function tubeView(name) {
-  const view = { title: name, name, policy: undefined, which: "ready", where: [""], jobs: null, problem: "", filter: { error: "", origin: "", from: "", before: "" }, dead: null, changes: "", asked: 0 };
+  const view = { title: name, name, policy: undefined, which: "", where: [""], jobs: null, problem: "", filter: { error: "", origin: "", from: "", before: "" }, dead: null, result: "", changes: "", asked: 0, counting: 0 };
   const isName = TUBE_NAME.test(name) && name.length <= 200;
-  view.reload = () => state.summary?.tube && loadJobs(view);
+  view.reload = () => view.which && loadJobs(view);
   // What the stream tells says when the rest is to be asked for again.
   view.heard = ({ tube: row }) => {
     if ((row?.tube.policy_version ?? 0) !== (view.policy?.version ?? 0)) loadPolicy(view);
     else view.policy ??= null;
-    const changes = row ? [row.tube.total_jobs, row.tube.deletes, ...STATES.map((which) => row.tube[which])].join(" ") : "";
-    if (changes !== view.changes && view.where.length === 1 && Date.now() - view.asked > FRESH_MS) {
+    if (!row) return;
+    view.which ||= STATES.find((which) => row.tube[which]) ?? "ready";
+    const changes = [row.tube.total_jobs, row.tube.deletes, ...STATES.map((which) => row.tube[which])].join(" ");
+    if ((changes !== view.changes || view.problem) && view.where.length === 1 && Date.now() - view.asked > FRESH_MS) {
       view.changes = changes;
       loadJobs(view);
     }
   };
   view.watch = () => (isName ? { tube: name } : {});
   view.render = () => {
-    const tube = state.summary?.tube?.tube;
     if (!isName) return [h("h1", {}, name), quiet("No tube can have this name.")];
+    const row = state.summary?.tube;
+    const tube = row?.tube;
     const heading = h("h1", {}, name, tube?.pause_left_s > 0 && mark(`paused for ${span(tube.pause_left_s)} more`, "warn"));
-    if (!state.summary) return [heading, quiet("Asking the node …")];
-    if (!tube) return [heading, quiet("There is no such tube now, or you may not look at it. A tube that was not declared goes when it is empty and unused."), putButton(view)];
+    if (row === undefined) return [heading, quiet("Asking the node …")];
+    if (!tube) return [heading, quiet("There is no such tube now, or you may not look at it. A tube that was not declared goes when it is empty and unused."), h("p", { class: "buttons" }, putButton(view))];
     return [
       heading,
       h("section", { "aria-label": "Why it does not drain", class: "diagnosis" }, h("ul", {}, diagnosis(tube, view.policy?.policy).map((text) => h("li", { key: text }, text)))),
@@ -75,25 +78,44 @@ async function loadJobs(view) {
 
 // -- why it does not drain ----------------------------------------------------------------------
 
+// Jobs that wait for less (seconds) do not wait.
+const WAITS_S = 2;
+
 function diagnosis(tube, its) {
   const said = [];
-  const held = its?.concurrency && tube.reserved >= its.concurrency;
-  if (tube.pause_left_s > 0) said.push(`It is paused: nothing is reserved from it for another ${span(tube.pause_left_s)}.`);
-  if (tube.ready && tube.ready <= tube.dead && !tube.watching) said.push("No worker watches it: its dead letters wait for somebody who looks at them.");
-  else if (tube.ready && !tube.watching && !tube.waiting) said.push(`No worker watches it: ${plural(tube.ready, "job is", "jobs are")} ready, and nobody takes them.`);
-  else if (held && tube.ready) said.push(`Its policy lets ${plural(its.concurrency, "job")} be reserved at once, and so many are. The others wait.`);
-  else if (tube.ready && tube.waiting && its?.rate) said.push(`Workers wait, and jobs are ready: its policy lets ${rate(its.rate)} a second through.`);
-  else if (tube.ready && !tube.waiting) said.push(`${tube.watching ? `It is watched ${plural(tube.watching, "time")}, and n` : "N"}o worker waits: all are busy. ${plural(tube.reserved, "job is", "jobs are")} reserved.`);
+  const works = tube.reserved > 0 || tube.out_per_s > 0 || tube.watching > 0 || tube.waiting > 0;
+  const waits = tube.ready > 0 && tube.oldest_s > WAITS_S;
+  const isPaused = tube.pause_left_s > 0;
+  const lettersOnly = tube.dead > 0 && tube.ready <= tube.dead;
+  if (isPaused) said.push(`It is paused: nothing is reserved from it for another ${span(tube.pause_left_s)}.`);
+  if (tube.ready && !works) {
+    said.push(lettersOnly ? "No worker watches it: its dead letters wait for somebody who looks at them." : `No worker watches it: ${plural(tube.ready, "job is", "jobs are")} ready, and nobody takes them.`);
+  } else if (waits && its?.concurrency && tube.reserved >= its.concurrency) {
+    said.push(`Its policy lets ${plural(its.concurrency, "job")} be reserved at once, and so many are. The others wait.`);
+  } else if (waits && tube.waiting && its?.rate) {
+    said.push(`Workers wait, and jobs are ready: its policy lets ${rate(its.rate)} a second through.`);
+  } else if (waits && !tube.waiting && !isPaused) {
+    said.push(`All workers are busy: ${plural(tube.reserved, "job is", "jobs are")} reserved, ${rate(tube.out_per_s)} a second are done. ${plural(tube.ready, "job waits", "jobs wait")}.`);
+  }
   if (!tube.ready && tube.delayed) said.push(`None of its jobs is ready: ${plural(tube.delayed, "is", "are")} delayed.`);
   if (!tube.ready && tube.reserved) said.push(`Workers hold what is left: ${plural(tube.reserved, "job")}.`);
-  if (tube.put_per_s > tube.deleted_per_s && tube.ready) said.push(`More comes in (${rate(tube.put_per_s)} a second) than goes out (${rate(tube.deleted_per_s)}).`);
+  if (works && waits && grows(tube.name)) said.push(`More comes in than goes out: ${rate(tube.in_per_s)} and ${rate(tube.out_per_s)} a second.`);
   if (tube.dead) said.push(`${plural(tube.dead, "of its jobs is", "of its jobs are")} dead: a policy has given up on them. Below they can be moved back.`);
   if (tube.buried) said.push(`${plural(tube.buried, "job is", "jobs are")} buried: nobody takes them until they are kicked.`);
-  if (!said.length) said.push(tube.ready ? "Jobs are ready and workers take them." : "It is empty: nothing waits.");
-  return said;
+  if (its?.dead_letter) said.push(`Its policy sends jobs that are dead to ${its.dead_letter}.`);
+  if (!tube.ready && !tube.delayed && !tube.reserved && !tube.buried) said.unshift("It is empty: nothing waits.");
+  return said.length ? said : ["Jobs are ready, and workers take them."];
+}
+
+// Whether more came than went, over the last minute at least.
+const MINUTE = 12;
+function grows(name) {
+  const points = state.points.get(name) ?? [];
+  return points.length >= MINUTE && points.slice(-MINUTE).reduce((sum, [came, went]) => sum + came - went, 0) > 0;
 }
 
 function tiles(tube) {
+  const points = state.points.get(tube.name) ?? [];
   return h(
     "div",
     { class: "tiles" },
@@ -101,10 +123,10 @@ function tiles(tube) {
     tile("Reserved", tube.reserved),
     tile("Delayed", tube.delayed),
     tile("Buried", tube.buried),
-    tile("Dead", tube.dead, "by its policy"),
-    tile("Oldest ready", span(tube.oldest_s)),
-    tile("In", rate(tube.put_per_s), ["per second ", spark(state.points.get(tube.name)?.map(([put]) => put), "jobs put in the last five minutes")]),
-    tile("Out", rate(tube.deleted_per_s), ["per second ", spark(state.points.get(tube.name)?.map(([, deleted]) => deleted), "jobs deleted in the last five minutes")]),
+    tile("Dead here", tube.dead),
+    tile("Oldest ready", about(tube.oldest_s)),
+    tile("In", rate(tube.in_per_s), ["per second ", spark(points.map(([came]) => came), "jobs that came in the last five minutes")]),
+    tile("Out", rate(tube.out_per_s), ["per second ", spark(points.map(([, went]) => went), "jobs that went in the last five minutes")]),
     tile("Waiting", tube.waiting, `watched ${plural(tube.watching, "time")}`),
     tile("Bodies", size(tube.bytes)),
   );
@@ -121,7 +143,7 @@ function actions(tube, view) {
     { class: "buttons" },
     putButton(view),
     manages && (tube.buried > 0 || tube.delayed > 0) && button("Kick …", () => kick(tube)),
-    manages && (isPaused ? button("Resume", () => act(pause(tube.name, 0)), { class: "main" }) : button("Pause …", () => askPause(tube.name))),
+    manages && (isPaused ? button("Resume", () => act(`Resuming ${tube.name}`, pause(tube.name, 0)), { class: "main" }) : button("Pause …", () => askPause(tube.name))),
     manages && tube.is_topic && button("Delete the tube …", () => remove(tube.name), { class: "dangerous" }),
   );
 }
@@ -147,6 +169,9 @@ function putButton({ name }) {
   );
 }
 
+// Few enough for one step of the node: else, when no buried ones are left, the next step would kick delayed ones.
+const KICKED_AT_ONCE = 500;
+
 function kick(tube) {
   const which = tube.buried ? "buried" : "delayed";
   ask({
@@ -154,15 +179,18 @@ function kick(tube) {
     text: `So many of its ${plural(tube[which], `${which} job`)} become ready, in their order.${tube.buried ? "" : " (None is buried.)"}`,
     verb: "Kick them",
     fields: [{ name: "count", label: "How many", kind: "number", min: 1, value: String(tube[which]), required: true }],
-    act: async ({ count: wanted }) => {
+    hasSteps: true,
+    act: async ({ count: wanted }, dialog) => {
       let left = Number(wanted);
       let kicked = 0;
-      while (left > 0) {
-        const step = Math.min(left, 1000);
+      while (left > 0 && !dialog.isStopped) {
+        const step = Math.min(left, KICKED_AT_ONCE);
         const done = (await call("POST", path("v1", "tubes", tube.name, "kick"), { count: step })).kicked;
         kicked += done;
-        left -= step;
-        if (done < step) break;
+        left -= done;
+        dialog.progress = `${count(kicked)} of ${count(Number(wanted))} kicked`;
+        update();
+        if (!done) break; // there are no more; the node may do fewer in one step
       }
       return `${plural(kicked, "job is", "jobs are")} ready.`;
     },
@@ -204,39 +232,58 @@ function jobs(tube, view) {
     Object.assign(view, { which, where: [""], jobs: null });
     loadJobs(view);
   };
+  const deaths = tube.dead
+    ? [
+        { label: "Died", cell: (job) => (job.death ? moment(job.death.at) : "") },
+        { label: "In", cell: (job) => (job.death ? tubeLink(job.death.tube) : "") },
+      ]
+    : [{ label: "Priority", number: true, cell: (job) => job.priority }];
+  const times = view.which === "ready" || view.which === "buried" ? [] : [{ label: view.which === "reserved" ? "Time left" : "Ready in", number: true, cell: (job) => span(job.left_s) }];
   const columns = [
     { label: "Job", cell: (job) => [jobLink(job.id), job.death && mark("dead", "problem")] },
     { label: "Put", cell: (job) => `${span(job.age_s)} ago` },
-    { label: "Priority", number: true, cell: (job) => job.priority },
-    { label: "Failed", number: true, cell: (job) => job.attempts },
-    { label: view.which === "reserved" ? "Time left" : "Ready in", number: true, cell: (job) => (job.left_s === null ? "" : span(job.left_s)) },
-    { label: "Last error", cell: (job) => job.error ?? "" },
+    ...deaths,
+    ...times,
+    { label: "Failed", number: true, cell: (job) => job.death?.attempts ?? job.attempts },
+    { label: "Last error", cell: (job) => job.error ?? (job.death ? REASONS[job.death.reason] : "") },
   ];
   return [
     h("p", { class: "choice", role: "group", "aria-label": "State" }, STATES.map((which) => button(`${which} ${count(tube[which])}`, () => choose(which), { key: which, "aria-pressed": String(which === view.which) })), button("Look again", () => loadJobs(view))),
-    view.problem && h("p", { class: "problem", role: "alert" }, view.problem),
+    view.problem && h("p", { class: "problem", role: "alert" }, `The jobs could not be looked at. ${view.problem}`),
     view.jobs && table({ caption: `Jobs that are ${view.which}`, columns, rows: view.jobs.jobs, key: (job) => job.id, empty: view.jobs.more ? "None of these: go on to the next page." : `No job is ${view.which}.` }),
-    view.jobs && pager({ where: view.where, next: view.jobs.more ? view.jobs.after : null, go: (where) => { view.where = where; loadJobs(view); } }),
+    view.jobs && pager({ where: view.where, next: view.jobs.more ? view.jobs.after : null, go: (where) => { view.where = where; view.jobs.more = false; loadJobs(view); } }),
   ];
 }
 
 // -- what is dead or buried ---------------------------------------------------------------------
 
-const NAMES = { move: "Move them back to where they died", kick: "Kick them here", delete: "Delete them" };
+const REASONS = { attempts: "its attempts were used up", expired: "its time to live was over", overflow: "its tube was full" };
 
 function dead(tube, view) {
-  const letters = view.policy?.policy.dead_letter;
   const change = (what) => (value) => {
     view.filter[what] = value;
-    view.dead = null; // what was counted does not fit any more
+    view.counting += 1;
+    Object.assign(view, { dead: null, result: "" }); // what was counted does not fit any more
     update();
   };
-  if (!tube.dead && !tube.buried && !view.dead) return letters ? [h("h2", {}, "Dead letters"), h("p", {}, "Its dead jobs go to ", tubeLink(letters), ".")] : null;
+  if (!tube.dead && !tube.buried && !view.dead && !view.result) return null;
   const inputs = [["error", "Error contains", "text"], ["origin", "Died in the tube", "text"], ["from", "Dead since", "datetime-local"], ["before", "Dead before", "datetime-local"]];
+  const origins = [...new Set((view.jobs?.jobs ?? []).map((job) => job.death?.tube).filter(Boolean))];
+  const submit = (event) => {
+    event.preventDefault();
+    act("Counting", countDead(view));
+  };
   return [
     h("h2", {}, "Dead letters and buried jobs"),
-    letters && h("p", {}, "Its own dead jobs go to ", tubeLink(letters), "."),
-    h("div", { class: "filters" }, inputs.map(([what, label, kind]) => field({ name: what, label, kind, value: view.filter[what], oninput: change(what) })), button("Yesterday", () => yesterday(view)), button("Count", () => act(countDead(view)), { class: "main" })),
+    h(
+      "form",
+      { class: "filters", onsubmit: submit },
+      inputs.map(([what, label, kind]) => field({ name: what, label, kind, value: view.filter[what], oninput: change(what), list: what === "origin" ? "origins" : null })),
+      h("datalist", { id: "origins" }, origins.map((origin) => h("option", { key: origin, value: origin }))),
+      button("Yesterday", () => yesterday(view)),
+      h("button", { type: "submit", class: "main" }, "Count"),
+    ),
+    view.result && h("p", { class: "result", role: "status" }, view.result),
     view.dead && counted(view),
   ];
 }
@@ -248,65 +295,113 @@ function yesterday(view) {
     return `${date.getFullYear()}-${String(date.getMonth() + 1).padStart(2, "0")}-${String(date.getDate()).padStart(2, "0")}T00:00`;
   };
   Object.assign(view.filter, { from: day(1), before: day(0) });
-  act(countDead(view));
+  act("Counting", countDead(view));
 }
 
 // As the node takes it: a moment with a zone.
 const exact = (local) => (local ? new Date(local).toISOString() : "");
 
+// Jobs that fit are dead letters, or buried: those that can be moved, and those that can be kicked.
 async function countDead(view) {
   const { error, origin, from, before } = view.filter;
+  const counting = (view.counting += 1);
+  Object.assign(view, { dead: null, result: "" });
+  if (from && before && from > before) throw new Error("“Dead since” is after “Dead before”.");
   const which = { error, origin, from: exact(from), before: exact(before), up_to: "", after: "" };
-  let total = 0;
+  let [total, buried] = [0, 0];
   for (;;) {
     const found = await get(path("v1", "tubes", view.name, "dead"), which);
     total += found.count;
+    buried += found.buried;
     Object.assign(which, { before: found.before, up_to: found.up_to, after: found.after });
     if (!found.more) break;
   }
-  view.dead = { total, which };
+  // The filter may be another by now.
+  if (view.counting === counting) view.dead = { letters: total - buried, buried, which, filter: told({ error, origin, from, before }) };
+}
+
+// The filter in words.
+function told({ error, origin, from, before }) {
+  const parts = [error && `whose error contains “${error}”`, origin && `that died in ${origin}`, from && `dead since ${from.replace("T", " ")}`, before && `dead before ${before.replace("T", " ")}`];
+  return parts.filter(Boolean).join(", ");
 }
 
 function counted(view) {
-  const { total } = view.dead;
+  const { letters, buried } = view.dead;
+  const found = [letters && plural(letters, "dead letter"), buried && plural(buried, "buried job")].filter(Boolean).join(" and ");
+  if (!found) return h("p", { role: "status" }, "No job fits the filter.");
   const manages = may("manage", view.name);
+  const why = state.session.is_read_only ? "You only look: to move or delete them, sign in again without that." : "To move or delete them one needs the right to manage the tube.";
   return h(
     "div",
     { class: "counted" },
-    h("p", { role: "status" }, total ? `${plural(total, "job fits", "jobs fit")} the filter now. What dies or is buried later is not touched.` : "No job fits the filter."),
-    total > 0 && manages && h("p", { class: "buttons" }, Object.entries(NAMES).map(([action, text]) => button(`${text} …`, () => replay(view, action), { key: action, class: action === "delete" ? "dangerous" : null }))),
-    total > 0 && !manages && quiet("To move or delete them one needs the right to manage the tube."),
+    h("p", { role: "status" }, `${found} ${letters + buried === 1 ? "fits" : "fit"} the filter now. What dies later is not touched${buried ? ", nor is what is put and buried later" : ""}.`),
+    manages
+      ? h(
+          "p",
+          { class: "buttons" },
+          letters > 0 && button("Move back …", () => replay(view, "move"), { key: "move" }),
+          buried > 0 && button("Kick …", () => replay(view, "kick"), { key: "kick" }),
+          button("Delete …", () => replay(view, "delete"), { key: "delete", class: "dangerous" }),
+        )
+      : quiet(why),
   );
 }
 
-const TEXTS = {
-  move: (total) => `${plural(total, "dead letter goes", "dead letters go")} back to the tube where they died, with all their attempts. Buried jobs that were never dead letters stay.`,
-  kick: (total) => `${plural(total, "job becomes", "jobs become")} ready in this tube.`,
-  delete: (total) => `${plural(total, "job is", "jobs are")} gone for good, with their bodies.`,
+// What is done with how many of those that were counted.
+const DEEDS = {
+  move: {
+    title: ({ letters }) => `Move ${plural(letters, "dead letter")} back?`,
+    text: ({ letters, filter }, name) => `${plural(letters, "dead letter goes", "dead letters go")} from ${name} back to where they died${filter && ` (those ${filter})`}, with all their attempts. What has no room there stays here. Buried jobs that never died stay, too.`,
+    count: ({ letters }) => letters,
+    verb: "Move",
+    done: (done, left) => `${plural(done, "job")} moved back.${left > 0 ? ` ${plural(left, "job stays", "jobs stay")} here: the tube where they died is full, or they never died.` : ""}`,
+  },
+  kick: {
+    title: ({ buried }) => `Kick ${plural(buried, "buried job")}?`,
+    text: ({ buried, filter }) => `${plural(buried, "buried job becomes", "buried jobs become")} ready in this tube${filter && ` (those ${filter})`}. Dead letters are ready already, and stay as they are.`,
+    count: ({ buried }) => buried,
+    verb: "Kick",
+    done: (done) => `${plural(done, "job")} kicked.`,
+  },
+  delete: {
+    title: ({ letters, buried }) => `Delete ${plural(letters + buried, "job")}?`,
+    text: ({ letters, buried, filter }) => `${plural(letters + buried, "job is", "jobs are")} gone for good, with ${letters + buried === 1 ? "its body" : "their bodies"}${filter && ` (those ${filter})`}.`,
+    count: ({ letters, buried }) => letters + buried,
+    verb: "Delete",
+    done: (done) => `${plural(done, "job")} deleted.`,
+  },
 };
 
 function replay(view, action) {
-  const { total, which } = view.dead;
+  const [found, deed] = [view.dead, DEEDS[action]];
+  const total = deed.count(found);
   ask({
-    title: `${NAMES[action]}?`,
-    text: TEXTS[action](total),
-    verb: action === "delete" ? `Delete ${count(total)}` : action === "kick" ? `Kick ${count(total)}` : `Move ${count(total)}`,
+    title: deed.title(found),
+    text: deed.text(found, view.name),
+    verb: `${deed.verb} ${count(total)}`,
     isDangerous: action === "delete",
-    act: async () => {
-      const { error, origin, from, before, up_to: upTo } = which;
+    hasSteps: true,
+    act: async (values, dialog) => {
+      const { error, origin, from, before, up_to: upTo } = found.which;
       const wanted = { action, error, up_to: upTo, after: 0, ...(origin && { origin }), ...(from && { from }), ...(before && { before }) };
-      let [done, skipped] = [0, 0];
-      for (;;) {
-        const step = await call("POST", path("v1", "tubes", view.name, "replay"), wanted);
-        done += step.done;
-        skipped += step.skipped;
-        wanted.after = step.after;
-        if (state.dialog) state.dialog.progress = `${count(done)} of ${count(total)} done`;
-        update();
-        if (!step.more) break;
+      let [done, left] = [0, 0];
+      try {
+        for (let more = true; more && !dialog.isStopped; update()) {
+          const step = await call("POST", path("v1", "tubes", view.name, "replay"), wanted);
+          done += step.done;
+          left += step.skipped;
+          wanted.after = step.after;
+          more = step.more;
+          dialog.progress = `${count(done)} of ${count(total)} done`;
+        }
+      } catch (problem) {
+        problem.message = `${plural(done, "job")} of ${count(total)} certainly done. ${problem.message} Then count again, and go on.`;
+        throw problem;
+      } finally {
+        view.dead = null; // it does not fit any more
       }
-      view.dead = null;
-      return `${count(done)} done${skipped ? `, ${count(skipped)} left: there is nowhere to go, or it is full` : ""}.`;
+      view.result = deed.done(done, left) + (dialog.isStopped ? ` Stopped: of ${count(total)} the rest is as it was. Count again to go on.` : "");
     },
   });
 }
@@ -338,13 +433,14 @@ function change(view) {
 }
 
 function unset(view) {
+  const { version } = view.policy;
   ask({
     title: `Take the policy of ${view.name} away?`,
     text: "The tube behaves as beanstalkd's tubes do from then on. Jobs that are dead stay so.",
     verb: "Take it away",
     isDangerous: true,
     act: async () => {
-      await call("DELETE", withParameters(path("v1", "tubes", view.name, "policy"), { version: view.policy.version }));
+      await call("DELETE", withParameters(path("v1", "tubes", view.name, "policy"), { version }));
       return "The tube has no policy any more.";
     },
   });

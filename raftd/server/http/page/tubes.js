@@ -1,6 +1,6 @@
 // All tubes: sorted, filtered and paged by the node, however many there are.
 
-import { state, update } from "./app.js";
+import { live, state, update } from "./app.js";
 import { spark } from "./charts.js";
 import { count, plural, rate, span } from "./format.js";
 import { h } from "./h.js";
@@ -21,9 +21,9 @@ const COLUMNS = [
   number("Delayed", "delayed", ({ tube }) => jobs(tube.delayed)),
   number("Buried", "buried", ({ tube }) => jobs(tube.buried)),
   number("Dead", "dead", ({ tube }) => jobs(tube.dead)),
-  number("In /s", "put", ({ tube }) => rate(tube.put_per_s)),
-  number("Out /s", "deleted", ({ tube }) => rate(tube.deleted_per_s)),
-  { label: "5 minutes", cell: ({ tube }) => spark(state.points.get(tube.name)?.map(([put]) => put), `jobs put into ${tube.name}, now ${rate(tube.put_per_s)} per second`) },
+  number("In /s", "in", ({ tube }) => rate(tube.in_per_s)),
+  number("Out /s", "out", ({ tube }) => rate(tube.out_per_s)),
+  { label: "5 minutes", title: "jobs that come in", cell: ({ tube }) => spark(state.points.get(tube.name)?.map(([came]) => came), `jobs that come into ${tube.name}, now ${rate(tube.in_per_s)} per second`) },
   number("Oldest", "oldest", ({ tube }) => span(tube.oldest_s)),
   number("Waiting", "waiting", ({ tube }) => jobs(tube.waiting)),
 ];
@@ -31,6 +31,8 @@ const COLUMNS = [
 export function tubesView(wanted = "") {
   if (HAVING.some(([key]) => key === wanted)) Object.assign(chosen, { having: wanted, where: [""] });
   const change = (what) => {
+    live.watch(null); // what it still tells is of the page before
+    if (state.summary) state.summary.more = false;
     Object.assign(chosen, { where: [""], ...what });
     update();
   };
@@ -49,7 +51,7 @@ export function tubesView(wanted = "") {
           field({ name: "having", label: "Show", kind: "select", options: HAVING, value: chosen.having, oninput: (having) => change({ having }) }),
           summary?.queue && quiet(`${plural(summary.queue.tubes, "tube")} in all`),
         ),
-        !summary
+        !summary?.tubes
           ? quiet("Asking the node …")
           : table({
               caption: "Tubes",

@@ -62,7 +62,7 @@ function all(view) {
         key: (record) => record.number,
         empty: "Nothing yet.",
       }),
-    view.records && pager({ where: view.where, next: view.records.more ? view.records.records.at(-1).number : null, go: (where) => { view.where = where; view.reload(); } }),
+    view.records && pager({ where: view.where, next: view.records.more ? view.records.records.at(-1).number : null, go: (where) => { view.where = where; view.records.more = false; view.reload(); } }),
     h("p", {}, button("Look again", view.reload)),
     !view.records && !view.problem && quiet("Asking the node …"),
   ];
