@@ -65,7 +65,8 @@ class Tubes:
         self._granted = Patterns(grant.tubes for grant in own if not grant.is_denied)
         self._denied = Patterns(grant.tubes for grant in own if grant.is_denied)
 
-    def __contains__(self, tube: str) -> bool:
+    def __contains__(self, tube: object) -> bool:
+        assert isinstance(tube, str)
         return self._granted.fit(tube) and not self._denied.fit(tube)
 
 

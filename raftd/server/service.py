@@ -260,7 +260,7 @@ class RaftdService(service.MultiService):
         samples = internet.TimerService(SAMPLE_S, self._sample, history)
         samples.clock = clock
         samples.setServiceParent(self)
-        table, sessions = TubeTable(history), BrowserSessions(clock, self.config.cluster, self.node_id)
+        table, sessions = TubeTable(clock, history), BrowserSessions(clock, self.config.cluster, self.node_id)
         self._callers = Callers(node, clock, self._http.authentication, sessions)
         self._http_handlers = (
             Topics(node, clock, counters, self.config.topics_leader_only, self._http_address).handles,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import time
 from typing import Any
 
@@ -413,3 +414,92 @@ def test_colours_are_chosen_and_kept(cluster, opened):
     page.reload()
     page.get_by_role("button", name="Change to light colours").wait_for()
     assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "dark"
+
+
+# -- what went wrong once ---------------------------------------------------------------------------
+
+
+def buried(queue: Client, tube: str, count: int) -> None:
+    for number in range(count):
+        queue.put(tube, str(number))
+    for _ in range(count):
+        queue.reserve(tube).bury()
+
+
+def test_a_node_that_hangs_is_noticed(tmp_path, opened):
+    with ProcessCluster(tmp_path, 3) as cluster:
+        cluster.leader()
+        page = opened(origin(cluster, 1), "#/nodes", misses=True)
+        page.get_by_text("3 nodes, all heard.").wait_for()
+        cluster.running[1].process.send_signal(signal.SIGSTOP)
+        page.locator(".banner", has_text="Node 1 has not answered for").wait_for()
+        page.wait_for_url(re.compile(rf"^{origin(cluster, 2)}|^{origin(cluster, 3)}"))
+        said(page, "Node 1 did not answer: this is node")
+
+
+def test_a_count_of_another_filter_is_not_acted_on(cluster, queue, opened):
+    buried(queue, "filtered", 2)
+    page = opened(origin(cluster, 1), "#/tube/filtered")
+    page.get_by_text("2 jobs are buried").wait_for()
+
+    def slowly(route: Any) -> None:
+        time.sleep(1)
+        route.continue_()
+
+    page.route("**/dead?**", slowly)
+    press(page, "Count")
+    page.get_by_label("Error contains").fill("no job has this error")
+    page.wait_for_timeout(2_000)  # until the answer to the first count is there
+    assert page.get_by_text("the filter now").count() == 0
+    press(page, "Count")
+    page.get_by_text("No job fits the filter.").wait_for()
+
+
+def test_what_is_stopped_in_the_middle_says_how_far_it_came(cluster, queue, opened):
+    buried(queue, "many-buried", 3)
+    page = opened(origin(cluster, 1), "#/tube/many-buried")
+    press(page, "Count")
+    page.get_by_text("3 buried jobs fit the filter now.").wait_for()
+    # more steps than three jobs would take
+    page.route("**/replay", lambda route: route.fulfill(json={"done": 1, "skipped": 0, "after": 1, "more": True}))
+    press(page, "Delete …")
+    page.get_by_text("3 jobs are gone for good").wait_for()
+    confirm(page, "Delete 3")
+    page.locator("dialog [role=status]").wait_for()
+    confirm(page, "Stop")
+    page.get_by_text("Count again to go on.").wait_for()
+    assert page.locator("dialog").count() == 0
+    assert queue.stats("many-buried").buried == 3
+
+
+def test_a_double_click_puts_one_job(cluster, queue, opened):
+    page = opened(origin(cluster, 1), "#/tube/doubled")
+    press(page, "Put a job …")
+    page.get_by_label("Body").fill("once")
+    page.locator("dialog").get_by_role("button", name="Put it").dblclick()
+    said(page, "is put.")
+    page.locator("dialog").wait_for(state="detached")
+    assert queue.stats("doubled").ready == 1
+
+
+def test_a_large_number_in_a_body_is_shown_as_it_is(cluster, queue, opened):
+    id = queue.put("exact", '{"id": 12345678901234567890}')
+    page = opened(origin(cluster, 1), f"#/job/{id}")
+    page.locator("pre.body").wait_for()
+    assert page.locator("pre.body").inner_text() == '{"id": 12345678901234567890}'
+
+
+def test_quick_pages_are_not_the_same_page(cluster, queue, opened):
+    for number in range(160):
+        queue.put(f"quick-{number:03}", "x")
+    page = opened(origin(cluster, 2), "#/tubes")
+    page.get_by_label("Name contains").fill("quick-")
+    page.get_by_role("button", name="Tube", exact=True).click()
+    until(page, 'document.querySelectorAll("tbody tr").length === 50')
+    for _ in range(5):
+        page.keyboard.press("n")
+    wait_for(lambda: page.locator("tbody th").first.inner_text() == f"quick-{50 * (number_of_page(page) - 1):03}", what="the page it says")
+
+
+def number_of_page(page: Any) -> int:
+    return int(page.locator(".pager span").inner_text().removeprefix("page "))

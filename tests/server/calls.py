@@ -25,7 +25,7 @@ def router_of(node: Node, clock: Any, counters: Counters, sessions: BrowserSessi
     """All of `/v1` at this node."""
     history = History(lambda: node.machine, node.job_events, node.gateway.commit_s, node.write_s)
     own = sessions if sessions is not None else BrowserSessions(clock, "sim", node.config.node)
-    return v1(node, clock, counters, TubeTable(history), own, Dashboard.FULL)
+    return v1(node, clock, counters, TubeTable(clock, history), own, Dashboard.FULL)
 
 
 class FakeStream:

@@ -32,7 +32,7 @@ class Page:
         clock: Any = cluster.processes[node].store._clock
         self.history = History(lambda: self.node.machine, self.node.job_events, self.node.gateway.commit_s, self.node.write_s)
         self.reporter = EventReporter(node, Counters(), lambda configuration: None, lambda: None)
-        self.summary = Summary(self.node, clock, TubeTable(self.history), self.reporter, lambda node: f"host:{node}")
+        self.summary = Summary(self.node, clock, TubeTable(clock, self.history), self.reporter, lambda node: f"host:{node}")
 
     def ask(self, path: str, method: str = "GET", login: Login | None = None) -> FakeCall:
         call = FakeCall(method, path, None, {})
@@ -148,7 +148,7 @@ def test_changes_of_roles_are_told_at_once():
     cluster.run(10)
     stream.told()
     page.reporter._tell("role", "", role="candidate", term=7, leader=0, reason="why")
-    cluster.run(10)
+    assert cluster.run(1_000, lambda: stream.written)  # as soon as it may cost something again
     assert newest(stream)["roles"][-1] == {**newest_role(page), "role": "candidate", "term": 7, "leader": 0, "reason": "why"}
 
 
@@ -260,22 +260,49 @@ def test_the_oldest_of_the_ready_jobs_is_told_whatever_its_priority():
     assert view.oldest_s == (machine.now_ms - machine.jobs[1].created_ms) / 1000 > 4
 
 
-def everything(found: Any) -> Any:
-    return found
-
-
 def test_an_order_is_made_once_for_all_who_look(monkeypatch):
     cluster, page = opened()
     put(cluster, "a")
     table, machine = page.summary._table, page.node.machine
     now = [1_000.0]
     monkeypatch.setattr("raftd.server.http.tables.time.monotonic", lambda: now[0])
-    wanted = TubePage(sort="ready")
-    assert [tube.name for tube in table.page(machine, wanted, everything).tubes] == ["a", "default"]
+
+    def names() -> list[str]:
+        found: list[list[str]] = []
+        table.refresh(
+            machine, "ready", lambda: found.append([tube.name for tube in table.page(machine, TubePage(sort="ready"), None).tubes])
+        )
+        cluster.run(20)
+        (one,) = found
+        return one
+
+    assert names() == ["a", "default"]
     put(cluster, "default", 2)
-    assert [tube.name for tube in table.page(machine, wanted, everything).tubes] == ["a", "default"]  # as it was
+    assert names() == ["a", "default"]  # as it was
     now[0] += ORDER_FRESH_S
-    assert [tube.name for tube in table.page(machine, wanted, everything).tubes] == ["default", "a"]
+    assert names() == ["default", "a"]
+
+
+def test_an_order_of_many_tubes_is_made_in_slices_and_paged_as_one(monkeypatch):
+    monkeypatch.setattr("raftd.server.http.tables.RUN_TUBES", 4)
+    cluster, page = opened()
+    for number in range(11):
+        put(cluster, f"t{number:02}", number % 5 + 1)
+    table, machine = page.summary._table, page.node.machine
+    done: list[int] = []
+    for waiting in range(2):
+        table.refresh(machine, "ready", lambda waiting=waiting: done.append(waiting))
+    assert done == []
+    assert cluster.run(100, lambda: done == [0, 1])
+    found, after = [], ""
+    while True:
+        rows = table.page(machine, TubePage(sort="ready", limit=3, after=after, having="ready"), None)
+        found += [(-len(tube.ready), tube.name) for tube in rows.tubes]
+        after = rows.after
+        if not rows.more:
+            break
+    assert found == sorted(found)
+    assert len(found) == 11
 
 
 @pytest.mark.parametrize("sort", ["name", "ready", "bytes", "in", "oldest", "waiting"])
@@ -286,7 +313,7 @@ def test_pages_hold_each_tube_once(sort):
     page.sample()
     machine, found, after = page.node.machine, [], ""
     while True:
-        rows = page.summary._table.page(machine, TubePage(sort=sort, limit=3, contains="t", after=after), everything)
+        rows = page.summary._table.page(machine, TubePage(sort=sort, limit=3, contains="t", after=after), None)
         found += [tube.name for tube in rows.tubes]
         after = rows.after
         if not rows.more:

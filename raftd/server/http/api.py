@@ -7,7 +7,6 @@ left, and then to its token alone: a caller who hung up before that strands no j
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from hashlib import sha256
 from itertools import islice
 from time import time
@@ -153,10 +152,18 @@ class Api(QueueApi):
         check_place(page)
 
         def query(machine: StateMachine, now_ms: int) -> s.TubeList:
-            rows = self._table.page(machine, page, partial(ask.seen, machine))
+            rows = self._table.page(machine, page, ask.readable(machine))
             return s.TubeList([self._table.view(machine, tube, now_ms) for tube in rows.tubes], rows.more, rows.after)
 
-        self._read(ask, query, lambda found: ask.call.say(200, found), lambda machine: looked_at(machine, len(machine.tubes)) + page.limit)
+        def read() -> None:
+            self._read(
+                ask, query, lambda found: ask.call.say(200, found), lambda machine: looked_at(machine, len(machine.tubes)) + page.limit
+            )
+
+        if page.sort == "name":
+            read()
+        else:
+            self._table.refresh(self._node.machine, page.sort, read)
 
     @route("PUT", "/v1/tubes/{tube}", Needs.USER, s.TubeView, problems=("no-such-tube", *LATE), links=_TUBE_LINKS)
     def _declare(self, ask: Ask) -> None:

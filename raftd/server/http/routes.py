@@ -5,7 +5,7 @@ made from it (`openapi.py`), so that the two cannot differ.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from enum import Enum, auto
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
@@ -136,6 +136,11 @@ class Ask:
     def seen(self, machine: StateMachine, tubes: Iterable[str]) -> Iterable[str]:
         """Those of the names of `tubes` that the caller may look at."""
         return machine.access.seen(self.call.login, tubes, machine.now_ms)
+
+    def readable(self, machine: StateMachine) -> Container[str] | None:
+        """The names of all tubes that the caller may look at; None: of all."""
+        access = machine.access
+        return access.tubes(self.call.login, Right.READ, machine.now_ms) if access.is_on else None
 
     def may(self, machine: StateMachine, tube: str, *rights: Right) -> bool:
         """Whether he has any of these rights to it."""

@@ -220,6 +220,23 @@ class Summary:
         looking = self._due.popleft()
         if self._due:
             self._clock.callLater(0, self._tell_next)
+        if looking in self._looking and looking.view.limit:
+            self._table.refresh(self._node.machine, looking.view.sort, partial(self._tell, looking))
+        else:
+            self._tell(looking)
+
+    def _tell(self, looking: Looking) -> None:
+        wait_s = looking.not_before_s - self._clock.seconds()
+        if looking not in self._looking or looking.is_put_off:
+            return
+        if wait_s > 0:
+            looking.is_put_off = True
+            self._clock.callLater(wait_s, self._tell_at_last, looking)
+        else:
+            looking.tell(self._node, self._clock.seconds())
+
+    def _tell_at_last(self, looking: Looking) -> None:
+        looking.is_put_off = False
         if looking in self._looking:
             looking.tell(self._node, self._clock.seconds())
 
@@ -236,9 +253,8 @@ class Summary:
         tubes: list[Tube] = []
         after, more = "", False
         if view.limit:
-            tubes, after, more = self._table.recent_page(
-                machine, view, lambda names: machine.access.seen(looking.login, names, machine.now_ms)
-            )
+            his = machine.access.tubes(looking.login, Right.READ, machine.now_ms) if machine.access.is_on else None
+            tubes, after, more = self._table.recent_page(machine, view, his)
         own = machine.tubes.get(view.tube or "")
         if own is not None and not machine.access.allows(looking.login, Right.READ, own.name, machine.now_ms):
             own = None
@@ -307,7 +323,10 @@ class Looking:
         self._session = call.session
         self._summary = summary
         self._is_paused = False
-        self._told_s = self._not_before_s = 0.0
+        self._told_s = 0.0
+        #: It is not told earlier, for it costs much; and whether that is why it waits.
+        self.not_before_s = 0.0
+        self.is_put_off = False
 
     def tell(self, node: Node, clock_s: float) -> None:
         """How it is now. A page that does not keep up misses it; who may not look any more is told that, and nothing else."""
@@ -320,10 +339,10 @@ class Looking:
             self.stream.write(encode_event("over", {}))
             self._summary.forget(self)
             self.stream.finish()
-        elif clock_s >= self._not_before_s:
+        else:
             began_s = time.perf_counter()
             self.stream.write(encode_event("summary", self._summary.describe(self)))
-            self._not_before_s = clock_s + (time.perf_counter() - began_s) / PAGE_SHARE
+            self.not_before_s = clock_s + (time.perf_counter() - began_s) / PAGE_SHARE
 
     def pauseProducing(self) -> None:
         """It does not keep up."""
