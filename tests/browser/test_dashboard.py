@@ -137,6 +137,7 @@ def test_hundreds_of_tubes_are_sorted_filtered_and_paged_by_the_node(cluster, qu
     assert page.locator("tbody tr").count() == 50
     press(page, "Next →")
     page.get_by_text("page 2").wait_for()
+    page.locator("#page-next:enabled").wait_for()  # where the next page begins is known when this one is there
     page.keyboard.press("n")
     page.get_by_text("page 3").wait_for()
     until(page, """document.querySelectorAll("tbody tr").length === 20""")
