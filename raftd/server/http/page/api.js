@@ -10,21 +10,18 @@ export class Problem extends Error {
 }
 
 // What only pages of this node know, once somebody has signed in. (Other ports of the host get the cookie, and not this.)
+// Another tab may have signed in since, so it is looked up each time.
 const SECRET = "raftd-secret";
-let secret = localStorage.getItem(SECRET) ?? "";
+const secret = () => localStorage.getItem(SECRET) ?? "";
 
-export const hasSecret = () => secret !== "";
-
-export function useSecret(text) {
-  secret = text;
-  localStorage.setItem(SECRET, text);
-}
+export const hasSecret = () => secret() !== "";
+export const useSecret = (text) => localStorage.setItem(SECRET, text);
 
 // The node answers within five seconds, or it hangs.
 const ANSWER_MS = 15_000;
 
 export async function call(method, path, body, headers = {}) {
-  const options = { method, headers: { "Raftd-Page": secret, ...headers }, credentials: "same-origin", cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS) };
+  const options = { method, headers: { "Raftd-Page": secret(), ...headers }, credentials: "same-origin", cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS) };
   if (body !== undefined) {
     options.headers["Content-Type"] = "application/json";
     options.body = JSON.stringify(body);
@@ -100,7 +97,7 @@ const AGAIN_MS = 3000;
 // A stream that is refused does not say why; a call does.
 async function whyRefused(path) {
   const stop = new AbortController();
-  const answer = await fetch(path, { signal: stop.signal, headers: { "Raftd-Page": secret } });
+  const answer = await fetch(path, { signal: stop.signal, headers: { "Raftd-Page": secret() } });
   const body = answer.ok ? null : await answer.json();
   stop.abort();
   return body && new Problem(answer.status, body);
