@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from types import FrameType
 
@@ -13,6 +14,7 @@ STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STOP_BY_PARENT = signal.SIGUSR1
 
 _registered: list[int] = []
+_forking = threading.local()
 _has_parent = False
 
 
@@ -41,14 +43,24 @@ def _handle(numbers: tuple[signal.Signals, ...], call: Callable[[int], object]) 
     for known in numbers:
         signal.signal(known, handler)
     if not _registered:
-        os.register_at_fork(after_in_child=_as_ever)
+        os.register_at_fork(before=_hold_back, after_in_parent=_let_through, after_in_child=_as_ever)
     _registered.extend(numbers)
+
+
+def _hold_back() -> None:
+    """One that comes while a process is forked, and its handlers are the worker's still, would be lost there: nothing would end it."""
+    _forking.masks = [*getattr(_forking, "masks", []), signal.pthread_sigmask(signal.SIG_BLOCK, _registered)]
+
+
+def _let_through() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.masks.pop())
 
 
 def _as_ever() -> None:
     for number in _registered:
         signal.signal(number, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
+    _let_through()
 
 
 def name_of(number: int) -> str:

@@ -332,6 +332,25 @@ def test_a_function_may_fork(queue, workers):
     assert workers.end(process)[0] == 0
 
 
+ENDED_AT_ONCE = """
+import os, signal, time
+os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))  # before any handler is changed there
+from raftd.work import signals
+signals.on_stop(lambda number: None)
+child = os.fork()
+if not child:
+    time.sleep(20)  # it is ended before
+    os._exit(0)
+print(os.WTERMSIG(os.waitpid(child, 0)[1]), signal.pthread_sigmask(signal.SIG_BLOCK, []))
+"""
+
+
+def test_a_process_of_a_function_that_is_ended_at_once_ends():
+    """It had the worker's handlers for a moment, which took the signal and did nothing: whoever waited for its end waited for ever."""
+    said = subprocess.run([sys.executable, "-c", ENDED_AT_ONCE], capture_output=True, text=True, timeout=30, check=True).stdout
+    assert said == f"{int(signal.SIGTERM)} set()\n"
+
+
 @pytest.mark.parametrize("verb", ["thread", "convert"])
 def test_a_task_is_released_whatever_it_makes_of_its_end(verb, queue, workers):
     job = queue.put(workers.tube, verb)
