@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +197,8 @@ def workers(cluster: LocalCluster, tmp_path: Path, request: pytest.FixtureReques
     workers = Workers(tmp_path, url(cluster), f"w{abs(hash(request.node.nodeid)):x}")
     yield workers
     for process in workers.processes:
-        if process.poll() is None:
-            process.kill()
+        with suppress(ProcessLookupError):  # what it has left behind would hold its output open
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
 
