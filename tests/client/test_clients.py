@@ -336,9 +336,9 @@ def test_what_was_pushed_and_not_taken_is_released(queue, tube):
 
 def test_a_job_is_touched_while_its_worker_is_busy(queue, tube):
     """Other clients send no heartbeat while a worker is busy."""
-    id = queue.put(tube, "long", ttr=1)
+    id = queue.put(tube, "long", ttr=3)
     job = queue.reserve(tube, timeout=5)
-    wait_for(lambda: queue.peek(id).age > 2.6, 10, "time passes")
+    wait_for(lambda: queue.peek(id).age > 3.4, 10, "time passes")
     assert (queue.peek(id).state, queue.peek(id).timeouts) == ("reserved", 0)
     job.delete()
 
