@@ -1143,7 +1143,12 @@ def _backoff_ahead(original: Any) -> Any:
 
 @_mutant("a dead job counts in two tubes", policies, "_count")
 def _counts_in_two_tubes(original: Any) -> Any:
-    return lambda tube, job, one: original(tube, job, max(one, 0))
+    return lambda tube, job, one, is_dead: original(tube, job, max(one, 0), is_dead)
+
+
+@_mutant("a job that is dead no more is counted still", policies, "count_dead")
+def _counted_as_dead(original: Any) -> Any:
+    return lambda machine, tube, one: original(machine, tube, max(one, 0))
 
 
 @_mutant("a dead letter tube is never full", policies, "_dead_letter_has_room")
