@@ -68,6 +68,8 @@ PURE = (
     "raftd.node.disk_space",
     "raftd.node.backups",
     "raftd.node.job_events",
+    "raftd.node.series",
+    "raftd.node.statuses",
 )
 IMPURE_MODULES = {"os", "sys", "socket", "time", "threading", "subprocess", "asyncio", "select", "secrets", "uuid", "pickle"}
 

@@ -108,12 +108,12 @@ def updates(cluster: ProcessCluster, node: int) -> None:
 
     def spent() -> float:
         before = processor_s(pid)
-        time.sleep(IDLE_S)
+        time.sleep(IDLE_S)  # what it takes in this time is what is measured
         return processor_s(pid) - before
 
     alone = spent()
     lookers = look(cluster, node)
-    time.sleep(2)
+    time.sleep(2)  # until all readers have begun, which is not to be measured
     watched = spent()
     counts = [looker.end() for looker in lookers]
     count = sum(one for one, _ in counts)

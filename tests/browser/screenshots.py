@@ -66,7 +66,7 @@ def main(seconds: int) -> None:
         busy += [threading.Thread(target=work, args=(url, stop, seed)) for seed in range(5)]
         for thread in busy:
             thread.start()
-        time.sleep(seconds)
+        time.sleep(seconds)  # so long are the lines in the pictures
         host, port = cluster.address(2, "http")
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])

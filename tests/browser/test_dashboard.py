@@ -444,7 +444,7 @@ def test_a_count_of_another_filter_is_not_acted_on(cluster, queue, opened):
     page.get_by_text("2 jobs are buried").wait_for()
 
     def slowly(route: Any) -> None:
-        time.sleep(1)
+        time.sleep(1)  # as a node that is slow to count
         route.continue_()
 
     page.route("**/dead?**", slowly)

@@ -65,13 +65,7 @@ class Events:
     def handles(self, call: Call) -> bool:
         if call.parts != ["events"]:
             return False
-        if call.method not in ("GET", "HEAD"):
-            call.problem("no-such-method", headers={"Allow": "GET, HEAD"})
-        elif call.is_foreign and (call.header("Origin") or call.header("Sec-Fetch-Site")):
-            call.problem("cross-site")  # it could not read them, and would take the place of another client
-        elif len(self._listening) >= EVENT_STREAMS:
-            call.problem("too-many-streams")
-        else:
+        if may_begin(call, len(self._listening) >= EVENT_STREAMS):
             self._begin(call)
         return True
 
@@ -270,6 +264,19 @@ class Listening:
     def stopProducing(self) -> None:
         """It has gone."""
         self._events.forget(self)
+
+
+def may_begin(call: Call, is_full: bool) -> bool:
+    """Whether this call may get a stream; else it is answered. `is_full`: others have all there are."""
+    if call.method not in ("GET", "HEAD"):
+        call.problem("no-such-method", headers={"Allow": "GET, HEAD"})
+    elif call.is_foreign and (call.header("Origin") or call.header("Sec-Fetch-Site")):
+        call.problem("cross-site")  # it could not read it, and would take the place of another client
+    elif is_full:
+        call.problem("too-many-streams")
+    else:
+        return True
+    return False
 
 
 def may_listen(node: Node, login: Login | None, session: BrowserSession | None) -> bool:

@@ -27,7 +27,7 @@ from raftd.server.http import shapes as s
 from raftd.server.http.cluster import cluster_view
 from raftd.server.http.routes import BadRequest, read_query
 from raftd.server.http.site import Call, Stream
-from raftd.server.http.stream import EVENT_STREAM, encode_event, may_listen
+from raftd.server.http.stream import EVENT_STREAM, encode_event, may_begin, may_listen
 from raftd.server.http.tables import TubePage, TubeTable, check_place
 from raftd.server.reporter import EventReporter
 from raftd.wire.peer import TellStatus
@@ -150,13 +150,7 @@ class Summary:
     def handles(self, call: Call) -> bool:
         if call.parts != ["summary"]:
             return False
-        if call.method not in ("GET", "HEAD"):
-            call.problem("no-such-method", headers={"Allow": "GET, HEAD"})
-        elif call.is_foreign and (call.header("Origin") or call.header("Sec-Fetch-Site")):
-            call.problem("cross-site")
-        elif len(self._looking) >= SUMMARY_STREAMS or self._of_same_user(call) >= STREAMS_PER_USER:
-            call.problem("too-many-streams")
-        else:
+        if may_begin(call, len(self._looking) >= SUMMARY_STREAMS or self._of_same_user(call) >= STREAMS_PER_USER):
             self._begin(call)
         return True
 

@@ -8,7 +8,7 @@ import msgspec
 
 from raftd.jobs.machine import StateMachine
 from raftd.jobs.rights import Grant
-from raftd.server.client_reads import RECORDS_LISTED, USERS_LISTED, audit, users
+from raftd.server.client_reads import RECORDS_LISTED, USERS_LISTED, audit, records_kept, users
 from raftd.server.http import shapes as s
 from raftd.server.http.base import QueueApi
 from raftd.server.http.routes import Ask, Needs, route
@@ -68,5 +68,4 @@ class UsersApi(QueueApi):
             ]
             return s.RecordList(records, found.has_more)
 
-        scanned = lambda machine: len(machine.access.records) + len(machine.access.tube_records)  # noqa: E731
-        self._read(ask, query, lambda found: ask.call.say(200, found), scanned)
+        self._read(ask, query, lambda found: ask.call.say(200, found), records_kept)
