@@ -228,7 +228,9 @@ class Model:
         while self.left > 0 and (timer := self._first_due()) is not None:
             self.spend(self.cost["timer"])
             self._fire(*timer)
+            self.forget_tubes()  # a command of this entry may make one of them again
         self._close_sessions()
+        self.forget_tubes()
         self.left += self.cost["entry"] - self.cost["commands"] - self.cost["left_over"]
         if data:
             self._payload(msgspec.msgpack.decode(data))

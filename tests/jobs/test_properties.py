@@ -434,6 +434,19 @@ class SmallBudgetOfPolicies(PolicyLife):
     costs = SmallBudget.costs
 
 
+def test_a_tube_whose_last_watcher_ends_is_forgotten_before_the_commands_of_the_entry():
+    """A client session ends by its timer, and with it the tube that only it subscribed to; an ask of the same entry makes it again."""
+    life = QueueLife()
+    life.run(1, [c.Attach(11, b"one"), c.Put(1, 0, 0, 1_000, b"", "b")])
+    (one,) = life.machine.clients.sessions.values()
+    life.run(1, [c.Ask(11, 1, 0, [], asks.Subscribe(["b"], 1))])
+    life.run(1, [c.Ask(11, 2, 0, [], asks.Delete([(job, token) for token, job in one.reserved])), c.Attach(11, b"two")])
+    assert life.machine.tubes["b"].total_jobs == 1
+    life.run(1, [c.Ask(11, 1, 0, [], asks.Subscribe(["b"], 0))], step=life.machine.settings.session_timeout_ms)
+    assert life.machine.tubes["b"].total_jobs == 0
+    life.states_and_counts_equal_what_looking_finds()
+
+
 PolicyLife.TestCase.settings = SmallBudgetOfPolicies.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
 QueueLife.TestCase.settings = SmallBudget.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 TestQueueLife = QueueLife.TestCase
