@@ -1,5 +1,6 @@
 """Marks the tests that start nodes or run seeds, so that `pytest -m "not slow and not load"` takes less than a minute. Nodes that tests
-start run the code of this checkout, whatever is installed."""
+start run the code of this checkout, whatever is installed. Properties are tried with the same examples each time, so what passes does
+not hang on luck; `--hypothesis-profile=search` tries many new ones."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 _SLOW = (
     *("bench", "client", "processes", "sim", "work", "test_container.py"),
@@ -14,6 +16,11 @@ _SLOW = (
 )
 
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH"))))
+
+
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("search", deadline=None, max_examples=3_000)
+settings.load_profile("same")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

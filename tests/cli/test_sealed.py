@@ -36,7 +36,7 @@ def test_what_was_sealed_comes_back(tmp_path, size):
     assert size < 16 or data[:1_000] not in (tmp_path / "b").read_bytes()  # a byte or two may well be there
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 def test_any_place_can_be_read(tmp_path_factory, data):
     whole = bytes(number * 7 % 256 for number in range(2 * PIECE + 100))

@@ -447,8 +447,9 @@ def test_a_tube_whose_last_watcher_ends_is_forgotten_before_the_commands_of_the_
     life.states_and_counts_equal_what_looking_finds()
 
 
-PolicyLife.TestCase.settings = SmallBudgetOfPolicies.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
-QueueLife.TestCase.settings = SmallBudget.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+LIVES = settings().max_examples * 3 // 2
+PolicyLife.TestCase.settings = SmallBudgetOfPolicies.TestCase.settings = settings(max_examples=LIVES, stateful_step_count=50)
+QueueLife.TestCase.settings = SmallBudget.TestCase.settings = settings(max_examples=LIVES, stateful_step_count=40)
 TestQueueLife = QueueLife.TestCase
 TestSmallBudget = SmallBudget.TestCase
 TestPolicyLife = PolicyLife.TestCase

@@ -170,7 +170,7 @@ def test_no_jobs_body_can_forge_a_later_batch():
     assert scan(bytes(damaged)).damage is Damage.DOUBTFUL
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.lists(st.binary(max_size=700), max_size=4), max_size=5), st.sampled_from(SPACES), st.data())
 def test_a_crash_in_the_middle_of_the_last_write_keeps_all_before_it(bodies, space, data):
     index, batches = 0, []
