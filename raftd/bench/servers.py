@@ -282,6 +282,18 @@ def nats_server(directory: Path) -> Iterator[Server]:
                 return None
             return None if "error" in answer else answer
 
+        def reaches(address: tuple[str, int], tube: str) -> bool:
+            try:
+                connection = nats.NatsConnection(address, tube, b"")
+                connection.socket.settimeout(_ASK_AGAIN_S)
+                try:
+                    connection.reach(tube)
+                finally:
+                    connection.close()
+            except (OSError, LoadError):
+                return False
+            return True
+
         def prepare(tube: str) -> None:
             stream = {"name": tube, "subjects": [tube], "retention": "workqueue", "storage": "file", "num_replicas": _REPLICAS}
             wait_for(lambda: ask(f"STREAM.CREATE.{tube}", stream), _START_S, "a stream of JetStream")
@@ -289,8 +301,8 @@ def nats_server(directory: Path) -> Iterator[Server]:
             consumer = {"durable_name": nats.CONSUMER, "ack_policy": "explicit", "ack_wait": _ACK_WAIT_NS, **unlimited}
             subject = f"CONSUMER.DURABLE.CREATE.{tube}.{nats.CONSUMER}"
             wait_for(lambda: ask(subject, {"stream_name": tube, "config": consumer}), _START_S, "a consumer of JetStream")
-            info = f"CONSUMER.INFO.{tube}.{nats.CONSUMER}"  # a pull that comes before it is led is lost
-            wait_for(lambda: ((ask(info, {}) or {}).get("cluster") or {}).get("leader"), _START_S, "a leader of JetStream's consumer")
+            for address in addresses:
+                wait_for(partial(reaches, address, tube), _START_S, "JetStream answering through each of its nodes")
             tubes.append(tube)
 
         def leader() -> str | None:

@@ -33,7 +33,7 @@ class NatsConnection(Connection):
         self._pull = b"PUB %b %b.message %d\r\n%b\r\n" % (next_message, inbox, len(pull), pull)
         subscriptions = ((b"put", _PUT), (b"message", _MESSAGE), (b"ack", _ACK), (b"reply", _REPLY))
         self.socket.sendall(
-            b'CONNECT {"verbose":false,"pedantic":false}\r\n'
+            b'CONNECT {"verbose":false,"pedantic":false,"headers":true}\r\n'
             + b"".join(b"SUB %b.%b %b\r\n" % (inbox, what, number) for what, number in subscriptions)
             + b"PING\r\n"
         )
@@ -51,13 +51,25 @@ class NatsConnection(Connection):
 
     def ask(self, subject: str, question: object) -> dict[str, Any]:
         """Return the answer to a request of JetStream's own interface. Raises OSError: TimeoutError if nobody is there to answer yet."""
-        text = json.dumps(question).encode()
-        self.socket.sendall(b"PUB $JS.API.%b %b.reply %d\r\n%b\r\n" % (subject.encode(), self._inbox, len(text), text))
-        while not self._replies:
-            self.receive()
-        answer = json.loads(self._replies.pop())
+        answer = json.loads(self._request(f"$JS.API.{subject}", json.dumps(question).encode()))
         assert isinstance(answer, dict)
         return answer
+
+    def reach(self, tube: str) -> None:
+        """Return once the stream and its consumer have answered through this server, which changes nothing. Raises OSError:
+        TimeoutError if one of them is not there yet: what is published or pulled then is lost without a word."""
+        self._request(tube, b"", b"NATS/1.0\r\nNats-Expected-Stream: another than this\r\n\r\n")  # refused
+        self._request(f"$JS.API.CONSUMER.MSG.NEXT.{tube}.{CONSUMER}", b'{"batch":1,"no_wait":true}')  # there is no message
+
+    def _request(self, subject: str, text: bytes, headers: bytes = b"") -> bytes:
+        to = b"%b %b.reply" % (subject.encode(), self._inbox)
+        if headers:
+            self.socket.sendall(b"HPUB %b %d %d\r\n%b%b\r\n" % (to, len(headers), len(headers) + len(text), headers, text))
+        else:
+            self.socket.sendall(b"PUB %b %d\r\n%b\r\n" % (to, len(text), text))
+        while not self._replies:
+            self.receive()
+        return self._replies.pop()
 
     def receive(self) -> None:
         buffer = self._buffer + self._read()
@@ -67,11 +79,14 @@ class NatsConnection(Connection):
             line = buffer[start:end]
             following = end + 2
             word, *fields = line.split(b" ")
-            if word == b"MSG":  # subject, subscription, where to answer if anywhere, size
+            if word in (b"MSG", b"HMSG"):  # subject, subscription, where to answer if anywhere, (size of the headers,) size
                 following += int(fields[-1]) + 2
                 if following > len(buffer):
                     break
-                self._message(fields, buffer[end + 2 : following - 2], out)
+                payload = buffer[end + 2 : following - 2]
+                if word == b"HMSG" and fields[1] != _REPLY:  # a put or a pull that came to nothing
+                    raise unexpected(payload)
+                self._message(fields, payload, out)
             elif word == b"PING":
                 out.append(b"PONG\r\n")
             elif word != b"PONG" and word != b"INFO":  # INFO comes again when the cluster changes
