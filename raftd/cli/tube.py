@@ -110,8 +110,8 @@ def apply_policies(file: str, prune: bool, dry_run: bool, url: str | None, timeo
 @click.option("--delete", is_flag=True, help="Instead: delete them.")
 @click.option("--error", default="", help="Only those whose last error has this text in it.")
 @click.option("--origin", default="", metavar="TUBE", help="Only those that died in this tube.")
-@click.option("--older", type=click.FloatRange(0), default=0.0, metavar="SECONDS", help="Only those that are dead for so long at least.")
-@click.option("--newer", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Only those that are dead for so long at most.")
+@click.option("--older", type=click.FloatRange(0), default=0.0, metavar="SECONDS", help="Only those dead or buried for so long at least.")
+@click.option("--newer", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Only those dead or buried for so long at most.")
 @click.option("--dry-run", is_flag=True, help="Only count them.")
 @asks_within(15.0)
 def replay(

@@ -155,8 +155,9 @@ class SetPolicies(_Ask, frozen=True, tag=17):
 
 
 class Selection(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True):
-    """Jobs of a tube that are buried, or dead letters; whose last error has `error` in it; that died in the tube `origin`; that are dead,
-    or were put, from `from_ms` to `before_ms` of log time; with ids up to `up_to`. 0 and "": any."""
+    """Jobs of a tube that are buried, or dead letters; whose last error has `error` in it; that died in the tube `origin`; that are dead
+    or buried since a moment from `from_ms` to `before_ms` of log time (of a job buried before level 6: that was put then); with ids up to
+    `up_to`. 0 and "": any."""
 
     tube: str
     error: str = ""

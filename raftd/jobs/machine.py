@@ -19,7 +19,21 @@ from raftd.jobs import commands as c
 from raftd.jobs import replies as r
 from raftd.jobs.budget import COSTS, COSTS_BEFORE_LEVEL_2, Costs
 from raftd.jobs.keys import Keys, Used
-from raftd.jobs.model import NO_NODE, URGENT_PRI, ClientSession, Counts, Gateway, Job, JobEventKind, JobListener, Session, State, Tube, Wait
+from raftd.jobs.model import (
+    BURIALS_PER_MS,
+    NO_NODE,
+    URGENT_PRI,
+    ClientSession,
+    Counts,
+    Gateway,
+    Job,
+    JobEventKind,
+    JobListener,
+    Session,
+    State,
+    Tube,
+    Wait,
+)
 from raftd.jobs.rights import Right
 from raftd.jobs.table import JobTable
 from raftd.jobs.timers import Kind, Timer, Timers
@@ -449,6 +463,8 @@ class StateMachine:
         job.state = State.BURIED
         last = job.tube.buried.greatest()
         job.deadline_ms = last[0] + 1 if last is not None else 1
+        if self.level >= c.BURIALS_LEVEL:
+            job.deadline_ms = max(job.deadline_ms, self.now_ms * BURIALS_PER_MS)
         job.tube.buried.add((job.deadline_ms, job.id))
         self.counts.buried += 1
         self.on_job_event(what, job, who)
@@ -1046,7 +1062,7 @@ def _describe_job(job: Job) -> list[object]:
     fields = msgspec.structs.asdict(job)
     fields["tube"] = job.tube.name
     if not job.has_deadline:
-        fields["deadline_ms"] = 0  # it means nothing, or is a number in the order of burying, of which only the order counts
+        fields["deadline_ms"] = job.burial if job.state is State.BURIED else 0  # it means nothing, or only the order counts
     return list(fields.values())
 
 

@@ -43,9 +43,14 @@ class State(IntEnum):
     BURIED = 3
 
 
+#: As many jobs as can be buried in one millisecond: each costs more than a tenth of a microsecond.
+BURIALS_PER_MS = 10_000
+
+
 class Job(msgspec.Struct, gc=False):
-    """`deadline_ms` is when its delay or its time to run is over, in log time; while it is buried, its number in the order of burying.
-    `holder` and `token` name the last reservation."""
+    """`deadline_ms` is when its delay or its time to run is over, in log time; while it is buried, its number in the order of burying,
+    which from level 6 on also says when that was: there are `BURIALS_PER_MS` for each millisecond of log time. `holder` and `token` name
+    the last reservation."""
 
     id: int
     tube: Tube
@@ -68,6 +73,16 @@ class Job(msgspec.Struct, gc=False):
     def failures(self) -> int:
         """Attempts that have failed: reservations that have ended, but not by a release or a bury, nor by the job's own end."""
         return self.reserves - self.releases - self.buries - (self.state is State.RESERVED)
+
+    @property
+    def burial(self) -> int:
+        """Of a buried job its number in the order of burying, if that says when it was buried; 0 if not."""
+        return self.deadline_ms if self.deadline_ms >= self.created_ms * BURIALS_PER_MS else 0
+
+    @property
+    def buried_ms(self) -> int:
+        """When this job, which is buried, was buried, in log time; 0 if that was before level 6."""
+        return self.burial // BURIALS_PER_MS
 
     @property
     def has_deadline(self) -> bool:

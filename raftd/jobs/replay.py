@@ -38,6 +38,8 @@ def fits(machine: StateMachine, which: asks.Selection, job: Job) -> bool:
     if job.state is not State.BURIED and not is_dead_letter:
         return False
     since_ms = mark.died_ms if mark.death else job.created_ms
+    if job.state is State.BURIED:
+        since_ms = max(since_ms, job.buried_ms)
     is_in_time = which.from_ms <= since_ms and (not which.before_ms or since_ms <= which.before_ms)
     return is_in_time and (not which.origin or mark.origin == which.origin) and which.error in machine.error_of(job)
 

@@ -469,8 +469,8 @@ def _dump_jobs(machine: StateMachine, numbers: dict[str, int], piece_bytes: int)
     for id in sorted(machine.jobs):
         job = machine.jobs[id]
         _, tube, *row = msgspec.structs.astuple(job)
-        if not job.has_deadline:  # the field has no meaning then, and differs between nodes
-            row[_DEADLINE] = 0
+        if not job.has_deadline:  # the field has no meaning then, or is a number that differs between nodes
+            row[_DEADLINE] = job.burial if job.state is State.BURIED else 0
         rows.append((id, numbers[tube.name], *row))
         size += len(job.body) + _ITEM_BYTES
         if size >= piece_bytes:
@@ -710,11 +710,11 @@ class Loader:
             counts.buried += 1
 
     def _load_buried(self, tube: Tube, ids: list[int]) -> None:
-        """Numbers in the order of burying are not in the snapshot: the order is."""
+        """Numbers in the order of burying that do not say when that was are not in the snapshot: the order is."""
         for id in ids:
             last = tube.buried.greatest()
             job = self._machine.jobs[id]
-            job.deadline_ms = last[0] + 1 if last is not None else 1
+            job.deadline_ms = max(job.deadline_ms, last[0] + 1 if last is not None else 1)
             tube.buried.add((job.deadline_ms, id))
 
     def _load_holds(self, session: Session | ClientSession, reserved: list[tuple[int, int]]) -> None:

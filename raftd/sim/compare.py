@@ -32,6 +32,7 @@ def describe_machine(machine: StateMachine) -> list[Description]:
             "body": job.body,
             "state": job.state.name.lower(),
             "deadline": job.deadline_ms if job.state in (State.DELAYED, State.RESERVED) else None,
+            "buried since": job.buried_ms if job.state is State.BURIED else None,
             "holder": job.holder if job.state is State.RESERVED and _is_held(machine, job) else None,
             "token": job.token,
             "counts": [getattr(job, name) for name in _COUNTED],
@@ -137,6 +138,7 @@ def describe_model(model: Model) -> list[Description]:
         id: {
             **{key: job[key] for key in ("tube", "pri", "ttr", "body", "state", "token")},
             "deadline": job["deadline"] if job["state"] in ("delayed", "reserved") else None,
+            "buried since": job["buried since"] if job["state"] == "buried" else None,
             "holder": job["holder"] if job["state"] == "reserved" else None,
             "counts": [job[name] for name in _COUNTED],
             "kept": policies.kept(job),

@@ -33,6 +33,7 @@ _MAX_JOB_BYTES = 65_535
 _SESSION_TIMEOUT_MS = 5_000
 _KEY_WINDOW_MS = 3_600_000
 _MOST_KEYS = 100_000
+_BURIALS_LEVEL = 6
 
 #: Steps by feature level: the rules before level 2, and since.
 _OLD = {
@@ -579,7 +580,7 @@ class Model:
     def _new_job(self, id: int, tube: str, pri: int, ttr_ms: int, body: bytes) -> dict[str, Any]:
         job: dict[str, Any] = {"id": id, "tube": tube, "pri": pri, "ttr": max(_LEAST_TTR_MS, ttr_ms), "body": body}
         job |= {"created": self.now_ms, "delay": 0}
-        job |= {"state": "new", "deadline": 0, "holder": (0, 0), "token": 0, "buried": 0}
+        job |= {"state": "new", "deadline": 0, "holder": (0, 0), "token": 0, "buried": 0, "buried since": 0}
         job |= dict.fromkeys(("reserves", "timeouts", "releases", "buries", "kicks"), 0) | policies.new_job()
         self.jobs[id] = job
         return job
@@ -684,7 +685,7 @@ class Model:
     def bury(self, job: dict[str, Any]) -> None:
         """In the order of burying."""
         self._order += 1
-        job |= {"state": "buried", "buried": self._order}
+        job |= {"state": "buried", "buried": self._order, "buried since": self.now_ms if self.level >= _BURIALS_LEVEL else 0}
         self._left(job["tube"])
 
     def remove(self, job: dict[str, Any]) -> None:

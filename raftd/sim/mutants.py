@@ -881,6 +881,16 @@ def _order_of_burying_not_in_the_snapshot(original: Any) -> Any:
     return lambda self, tube, ids: original(self, tube, sorted(ids))
 
 
+@_mutant("when jobs were buried is not in the snapshot", Loader, "_load_buried")
+def _when_jobs_were_buried_not_in_the_snapshot(original: Any) -> Any:
+    def load_buried(self: Loader, tube: Any, ids: list[int]) -> None:
+        for id in ids:
+            self._machine.jobs[id].deadline_ms = 0
+        original(self, tube, ids)
+
+    return load_buried
+
+
 @_mutant("directories are not in the snapshot", Loader, "finish")
 def _directories_not_in_the_snapshot(original: Any) -> Any:
     def finish(self: Loader) -> StateMachine:

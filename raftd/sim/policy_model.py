@@ -287,6 +287,8 @@ def _is_selected(model: Model, which: list[Any], job: Job) -> bool:
     if job["state"] != "buried" and (not job["death"] or job["origin"] == tube):
         return False
     since = job["died"] if job["death"] else job["created"]
+    if job["state"] == "buried":
+        since = max(since, job["buried since"])
     is_in_time = from_ms <= since and (not before_ms or since <= before_ms)
     return bool(is_in_time and origin in ("", job["origin"]) and error in model.errors.get(job["id"], ""))
 

@@ -216,6 +216,13 @@ def test_dead_jobs_go_back_by_a_filter_and_those_that_come_later_stay(cluster, q
     page.keyboard.press("Escape")
     assert page.locator("dialog").count() == 0
     assert queue.stats("work-dead").ready == 66
+    job = queue.reserve("work-dead")
+    job.release()
+    page.goto(f"{origin(cluster, 3)}/#/job/{job.id}")
+    press(page, "Move back to work")
+    said(page, f"Job {job.id} is ready in work.")
+    page.get_by_role("button", name="Move back to work").wait_for(state="detached")
+    assert queue.stats("work-dead").ready == 65
 
 
 def test_a_schedule_is_run_paused_and_removed(cluster, queue, opened):

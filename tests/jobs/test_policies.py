@@ -571,6 +571,66 @@ def test_buried_jobs_are_kicked_moved_or_deleted():
     assert [queue.where(id) for id in (ids[0], ids[2], ready)] == [("mail", "ready"), ("other", "ready"), ("mail", "ready")]
 
 
+def bury(queue: Policies, *ids: int) -> None:
+    assert queue.ask(asks.Bury([(id, queue.machine.jobs[id].token) for id in ids])) == r.Missed([])
+
+
+def test_a_job_is_buried_since_a_moment():
+    queue = Policies()
+    early, late = queue.put(), queue.put()
+    queue.take(count=2)
+    queue.later(1_000)
+    bury(queue, early)
+    then = queue.now
+    queue.later(1)
+    bury(queue, late)
+    queue.restarted()
+    assert [queue.machine.jobs[id].buried_ms for id in (early, late)] == [then, then + 1]
+    assert replayed(queue, "kick", tube="mail", before_ms=then - 1) == (0, 0)
+    assert replayed(queue, "kick", tube="mail", before_ms=then) == (1, 0)
+    assert replayed(queue, "kick", tube="mail", from_ms=then + 1) == (1, 0)
+
+
+def test_a_dead_letter_that_is_buried_is_dead_since_then():
+    queue = Policies(mail=Policy(max_attempts=1, dead_letter="dead"))
+    (id,) = dead_letters(queue, 1)
+    queue.take("dead")
+    queue.later(1_000)
+    bury(queue, id)
+    assert replayed(queue, before_ms=queue.now - 1) == (0, 0)
+    assert replayed(queue, before_ms=queue.now) == (1, 0)
+
+
+def test_jobs_buried_in_one_moment_keep_their_order():
+    queue = Policies()
+    ids = [queue.put() for _ in range(5)]
+    queue.take(count=5)
+    order = [ids[place] for place in (3, 0, 4, 1, 2)]
+    bury(queue, *order[:3])
+    bury(queue, *order[3:])
+    queue.restarted()
+    assert [id for _, id in queue.machine.tubes["mail"].buried] == order
+    assert {queue.machine.jobs[id].buried_ms for id in ids} == {queue.now}
+
+
+def test_of_jobs_buried_before_level_6_only_the_order_is_known():
+    queue = Policies()
+    ids = [queue.put() for _ in range(4)]
+    queue.take(count=4)
+    queue.machine.level = 5
+    queue.later(1_000)
+    bury(queue, ids[2], ids[0])
+    assert list(dump(queue.machine)) == list(dump(load(dump(queue.machine))))
+    queue.machine.level = 6
+    bury(queue, ids[3], ids[1])
+    pieces = list(dump(queue.machine))
+    queue.restarted()
+    assert list(dump(queue.machine)) == pieces
+    assert [id for _, id in queue.machine.tubes["mail"].buried] == [ids[2], ids[0], ids[3], ids[1]]
+    assert [queue.machine.jobs[id].buried_ms for id in ids] == [0, queue.now, 0, queue.now]
+    assert replayed(queue, "kick", tube="mail", before_ms=queue.now - 1) == (2, 0)  # they were put then
+
+
 def test_what_makes_room_may_take_the_very_job_that_moves():
     """It was an exception in every node."""
     queue = Policies(

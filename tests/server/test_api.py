@@ -157,6 +157,20 @@ def test_dead_letters_are_moved_back():
     assert listener.problem("POST", path, {"action": "burn"}) == (400, "bad-request")
 
 
+def test_a_job_that_is_buried_after_the_count_is_not_touched():
+    _, listener = with_listener()
+    listener.ask("POST", PUT, [{"body": "a"}, {"body": "b"}])
+    for buried_before in (0, 1):
+        (job,) = listener.reserve()
+        listener.cluster.run(1_000)
+        count = listener.ask("GET", "/v1/tubes/t/dead")[1]
+        assert (count["count"], count["up_to"]) == (buried_before, 2)
+        listener.ask("POST", f"/v1/jobs/{job['id']}/bury", {"token": job["token"]})
+    which = {"action": "kick", "before": count["before"], "up_to": count["up_to"]}
+    assert listener.ask("POST", "/v1/tubes/t/replay", which)[1]["done"] == 1
+    assert [listener.ask("GET", f"/v1/jobs/{id}")[1]["state"] for id in (1, 2)] == ["ready", "buried"]
+
+
 def test_a_schedule():
     cluster, listener = with_listener()
     path = "/v1/schedules/beat"
@@ -222,7 +236,8 @@ def test_a_job_is_released_buried_kicked_and_told_of():
     (job,) = listener.reserve()
     assert listener.ask("POST", "/v1/jobs/1/bury", {"token": job["token"], "priority": 3}) == (204, None)
     assert listener.problem("POST", "/v1/jobs/1/bury", {"token": job["token"]}) == (409, "stale-token")
-    assert listener.ask("GET", "/v1/tubes/t/next?state=buried")[1]["priority"] == 3
+    buried = listener.ask("GET", "/v1/tubes/t/next?state=buried")[1]
+    assert (buried["priority"], buried["buried_at"] > "2023", view["buried_at"]) == (3, True, None)
     assert listener.ask("POST", "/v1/tubes/t/kick", {"count": 10}) == (200, {"kicked": 1})
     assert listener.problem("POST", "/v1/jobs/1/kick") == (409, "not-kickable")
     history = listener.ask("GET", "/v1/jobs/1/history")[1]

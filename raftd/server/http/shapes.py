@@ -125,8 +125,8 @@ class Kick(_Given):
 
 
 class Selected(_Given):
-    """Dead letters and buried jobs of a tube: whose last error has this text in it, that died in this tube, that are dead (or were put)
-    from and before these moments, with ids up to this one."""
+    """Dead letters and buried jobs of a tube: whose last error has this text in it, that died in this tube, that are dead or
+    buried since a moment between these, with ids up to this one."""
 
     error: Annotated[str, Meta(max_length=SEARCH_CHARACTERS)] = ""
     origin: TubeName | None = None
@@ -200,7 +200,8 @@ class Who(Struct):
 
 class JobView(Struct):
     """`left_s`: until its delay or its time to run is over. `held_by`: which session has it reserved; the `node` of one of the client
-    protocol is 0. `attempts`: how many have failed; `error`: why the last of them did, if that was said."""
+    protocol is 0. `attempts`: how many have failed; `error`: why the last of them did, if that was said. `buried_at`: null unless it is
+    buried, and was since feature level 6."""
 
     id: JobId
     tube: str
@@ -211,6 +212,7 @@ class JobView(Struct):
     ttr_s: float
     left_s: float | None
     held_by: Who | None
+    buried_at: str | None
     reserves: int
     timeouts: int
     releases: int
@@ -546,6 +548,7 @@ def job_view(machine: StateMachine, job: Job, now_ms: int, with_body: bool = Tru
         ttr_s=job.ttr_ms / 1000,
         left_s=max(0, job.deadline_ms - now_ms) / 1000 if runs else None,
         held_by=Who(*job.holder) if job.state is State.RESERVED else None,
+        buried_at=moment(job.buried_ms) if job.state is State.BURIED and job.buried_ms else None,
         reserves=job.reserves,
         timeouts=job.timeouts,
         releases=job.releases,

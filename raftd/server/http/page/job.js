@@ -56,9 +56,17 @@ function actions(job, view) {
     await call("POST", `${where}/kick`);
     return `Job ${job.id} is ready.`;
   };
+  // A step of a replay that looks at this job alone.
+  const back = async () => {
+    const { done, skipped } = await call("POST", path("v1", "tubes", job.tube, "replay"), { action: "move", after: job.id - 1, up_to: job.id });
+    if (!done) throw new Error(skipped ? `${job.death.tube} has no room for it.` : "It is not dead any more.");
+    return `Job ${job.id} is ready in ${job.death.tube}.`;
+  };
+  const isMovable = job.death && job.death.tube !== job.tube && job.state !== "reserved";
   return h(
     "p",
     { class: "buttons" },
+    isMovable && button(`Move back to ${job.death.tube}`, () => act(`Moving job ${job.id}`, back()), { class: "main" }),
     isKickable && button("Kick: make it ready", () => act(`Kicking job ${job.id}`, kick()), { class: "main" }),
     job.state === "reserved" ? quiet("A worker has it: it alone can delete it, until its time to run is over.") : button("Delete", remove, { class: "dangerous" }),
   );
@@ -74,6 +82,7 @@ function about(job) {
     ["Priority", job.priority],
     ["Put", `${span(job.age_s)} ago`],
     ["Held by", held(job)],
+    ["Buried", job.buried_at && moment(job.buried_at)],
     [job.state === "reserved" ? "Time to run left" : "Ready in", job.left_s === null ? null : span(job.left_s)],
     ["Time to run", span(job.ttr_s)],
     ["Failed attempts", job.attempts],
