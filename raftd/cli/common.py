@@ -84,7 +84,9 @@ def orders_within(seconds: float) -> Callable[[_F], _F]:
             help="Ask at this client listener.  [default: $RAFTD_URL, or 127.0.0.1:11301]",
         )
         config = click.option("--config", "-c", type=click.Path(), help="Ask at any client listener of this configuration file.")
-        timeout = click.option("--timeout", type=click.FloatRange(0.1, 3600), default=seconds, show_default=True, help="Seconds to wait.")
+        timeout = click.option(
+            "--timeout", type=click.FloatRange(0.1, 3600), default=seconds, show_default=True, help="Seconds to wait for a node."
+        )
         return endpoint(config(timeout(command)))
 
     return options

@@ -34,7 +34,9 @@ def asks_within(seconds: float) -> Callable[[_F], _F]:
     """The options of commands that ask a cluster, which takes so long at most by default."""
 
     def options(command: _F) -> _F:
-        timeout = click.option("--timeout", type=click.FloatRange(0.1, 3600), default=seconds, show_default=True, help="Seconds to wait.")
+        timeout = click.option(
+            "--timeout", type=click.FloatRange(0.1, 3600), default=seconds, show_default=True, help="Seconds to wait for a node."
+        )
         return url_option(timeout(command))
 
     return options
@@ -314,6 +316,8 @@ def kick(tube: str | None, count: int, every: bool, ids: tuple[int, ...], url: s
         if tube is None:
             return
         stats = client.stats(tube)
+        if stats is None and tube.isdecimal():
+            fail(f"there is no tube {tube!r}; a job is kicked with: raftd kick --job {tube}")
         buried = stats.buried if stats is not None else 0
         if every:
             count = (stats.buried or stats.delayed) if stats is not None else 0

@@ -127,7 +127,7 @@ def replay(
     url: str | None,
     timeout: float,
 ) -> None:
-    """Move the dead letters and the buried jobs of TUBE, and print how many. Jobs that die meanwhile are not touched.
+    """Move the dead letters and the buried jobs of TUBE, and print how many. Jobs that die or are buried meanwhile are not touched.
 
     It may be interrupted and run again: nothing is done twice. Ends with status 1 if some cannot be moved.
     """
@@ -148,7 +148,14 @@ def replay(
                 advance(step.done + step.skipped)
         click.echo(done)
     if skipped:
-        fail(f"{skipped} stay where they are: their tube is full, or there is no tube that they died in (--to)")
+        fail(f"{skipped} stay where they are: {_WHY_THEY_STAY[action]}")
+
+
+_WHY_THEY_STAY = {
+    "move": "their tube is full, or there is no tube that they died in (then say --to or --kick)",
+    "kick": "they are dead letters, and ready already",
+    "delete": "they are not there any more, or a worker has them",
+}
 
 
 def _known(client: Client, tube: str) -> TubePolicy:

@@ -302,8 +302,8 @@ class Client:
         self, tube: str, *, error: str = "", origin: str = "", older: float = 0, newer: float | None = None
     ) -> tuple[int, Selection]:
         """How many jobs of the tube are buried, or dead letters: whose last error has `error` in it, that died in the tube `origin`, that
-        are dead for `older` seconds at least and `newer` at most (a job that a worker has buried: since it was put). The result says how
-        many and which: give that to `replay`, and what dies later is not touched."""
+        are dead or buried for `older` seconds at least and `newer` at most. The result says how many and which: give that to `replay`, and
+        what dies or is buried later is not touched."""
         part = self._call(calls.count_dead(Selection(tube, error, origin), older, newer, 0))
         count = part.found
         while part.after is not None:

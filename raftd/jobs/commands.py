@@ -326,8 +326,8 @@ ACCESS_LEVEL = 5
 #: From this level on nodes tell each other how they are.
 STATUS_LEVEL = 6
 
-#: From this level on it is known since when a job is buried.
-BURIALS_LEVEL = 6
+#: From this level on a replay knows since when a job is buried, and is in the audit log wherever it begins.
+REPLAYS_LEVEL = 6
 
 #: The data of a batch entry; an entry without data only lets time pass.
 Payload = Batch | OpenGateway | CloseGateway | Settings | DiskSpace | Features | Directory | Tick

@@ -463,7 +463,7 @@ class StateMachine:
         job.state = State.BURIED
         last = job.tube.buried.greatest()
         job.deadline_ms = last[0] + 1 if last is not None else 1
-        if self.level >= c.BURIALS_LEVEL:
+        if self.level >= c.REPLAYS_LEVEL:
             job.deadline_ms = max(job.deadline_ms, self.now_ms * BURIALS_PER_MS)
         job.tube.buried.add((job.deadline_ms, job.id))
         self.counts.buried += 1
@@ -736,7 +736,8 @@ class StateMachine:
         return self.replay(session, command.what)
 
     def replay(self, session: Session | ClientSession, what: asks.Replay) -> r.Replayed:
-        if not what.after:  # once for all steps
+        begins = not what.after if self.level < c.REPLAYS_LEVEL else not access.was_recorded_last(self, session, what)
+        if begins or not what.after:  # once for all steps
             access.record(self, session, what)
         return replay.step(self, session, what)
 

@@ -43,8 +43,8 @@ class State(IntEnum):
     BURIED = 3
 
 
-#: As many jobs as can be buried in one millisecond: each costs more than a tenth of a microsecond.
-BURIALS_PER_MS = 10_000
+#: More than are buried at one moment of log time: a group of entries has one, and so many burials would be megabytes.
+BURIALS_PER_MS = 100_000
 
 
 class Job(msgspec.Struct, gc=False):
@@ -77,7 +77,7 @@ class Job(msgspec.Struct, gc=False):
     @property
     def burial(self) -> int:
         """Of a buried job its number in the order of burying, if that says when it was buried; 0 if not."""
-        return self.deadline_ms if self.deadline_ms >= self.created_ms * BURIALS_PER_MS else 0
+        return self.deadline_ms if self.deadline_ms >= max(1, self.created_ms) * BURIALS_PER_MS else 0
 
     @property
     def buried_ms(self) -> int:

@@ -168,11 +168,12 @@ def _count(machine: StateMachine, now_ms: int, read: w.CountRequest) -> w.Counte
 
 
 def complete(machine: StateMachine, now_ms: int, which: Selection, older_ms: int, newer_ms: int) -> Selection:
-    """What dies, is buried or is put from now on is not in it. Log time may stand behind `now_ms`, and goes on from where it stands."""
+    """What dies, is buried or is put from now on, to the millisecond, is not in it. Log time may stand behind `now_ms`, and goes on from
+    where it stands."""
     if which.up_to:
         return which
     from_ms = max(1, now_ms - newer_ms) if newer_ms else 0
-    before_ms = now_ms - older_ms if older_ms > 0 else machine.now_ms
+    before_ms = min(now_ms - max(0, older_ms), machine.now_ms)
     return Selection(which.tube, which.error, which.origin, from_ms, max(1, before_ms), max(1, machine.last_id))
 
 

@@ -33,7 +33,7 @@ _MAX_JOB_BYTES = 65_535
 _SESSION_TIMEOUT_MS = 5_000
 _KEY_WINDOW_MS = 3_600_000
 _MOST_KEYS = 100_000
-_BURIALS_LEVEL = 6
+_REPLAYS_LEVEL = 6
 
 #: Steps by feature level: the rules before level 2, and since.
 _OLD = {
@@ -685,7 +685,7 @@ class Model:
     def bury(self, job: dict[str, Any]) -> None:
         """In the order of burying."""
         self._order += 1
-        job |= {"state": "buried", "buried": self._order, "buried since": self.now_ms if self.level >= _BURIALS_LEVEL else 0}
+        job |= {"state": "buried", "buried": self._order, "buried since": self.now_ms if self.level >= _REPLAYS_LEVEL else 0}
         self._left(job["tube"])
 
     def remove(self, job: dict[str, Any]) -> None:

@@ -213,8 +213,9 @@ def test_dead_jobs_go_back_by_a_filter_and_those_that_come_later_stay(cluster, q
     press(page, "Count")
     page.get_by_text("1 dead letter fits the filter now.").wait_for()
     press(page, "Delete …")
+    page.locator("dialog").wait_for()
     page.keyboard.press("Escape")
-    assert page.locator("dialog").count() == 0
+    page.locator("dialog").wait_for(state="detached")
     assert queue.stats("work-dead").ready == 66
     job = queue.reserve("work-dead")
     job.release()
@@ -476,7 +477,7 @@ def test_what_is_stopped_in_the_middle_says_how_far_it_came(cluster, queue, open
     page.locator("dialog [role=status]").wait_for()
     confirm(page, "Stop")
     page.get_by_text("Count again to go on.").wait_for()
-    assert page.locator("dialog").count() == 0
+    page.locator("dialog").wait_for(state="detached")
     assert queue.stats("many-buried").buried == 3
 
 

@@ -125,6 +125,7 @@ def test_kick_all_kicks_those_that_are_there(raftd, queue, tube):
     assert raftd("kick", tube, "--all") == "1500\n"
     assert raftd("kick", tube, "--all") == "0\n"
     assert queue.stats(tube).ready == 1_500
+    assert "raftd kick --job 17" in refused("kick", "17")
 
 
 def test_kick_all_leaves_the_delayed_ones_when_another_kicks_the_buried_ones(cluster, queue, tube, monkeypatch):
@@ -195,6 +196,8 @@ def test_dead_jobs_are_replayed(raftd, queue, tube):
     assert raftd("tube", "replay", dead, "--older", 1_000) == "0\n"
     done = run("tube", "replay", dead, "--to", f"{tube}.full")
     assert (done.returncode, done.stdout, "1 stay where they are" in done.stderr) == (1, "1\n", True)
+    kicked = run("tube", "replay", dead, "--kick")
+    assert (kicked.returncode, kicked.stdout, "ready already" in kicked.stderr) == (1, "0\n", True)
     assert raftd("tube", "replay", dead, "--delete") == "1\n"
     assert (queue.stats(tube).ready, queue.stats(f"{tube}.full").ready, queue.stats(dead)) == (1, 1, None)
     assert "give one of them" in refused("tube", "replay", dead, "--to", tube, "--kick", status=2)

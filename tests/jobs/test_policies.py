@@ -591,6 +591,22 @@ def test_a_job_is_buried_since_a_moment():
     assert replayed(queue, "kick", tube="mail", from_ms=then + 1) == (1, 0)
 
 
+def test_a_replay_is_recorded_once_wherever_it_begins():
+    queue = Policies(mail=Policy(max_attempts=1, dead_letter="dead"))
+    ids = dead_letters(queue, 3)
+    which = asks.Selection("dead", up_to=ids[0])
+    for after in (0, ids[0], ids[1]):
+        queue.ask(asks.Replay(which, "move", after=after))
+    queue.ask(asks.Replay(which, "delete", after=ids[1]))
+    records = [(one.what, one.to) for one in queue.machine.access.tube_records]
+    assert records == [("set-policy", "mail"), ("replay-move", "dead"), ("replay-delete", "dead")]
+    queue.machine.level = 5
+    queue.ask(asks.Replay(which, "kick", after=ids[1]))
+    queue.ask(asks.Replay(which, "delete"))
+    queue.ask(asks.Replay(which, "delete"))
+    assert [one.what for one in queue.machine.access.tube_records][3:] == ["replay-delete", "replay-delete"]
+
+
 def test_a_dead_letter_that_is_buried_is_dead_since_then():
     queue = Policies(mail=Policy(max_attempts=1, dead_letter="dead"))
     (id,) = dead_letters(queue, 1)

@@ -315,7 +315,7 @@ class PolicyLife(Life):
 
     def __init__(self) -> None:
         super().__init__()
-        self.entry(c.Features(c.FEATURE_LEVEL))
+        self.entry(c.Features(c.ACCESS_LEVEL))
         self.run(1, [c.Attach(11, b"worker"), *(c.Watch(1, tube) for tube in POLICY_TUBES)])
 
     @rule(tube=st.sampled_from(POLICY_TUBES), pri=pris, delay=delays, size=st.sampled_from([1, 1, 10, 30]), count=st.integers(1, 4))

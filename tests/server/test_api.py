@@ -166,6 +166,7 @@ def test_a_job_that_is_buried_after_the_count_is_not_touched():
         count = listener.ask("GET", "/v1/tubes/t/dead")[1]
         assert (count["count"], count["up_to"]) == (buried_before, 2)
         listener.ask("POST", f"/v1/jobs/{job['id']}/bury", {"token": job["token"]})
+    assert listener.ask("GET", "/v1/tubes/t/dead?before=9999-01-01T00:00:00Z")[1]["before"] < "9999"
     which = {"action": "kick", "before": count["before"], "up_to": count["up_to"]}
     assert listener.ask("POST", "/v1/tubes/t/replay", which)[1]["done"] == 1
     assert [listener.ask("GET", f"/v1/jobs/{id}")[1]["state"] for id in (1, 2)] == ["ready", "buried"]

@@ -117,8 +117,9 @@ class PolicyApi(QueueApi):
         which = asks.Selection(ask.parts["tube"], wanted.error, wanted.origin or "", from_ms, before_ms, wanted.up_to)
 
         def query(machine: StateMachine, now_ms: int) -> s.DeadCount:
-            before, up_to = which.before_ms or max(1, machine.now_ms), which.up_to or max(1, machine.last_id)
-            whole = msgspec.structs.replace(which, before_ms=before, up_to=up_to)
+            # what comes later is not meant: log time goes on from where it stands, whatever clocks say
+            before = min(which.before_ms or now_ms, max(1, machine.now_ms))
+            whole = msgspec.structs.replace(which, before_ms=before, up_to=which.up_to or max(1, machine.last_id))
             found = replay.count(machine, whole, wanted.after, COUNTED_JOBS)
             return s.DeadCount(found.done, found.skipped, s.moment(whole.before_ms), whole.up_to, found.after, not found.is_done)
 

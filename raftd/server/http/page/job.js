@@ -56,11 +56,12 @@ function actions(job, view) {
     await call("POST", `${where}/kick`);
     return `Job ${job.id} is ready.`;
   };
-  // A step of a replay that looks at this job alone.
+  // A step of a replay that looks at this job alone, as long as it is as it is shown.
   const back = async () => {
-    const { done, skipped } = await call("POST", path("v1", "tubes", job.tube, "replay"), { action: "move", after: job.id - 1, up_to: job.id });
-    if (!done) throw new Error(skipped ? `${job.death.tube} has no room for it.` : "It is not dead any more.");
-    return `Job ${job.id} is ready in ${job.death.tube}.`;
+    const to = job.death.tube;
+    const { done, skipped } = await call("POST", path("v1", "tubes", job.tube, "replay"), { action: "move", origin: to, after: job.id - 1, up_to: job.id });
+    if (!done) throw new Error(skipped ? `${to} has no room for it.` : `It is not here any more, or a worker has it, or it has died elsewhere. Look again.`);
+    return `Job ${job.id} is ready in ${to}.`;
   };
   const isMovable = job.death && job.death.tube !== job.tube && job.state !== "reserved";
   return h(

@@ -45,7 +45,7 @@ function sentence({ leader, term, nodes, node }) {
   const silent = nodes.filter((one) => !one.is_heard);
   const led = leader ? `Node ${leader} leads in term ${term}.` : "No leader is known.";
   if (!leader && state.leaderless) return led;
-  const heard = silent.length ? `Node ${node} does not hear ${silent.map((one) => `node ${one.node}`).join(", ")}.` : `All of the ${plural(nodes.length, "node")} answer.`;
+  const heard = silent.length ? `Node ${node} does not hear ${silent.map((one) => `node ${one.node}`).join(", ")}.` : nodes.length === 1 ? "The node answers." : `All of the ${plural(nodes.length, "node")} answer.`;
   const voters = nodes.filter((one) => one.state === "voter");
   const left = Math.ceil(voters.length / 2) - 1 - silent.filter((one) => one.state === "voter").length;
   const spare = left > 0 ? `${plural(left, "more node")} may fail, and the queue goes on.` : left === 0 ? "If one more fails, the queue waits." : "Fewer than a majority are heard here.";

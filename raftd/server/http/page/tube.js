@@ -335,7 +335,7 @@ function counted(view) {
   return h(
     "div",
     { class: "counted" },
-    h("p", { role: "status" }, `${found} ${letters + buried === 1 ? "fits" : "fit"} the filter now. What dies later is not touched${buried ? ", nor is what is put and buried later" : ""}.`),
+    h("p", { role: "status" }, `${found} ${letters + buried === 1 ? "fits" : "fit"} the filter now. What dies or is buried later is not touched.`),
     manages
       ? h(
           "p",
