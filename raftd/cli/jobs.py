@@ -362,6 +362,8 @@ def peek(id: int | None, tube: str | None, state: str, as_json: bool, url: str |
         if not job.death:
             for name in ("death", "origin", "death_attempts", "dead_for"):
                 del about[name]
+        if job.buried_for is None:
+            del about["buried_for"]
         _print_fields(about)
         click.echo()
         _print_body(body if body.endswith(b"\n") else body + b"\n")

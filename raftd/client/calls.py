@@ -102,7 +102,8 @@ class Finished(_Body, msgspec.Struct, frozen=True):
 class JobInfo(_Body, msgspec.Struct, frozen=True):
     """How a job is. Times in seconds; `left` of its delay or its time to run. `attempts`: how many have failed; `error`: why the last of
     them did, if that was said. Of a job that a policy has declared dead: why (`attempts`, `expired`, `overflow`; "" for any other), the
-    tube that it died in, after how many attempts, and for how long it is dead."""
+    tube that it died in, after how many attempts, and for how long it is dead. `buried_for`: None unless it is
+    buried, and was since feature level 6."""
 
     id: int
     tube: str
@@ -125,6 +126,7 @@ class JobInfo(_Body, msgspec.Struct, frozen=True):
     origin: str
     death_attempts: int
     dead_for: float
+    buried_for: float | None
 
 
 def ms(seconds: float) -> int:
@@ -339,7 +341,7 @@ def _job_found(reply: object) -> JobInfo | None:
     if job is None:
         return None
     fields = msgspec.structs.asdict(job).items()
-    return JobInfo(*(value / 1000 if name.endswith("_ms") else value for name, value in fields))
+    return JobInfo(*(value / 1000 if name.endswith("_ms") and value is not None else value for name, value in fields))
 
 
 def result(job: int) -> Call[Finished | None]:

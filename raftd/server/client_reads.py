@@ -12,7 +12,7 @@ from raftd.jobs import replay
 from raftd.jobs.access import User
 from raftd.jobs.asks import Selection
 from raftd.jobs.machine import StateMachine
-from raftd.jobs.model import NO_MARK, Job, Tube
+from raftd.jobs.model import NO_MARK, Job, State, Tube
 from raftd.jobs.queries import Query
 from raftd.jobs.rights import ALL_TUBES, Grant, Quota, Right
 from raftd.jobs.schedules import without_body
@@ -137,6 +137,7 @@ def _job(machine: StateMachine, job: Job | None, now_ms: int) -> w.JobInfo | Non
         mark.origin,
         mark.attempts,
         max(0, now_ms - mark.died_ms) if mark.death else 0,
+        max(0, now_ms - job.buried_ms) if job.state is State.BURIED and job.buried_ms else None,
     )
 
 

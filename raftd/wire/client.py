@@ -345,7 +345,7 @@ class Done(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 class JobInfo(msgspec.Struct, frozen=True, array_like=True):
     """How a job is. Times in milliseconds; `left_ms` of its delay or its time to run. `failures`: attempts that have failed; `error`: why
     the last of them did, if that was said. Of a dead job: why (`attempts`, `expired`, `overflow`; "" for any other), of which tube, after
-    how many attempts, for how long."""
+    how many attempts, for how long. `buried_ms`: for how long it is buried; None unless it is, and was since feature level 6."""
 
     id: int
     tube: str
@@ -368,6 +368,7 @@ class JobInfo(msgspec.Struct, frozen=True, array_like=True):
     origin: str = ""
     attempts: int = 0
     dead_ms: int = 0
+    buried_ms: int | None = None
 
 
 class FinishedInfo(msgspec.Struct, frozen=True, array_like=True):

@@ -128,8 +128,10 @@ def test_a_failure_counts_and_a_release_does_not(queue, tube):
     assert job.attempts == 1
     job.bury("no use")
     assert queue.peek_next(tube, "buried").id == id
-    assert queue.peek(id).error == "no use"
+    buried = queue.peek(id)
+    assert (buried.error, buried.buried_for < 20) == ("no use", True)
     assert queue.kick(tube, 5) == 1
+    assert queue.peek(id).buried_for is None
     queue.delete(id)
     with pytest.raises(NotFound):
         queue.delete(id)

@@ -89,7 +89,7 @@ function diagnosis(tube, its) {
   const lettersOnly = tube.dead > 0 && tube.ready <= tube.dead;
   if (isPaused) said.push(`It is paused: nothing is reserved from it for another ${span(tube.pause_left_s)}.`);
   if (tube.ready && !works) {
-    said.push(lettersOnly ? "No worker watches it: its dead letters wait for somebody who looks at them." : `No worker watches it: ${plural(tube.ready, "job is", "jobs are")} ready, and nobody takes them.`);
+    said.push(lettersOnly ? "No worker watches it: its dead letters wait for somebody who looks at them." : `No worker watches it: ${plural(tube.ready, "job is", "jobs are")} ready, and nobody takes ${tube.ready === 1 ? "it" : "them"}.`);
   } else if (waits && its?.concurrency && tube.reserved >= its.concurrency) {
     said.push(`Its policy lets ${plural(its.concurrency, "job")} be reserved at once, and so many are. The others wait.`);
   } else if (waits && tube.waiting && its?.rate) {
@@ -101,7 +101,7 @@ function diagnosis(tube, its) {
   if (!tube.ready && tube.reserved) said.push(`Workers hold what is left: ${plural(tube.reserved, "job")}.`);
   if (works && waits && grows(tube.name)) said.push(`More comes in than goes out: ${rate(tube.in_per_s)} and ${rate(tube.out_per_s)} a second.`);
   if (tube.dead) said.push(`${plural(tube.dead, "of its jobs is", "of its jobs are")} dead: a policy has given up on them. Below they can be moved back.`);
-  if (tube.buried) said.push(`${plural(tube.buried, "job is", "jobs are")} buried: nobody takes them until they are kicked.`);
+  if (tube.buried) said.push(`${plural(tube.buried, "job is", "jobs are")} buried: nobody takes ${tube.buried === 1 ? "it until it is" : "them until they are"} kicked.`);
   if (its?.dead_letter) said.push(`Its policy sends jobs that are dead to ${its.dead_letter}.`);
   if (!tube.ready && !tube.delayed && !tube.reserved && !tube.buried) said.unshift("It is empty: nothing waits.");
   return said.length ? said : ["Jobs are ready, and workers take them."];
@@ -238,12 +238,17 @@ function jobs(tube, view) {
         { label: "In", cell: (job) => (job.death ? tubeLink(job.death.tube) : "") },
       ]
     : [{ label: "Priority", number: true, cell: (job) => job.priority }];
-  const times = view.which === "ready" || view.which === "buried" ? [] : [{ label: view.which === "reserved" ? "Time left" : "Ready in", number: true, cell: (job) => span(job.left_s) }];
+  const time = {
+    ready: null,
+    reserved: { label: "Time left", number: true, cell: (job) => span(job.left_s) },
+    delayed: { label: "Ready in", number: true, cell: (job) => span(job.left_s) },
+    buried: { label: "Buried", cell: (job) => (job.buried_at ? moment(job.buried_at) : "") },
+  }[view.which];
   const columns = [
     { label: "Job", cell: (job) => [jobLink(job.id), job.death && mark("dead", "problem")] },
     { label: "Put", cell: (job) => `${span(job.age_s)} ago` },
     ...deaths,
-    ...times,
+    ...(time ? [time] : []),
     { label: "Failed", number: true, cell: (job) => job.death?.attempts ?? job.attempts },
     { label: "Last error", cell: (job) => job.error ?? (job.death ? REASONS[job.death.reason] : "") },
   ];
