@@ -269,27 +269,28 @@ def nats_server(directory: Path) -> Iterator[Server]:
     with _Processes(name, directory, commands) as server:
         tubes: list[str] = []  # the newest is the one that is measured
 
+        @contextmanager
+        def connected(address: tuple[str, int]) -> Iterator[nats.NatsConnection]:
+            connection = nats.NatsConnection(address, "ask", b"")
+            connection.socket.settimeout(_ASK_AGAIN_S)
+            try:
+                yield connection
+            finally:
+                connection.close()
+
         def ask(subject: str, question: object, address: tuple[str, int] = addresses[0]) -> dict[str, Any] | None:
             """None if nobody can answer now."""
             try:
-                connection = nats.NatsConnection(address, "ask", b"")
-                connection.socket.settimeout(_ASK_AGAIN_S)
-                try:
+                with connected(address) as connection:
                     answer = connection.ask(subject, question)
-                finally:
-                    connection.close()
             except (OSError, LoadError):
                 return None
             return None if "error" in answer else answer
 
         def reaches(address: tuple[str, int], tube: str) -> bool:
             try:
-                connection = nats.NatsConnection(address, tube, b"")
-                connection.socket.settimeout(_ASK_AGAIN_S)
-                try:
+                with connected(address) as connection:
                     connection.reach(tube)
-                finally:
-                    connection.close()
             except (OSError, LoadError):
                 return False
             return True

@@ -103,6 +103,13 @@ def apply_policies(file: str, prune: bool, dry_run: bool, url: str | None, timeo
         raise SystemExit(2)
 
 
+_WHY_THEY_STAY = {
+    "move": "their tube is full, or there is no tube that they died in (then say --to or --kick)",
+    "kick": "they are dead letters, and ready already",
+    "delete": "they are not there any more, or a worker has them",
+}
+
+
 @tube.command("replay", short_help="Give dead and buried jobs another chance, or delete them.")
 @click.argument("tube")
 @click.option("--to", metavar="TUBE", help="Where they go.  [default: each to the tube that it died in]")
@@ -149,13 +156,6 @@ def replay(
         click.echo(done)
     if skipped:
         fail(f"{skipped} stay where they are: {_WHY_THEY_STAY[action]}")
-
-
-_WHY_THEY_STAY = {
-    "move": "their tube is full, or there is no tube that they died in (then say --to or --kick)",
-    "kick": "they are dead letters, and ready already",
-    "delete": "they are not there any more, or a worker has them",
-}
 
 
 def _known(client: Client, tube: str) -> TubePolicy:

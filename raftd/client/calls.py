@@ -102,8 +102,8 @@ class Finished(_Body, msgspec.Struct, frozen=True):
 class JobInfo(_Body, msgspec.Struct, frozen=True):
     """How a job is. Times in seconds; `left` of its delay or its time to run. `attempts`: how many have failed; `error`: why the last of
     them did, if that was said. Of a job that a policy has declared dead: why (`attempts`, `expired`, `overflow`; "" for any other), the
-    tube that it died in, after how many attempts, and for how long it is dead. `buried_for`: None unless it is
-    buried, and was since feature level 6."""
+    tube that it died in, after how many attempts, and for how long it is dead. `buried_for`: for
+    how long it is buried; None unless it is, and was since feature level 6."""
 
     id: int
     tube: str

@@ -426,9 +426,11 @@ def record(machine: StateMachine, session: Session | ClientSession, what: Any, u
 
 def was_recorded_last(machine: StateMachine, session: Session | ClientSession, what: Any) -> bool:
     """Whether the newest record of tubes says that this user has done the same."""
-    user = machine.access.user_of(session.login, machine.now_ms) or ""
-    newest = [(one.user, one.what, one.to) for one in list(machine.access.tube_records)[-1:]]
-    return newest == [(user, *recorded) for recorded in RECORDED[type(what)](what)]
+    records = machine.access.tube_records
+    if not records:
+        return False
+    user, newest = machine.access.user_of(session.login, machine.now_ms) or "", records[-1]
+    return [(newest.user, newest.what, newest.to)] == [(user, *recorded) for recorded in RECORDED[type(what)](what)]
 
 
 Recorded = Iterable[tuple[str, str]]

@@ -736,8 +736,8 @@ class StateMachine:
         return self.replay(session, command.what)
 
     def replay(self, session: Session | ClientSession, what: asks.Replay) -> r.Replayed:
-        begins = not what.after if self.level < c.REPLAYS_LEVEL else not access.was_recorded_last(self, session, what)
-        if begins or not what.after:  # once for all steps
+        goes_on = what.after and (self.level < c.REPLAYS_LEVEL or access.was_recorded_last(self, session, what))
+        if not goes_on:  # once for all steps
             access.record(self, session, what)
         return replay.step(self, session, what)
 

@@ -340,7 +340,7 @@ from raftd.work import signals
 signals.on_stop(lambda number: None)
 child = os.fork()
 if not child:
-    time.sleep(20)  # it is ended before
+    time.sleep(20)  # the signal ends it before; if that is lost, it ends by itself, and the test fails
     os._exit(0)
 print(os.WTERMSIG(os.waitpid(child, 0)[1]), signal.pthread_sigmask(signal.SIG_BLOCK, []))
 """

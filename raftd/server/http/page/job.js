@@ -60,7 +60,7 @@ function actions(job, view) {
   const back = async () => {
     const to = job.death.tube;
     const { done, skipped } = await call("POST", path("v1", "tubes", job.tube, "replay"), { action: "move", origin: to, after: job.id - 1, up_to: job.id });
-    if (!done) throw new Error(skipped ? `${to} has no room for it.` : `It is not here any more, or a worker has it, or it has died elsewhere. Look again.`);
+    if (!done) throw new Error(skipped ? `${to} has no room for it.` : "It is not here any more, or a worker has it, or it has died elsewhere. Look again.");
     return `Job ${job.id} is ready in ${to}.`;
   };
   const isMovable = job.death && job.death.tube !== job.tube && job.state !== "reserved";
